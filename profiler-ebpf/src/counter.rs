@@ -1,0 +1,64 @@
+//! The numbered list of what the kernel side loses or cannot do; the daemon reads and names it.
+
+/// One kind of loss. The number is the index in the counters' map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Counter {
+    /// The ring buffer had no room for the end of a stall.
+    EndLost,
+    /// The ring buffer had no room for a capture.
+    CaptureLost,
+    /// The ring buffer had no room for another small record.
+    RecordLost,
+    /// A thread waits like an event loop, but every slot is taken.
+    NoSlot,
+    /// Part of a user stack could not be read.
+    StackUnreadable,
+    /// A wait was entered twice without having been left: its return was missed.
+    WaitReturnMissed,
+    /// A thread came onto a CPU, or was seen on one, without the scheduler having said so.
+    SwitchMissed,
+    /// The daemon's loop was not yet to be recognised in the kernel's file table.
+    HomeUnreadable,
+}
+
+impl Counter {
+    /// Every counter, in the order of its number.
+    pub const ALL: [Self; 8] = [
+        Self::EndLost,
+        Self::CaptureLost,
+        Self::RecordLost,
+        Self::NoSlot,
+        Self::StackUnreadable,
+        Self::WaitReturnMissed,
+        Self::SwitchMissed,
+        Self::HomeUnreadable,
+    ];
+
+    /// The name under which a report's `lost` shows it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::EndLost => "stall_ends",
+            Self::CaptureLost => "captures",
+            Self::RecordLost => "records",
+            Self::NoSlot => "loops_without_slot",
+            Self::StackUnreadable => "stacks_unreadable",
+            Self::WaitReturnMissed => "wait_returns",
+            Self::SwitchMissed => "switches",
+            Self::HomeUnreadable => "epoll_instances_unreadable",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Counter;
+
+    /// The list stands in the order of the numbers: the daemon indexes by position.
+    #[test]
+    fn numbered_by_position() {
+        for (position, counter) in Counter::ALL.into_iter().enumerate() {
+            assert_eq!(counter as usize, position);
+        }
+    }
+}

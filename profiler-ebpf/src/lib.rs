@@ -1,0 +1,13 @@
+//! What kernel side and user side agree on: limits, parameters, records, losses, and the rules of a turn.
+//!
+//! Nothing in this half of the package names aya, a map or a helper, so the same rules that the
+//! kernel runs are tested on the host. The probes are the binary half, `main.rs`.
+#![cfg_attr(not(test), no_std)]
+#![warn(missing_docs)]
+
+pub mod limits;
+pub mod param;
+pub mod python;
+pub mod turn;
+pub mod record;
+pub mod counter;

@@ -1,0 +1,23 @@
+//! How much of everything: each bound once, with its reason.
+
+/// Event loops watched in one process. A server that shards by thread runs one loop per core.
+pub const MAX_LOOPS: u32 = 64;
+
+/// Bytes of user stack copied at most, from the stack pointer upwards. Measured use: 1.5 to 3 KB
+/// under asyncio, 2 to 10 KB in redis. A power of two, because the verifier follows masks.
+pub const STACK_BYTES: usize = 64 * 1024;
+
+/// Bytes read at once when the whole stack cannot be read in one piece.
+pub const PAGE_BYTES: usize = 4096;
+
+/// Interpreter frames walked at most. Deeper stacks are cut at the outer end, and say so.
+pub const PYTHON_FRAMES: usize = 256;
+
+/// Kernel frames taken at most; what the kernel itself calls `PERF_MAX_STACK_DEPTH` is 127.
+pub const KERNEL_FRAMES: usize = 64;
+
+/// Bytes of the ring buffer: about a hundred captures of usual size, read every 10 ms in a stall.
+pub const RING_BYTES: u32 = 1024 * 1024;
+
+/// A blocked stretch shorter than this is accounted but its stack is not sent.
+pub const MIN_BLOCK_NS: u64 = 1_000_000;

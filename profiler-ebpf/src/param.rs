@@ -1,0 +1,50 @@
+//! The values that the daemon sets before the probes are loaded, and never after.
+//!
+//! They lie in frozen read-only data, so the verifier sees constants: a load through a BTF pointer
+//! at such an offset needs no `probe_read`, and branches that a kernel cannot take are not verified.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Whom to watch, from when on, and where this kernel keeps its fields.
+#[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Params {
+    /// The process to watch, as the kernel numbers it in the first PID namespace.
+    pub tgid: u64,
+    /// A turn this long is a stall, ns.
+    pub threshold_ns: u64,
+    /// A turn this long is suspected: stacks are taken from here on, ns.
+    pub suspect_ns: u64,
+    /// 1 where poll and select may be an idle wait (the process has no epoll instance).
+    pub poll_waits: u64,
+    /// 1 where `sched_switch` has a fourth argument, the previous state (since 5.18).
+    pub switch_has_state: u64,
+    /// Offsets in bytes within the kernel's structures, from its BTF.
+    pub offset: Offsets,
+}
+
+/// Offsets in bytes, resolved from the kernel's BTF.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Offsets {
+    /// `task_struct.pid`
+    pub task_pid: u64,
+    /// `task_struct.tgid`
+    pub task_tgid: u64,
+    /// `task_struct.__state`, before 5.14 `state`
+    pub task_state: u64,
+    /// `task_struct.mm`
+    pub task_mm: u64,
+    /// `task_struct.files`
+    pub task_files: u64,
+    /// `task_struct.thread.fsbase`
+    pub task_fsbase: u64,
+    /// `mm_struct.start_stack`
+    pub mm_start_stack: u64,
+    /// `files_struct.fdt`
+    pub files_fdt: u64,
+    /// `fdtable.max_fds`
+    pub fdtable_max_fds: u64,
+    /// `fdtable.fd`
+    pub fdtable_fd: u64,
+}

@@ -1,0 +1,139 @@
+//! The records in the ring buffer, and the capture that lies in a loop's slot until it is sent.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::limits::{KERNEL_FRAMES, PYTHON_FRAMES, STACK_BYTES};
+use crate::python::PythonFrame;
+use crate::turn::Turn;
+
+/// What a record is: the first word of each.
+pub mod kind {
+    /// A [`super::TurnEnded`].
+    pub const TURN_ENDED: u32 = 1;
+    /// A [`super::Ready`].
+    pub const READY: u32 = 2;
+    /// A [`super::CaptureHead`] with what follows it.
+    pub const CAPTURE: u32 = 3;
+    /// A [`super::Exited`].
+    pub const EXITED: u32 = 4;
+}
+
+/// The beginning of every record.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct RecordHead {
+    /// One of [`kind`].
+    pub kind: u32,
+    /// The loop's thread, as the kernel numbers it.
+    pub tid: u32,
+}
+
+/// A turn past the threshold is over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct TurnEnded {
+    /// [`kind::TURN_ENDED`]
+    pub head: RecordHead,
+    /// When the next wait was entered, ns.
+    pub end_ns: u64,
+    /// The account; its sum is the duration.
+    pub turn: Turn,
+}
+
+/// What the wait after a stall returned.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Ready {
+    /// [`kind::READY`]
+    pub head: RecordHead,
+    /// The stalled turn's start, ns.
+    pub turn_start_ns: u64,
+    /// The wait's return value: events, or a negative error number.
+    pub returned: i64,
+}
+
+/// A loop's thread has exited.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Exited {
+    /// [`kind::EXITED`]
+    pub head: RecordHead,
+    /// When, ns.
+    pub at_ns: u64,
+    /// 1 where it happened inside a turn.
+    pub in_turn: u64,
+    /// That turn's account.
+    pub turn: Turn,
+}
+
+/// The user registers that unwinding and naming a syscall need (x86-64).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Registers {
+    /// Instruction pointer.
+    pub ip: u64,
+    /// Stack pointer.
+    pub sp: u64,
+    /// Frame pointer, where the code keeps one.
+    pub bp: u64,
+    /// The syscall's number while inside one, else -1.
+    pub syscall: i64,
+    /// The syscall's six arguments; meaningful only inside one.
+    pub args: [u64; 6],
+}
+
+/// Why a capture was taken.
+pub mod reason {
+    /// A cpu-clock tick found the thread on a CPU.
+    pub const TICK: u32 = 1;
+    /// The thread gave up its CPU.
+    pub const SWITCH_OUT: u32 = 2;
+}
+
+/// Where a thread was, at one moment. All of it is of that moment: it was taken in the thread's own context.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct CaptureHead {
+    /// [`kind::CAPTURE`]
+    pub head: RecordHead,
+    /// The moment, ns; 0 while the capture is being written.
+    pub at_ns: u64,
+    /// The turn in which it lies.
+    pub turn_start_ns: u64,
+    /// How long the thread stayed blocked from that moment on; 0 for a tick.
+    pub blocked_ns: u64,
+    /// One of [`reason`].
+    pub reason: u32,
+    /// 1 where the tick interrupted user code.
+    pub in_user: u32,
+    /// The user registers.
+    pub registers: Registers,
+    /// Where the stack ends as far as is known: of the main thread, `mm->start_stack`; else 0.
+    pub stack_top: u64,
+    /// The thread pointer.
+    pub fsbase: u64,
+    /// Bytes of stack copied, from `registers.sp` upwards.
+    pub stack_bytes: u32,
+    /// Kernel return addresses that follow.
+    pub kernel_frames: u32,
+    /// Interpreter frames that follow.
+    pub python_frames: u32,
+    /// How the walk along them ended: a [`crate::python::PythonWalk`].
+    pub python_walk: u32,
+}
+
+/// A capture as it lies in a loop's slot. A record of it ends with the last copied byte of the stack.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+#[allow(missing_debug_implementations, reason = "nobody prints 70 KB")]
+pub struct Capture {
+    /// What everything below is about.
+    pub head: CaptureHead,
+    /// Kernel return addresses, innermost first.
+    pub kernel: [u64; KERNEL_FRAMES],
+    /// Interpreter frames, innermost first.
+    pub python: [PythonFrame; PYTHON_FRAMES],
+    /// The stack from the stack pointer upwards, and room for the page that the verifier must
+    /// believe could be read past the last.
+    pub stack: [u8; STACK_BYTES + crate::limits::PAGE_BYTES],
+}

@@ -1,0 +1,442 @@
+//! When a turn of an event loop begins and ends, and how its time divides: the rules that run in the kernel.
+//!
+//! A turn lasts from the return of the loop's own wait to the entry of its next. Each hook applies
+//! one rule to the thread's [`Loop`] and passes the time in; nothing here asks for a clock. Every
+//! interval is booked to exactly one state, so the four sums always add up to the turn's duration,
+//! even when the kernel keeps a switch from us.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// The kinds of wait. A greater one takes over from a smaller: whoever uses epoll is an epoll loop,
+/// and its `poll()` inside a callback (a socket with a timeout) is blocking, not idleness.
+pub mod wait {
+    /// None seen yet.
+    pub const NONE: u32 = 0;
+    /// `poll`, `ppoll`, `select`, `pselect6`.
+    pub const POLL: u32 = 1;
+    /// `io_uring_enter` that asks for completions.
+    pub const IO_URING: u32 = 2;
+    /// `epoll_wait`, `epoll_pwait`, `epoll_pwait2`.
+    pub const EPOLL: u32 = 3;
+}
+
+/// Where a loop is.
+pub mod phase {
+    /// Nothing is known yet.
+    pub const NEW: u32 = 0;
+    /// Inside its own wait.
+    pub const WAITING: u32 = 1;
+    /// Inside a turn.
+    pub const TURN: u32 = 2;
+    /// The thread has exited.
+    pub const DEAD: u32 = 3;
+}
+
+/// What a thread does, as far as the scheduler is concerned.
+pub mod state {
+    /// On a CPU.
+    pub const RUNNING: u32 = 0;
+    /// Off the CPU until something wakes it.
+    pub const BLOCKED: u32 = 1;
+    /// Ready, but without a CPU.
+    pub const RUNNABLE: u32 = 2;
+    /// Stopped, traced or frozen: not to be woken by what it waits for.
+    pub const STOPPED: u32 = 3;
+}
+
+/// The bits of `task_struct.__state` that matter here (include/linux/sched.h, unchanged since 4.14
+/// but for `FROZEN`, which is new in 6.1).
+mod task {
+    pub const STOPPED: u64 = 0x4;
+    pub const TRACED: u64 = 0x8;
+    pub const DEAD: u64 = 0x80;
+    pub const FROZEN: u64 = 0x8000;
+}
+
+/// The turn's beginning was not seen: its duration is a lower bound.
+pub const START_UNKNOWN: u32 = 1;
+
+/// One turn's account. Times in ns of `CLOCK_MONOTONIC`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Turn {
+    /// When the wait returned. Names the turn: unique within a thread.
+    pub start_ns: u64,
+    /// On a CPU.
+    pub running_ns: u64,
+    /// Off the CPU until something wakes it.
+    pub blocked_ns: u64,
+    /// Ready, without a CPU.
+    pub runnable_ns: u64,
+    /// Stopped, traced or frozen.
+    pub stopped_ns: u64,
+    /// Times it gave up the CPU.
+    pub voluntary: u32,
+    /// Times the CPU was taken from it.
+    pub preempted: u32,
+    /// [`START_UNKNOWN`] or 0.
+    pub flags: u32,
+    /// Waits inside callbacks that are not the loop's own.
+    pub nested_waits: u32,
+}
+
+impl Turn {
+    /// The sum of all four states: the turn's duration up to the last booking.
+    pub const fn booked_ns(&self) -> u64 {
+        self.running_ns + self.blocked_ns + self.runnable_ns + self.stopped_ns
+    }
+}
+
+/// One event loop's thread.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Loop {
+    /// Odd while the kernel side writes.
+    pub sequence: u64,
+    /// The thread, as the kernel numbers it.
+    pub tid: u32,
+    /// One of [`phase`].
+    pub phase: u32,
+    /// One of [`state`]; meaningful inside a turn.
+    pub state: u32,
+    /// The kind of the loop's own wait: one of [`wait`].
+    pub home_kind: u32,
+    /// The descriptor of the loop's own epoll instance or ring.
+    pub home_fd: u32,
+    /// 1 while the number of events that the wait after a stall returns is still to be told.
+    pub ready_owed: u32,
+    /// The kernel's file behind `home_fd`, to tell whether the instance is still there. 0: unknown.
+    pub home_file: u64,
+    /// Until when the current turn is booked.
+    pub booked_until_ns: u64,
+    /// Turns that have ended.
+    pub turns: u64,
+    /// The current turn.
+    pub turn: Turn,
+    /// Start of the last turn that was reported as a stall.
+    pub stalled_ns: u64,
+    /// The interpreter's thread state; written by the daemon, checked by the probes.
+    pub python_tstate: u64,
+}
+
+/// What the entry of a wait means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entered {
+    /// The loop's own wait after a turn: the turn is over, and this is its account.
+    TurnOver(Turn),
+    /// The loop's own wait, with no turn before it that could be measured.
+    Idle,
+    /// A wait inside a callback: part of the turn.
+    Nested,
+    /// The loop's own wait, although it had not been seen to leave the one before.
+    ReturnMissed,
+}
+
+/// What a switch away from the CPU means for a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// Not inside a turn.
+    Elsewhere,
+    /// It waits for something from now on.
+    Blocked,
+    /// It would go on if it could.
+    Runnable,
+    /// It exited.
+    Dead,
+}
+
+impl Loop {
+    /// Whether a wait on this descriptor would be the loop's own.
+    #[inline(always)]
+    pub const fn is_home(&self, kind: u32, fd: u32) -> bool {
+        // poll and select have no instance of their own to compare.
+        kind == self.home_kind && (fd == self.home_fd || kind == wait::POLL)
+    }
+
+    /// Makes this wait the loop's own.
+    #[inline(always)]
+    pub fn adopt(&mut self, kind: u32, fd: u32, file: u64) {
+        self.home_kind = kind;
+        self.home_fd = fd;
+        self.home_file = file;
+    }
+
+    /// A wait begins. The caller has made it the loop's own where it takes over.
+    #[inline(always)]
+    pub fn wait_entered(&mut self, kind: u32, fd: u32, now_ns: u64) -> Entered {
+        if !self.is_home(kind, fd) {
+            self.turn.nested_waits += 1;
+            return Entered::Nested;
+        }
+        let before = self.phase;
+        if before == phase::TURN {
+            self.book(now_ns);
+            self.turns += 1;
+        }
+        self.phase = phase::WAITING;
+        match before {
+            phase::TURN => Entered::TurnOver(self.turn),
+            phase::WAITING => Entered::ReturnMissed,
+            _ => Entered::Idle,
+        }
+    }
+
+    /// A wait returns. True where that begins a turn.
+    #[inline(always)]
+    pub fn wait_left(&mut self, now_ns: u64) -> bool {
+        if self.phase != phase::WAITING {
+            // The end of a nested wait.
+            return false;
+        }
+        self.begin(now_ns, 0);
+        true
+    }
+
+    /// A turn is under way from here on; `flags` may say that it had begun earlier.
+    #[inline(always)]
+    pub fn begin(&mut self, now_ns: u64, flags: u32) {
+        self.phase = phase::TURN;
+        self.state = state::RUNNING;
+        self.booked_until_ns = now_ns;
+        self.turn = Turn {
+            start_ns: now_ns,
+            running_ns: 0,
+            blocked_ns: 0,
+            runnable_ns: 0,
+            stopped_ns: 0,
+            voluntary: 0,
+            preempted: 0,
+            flags,
+            nested_waits: 0,
+        };
+    }
+
+    /// The thread leaves the CPU. `task_state` is its `__state`, 0 where it could go on running.
+    #[inline(always)]
+    pub fn switched_out(&mut self, preempted: bool, task_state: u64, now_ns: u64) -> Left {
+        if task_state & task::DEAD != 0 {
+            if self.phase == phase::TURN {
+                self.book(now_ns);
+            }
+            return Left::Dead;
+        }
+        if self.phase != phase::TURN {
+            return Left::Elsewhere;
+        }
+        self.book(now_ns);
+        // A preempted thread may already have announced that it will sleep; it has not yet.
+        if preempted || task_state == 0 {
+            self.state = state::RUNNABLE;
+            self.turn.preempted += 1;
+            return Left::Runnable;
+        }
+        self.turn.voluntary += 1;
+        self.state = if task_state & (task::STOPPED | task::TRACED | task::FROZEN) != 0 {
+            state::STOPPED
+        } else {
+            state::BLOCKED
+        };
+        Left::Blocked
+    }
+
+    /// Something woke the thread.
+    #[inline(always)]
+    pub fn woken(&mut self, now_ns: u64) {
+        if self.phase == phase::TURN
+            && (self.state == state::BLOCKED || self.state == state::STOPPED)
+        {
+            self.book(now_ns);
+            self.state = state::RUNNABLE;
+        }
+    }
+
+    /// The thread comes onto a CPU. False where it was thought to be on one already.
+    #[inline(always)]
+    pub fn switched_in(&mut self, now_ns: u64) -> bool {
+        if self.phase != phase::TURN {
+            return true;
+        }
+        self.book(now_ns);
+        let was_off = self.state != state::RUNNING;
+        self.state = state::RUNNING;
+        was_off
+    }
+
+    /// Gives the time since the last booking to the present state.
+    #[inline(always)]
+    fn book(&mut self, now_ns: u64) {
+        // A probe that was interrupted may hold an older time than the one booked last.
+        let passed_ns = now_ns.saturating_sub(self.booked_until_ns);
+        if passed_ns == 0 {
+            return;
+        }
+        self.booked_until_ns = now_ns;
+        match self.state {
+            state::RUNNING => self.turn.running_ns += passed_ns,
+            state::BLOCKED => self.turn.blocked_ns += passed_ns,
+            state::RUNNABLE => self.turn.runnable_ns += passed_ns,
+            _ => self.turn.stopped_ns += passed_ns,
+        }
+    }
+
+    /// The account up to now, for a turn that is still going on.
+    pub fn account(&self, now_ns: u64) -> Turn {
+        let mut copy = *self;
+        copy.book(now_ns);
+        copy.turn
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Entered, Left, Loop, START_UNKNOWN, phase, state, wait};
+
+    const EPFD: u32 = 7;
+
+    /// A loop whose wait has just returned.
+    fn in_turn(at_ns: u64) -> Loop {
+        let mut thread = Loop::default();
+        thread.adopt(wait::EPOLL, EPFD, 0xfeed);
+        assert_eq!(thread.wait_entered(wait::EPOLL, EPFD, at_ns - 1), Entered::Idle);
+        assert!(thread.wait_left(at_ns));
+        thread
+    }
+
+    fn over(entered: Entered) -> super::Turn {
+        match entered {
+            Entered::TurnOver(turn) => turn,
+            other => panic!("no turn was over: {other:?}"),
+        }
+    }
+
+    /// Every nanosecond of a turn is booked to one state.
+    #[test]
+    fn states_sum_to_duration() {
+        // ns   100      130      150      180      200      260     275
+        //       ├ running ┤ blocked ┤runnable┤ running ┤runnable┤running┤
+        let mut thread = in_turn(100);
+        assert_eq!(thread.switched_out(false, 1, 130), Left::Blocked);
+        thread.woken(150);
+        assert!(thread.switched_in(180));
+        assert_eq!(thread.switched_out(true, 0, 200), Left::Runnable);
+        assert!(thread.switched_in(260));
+        let turn = over(thread.wait_entered(wait::EPOLL, EPFD, 275));
+
+        assert_eq!(turn.running_ns, 30 + 20 + 15);
+        assert_eq!(turn.blocked_ns, 20);
+        assert_eq!(turn.runnable_ns, 30 + 60);
+        assert_eq!(turn.booked_ns(), 175);
+        assert_eq!((turn.voluntary, turn.preempted), (1, 1));
+    }
+
+    /// `poll()` and a second epoll instance inside a callback are part of the turn.
+    #[test]
+    fn nested_wait_is_not_idleness() {
+        let mut thread = in_turn(100);
+        assert_eq!(thread.wait_entered(wait::POLL, 0, 110), Entered::Nested);
+        assert_eq!(thread.switched_out(false, 1, 111), Left::Blocked);
+        thread.woken(190);
+        thread.switched_in(190);
+        assert!(!thread.wait_left(191), "the return of a nested wait begins no turn");
+        assert_eq!(thread.wait_entered(wait::EPOLL, EPFD + 1, 195), Entered::Nested);
+        assert!(!thread.wait_left(196));
+        let turn = over(thread.wait_entered(wait::EPOLL, EPFD, 200));
+        assert_eq!(turn.start_ns, 100);
+        assert_eq!(turn.booked_ns(), 100);
+        assert_eq!(turn.nested_waits, 2);
+    }
+
+    /// A wait with timeout 0 ends a turn as well: the loop looked for I/O.
+    #[test]
+    fn every_home_wait_ends_a_turn() {
+        let mut thread = in_turn(100);
+        assert_eq!(over(thread.wait_entered(wait::EPOLL, EPFD, 140)).booked_ns(), 40);
+        assert!(thread.wait_left(141));
+        assert_eq!(over(thread.wait_entered(wait::EPOLL, EPFD, 150)).booked_ns(), 9);
+        assert_eq!(thread.turns, 2);
+    }
+
+    /// A preempted thread that had announced its sleep still wants the CPU.
+    #[test]
+    fn preemption_is_not_blocking() {
+        let mut thread = in_turn(100);
+        assert_eq!(thread.switched_out(true, 1, 110), Left::Runnable);
+        assert_eq!(thread.state, state::RUNNABLE);
+    }
+
+    /// SIGSTOP and the freezer are neither blocking nor waiting for a CPU.
+    #[test]
+    fn stopped_is_its_own_state() {
+        for task_state in [0x4, 0x8, 0x8000] {
+            let mut thread = in_turn(100);
+            assert_eq!(thread.switched_out(false, task_state, 110), Left::Blocked);
+            thread.woken(150);
+            thread.switched_in(155);
+            let turn = over(thread.wait_entered(wait::EPOLL, EPFD, 160));
+            assert_eq!((turn.stopped_ns, turn.blocked_ns, turn.runnable_ns), (40, 0, 5));
+        }
+    }
+
+    /// Where the kernel kept a switch-out from us, the sum still holds and the loss is told.
+    #[test]
+    fn missed_switch_heals() {
+        let mut thread = in_turn(100);
+        assert!(!thread.switched_in(130), "it was thought to be on a CPU");
+        assert_eq!(over(thread.wait_entered(wait::EPOLL, EPFD, 150)).booked_ns(), 50);
+    }
+
+    /// Time that goes backwards between two CPUs' probes books nothing twice.
+    #[test]
+    fn stale_time_books_nothing() {
+        let mut thread = in_turn(100);
+        thread.switched_out(false, 1, 120);
+        thread.woken(118);
+        thread.switched_in(140);
+        let turn = over(thread.wait_entered(wait::EPOLL, EPFD, 150));
+        assert_eq!(turn.booked_ns(), 50);
+    }
+
+    /// A loop that was in a turn when we came is measured from then on, and says so.
+    #[test]
+    fn frozen_before_we_came() {
+        let mut thread = Loop::default();
+        thread.begin(500, START_UNKNOWN);
+        thread.state = state::BLOCKED;
+        thread.adopt(wait::EPOLL, EPFD, 0);
+        thread.switched_in(900);
+        let turn = over(thread.wait_entered(wait::EPOLL, EPFD, 910));
+        assert_eq!((turn.flags, turn.blocked_ns, turn.running_ns), (START_UNKNOWN, 400, 10));
+    }
+
+    /// The dead do not stall.
+    #[test]
+    fn exit_is_told() {
+        let mut thread = in_turn(100);
+        assert_eq!(thread.switched_out(false, 0x80, 110), Left::Dead);
+        assert_eq!(thread.turn.booked_ns(), 10);
+    }
+
+    /// Waiting threads are not accounted: the scheduler hook does nothing for them.
+    #[test]
+    fn idle_costs_nothing() {
+        let mut thread = in_turn(100);
+        thread.wait_entered(wait::EPOLL, EPFD, 110);
+        let before = thread;
+        assert_eq!(thread.switched_out(false, 1, 120), Left::Elsewhere);
+        thread.woken(130);
+        assert!(thread.switched_in(140));
+        assert_eq!(thread, before);
+        assert_eq!(thread.phase, phase::WAITING);
+    }
+
+    /// Looking at a turn that is still going on does not change it.
+    #[test]
+    fn account_looks_only() {
+        let mut thread = in_turn(100);
+        thread.switched_out(false, 1, 120);
+        let before = thread;
+        let turn = thread.account(400);
+        assert_eq!((turn.running_ns, turn.blocked_ns), (20, 280));
+        assert_eq!(thread, before);
+    }
+}

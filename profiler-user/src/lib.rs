@@ -1,0 +1,15 @@
+//! stalltrace: says which line of which function froze an event loop, while it is frozen.
+//!
+//! Two doors lead in: [`source::EventSource`] (what happened) and [`process::TargetMemory`] (what the
+//! target looks like). Everything right of them is data in, data out. The modules stand in the order
+//! in which data flows, and a stage uses only stages above it.
+
+pub mod gap;
+pub mod frame;
+pub mod process;
+pub mod turn;
+pub mod unwind;
+pub mod runtime;
+pub mod symbolize;
+pub mod report;
+pub mod sink;

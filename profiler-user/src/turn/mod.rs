@@ -1,0 +1,72 @@
+//! A stall as data: what the probes told about one turn past the threshold, gathered.
+
+use profiler_ebpf::record::Registers;
+use profiler_ebpf::turn::Turn;
+
+use crate::frame::Stack;
+use crate::gap::Gap;
+
+/// Which line of a stall's life a report is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// It has just passed the threshold and is still going on.
+    Open,
+    /// It is still going on.
+    Update,
+    /// It is over, or we lost sight of it.
+    End,
+}
+
+/// How a stall ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// Still going on.
+    NotYet,
+    /// The loop entered its next wait.
+    Seen,
+    /// The reason why its end was not seen.
+    Unseen(String),
+}
+
+/// What a thread was doing when its stack was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ThreadState {
+    RunningUser,
+    RunningKernel,
+    Blocked,
+    Runnable,
+    Stopped,
+}
+
+/// A stack of the stalled thread, with the time it stands for. Samples with equal frames and state are one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sampled {
+    pub stack: Stack,
+    pub state: ThreadState,
+    /// How many captures showed it.
+    pub samples: u64,
+    /// The part of the stall that it stands for: exact for a blocked stretch, a share for ticks.
+    pub time_ns: u64,
+    /// The user registers of the last capture that showed it: which syscall it was in.
+    pub registers: Registers,
+}
+
+/// One stalled turn of one loop, up to some moment. Times in ns of CLOCK_MONOTONIC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stall {
+    /// The loop's thread, as this process's /proc numbers it.
+    pub tid: u32,
+    /// The account; its sum is the duration. `turn.start_ns` names the stall within the thread.
+    pub turn: Turn,
+    pub end: End,
+    /// What the thread is doing now, while the stall lasts.
+    pub now: Option<ThreadState>,
+    /// Ticks that found the thread in user code, and in the kernel.
+    pub ticks_user: u64,
+    pub ticks_kernel: u64,
+    /// Heaviest first.
+    pub stacks: Vec<Sampled>,
+    /// What the wait after the stall returned: file descriptors kept waiting.
+    pub ready_events: Option<u64>,
+    pub gaps: Vec<Gap>,
+}

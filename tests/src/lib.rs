@@ -1,0 +1,1 @@
+//! Starts targets, attaches stalltrace, and holds what it reports against what the target itself recorded.
