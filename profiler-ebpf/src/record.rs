@@ -66,6 +66,24 @@ pub struct Exited {
     pub turn: Turn,
 }
 
+/// One thread of the target as a walk over all tasks found it: for threads that were frozen before we came.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ThreadSnapshot {
+    /// The thread, as the kernel numbers it.
+    pub tid: u32,
+    /// 1 for the thread that the process began with.
+    pub is_main: u32,
+    /// `task_struct.__state`: 0 where it runs or could.
+    pub task_state: u64,
+    /// The user registers; of a thread that is running, those of its last entry into the kernel.
+    pub registers: Registers,
+    /// Where the main thread's stack ends; 0 for others.
+    pub stack_top: u64,
+    /// The thread pointer.
+    pub fsbase: u64,
+}
+
 /// The user registers that unwinding and naming a syscall need (x86-64).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -100,7 +118,8 @@ pub struct CaptureHead {
     pub at_ns: u64,
     /// The turn in which it lies.
     pub turn_start_ns: u64,
-    /// How long the thread stayed blocked from that moment on; 0 for a tick.
+    /// How long the thread stayed blocked from that moment on; 0 for a tick. In a slot: what the
+    /// turn had been blocked for before.
     pub blocked_ns: u64,
     /// One of [`reason`].
     pub reason: u32,

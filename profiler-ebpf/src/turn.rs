@@ -20,6 +20,20 @@ pub mod wait {
     pub const EPOLL: u32 = 3;
 }
 
+/// The wait that a syscall makes on x86-64, as (kind, descriptor), if it is one. A poll of no
+/// descriptors is a sleep, and a ring that asks for no completion does not wait.
+#[inline(always)]
+pub const fn wait_of(syscall: u64, args: [u64; 4]) -> Option<(u32, u32)> {
+    const GETEVENTS: u64 = 1;
+    match syscall {
+        232 | 281 | 441 => Some((wait::EPOLL, args[0] as u32)),
+        426 if args[2] > 0 && args[3] & GETEVENTS != 0 => Some((wait::IO_URING, args[0] as u32)),
+        7 | 271 if args[1] > 0 => Some((wait::POLL, 0)),
+        23 | 270 if args[0] > 0 => Some((wait::POLL, 0)),
+        _ => None,
+    }
+}
+
 /// Where a loop is.
 pub mod phase {
     /// Nothing is known yet.
@@ -289,7 +303,7 @@ impl Loop {
 
 #[cfg(test)]
 mod tests {
-    use super::{Entered, Left, Loop, START_UNKNOWN, phase, state, wait};
+    use super::{Entered, Left, Loop, START_UNKNOWN, phase, state, wait, wait_of};
 
     const EPFD: u32 = 7;
 
@@ -327,6 +341,17 @@ mod tests {
         assert_eq!(turn.runnable_ns, 30 + 60);
         assert_eq!(turn.booked_ns(), 175);
         assert_eq!((turn.voluntary, turn.preempted), (1, 1));
+    }
+
+    /// Sleeping by a poll of nothing is no idle wait, nor is submitting to a ring.
+    #[test]
+    fn sleeps_and_submissions_are_no_waits() {
+        assert_eq!(wait_of(232, [5, 0, 0, 0]), Some((wait::EPOLL, 5)));
+        assert_eq!(wait_of(7, [0, 0, 100, 0]), None);
+        assert_eq!(wait_of(270, [4, 0, 0, 0]), Some((wait::POLL, 0)));
+        assert_eq!(wait_of(426, [9, 1, 0, 1]), None);
+        assert_eq!(wait_of(426, [9, 0, 1, 1]), Some((wait::IO_URING, 9)));
+        assert_eq!(wait_of(0, [9, 0, 1, 1]), None);
     }
 
     /// `poll()` and a second epoll instance inside a callback are part of the turn.

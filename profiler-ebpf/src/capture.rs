@@ -1,0 +1,188 @@
+//! Where a thread is right now: registers, a bounded copy of its stack, its interpreter's frames.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::generated::{bpf_get_stack, bpf_probe_read_user};
+use profiler_ebpf::counter::Counter;
+use profiler_ebpf::limits::{KERNEL_FRAMES, PAGE_BYTES, PYTHON_FRAMES, STACK_BYTES};
+use profiler_ebpf::python::{ABSENT, PythonFrame, PythonLayout, PythonWalk, code_check};
+use profiler_ebpf::record::{Capture, CaptureHead, RecordHead, kind};
+use profiler_ebpf::turn::Loop;
+
+use crate::maps::{count, python_layout};
+use crate::task::Task;
+
+/// Fills the head from the thread that is current. False where its registers cannot be had.
+#[inline(always)]
+pub fn take_registers(
+    capture: &mut Capture,
+    state: &Loop,
+    reason: u32,
+    in_user: u32,
+    now_ns: u64,
+) -> bool {
+    let task = Task::current();
+    let Some(registers) = task.registers() else { return false };
+    let is_main = task.tgid() == state.tid;
+    capture.head = CaptureHead {
+        head: RecordHead { kind: kind::CAPTURE, tid: state.tid },
+        at_ns: now_ns,
+        turn_start_ns: state.turn.start_ns,
+        blocked_ns: state.turn.blocked_ns + state.turn.stopped_ns,
+        reason,
+        in_user,
+        registers,
+        stack_top: if is_main { task.start_stack() } else { 0 },
+        fsbase: task.fsbase(),
+        stack_bytes: 0,
+        kernel_frames: 0,
+        python_frames: 0,
+        python_walk: PythonWalk::NotTried as u32,
+    };
+    true
+}
+
+/// Adds the stack and the interpreter's frames to a capture whose head is filled.
+#[inline(always)]
+pub fn take_stacks(capture: &mut Capture, tstate: u64) {
+    copy_stack(capture);
+    if let Some(layout) = python_layout()
+        && tstate != 0
+    {
+        walk_python(capture, layout, tstate);
+    }
+}
+
+/// Adds the kernel's stack: 4 to 7 µs, so only for a tick that found the thread in the kernel.
+#[inline(always)]
+pub fn take_kernel_stack<C: EbpfContext>(context: &C, capture: &mut Capture) {
+    let bytes = (KERNEL_FRAMES * 8) as u32;
+    // SAFETY: the buffer is exactly that long.
+    let copied = unsafe {
+        bpf_get_stack(context.as_ptr(), capture.kernel.as_mut_ptr().cast(), bytes, 0)
+    };
+    if copied > 0 {
+        capture.head.kernel_frames = (copied as u32) / 8;
+    }
+}
+
+/// The most bytes that one masked read can ask for; a multiple of 8.
+const MOST: u64 = (STACK_BYTES as u64) - 8;
+
+/// Copies the stack from the stack pointer up to its known top in one read, or else page by page.
+#[inline(never)]
+fn copy_stack(capture: &mut Capture) {
+    let sp = capture.head.registers.sp;
+    // glibc puts a thread's control block, at which fsbase points, at the end of its stack.
+    let top = if capture.head.stack_top != 0 { capture.head.stack_top } else { capture.head.fsbase };
+    let length = top.wrapping_sub(sp);
+    // A stack elsewhere (a coroutine's, a signal's) has no top that we know.
+    let known = length < 1 << 30;
+    let length = if length > MOST { MOST } else { length };
+    // The black box keeps the compiler from proving the mask superfluous: the verifier needs it.
+    let masked = core::hint::black_box(length) & (STACK_BYTES as u64 - 1);
+    if known && read_user(capture.stack.as_mut_ptr(), masked, sp) {
+        capture.head.stack_bytes = masked as u32;
+        return;
+    }
+    let mut copied: u64 = 0;
+    for _ in 0..=STACK_BYTES / PAGE_BYTES {
+        let rest_of_page = PAGE_BYTES as u64 - ((sp + copied) & (PAGE_BYTES as u64 - 1));
+        let bytes = core::hint::black_box(rest_of_page) & (2 * PAGE_BYTES as u64 - 1);
+        let offset = core::hint::black_box(copied) & (STACK_BYTES as u64 - 1);
+        if bytes > PAGE_BYTES as u64 || copied + bytes > MOST {
+            break;
+        }
+        // SAFETY: the offset is within the stack, behind which lies another page.
+        let into = unsafe { capture.stack.as_mut_ptr().add(offset as usize) };
+        if !read_user(into, bytes, sp + copied) {
+            break;
+        }
+        copied += bytes;
+    }
+    capture.head.stack_bytes = copied as u32;
+    if copied == 0 {
+        count(Counter::StackUnreadable);
+    }
+}
+
+#[inline(always)]
+fn read_user(into: *mut u8, bytes: u64, from: u64) -> bool {
+    // SAFETY: the verifier checks that the buffer holds as many bytes; the helper fails instead of
+    // faulting where the target's page is not there.
+    unsafe { bpf_probe_read_user(into.cast(), bytes as u32, from as *const _) == 0 }
+}
+
+/// Walks the frame chain in the thread's own context, where nothing can change it.
+#[inline(never)]
+fn walk_python(capture: &mut Capture, layout: &PythonLayout, tstate: u64) {
+    let mut frames = 0;
+    let outcome = match first_frame(capture.head.fsbase, layout, tstate) {
+        Ok(first) => follow(capture, layout, first, &mut frames),
+        Err(outcome) => outcome,
+    };
+    capture.head.python_frames = frames;
+    capture.head.python_walk = outcome as u32;
+}
+
+#[inline(always)]
+fn first_frame(fsbase: u64, layout: &PythonLayout, tstate: u64) -> Result<u64, PythonWalk> {
+    let owner: u64 = word(tstate, layout.tstate_thread_id)?;
+    if owner != fsbase {
+        return Err(PythonWalk::WrongThread);
+    }
+    let frame: u64 = word(tstate, layout.tstate_frame)?;
+    if layout.cframe_frame == ABSENT || frame == 0 {
+        return Ok(frame);
+    }
+    word(frame, layout.cframe_frame)
+}
+
+#[inline(always)]
+fn follow(
+    capture: &mut Capture,
+    layout: &PythonLayout,
+    first: u64,
+    frames: &mut u32,
+) -> PythonWalk {
+    let mut frame = first;
+    for index in 0..PYTHON_FRAMES {
+        if frame == 0 {
+            return PythonWalk::Complete;
+        }
+        let Ok((raw, previous)) = read_frame(layout, frame) else {
+            return PythonWalk::Unreadable;
+        };
+        capture.python[index] = raw;
+        *frames = index as u32 + 1;
+        frame = previous;
+    }
+    if frame == 0 { PythonWalk::Complete } else { PythonWalk::TooDeep }
+}
+
+#[inline(always)]
+fn read_frame(layout: &PythonLayout, frame: u64) -> Result<(PythonFrame, u64), PythonWalk> {
+    let previous: u64 = word(frame, layout.frame_previous)?;
+    let code: u64 = word(frame, layout.frame_code)?;
+    let code = code & !u64::from(layout.code_tag_mask);
+    let instruction = if layout.instruction_bytes == 8 {
+        word(frame, layout.frame_instruction)?
+    } else {
+        u64::from(word::<u32>(frame, layout.frame_instruction)?)
+    };
+    let byte = |offset: u32| if offset == ABSENT { Ok(0) } else { word::<u8>(frame, offset) };
+    let owner = byte(layout.frame_owner)?;
+    let entry = byte(layout.frame_entry)?;
+    // A shim frame's code may be no code object: what cannot be read there is not needed.
+    let first: u32 = word(code, layout.code_firstlineno).unwrap_or(0);
+    let name: u64 = word(code, layout.code_name).unwrap_or(0);
+    let linetable: u64 = word(code, layout.code_linetable).unwrap_or(0);
+    let check = code_check(first, name, linetable);
+    Ok((PythonFrame { frame, code, instruction, check, owner, entry, reserved: 0 }, previous))
+}
+
+#[inline(always)]
+fn word<T>(base: u64, offset: u32) -> Result<T, PythonWalk> {
+    let address = base.wrapping_add(u64::from(offset)) as *const T;
+    // SAFETY: the helper fails instead of faulting.
+    unsafe { aya_ebpf::helpers::bpf_probe_read_user(address) }.map_err(|_| PythonWalk::Unreadable)
+}

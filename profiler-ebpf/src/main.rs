@@ -1,0 +1,180 @@
+//! The probes' entry points: read the context, apply a rule, emit what it says, return 0.
+#![no_std]
+#![no_main]
+
+mod maps;
+mod task;
+mod emit;
+mod capture;
+mod wait;
+mod sched;
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_seq_write};
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::macros::{btf_tracepoint, fentry, fexit, perf_event, tracepoint};
+use aya_ebpf::programs::{
+    BtfTracePointContext, FEntryContext, FExitContext, PerfEventContext, TracePointContext,
+};
+use profiler_ebpf::counter::Counter;
+use profiler_ebpf::record::{ThreadSnapshot, reason};
+use profiler_ebpf::turn::phase;
+
+use crate::maps::param;
+use crate::task::Task;
+
+/// The licence that the kernel asks for before it opens its helpers.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// `TP_PROTO(bool preempt, struct task_struct *prev, struct task_struct *next, unsigned int prev_state)`;
+/// the last since 5.18 (include/trace/events/sched.h).
+#[btf_tracepoint(function = "sched_switch")]
+pub fn sched_switch(context: BtfTracePointContext) -> i32 {
+    let preempted = context.arg::<u64>(0) & 1 == 1;
+    let previous = Task::from_tracepoint(context.arg(1));
+    let next = Task::from_tracepoint(context.arg(2));
+    let state = if param!(switch_has_state) == 1 {
+        context.arg::<u32>(3)
+    } else {
+        previous.state()
+    };
+    sched::switched(preempted, previous, next, u64::from(state));
+    0
+}
+
+/// `TP_PROTO(struct task_struct *p)`
+#[btf_tracepoint(function = "sched_wakeup")]
+pub fn sched_wakeup(context: BtfTracePointContext) -> i32 {
+    sched::woken(Task::from_tracepoint(context.arg(0)));
+    0
+}
+
+/// One cpu-clock sample. Switched on by the daemon only while a turn is suspected.
+#[perf_event]
+pub fn tick(context: PerfEventContext) -> u32 {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    if pid_tgid >> 32 != param!(tgid) {
+        return 0;
+    }
+    let Some(slot) = maps::slot_of(pid_tgid as u32) else { return 0 };
+    let (Some(state), Some(capture)) = (maps::loop_at(slot), maps::capture_at(slot)) else {
+        return 0;
+    };
+    // SAFETY: the helper has no preconditions.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    if state.phase != phase::TURN || !sched::is_suspected(state, now_ns) {
+        return 0;
+    }
+    if state.state != profiler_ebpf::turn::state::RUNNING {
+        maps::change(state, |state| state.switched_in(now_ns));
+        maps::count(Counter::SwitchMissed);
+    }
+    // SAFETY: the context of a perf event begins with the interrupted registers.
+    let code_segment = unsafe { (&raw const (*context.ctx).regs.cs).read_volatile() };
+    let in_user = u32::from(code_segment & 3 == 3);
+    if capture::take_registers(capture, state, reason::TICK, in_user, now_ns) {
+        if in_user == 0 {
+            capture::take_kernel_stack(&context, capture);
+        }
+        capture::take_stacks(capture, state.python_tstate);
+        emit::capture(capture);
+    }
+    0
+}
+
+/// `sys_enter_*` (events/syscalls): common fields in 8 bytes, the number, the arguments.
+#[tracepoint]
+pub fn wait_entered(context: TracePointContext) -> u32 {
+    let field = |offset: usize| {
+        // SAFETY: every syscall tracepoint has six arguments from offset 16 on.
+        unsafe { context.as_ptr().cast::<u8>().add(offset).cast::<u64>().read_volatile() }
+    };
+    wait::entered(field(8) & 0xffff_ffff, [field(16), field(24), field(32), field(40)]);
+    0
+}
+
+/// `sys_exit_*`: common fields in 8 bytes, the number, the return value.
+#[tracepoint]
+pub fn wait_left(context: TracePointContext) -> u32 {
+    // SAFETY: the return value lies at offset 16 of every exit tracepoint.
+    let returned = unsafe { context.as_ptr().cast::<u8>().add(16).cast::<i64>().read_volatile() };
+    wait::left(returned);
+    0
+}
+
+/// One pair of programs per syscall function: fentry binds a program to one function when it is loaded.
+macro_rules! wait_function {
+    ($enter:ident, $leave:ident) => {
+        #[fentry]
+        pub fn $enter(context: FEntryContext) -> i32 {
+            let (number, args) = task::syscall_of(context.arg(0));
+            wait::entered(number, args);
+            0
+        }
+
+        #[fexit]
+        pub fn $leave(context: FExitContext) -> i32 {
+            // The return value follows the one argument; `bpf_get_func_ret` would need 5.17.
+            wait::left(context.arg(1));
+            0
+        }
+    };
+}
+
+wait_function!(enter_epoll_wait, leave_epoll_wait);
+wait_function!(enter_epoll_pwait, leave_epoll_pwait);
+wait_function!(enter_epoll_pwait2, leave_epoll_pwait2);
+wait_function!(enter_io_uring_enter, leave_io_uring_enter);
+wait_function!(enter_poll, leave_poll);
+wait_function!(enter_ppoll, leave_ppoll);
+wait_function!(enter_select, leave_select);
+wait_function!(enter_pselect6, leave_pselect6);
+
+/// `struct bpf_iter__task`, and the part of `struct bpf_iter_meta` that is used.
+#[repr(C)]
+struct TaskIteration {
+    meta: *const *mut aya_ebpf::bindings::seq_file,
+    task: *const u8,
+}
+
+/// Tells about every thread of the target, asleep or not. Since 5.8; registers since 5.15.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+pub extern "C" fn threads(context: *mut core::ffi::c_void) -> i32 {
+    // SAFETY: the kernel calls a task iterator with this structure.
+    let TaskIteration { meta, task } = unsafe { context.cast::<TaskIteration>().read_volatile() };
+    if core::hint::black_box(task).is_null() {
+        return 0;
+    }
+    let task = Task::from_tracepoint(task);
+    if u64::from(task.tgid()) != param!(tgid) {
+        return 0;
+    }
+    let is_main = task.tid() == task.tgid();
+    let snapshot = ThreadSnapshot {
+        tid: task.tid(),
+        is_main: u32::from(is_main),
+        task_state: u64::from(task.state()),
+        registers: task.registers().unwrap_or_default(),
+        stack_top: if is_main { task.start_stack() } else { 0 },
+        fsbase: task.fsbase(),
+    };
+    // SAFETY: the first field of `bpf_iter_meta` is the sequence file to write to, and the
+    // snapshot has no padding.
+    unsafe {
+        bpf_seq_write(
+            *meta,
+            (&raw const snapshot).cast_mut().cast(),
+            size_of::<ThreadSnapshot>() as u32,
+        );
+    }
+    0
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {}
+}

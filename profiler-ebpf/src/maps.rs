@@ -1,0 +1,150 @@
+//! Every map: who writes it, who reads it, how large it is and why; and the safe ways to reach a slot.
+
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, Queue, RingBuf};
+use profiler_ebpf::counter::Counter;
+use profiler_ebpf::limits::{MAX_LOOPS, RING_BYTES};
+use profiler_ebpf::param::Params;
+use profiler_ebpf::python::PythonLayout;
+use profiler_ebpf::record::Capture;
+use profiler_ebpf::turn::Loop;
+
+/// Set by the daemon before loading, frozen after.
+#[unsafe(no_mangle)]
+pub static PARAMS: Params = Params {
+    tgid: 0,
+    threshold_ns: 0,
+    suspect_ns: 0,
+    poll_waits: 0,
+    switch_has_state: 0,
+    offset: profiler_ebpf::param::Offsets {
+        task_pid: 0,
+        task_tgid: 0,
+        task_state: 0,
+        task_mm: 0,
+        task_files: 0,
+        task_fsbase: 0,
+        mm_start_stack: 0,
+        files_fdt: 0,
+        fdtable_max_fds: 0,
+        fdtable_fd: 0,
+    },
+};
+
+/// A field of the parameters, as the constant that the verifier sees.
+macro_rules! param {
+    ($($field:ident).+) => {
+        // SAFETY: the static is never written; the volatile read keeps the compiler from folding
+        // the zeros that stand in the source.
+        unsafe { core::ptr::read_volatile(&raw const crate::maps::PARAMS.$($field).+) }
+    };
+}
+pub(crate) use param;
+
+
+/// Thread to slot. Written here when a thread first waits and when it exits, and by the daemon for
+/// threads that were frozen before it came.
+#[map]
+static SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_LOOPS, 0);
+
+/// Slots not in use. Filled by the daemon, because programs have no atomic counter to draw from.
+#[map]
+static FREE_SLOTS: Queue<u32> = Queue::with_max_entries(MAX_LOOPS, 0);
+
+/// One loop per slot; the daemon maps it and looks without a syscall.
+#[map]
+static LOOPS: Array<Loop> = Array::with_max_entries(MAX_LOOPS, BPF_F_MMAPABLE);
+
+/// Where each loop's thread last gave up its CPU in a turn; also the place where ticks are put together.
+#[map]
+static CAPTURES: Array<Capture> = Array::with_max_entries(MAX_LOOPS, BPF_F_MMAPABLE);
+
+/// How the target's CPython is laid out; written by the daemon.
+#[map]
+static PYTHON: Array<PythonLayout> = Array::with_max_entries(1, 0);
+
+/// To the daemon. Never wakes it: a wakeup costs the target ten times the record.
+#[map]
+pub static RECORDS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
+
+/// Losses by [`Counter`], summed over CPUs by the daemon.
+#[map]
+static COUNTERS: PerCpuArray<u64> =
+    PerCpuArray::with_max_entries(Counter::ALL.len() as u32, 0);
+
+/// Counts one loss.
+#[inline(always)]
+pub fn count(counter: Counter) {
+    if let Some(sum) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: the pointer is to this CPU's own element, and programs on one CPU do not interleave
+        // but for a tick inside a wait hook, which can lose an increment at worst.
+        unsafe { *sum += 1 };
+    }
+}
+
+/// The slot of a thread that is watched.
+#[inline(always)]
+pub fn slot_of(tid: u32) -> Option<u32> {
+    // SAFETY: the value is copied out at once; an entry is removed only when its thread exits.
+    unsafe { SLOTS.get(tid).copied() }
+}
+
+/// Takes a slot for a thread that is to be watched from now on.
+#[inline(always)]
+pub fn take_slot(tid: u32) -> Option<u32> {
+    let Ok(Some(slot)) = FREE_SLOTS.pop() else {
+        count(Counter::NoSlot);
+        return None;
+    };
+    let state = loop_at(slot)?;
+    let sequence = state.sequence;
+    *state = Loop { sequence, tid, ..Loop::default() };
+    if let Some(capture) = capture_at(slot) {
+        capture.head.at_ns = 0;
+    }
+    SLOTS.insert(tid, slot, 0).ok()?;
+    Some(slot)
+}
+
+/// The thread is gone. The daemon hands the slot out again once it has read the last of it.
+#[inline(always)]
+pub fn forget(tid: u32) {
+    let _ = SLOTS.remove(tid);
+}
+
+#[inline(always)]
+pub fn loop_at(slot: u32) -> Option<&'static mut Loop> {
+    // SAFETY: a slot belongs to one thread. Its hooks run on the CPU that runs it or, for a wakeup,
+    // while it is off every CPU, so there is one writer at a time; the daemon checks `sequence`.
+    LOOPS.get_ptr_mut(slot).map(|state| unsafe { &mut *state })
+}
+
+#[inline(always)]
+pub fn capture_at(slot: u32) -> Option<&'static mut Capture> {
+    // SAFETY: as for `loop_at`; captures are written on the thread's own CPU only.
+    CAPTURES.get_ptr_mut(slot).map(|capture| unsafe { &mut *capture })
+}
+
+/// How the target's CPython is laid out, if it runs one.
+#[inline(always)]
+pub fn python_layout() -> Option<&'static PythonLayout> {
+    PYTHON.get(0).filter(|layout| layout.known == 1)
+}
+
+/// Changes a loop so that the daemon can tell a half-done change from a whole one.
+#[inline(always)]
+pub fn change<R>(state: &mut Loop, rule: impl FnOnce(&mut Loop) -> R) -> R {
+    let sequence = &raw mut state.sequence;
+    // SAFETY: the pointer was made from a reference just now. Volatile, so that both writes happen;
+    // x86-64 keeps stores in order, and the fences keep the compiler from moving the rule's across.
+    let before = unsafe { sequence.read_volatile() };
+    // SAFETY: as above.
+    unsafe { sequence.write_volatile(before + 1) };
+    core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
+    let result = rule(state);
+    core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
+    // SAFETY: as above.
+    unsafe { sequence.write_volatile(before + 2) };
+    result
+}

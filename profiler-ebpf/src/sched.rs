@@ -1,0 +1,95 @@
+//! What the scheduler does to a loop's thread inside a turn: left the CPU, why, woken, came back.
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use profiler_ebpf::counter::Counter;
+use profiler_ebpf::limits::MIN_BLOCK_NS;
+use profiler_ebpf::record::{Exited, RecordHead, kind, reason};
+use profiler_ebpf::turn::{Left, Loop, phase};
+
+use crate::maps::{capture_at, change, count, forget, loop_at, param, slot_of};
+use crate::task::Task;
+use crate::{capture, emit};
+
+/// One task leaves a CPU, another comes onto it. Runs in the context of the one that leaves.
+#[inline(always)]
+pub fn switched(preempted: bool, previous: Task, next: Task, previous_state: u64) {
+    let target = param!(tgid) as u32;
+    let (out, into) = (previous.tgid() == target, next.tgid() == target);
+    if out && let Some(slot) = slot_of(previous.tid()) {
+        left_cpu(slot, preempted, previous_state);
+    }
+    if into && let Some(slot) = slot_of(next.tid()) {
+        came_back(slot);
+    }
+}
+
+/// A task becomes runnable. May run on any CPU, while the task is on none.
+#[inline(always)]
+pub fn woken(task: Task) {
+    if u64::from(task.tgid()) != param!(tgid) {
+        return;
+    }
+    if let Some(state) = slot_of(task.tid()).and_then(loop_at) {
+        // SAFETY: the helper has no preconditions.
+        let now_ns = unsafe { bpf_ktime_get_ns() };
+        change(state, |state| state.woken(now_ns));
+    }
+}
+
+#[inline(always)]
+fn left_cpu(slot: u32, preempted: bool, task_state: u64) {
+    let Some(state) = loop_at(slot) else { return };
+    // SAFETY: the helper has no preconditions.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    match change(state, |state| state.switched_out(preempted, task_state, now_ns)) {
+        Left::Blocked => {
+            let Some(capture) = capture_at(slot) else { return };
+            // Before the turn is suspected registers do: if the block lasts, the daemon completes
+            // the stack of a thread that cannot move.
+            if capture::take_registers(capture, state, reason::SWITCH_OUT, 0, now_ns)
+                && is_suspected(state, now_ns)
+            {
+                capture::take_stacks(capture, state.python_tstate);
+            }
+        }
+        Left::Dead => {
+            let in_turn = u64::from(state.phase == phase::TURN);
+            let head = RecordHead { kind: kind::EXITED, tid: state.tid };
+            let exited = Exited { head, at_ns: now_ns, in_turn, turn: state.turn };
+            change(state, |state| state.phase = phase::DEAD);
+            forget(state.tid);
+            emit::record(&exited, Counter::RecordLost);
+        }
+        Left::Elsewhere | Left::Runnable => {}
+    }
+}
+
+#[inline(always)]
+fn came_back(slot: u32) {
+    let Some(state) = loop_at(slot) else { return };
+    if state.phase != phase::TURN {
+        return;
+    }
+    // SAFETY: the helper has no preconditions.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    if !change(state, |state| state.switched_in(now_ns)) {
+        count(Counter::SwitchMissed);
+    }
+    let Some(capture) = capture_at(slot) else { return };
+    let head = &mut capture.head;
+    if head.reason != reason::SWITCH_OUT || head.turn_start_ns != state.turn.start_ns {
+        return;
+    }
+    let blocked_ns = (state.turn.blocked_ns + state.turn.stopped_ns).saturating_sub(head.blocked_ns);
+    if blocked_ns >= MIN_BLOCK_NS && is_suspected(state, now_ns) {
+        head.blocked_ns = blocked_ns;
+        emit::capture(capture);
+    }
+    // Told, or too short to tell: either way this block is over.
+    capture.head.reason = 0;
+}
+
+#[inline(always)]
+pub fn is_suspected(state: &Loop, now_ns: u64) -> bool {
+    now_ns.saturating_sub(state.turn.start_ns) >= param!(suspect_ns)
+}

@@ -1,0 +1,107 @@
+//! The entry and the return of waits, whichever hook saw them, to turns.
+
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated::bpf_ktime_get_ns};
+use profiler_ebpf::counter::Counter;
+use profiler_ebpf::record::{Ready, RecordHead, TurnEnded, kind};
+use profiler_ebpf::turn::{Entered, Loop, wait, wait_of};
+
+use crate::emit;
+use crate::maps::{change, count, loop_at, param, slot_of, take_slot};
+use crate::task::Task;
+
+/// The current thread, if it is one of the target's: (tid, whether it is the main one).
+#[inline(always)]
+fn watched() -> Option<(u32, bool)> {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let (tgid, tid) = (pid_tgid >> 32, pid_tgid as u32);
+    (tgid == param!(tgid)).then_some((tid, u64::from(tid) == tgid))
+}
+
+/// The slot of a thread that waits. Threads with poll alone count only where the process has no
+/// epoll loop, and then only the main one: others wait so for one socket each.
+#[inline(always)]
+fn slot_for(tid: u32, is_main: bool, kind: u32) -> Option<u32> {
+    if let Some(slot) = slot_of(tid) {
+        return Some(slot);
+    }
+    if kind == wait::POLL && (param!(poll_waits) == 0 || !is_main) {
+        return None;
+    }
+    take_slot(tid)
+}
+
+/// A syscall that may be a wait begins.
+#[inline(always)]
+pub fn entered(syscall: u64, args: [u64; 4]) {
+    let Some((tid, is_main)) = watched() else { return };
+    let Some((kind, fd)) = wait_of(syscall, args) else { return };
+    let Some(state) = slot_for(tid, is_main, kind).and_then(loop_at) else { return };
+    // SAFETY: the helper has no preconditions.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+
+    if !state.is_home(kind, fd) && takes_over(state, kind) {
+        let file = if kind == wait::POLL { 0 } else { Task::current().file(fd) };
+        if file == 0 && kind != wait::POLL {
+            count(Counter::HomeUnreadable);
+        }
+        change(state, |state| state.adopt(kind, fd, file));
+    }
+    match change(state, |state| state.wait_entered(kind, fd, now_ns)) {
+        Entered::TurnOver(turn) if turn.booked_ns() >= param!(threshold_ns) => {
+            state.ready_owed = 1;
+            state.stalled_ns = turn.start_ns;
+            let head = RecordHead { kind: kind::TURN_ENDED, tid };
+            emit::record(&TurnEnded { head, end_ns: now_ns, turn }, Counter::EndLost);
+        }
+        Entered::ReturnMissed => count(Counter::WaitReturnMissed),
+        Entered::TurnOver(_) | Entered::Idle | Entered::Nested => {}
+    }
+}
+
+/// Whether a wait that is not the loop's own becomes it: the first, one of a greater kind, or one on
+/// another instance once the loop's own is closed (a second `asyncio.run`).
+#[inline(always)]
+fn takes_over(state: &Loop, kind: u32) -> bool {
+    if kind != state.home_kind {
+        return kind > state.home_kind;
+    }
+    state.home_file == 0 || Task::current().file(state.home_fd) != state.home_file
+}
+
+/// A syscall that may have been a wait returns.
+#[inline(always)]
+pub fn left(returned: i64) {
+    let Some((tid, is_main)) = watched() else { return };
+    let state = match slot_of(tid).and_then(loop_at) {
+        Some(state) => state,
+        // It was in its wait when we came.
+        None => match first_seen(tid, is_main) {
+            Some(state) => state,
+            None => return,
+        },
+    };
+    // SAFETY: the helper has no preconditions.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    if change(state, |state| state.wait_left(now_ns)) && state.ready_owed == 1 {
+        state.ready_owed = 0;
+        let head = RecordHead { kind: kind::READY, tid };
+        let ready = Ready { head, turn_start_ns: state.stalled_ns, returned };
+        emit::record(&ready, Counter::RecordLost);
+    }
+}
+
+/// A slot for a thread whose wait's entry nobody saw: it is taken from the syscall's registers.
+#[inline(never)]
+fn first_seen(tid: u32, is_main: bool) -> Option<&'static mut Loop> {
+    let task = Task::current();
+    let registers = task.registers()?;
+    let [a, b, c, d, ..] = registers.args;
+    let (kind, fd) = wait_of(registers.syscall as u64, [a, b, c, d])?;
+    let state = loop_at(slot_for(tid, is_main, kind)?)?;
+    let file = if kind == wait::POLL { 0 } else { task.file(fd) };
+    change(state, |state| {
+        state.adopt(kind, fd, file);
+        state.phase = profiler_ebpf::turn::phase::WAITING;
+    });
+    Some(state)
+}

@@ -1,0 +1,126 @@
+//! The loops' table, mapped from the kernel, so that looking at it costs no syscall.
+
+use std::mem::offset_of;
+use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+use std::sync::atomic::{Ordering, fence};
+
+use anyhow::Context;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use profiler_ebpf::record::{Capture, CaptureHead};
+use profiler_ebpf::turn::Loop;
+use zerocopy::IntoBytes;
+
+/// Tries before a slot that the kernel keeps changing is passed over until the next look.
+const MAX_TRIES: u32 = 16;
+
+/// A memory-mapped BPF array (`BPF_F_MMAPABLE`, since 5.5).
+#[derive(Debug)]
+struct Mapped {
+    start: NonNull<u8>,
+    bytes: usize,
+    stride: usize,
+}
+
+impl Mapped {
+    fn new<T>(map: impl AsFd, entries: u32) -> anyhow::Result<Self> {
+        // The kernel lays elements out in multiples of 8 bytes and whole pages in all.
+        let stride = size_of::<T>().next_multiple_of(8);
+        let bytes = (stride * entries as usize).next_multiple_of(4096);
+        let length = NonZeroUsize::new(bytes).context("an empty map")?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping at an address that the kernel chooses.
+        let start = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, map, 0) }
+            .context("cannot map the loops' table")?;
+        Ok(Self { start: start.cast(), bytes, stride })
+    }
+
+    /// The element's address, for an index that is in range.
+    fn at<T>(&self, index: u32) -> Option<NonNull<T>> {
+        let offset = self.stride.checked_mul(index as usize)?;
+        if offset.checked_add(size_of::<T>())? > self.bytes {
+            return None;
+        }
+        // SAFETY: the element lies within the mapping, as was just checked.
+        Some(unsafe { self.start.add(offset) }.cast())
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and nothing that was handed out borrows from it.
+        let _ = unsafe { munmap(self.start.cast(), self.bytes) };
+    }
+}
+
+// SAFETY: the mapping belongs to this value alone on our side, and is reached by volatile copies.
+unsafe impl Send for Mapped {}
+
+/// Loops and captures by slot.
+#[derive(Debug)]
+pub struct Table {
+    loops: Mapped,
+    captures: Mapped,
+}
+
+impl Table {
+    pub fn new(loops: impl AsFd, captures: impl AsFd, entries: u32) -> anyhow::Result<Self> {
+        Ok(Self {
+            loops: Mapped::new::<Loop>(loops, entries)?,
+            captures: Mapped::new::<Capture>(captures, entries)?,
+        })
+    }
+
+    /// A whole state of the loop, or none if the kernel kept changing it.
+    pub fn state(&self, slot: u32) -> Option<Loop> {
+        let at = self.loops.at::<Loop>(slot)?;
+        for _ in 0..MAX_TRIES {
+            // SAFETY: within the mapping; any bytes are a valid `Loop`. Volatile, because the
+            // kernel writes at the same time; whether it did is what the sequence tells.
+            let first = unsafe { at.read_volatile() };
+            fence(Ordering::Acquire);
+            // SAFETY: as above.
+            let again = unsafe { at.read_volatile() };
+            if first.sequence % 2 == 0 && first.sequence == again.sequence {
+                return Some(first);
+            }
+        }
+        None
+    }
+
+    /// Writes a loop that the probes do not know yet: before its thread's entry is made.
+    pub fn seed(&self, slot: u32, state: Loop, capture: CaptureHead) {
+        if let (Some(at), Some(into)) = (self.loops.at::<Loop>(slot), self.captures.at(slot)) {
+            // SAFETY: within the mappings, and no probe touches a slot that no thread has.
+            unsafe { at.write_volatile(state) };
+            // SAFETY: as above.
+            unsafe { into.write_volatile(capture) };
+        }
+    }
+
+    /// Writes the one field that is the daemon's own.
+    pub fn set_python_state(&self, slot: u32, tstate: u64) {
+        if let Some(at) = self.loops.at::<Loop>(slot) {
+            // SAFETY: within the mapping and aligned; the probes only read this field.
+            unsafe { at.cast::<u8>().add(offset_of!(Loop, python_tstate)).cast::<u64>().write_volatile(tstate) };
+        }
+    }
+
+    /// The bytes of a slot's capture as far as its stack goes. They may be half written: the caller
+    /// compares the loop's state before and after.
+    pub fn capture(&self, slot: u32) -> Option<Vec<u8>> {
+        let at = self.captures.at::<Capture>(slot)?;
+        // SAFETY: within the mapping; any bytes are a valid head.
+        let head = unsafe { at.cast::<CaptureHead>().read_volatile() };
+        if head.stack_bytes == 0 {
+            return Some(head.as_bytes().to_vec());
+        }
+        let bytes = offset_of!(Capture, stack) + head.stack_bytes as usize;
+        let mut copy = vec![0; bytes.min(size_of::<Capture>())];
+        // SAFETY: both are at least as long, and the copy is new. The kernel may write meanwhile;
+        // the bytes are plain data, and torn ones are found out by the caller.
+        unsafe { std::ptr::copy_nonoverlapping(at.cast::<u8>().as_ptr(), copy.as_mut_ptr(), copy.len()) };
+        Some(copy)
+    }
+}

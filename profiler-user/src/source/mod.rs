@@ -1,0 +1,73 @@
+//! Where events come from: the first of the two doors to the outside.
+
+pub mod decode;
+pub mod kernel;
+
+use profiler_ebpf::python::PythonFrame;
+use profiler_ebpf::record::CaptureHead;
+use profiler_ebpf::turn::{Loop, Turn};
+
+/// Something that the kernel side told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A turn past the threshold is over.
+    TurnEnded { tid: u32, end_ns: u64, turn: Turn },
+    /// What the wait after a stall returned: events, or a negative error number.
+    Ready { tid: u32, turn_start_ns: u64, returned: i64 },
+    /// Where a thread was at one moment of a suspected turn.
+    Captured(Box<Captured>),
+    /// A loop's thread has exited, inside a turn or not.
+    Exited { tid: u32, at_ns: u64, turn: Option<Turn> },
+}
+
+/// A capture, taken out of the ring or completed from a thread that cannot move.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Captured {
+    pub head: CaptureHead,
+    /// Kernel return addresses, innermost first.
+    pub kernel: Vec<u64>,
+    /// Interpreter frames, innermost first, undecoded.
+    pub python: Vec<PythonFrame>,
+    /// The stack from `head.registers.sp` upwards; empty where only registers were taken.
+    pub stack: Vec<u8>,
+}
+
+/// One loop as it is now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot {
+    pub index: u32,
+    pub state: Loop,
+}
+
+/// What happened, and how things stand.
+pub trait EventSource {
+    /// Everything told since the last call, oldest first: one ring serves all CPUs, so the order in
+    /// which records were reserved is the order of time.
+    fn drain(&mut self) -> Vec<Event>;
+
+    /// Every loop that is known. Costs no syscall.
+    fn loops(&mut self) -> Vec<Slot>;
+
+    /// Where the thread in a slot last gave up its CPU, if that lies in the turn it is in now.
+    fn last_block(&mut self, slot: Slot) -> Option<Captured>;
+
+    /// Tells the probes where a thread keeps its interpreter's state.
+    fn set_python_state(&mut self, slot: Slot, tstate: u64);
+
+    /// Switches the sampling of running threads on or off; it costs all CPUs, so it is off while
+    /// nothing is suspected.
+    fn set_ticks(&mut self, wanted: Ticks) -> anyhow::Result<()>;
+
+    /// A loop's thread is gone and everything it told has been read: its slot may serve another.
+    fn release(&mut self, slot: Slot);
+
+    /// What was lost so far, by name.
+    fn losses(&mut self) -> Vec<(&'static str, u64)>;
+}
+
+/// Whether running threads are sampled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ticks {
+    On,
+    Off,
+}
