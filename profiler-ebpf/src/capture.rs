@@ -137,6 +137,27 @@ fn first_frame(fsbase: u64, layout: &PythonLayout, tstate: u64) -> Result<u64, P
     word(frame, layout.cframe_frame)
 }
 
+/// Where a field of a frame lies and which of its bits count: an absent one is read as 0 from
+/// somewhere else. The verifier follows every branch of the walk once per frame, so the walk has none.
+#[derive(Clone, Copy)]
+struct Field {
+    offset: u32,
+    mask: u64,
+}
+
+impl Field {
+    #[inline(always)]
+    fn byte(offset: u32) -> Self {
+        if offset == ABSENT { Self { offset: 0, mask: 0 } } else { Self { offset, mask: 0xff } }
+    }
+
+    /// Adds to `failed` where the frame cannot be read there.
+    #[inline(always)]
+    fn of(self, frame: u64, failed: &mut i64) -> u64 {
+        read(frame, self.offset, failed) & self.mask
+    }
+}
+
 #[inline(always)]
 fn follow(
     capture: &mut Capture,
@@ -144,14 +165,33 @@ fn follow(
     first: u64,
     frames: &mut u32,
 ) -> PythonWalk {
+    let owner = Field::byte(layout.frame_owner);
+    let entry = Field::byte(layout.frame_entry);
+    // Read as 8 bytes in any case: to 3.10 more of the frame follows the index of 4.
+    let whole = layout.instruction_bytes == 8;
+    let mask = if whole { u64::MAX } else { u64::from(u32::MAX) };
+    let instruction = Field { offset: layout.frame_instruction, mask };
+
     let mut frame = first;
     for index in 0..PYTHON_FRAMES {
         if frame == 0 {
             return PythonWalk::Complete;
         }
-        let Ok((raw, previous)) = read_frame(layout, frame) else {
-            return PythonWalk::Unreadable;
+        let mut failed = 0;
+        let previous = read(frame, layout.frame_previous, &mut failed);
+        let code = read(frame, layout.frame_code, &mut failed) & !u64::from(layout.code_tag_mask);
+        let raw = PythonFrame {
+            frame,
+            code,
+            instruction: instruction.of(frame, &mut failed),
+            check: check(layout, code),
+            owner: owner.of(frame, &mut failed) as u8,
+            entry: entry.of(frame, &mut failed) as u8,
+            reserved: 0,
         };
+        if core::hint::black_box(failed) != 0 {
+            return PythonWalk::Unreadable;
+        }
         capture.python[index] = raw;
         *frames = index as u32 + 1;
         frame = previous;
@@ -159,25 +199,26 @@ fn follow(
     if frame == 0 { PythonWalk::Complete } else { PythonWalk::TooDeep }
 }
 
+/// What identifies the code object. A shim frame's may be none: what cannot be read counts as 0.
 #[inline(always)]
-fn read_frame(layout: &PythonLayout, frame: u64) -> Result<(PythonFrame, u64), PythonWalk> {
-    let previous: u64 = word(frame, layout.frame_previous)?;
-    let code: u64 = word(frame, layout.frame_code)?;
-    let code = code & !u64::from(layout.code_tag_mask);
-    let instruction = if layout.instruction_bytes == 8 {
-        word(frame, layout.frame_instruction)?
-    } else {
-        u64::from(word::<u32>(frame, layout.frame_instruction)?)
-    };
-    let byte = |offset: u32| if offset == ABSENT { Ok(0) } else { word::<u8>(frame, offset) };
-    let owner = byte(layout.frame_owner)?;
-    let entry = byte(layout.frame_entry)?;
-    // A shim frame's code may be no code object: what cannot be read there is not needed.
-    let first: u32 = word(code, layout.code_firstlineno).unwrap_or(0);
-    let name: u64 = word(code, layout.code_name).unwrap_or(0);
-    let linetable: u64 = word(code, layout.code_linetable).unwrap_or(0);
-    let check = code_check(first, name, linetable);
-    Ok((PythonFrame { frame, code, instruction, check, owner, entry, reserved: 0 }, previous))
+fn check(layout: &PythonLayout, code: u64) -> u32 {
+    let mut ignored = 0;
+    let first = read(code, layout.code_firstlineno, &mut ignored) as u32;
+    let name = read(code, layout.code_name, &mut ignored);
+    let linetable = read(code, layout.code_linetable, &mut ignored);
+    code_check(first, name, linetable)
+}
+
+/// Eight bytes, or 0 and a mark in `failed`.
+#[inline(always)]
+fn read(base: u64, offset: u32, failed: &mut i64) -> u64 {
+    let mut value = core::mem::MaybeUninit::<u64>::uninit();
+    let from = base.wrapping_add(u64::from(offset));
+    // SAFETY: the buffer is of that size; the helper fills it with zeros where it fails.
+    unsafe {
+        *failed |= bpf_probe_read_user(value.as_mut_ptr().cast(), 8, from as *const _);
+        value.assume_init()
+    }
 }
 
 #[inline(always)]

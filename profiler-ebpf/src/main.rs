@@ -84,15 +84,28 @@ pub fn tick(context: PerfEventContext) -> u32 {
     0
 }
 
-/// `sys_enter_*` (events/syscalls): common fields in 8 bytes, the number, the arguments.
+/// `sys_enter_*` (events/syscalls): common fields in 8 bytes, the number, the arguments. The kernel
+/// refuses a program that reads past an event's last argument, and `poll` has but three.
 #[tracepoint]
 pub fn wait_entered(context: TracePointContext) -> u32 {
-    let field = |offset: usize| {
-        // SAFETY: every syscall tracepoint has six arguments from offset 16 on.
-        unsafe { context.as_ptr().cast::<u8>().add(offset).cast::<u64>().read_volatile() }
-    };
-    wait::entered(field(8) & 0xffff_ffff, [field(16), field(24), field(32), field(40)]);
+    let number = enter_field(&context, 8) & 0xffff_ffff;
+    wait::entered(number, [enter_field(&context, 16), enter_field(&context, 24), 0, 0]);
     0
+}
+
+/// `sys_enter_io_uring_enter`, whose third and fourth argument tell whether it waits.
+#[tracepoint]
+pub fn ring_entered(context: TracePointContext) -> u32 {
+    let number = enter_field(&context, 8) & 0xffff_ffff;
+    let args = [16, 24, 32, 40].map(|offset| enter_field(&context, offset));
+    wait::entered(number, args);
+    0
+}
+
+#[inline(always)]
+fn enter_field(context: &TracePointContext, offset: usize) -> u64 {
+    // SAFETY: within the event, or the kernel does not attach the program.
+    unsafe { context.as_ptr().cast::<u8>().add(offset).cast::<u64>().read_volatile() }
 }
 
 /// `sys_exit_*`: common fields in 8 bytes, the number, the return value.

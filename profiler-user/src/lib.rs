@@ -7,6 +7,8 @@
 pub mod gap;
 pub mod frame;
 pub mod process;
+pub mod error;
+pub mod source;
 pub mod turn;
 pub mod unwind;
 pub mod runtime;

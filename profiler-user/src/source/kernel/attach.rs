@@ -145,7 +145,8 @@ fn by_fentry(ebpf: &mut Ebpf, btf: &Btf, syscall: &str) -> anyhow::Result<()> {
 }
 
 fn by_tracepoint(ebpf: &mut Ebpf, syscall: &str) -> anyhow::Result<()> {
-    for (name, event) in [("wait_left", "sys_exit"), ("wait_entered", "sys_enter")] {
+    let entered = if syscall == "io_uring_enter" { "ring_entered" } else { "wait_entered" };
+    for (name, event) in [("wait_left", "sys_exit"), (entered, "sys_enter")] {
         let program: &mut TracePoint = program(ebpf, name)?.try_into()?;
         // One program serves all syscalls; the kernel takes it once.
         if program.fd().is_err() {
