@@ -4,10 +4,18 @@
 //! target looks like). Everything right of them is data in, data out. The modules stand in the order
 //! in which data flows, and a stage uses only stages above it.
 
+pub mod cli;
+pub mod config;
+pub mod error;
+pub mod check;
+pub mod watch;
+pub mod start;
+pub mod session;
+pub mod analyst;
+
 pub mod gap;
 pub mod frame;
 pub mod process;
-pub mod error;
 pub mod source;
 pub mod turn;
 pub mod unwind;

@@ -1,17 +1,46 @@
-//! scratch
-use stalltrace::source::{EventSource, Ticks, kernel::*};
-fn main() -> anyhow::Result<()> {
-    let pid: u32 = std::env::args().nth(1).unwrap().parse()?;
-    preflight::mount_tracefs_privately().unwrap();
-    let t = std::time::Instant::now();
-    let mut s = KernelSource::attach(Watch { tgid: pid, threshold_ns: 100_000_000, waits: attach::Waits { poll: true, io_uring: true }, hooks: Default::default() })?;
-    eprintln!("{:?} {:#?}", t.elapsed(), s.probes());
-    for t in s.threads()? { println!("{t:?}"); }
-    s.set_ticks(Ticks::On)?;
-    for _ in 0..50 {
-        std::thread::sleep(std::time::Duration::from_millis(100));
-        for e in s.drain() { match e { stalltrace::source::Event::Captured(c) => println!("cap {:?} {} {} {}", c.head, c.kernel.len(), c.python.len(), c.stack.len()), e => println!("{e:?}") } }
+//! Parses, runs, prints the error, chooses the exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use stalltrace::cli::{Cli, Command};
+use stalltrace::{check, error, source, watch};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log_to_stderr(cli.verbose);
+    let result = match &cli.command {
+        Command::Attach(attach) => {
+            // Before any thread exists: a mount namespace belongs to the thread that asks for it.
+            if let Err(reason) = source::kernel::preflight::mount_tracefs_privately() {
+                tracing::debug!("tracefs stays unmounted: {reason}");
+            }
+            watch::attach(attach)
+        }
+        Command::Check(check) => check::run(check.pid),
+    };
+    match result {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("stalltrace: {failure:#}");
+            ExitCode::from(error::exit_code(&failure))
+        }
     }
-    println!("{:?} {:?}", s.loops(), s.losses());
-    Ok(())
+}
+
+fn log_to_stderr(verbose: u8) {
+    use std::io::IsTerminal;
+    use tracing_subscriber::EnvFilter;
+    let level = match verbose {
+        0 => "warn",
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
+    };
+    let filter = EnvFilter::try_from_env("STALLTRACE_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
 }

@@ -1,6 +1,10 @@
 //! The target: what it has mapped, which threads it has, and what its memory holds.
 
+pub mod target;
 pub mod maps;
+pub mod cgroup;
+pub mod frozen;
+pub mod descriptors;
 
 use std::fmt;
 

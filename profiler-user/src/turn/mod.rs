@@ -1,5 +1,8 @@
 //! A stall as data: what the probes told about one turn past the threshold, gathered.
 
+pub mod samples;
+pub mod tracker;
+
 use profiler_ebpf::record::Registers;
 use profiler_ebpf::turn::Turn;
 

@@ -6,6 +6,9 @@ use aya::{Btf, Ebpf};
 
 use crate::error::Failure;
 
+/// The hook that costs others nothing, as a report names it.
+pub const FENTRY: &str = "fentry";
+
 /// One hook of the kernel and what became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probe {
@@ -112,7 +115,7 @@ fn by_best_hook(ebpf: &mut Ebpf, btf: &Btf, syscall: &'static str, hooks: WaitHo
     let mut reason = None;
     if hooks != WaitHooks::Tracepoint {
         match by_fentry(ebpf, btf, syscall) {
-            Ok(()) => return Probe { name: syscall, hook: Some("fentry"), reason: None },
+            Ok(()) => return Probe { name: syscall, hook: Some(FENTRY), reason: None },
             Err(error) => reason = Some(format!("fentry: {error:#}")),
         }
     }

@@ -4,7 +4,7 @@ pub mod attach;
 pub mod layout;
 pub mod preflight;
 mod table;
-mod ticks;
+pub mod ticks;
 
 use std::io::Read;
 
@@ -22,6 +22,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use self::attach::{Probe, WaitHooks, Waits};
 use self::layout::KernelLayout;
+use self::preflight::{Check, State};
 use self::table::Table;
 use super::{Captured, Event, EventSource, Slot, decode};
 use crate::error::Failure;
@@ -55,6 +56,28 @@ pub struct KernelSource {
     malformed: u64,
     probes: Vec<Probe>,
     ebpf: Ebpf,
+}
+
+/// Loads every probe against a process that is none, and says how each hook would be taken here.
+pub fn probe_machine() -> Vec<Check> {
+    let waits = Waits { poll: true, io_uring: true };
+    let hooks = WaitHooks::Best;
+    let source = KernelSource::attach(Watch { tgid: 0, threshold_ns: u64::MAX, waits, hooks });
+    let source = match source {
+        Ok(source) => source,
+        Err(error) => {
+            return vec![Check { what: "probes", state: State::Missing(format!("{error:#}")) }];
+        }
+    };
+    let check = |probe: &Probe| {
+        let state = match (probe.hook, &probe.reason) {
+            (Some(hook), None) => State::Fine(format!("by {hook}")),
+            (Some(hook), Some(reason)) => State::Worse(format!("by {hook}, because {reason}")),
+            (None, reason) => State::Worse(reason.clone().unwrap_or_default()),
+        };
+        Check { what: probe.name, state }
+    };
+    source.probes().iter().map(check).collect()
 }
 
 impl KernelSource {

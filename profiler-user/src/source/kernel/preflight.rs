@@ -124,6 +124,19 @@ pub fn mount_tracefs_privately() -> Result<(), String> {
         .map_err(|error| format!("mounting tracefs: {error}"))
 }
 
+/// The kernel's inode of the first PID namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
+const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
+
+/// The probes see the kernel's own process numbers; ours must be the same.
+pub fn kernel_numbers_are_ours() -> Result<(), String> {
+    match std::fs::read_link("/proc/self/ns/pid") {
+        Ok(link) if link.as_os_str() == FIRST_PID_NAMESPACE => Ok(()),
+        _ => Err("stalltrace runs in a PID namespace of its own, where process numbers differ from \
+                  the kernel's: run it on the host, or as a container with --pid=host"
+            .to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{effective, missing};

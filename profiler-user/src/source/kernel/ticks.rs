@@ -9,7 +9,7 @@ use aya::programs::perf_event::{
 };
 
 /// Samples per second of CPU time. 99 Hz were measured to cost others 0.1 %, 999 Hz 1.7 %.
-const FREQUENCY_HZ: u64 = 99;
+pub const FREQUENCY_HZ: u64 = 99;
 
 /// The clocks that are on.
 #[derive(Debug, Default)]

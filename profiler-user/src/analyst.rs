@@ -1,0 +1,317 @@
+//! The session's jobs to reports in the sink: unwinds, names, gathers, and says what a stall was.
+//!
+//! Runs in a thread of its own at low priority. It may be slow (a first look at a large binary takes
+//! a tenth of a second): the event path does not wait for it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use profiler_ebpf::python::PythonWalk;
+use profiler_ebpf::record::reason;
+
+use crate::frame::{Frame, Language, Stack};
+use crate::gap::Gap;
+use crate::process::descriptors::describe;
+use crate::process::live::{LiveMemory, open_region};
+use crate::process::modules::Modules;
+use crate::process::target::Target;
+use crate::report::{Report, Start};
+use crate::report::facts::{Context, SessionFacts, ThreadFacts};
+use crate::report::group::Tally;
+use crate::runtime::cpython::{FrameKind, NamedFrame};
+use crate::session::{Job, Losses, PythonFrames};
+use crate::sink::Sink;
+use crate::source::Captured;
+use crate::symbolize::kernel::{KernelSymbols, parse_proc_stack};
+use crate::symbolize::native::Symbolizer;
+use crate::turn::samples::Samples;
+use crate::turn::tracker::Due;
+use crate::turn::{Moment, Stall, ThreadState};
+use crate::unwind::merge::{NamedNativeStack, PythonSpan, PythonStack, merge};
+use crate::unwind::native::NativeUnwinder;
+
+/// The captures of one loop's present turn.
+#[derive(Debug, Default)]
+struct Gathered {
+    turn_start_ns: u64,
+    samples: Samples,
+    loop_kind: Option<&'static str>,
+}
+
+/// Everything past the event path.
+#[allow(missing_debug_implementations, reason = "sinks have none")]
+pub struct Analyst {
+    target: Arc<Target>,
+    memory: LiveMemory,
+    modules: Modules,
+    unwinder: NativeUnwinder,
+    symbolizer: Symbolizer,
+    /// Read when the first kernel stack is to be named.
+    kernel: Option<Result<KernelSymbols, Gap>>,
+    loops: BTreeMap<u32, Gathered>,
+    pub facts: SessionFacts,
+    threshold_ns: u64,
+    error_threshold_ns: u64,
+    pub tally: Tally,
+    pub sink: Sink,
+}
+
+impl Analyst {
+    pub fn new(
+        target: Arc<Target>,
+        facts: SessionFacts,
+        threshold_ns: u64,
+        error_threshold_ns: u64,
+        sink: Sink,
+    ) -> Self {
+        let mut analyst = Self {
+            memory: LiveMemory::new(target.pid()),
+            target,
+            modules: Modules::new(),
+            unwinder: NativeUnwinder::new(),
+            symbolizer: Symbolizer::new(),
+            kernel: None,
+            loops: BTreeMap::new(),
+            facts,
+            threshold_ns,
+            error_threshold_ns,
+            tally: Tally::default(),
+            sink,
+        };
+        analyst.update_modules();
+        analyst
+    }
+
+    /// Writes the session's first line.
+    pub fn begin(&mut self, start: Start, now_ns: u64) -> std::io::Result<()> {
+        self.sink.accept(&Report::session_start(&self.facts, now_ns, start))
+    }
+
+    /// Does one job. An error is the sink's.
+    pub fn handle(&mut self, job: Job, now_ns: u64) -> std::io::Result<()> {
+        match job {
+            Job::Sample { captured, python, kernel_stack } => {
+                self.sample(&captured, &python, kernel_stack.as_deref());
+                Ok(())
+            }
+            Job::BlockEnded { captured } => {
+                let gathered = self.gathered(captured.head.head.tid, captured.head.turn_start_ns);
+                gathered.samples.block_ended(captured.head.at_ns, captured.head.blocked_ns);
+                Ok(())
+            }
+            Job::Report { tid, due, losses } => self.report(tid, *due, &losses, now_ns),
+        }
+    }
+
+    /// Does once what the first stall would otherwise wait for: reads unwind tables and symbols.
+    pub fn warm_up(&mut self, captured: &Captured, python: &PythonFrames) {
+        self.stack(captured, python);
+    }
+
+    fn sample(&mut self, captured: &Captured, python: &PythonFrames, kernel_stack: Option<&str>) {
+        let mut stack = self.stack(captured, python);
+        stack.kernel = match kernel_stack {
+            Some(text) => parse_proc_stack(text),
+            None => self.kernel_frames(&captured.kernel, &mut stack.gaps),
+        };
+        let loop_kind = loop_kind(&stack.frames);
+        let head = &captured.head;
+        let gathered = self.gathered(head.head.tid, head.turn_start_ns);
+        gathered.loop_kind = gathered.loop_kind.or(loop_kind);
+        if head.reason == reason::TICK {
+            let state = match head.in_user {
+                1 => ThreadState::RunningUser,
+                _ => ThreadState::RunningKernel,
+            };
+            gathered.samples.tick(stack, state, head.registers);
+        } else {
+            let blocked_ns = (head.blocked_ns > 0).then_some(head.blocked_ns);
+            let registers = head.registers;
+            gathered.samples.block(head.at_ns, blocked_ns, stack, ThreadState::Blocked, registers);
+        }
+    }
+
+    /// The captures of this turn; those of an earlier one are let go.
+    fn gathered(&mut self, tid: u32, turn_start_ns: u64) -> &mut Gathered {
+        let gathered = self.loops.entry(tid).or_default();
+        if gathered.turn_start_ns != turn_start_ns {
+            let loop_kind = gathered.loop_kind;
+            *gathered = Gathered { turn_start_ns, samples: Samples::default(), loop_kind };
+        }
+        gathered
+    }
+
+    fn stack(&mut self, captured: &Captured, python: &PythonFrames) -> Stack {
+        let registers = &captured.head.registers;
+        let mut native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
+        // Code that nobody had mapped when we last looked: a library loaded since.
+        if native.frames.iter().any(|frame| self.modules.find(frame.address).is_none())
+            && self.update_modules()
+        {
+            native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
+        }
+        let frames =
+            native.frames.iter().map(|frame| self.symbolizer.name(&self.modules, frame)).collect();
+        let named = NamedNativeStack { frames, truncated: native.truncated };
+        match python {
+            PythonFrames::NotPython => merge(named, PythonStack::default()),
+            PythonFrames::Missing(gap) => {
+                let mut stack = merge(named, PythonStack::default());
+                stack.gaps.push(gap.clone());
+                stack
+            }
+            PythonFrames::Named { frames, walk } => {
+                let mut stack = merge(named, python_stack(frames, *walk));
+                stack.gaps.extend(frames.iter().filter_map(|frame| frame.gap.clone()));
+                stack
+            }
+        }
+    }
+
+    /// True where something changed.
+    fn update_modules(&mut self) -> bool {
+        let regions = self.target.regions();
+        // The process is gone: what we know of it is all there will be.
+        if regions.is_empty() {
+            return false;
+        }
+        let pid = self.target.pid();
+        self.modules.update(&regions, &|region| open_region(pid, region), &self.memory)
+    }
+
+    fn kernel_frames(&mut self, addresses: &[u64], gaps: &mut Vec<Gap>) -> Vec<Frame> {
+        if addresses.is_empty() {
+            return Vec::new();
+        }
+        match self.kernel.get_or_insert_with(KernelSymbols::read) {
+            Ok(symbols) => symbols.name(addresses),
+            Err(gap) => {
+                gaps.push(gap.clone());
+                Vec::new()
+            }
+        }
+    }
+
+    fn report(&mut self, tid: u32, due: Due, losses: &Losses, now_ns: u64) -> std::io::Result<()> {
+        let moment = due.moment;
+        let stall = self.stall(tid, due);
+        let (thread, gaps) = self.thread_facts(tid);
+        let mut descriptors = BTreeMap::new();
+        if let Some(heaviest) = stall.stacks.first()
+            && heaviest.registers.syscall >= 0
+            && let Ok(fd) = u32::try_from(heaviest.registers.args[0])
+            && let Some(description) = describe(self.target.pid(), fd)
+        {
+            descriptors.insert(fd, description);
+        }
+        let context = Context {
+            session: &self.facts,
+            now_ns,
+            thread: &thread,
+            threshold_ns: self.threshold_ns,
+            error_threshold_ns: self.error_threshold_ns,
+            descriptors: &descriptors,
+            losses,
+            gaps: &gaps,
+        };
+        let report = Report::stall(moment, &stall, &context);
+        if moment == Moment::End {
+            self.tally.observe(&report);
+            self.loops.entry(tid).or_default().samples = Samples::default();
+        }
+        self.sink.accept(&report)
+    }
+
+    fn stall(&mut self, tid: u32, due: Due) -> Stall {
+        let gathered = self.gathered(tid, due.turn.start_ns);
+        let (ticks_user, ticks_kernel) = gathered.samples.ticks();
+        let mut gaps = due.gaps;
+        if gathered.samples.dropped > 0 {
+            let why = format!("{} captures showed more different ones than are kept", gathered.samples.dropped);
+            gaps.push(Gap::new("stacks", why));
+        }
+        Stall {
+            tid,
+            turn: due.turn,
+            end: due.end,
+            now: due.now,
+            ticks_user,
+            ticks_kernel,
+            stacks: gathered.samples.stacks(due.turn.running_ns, due.at_ns),
+            ready_events: due.ready_events,
+            gaps,
+        }
+    }
+
+    fn thread_facts(&self, tid: u32) -> (ThreadFacts, Vec<Gap>) {
+        let name = self.target.thread_name(tid);
+        let mut gaps = Vec::new();
+        if name.is_none() {
+            gaps.push(Gap::new("thread.name", "the thread has exited"));
+        }
+        let kind = self.loops.get(&tid).and_then(|gathered| gathered.loop_kind).unwrap_or("epoll");
+        let tid_in_container = self.target.tid_in_container(tid);
+        (ThreadFacts { tid, tid_in_container, name, loop_kind: kind.to_owned() }, gaps)
+    }
+}
+
+/// The interpreter's frames in the pieces that one C-level call of the interpreter ran each.
+fn python_stack(frames: &[NamedFrame], walk: PythonWalk) -> PythonStack {
+    let mut spans = Vec::new();
+    let mut span = PythonSpan { frames: Vec::new() };
+    let mut begun = false;
+    for named in frames {
+        begun = true;
+        if named.kind == FrameKind::Shown {
+            span.frames.push(python_frame(named));
+        }
+        if named.ends_eval {
+            spans.push(std::mem::replace(&mut span, PythonSpan { frames: Vec::new() }));
+            begun = false;
+        }
+    }
+    if begun {
+        spans.push(span);
+    }
+    let truncated = match walk {
+        PythonWalk::TooDeep => Some("the interpreter has more frames than are walked".to_owned()),
+        PythonWalk::Unreadable => Some("a frame of the interpreter could not be read".to_owned()),
+        _ => None,
+    };
+    PythonStack { spans, truncated }
+}
+
+fn python_frame(named: &NamedFrame) -> Frame {
+    Frame {
+        function: named.function.clone(),
+        file: named.file.clone(),
+        line: named.line,
+        module: None,
+        language: Language::Python,
+        inlined: false,
+        address: None,
+        module_offset: None,
+    }
+}
+
+/// Which event loop's code the stack runs in, by its own frames.
+fn loop_kind(frames: &[Frame]) -> Option<&'static str> {
+    let of = |frame: &Frame| {
+        let module = frame.module.as_deref().unwrap_or_default();
+        let file = frame.file.as_deref().unwrap_or_default();
+        let function = frame.function.as_deref().unwrap_or_default();
+        if module.contains("/uvloop/") {
+            Some("uvloop")
+        } else if file.ends_with("/asyncio/base_events.py") {
+            Some("asyncio")
+        } else if function == "uv_run" {
+            Some("libuv")
+        } else if function.starts_with("tokio::runtime::") {
+            Some("tokio")
+        } else {
+            None
+        }
+    };
+    // uvloop's frames lie inside libuv's and those of asyncio's runner around both.
+    frames.iter().find_map(of)
+}

@@ -1,0 +1,168 @@
+//! Captures of one stalled turn, named, to a short list of stacks with the time that each stands for.
+
+use profiler_ebpf::record::Registers;
+
+use super::{Sampled, ThreadState};
+use crate::frame::Stack;
+
+/// Different stacks kept of one stall. A turn of thousands of short callbacks has as many; beyond
+/// this the rest is counted.
+const MAX_STACKS: usize = 256;
+
+/// A stretch in which the thread was blocked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Block {
+    at_ns: u64,
+    stack: usize,
+    /// Unknown while it lasts.
+    blocked_ns: Option<u64>,
+}
+
+/// The stacks of one turn.
+#[derive(Debug, Default)]
+pub struct Samples {
+    stacks: Vec<Sampled>,
+    blocks: Vec<Block>,
+    ticks_user: u64,
+    ticks_kernel: u64,
+    /// Captures that came after [`MAX_STACKS`] different ones.
+    pub dropped: u64,
+}
+
+impl Samples {
+    /// A tick found the thread on a CPU.
+    pub fn tick(&mut self, stack: Stack, state: ThreadState, registers: Registers) {
+        match state {
+            ThreadState::RunningUser => self.ticks_user += 1,
+            _ => self.ticks_kernel += 1,
+        }
+        self.add(stack, state, registers);
+    }
+
+    /// The thread gave up its CPU at `at_ns`; `blocked_ns` is known once it came back.
+    pub fn block(
+        &mut self,
+        at_ns: u64,
+        blocked_ns: Option<u64>,
+        stack: Stack,
+        state: ThreadState,
+        registers: Registers,
+    ) {
+        if let Some(stack) = self.add(stack, state, registers) {
+            self.blocks.push(Block { at_ns, stack, blocked_ns });
+        }
+    }
+
+    /// The stretch that began at `at_ns` is over. False where no stack of it is known.
+    pub fn block_ended(&mut self, at_ns: u64, blocked_ns: u64) -> bool {
+        let block = self.blocks.iter_mut().rev().find(|block| block.at_ns == at_ns);
+        block.map(|block| block.blocked_ns = Some(blocked_ns)).is_some()
+    }
+
+    pub fn ticks(&self) -> (u64, u64) {
+        (self.ticks_user, self.ticks_kernel)
+    }
+
+    /// The stacks as they stand at `now_ns` in a turn that ran for `running_ns`, heaviest first.
+    /// A blocked stretch counts in full; the running time is shared out over the ticks.
+    pub fn stacks(&self, running_ns: u64, now_ns: u64) -> Vec<Sampled> {
+        let mut stacks = self.stacks.clone();
+        let ticks = self.ticks_user + self.ticks_kernel;
+        for sampled in &mut stacks {
+            if is_running(sampled.state) {
+                let share = u128::from(running_ns) * u128::from(sampled.samples);
+                sampled.time_ns = (share / u128::from(ticks.max(1))) as u64;
+            }
+        }
+        for block in &self.blocks {
+            let blocked_ns = block.blocked_ns.unwrap_or(now_ns.saturating_sub(block.at_ns));
+            stacks[block.stack].time_ns += blocked_ns;
+        }
+        stacks.sort_by_key(|sampled| std::cmp::Reverse((sampled.time_ns, sampled.samples)));
+        stacks
+    }
+
+    /// Where the stack is in the list; equal ones of the same state are one.
+    fn add(&mut self, stack: Stack, state: ThreadState, registers: Registers) -> Option<usize> {
+        let same = |known: &Sampled| known.state == state && looks_same(&known.stack, &stack);
+        if let Some(index) = self.stacks.iter().position(same) {
+            self.stacks[index].samples += 1;
+            self.stacks[index].registers = registers;
+            return Some(index);
+        }
+        if self.stacks.len() == MAX_STACKS {
+            self.dropped += 1;
+            return None;
+        }
+        self.stacks.push(Sampled { stack, state, samples: 1, time_ns: 0, registers });
+        Some(self.stacks.len() - 1)
+    }
+}
+
+fn is_running(state: ThreadState) -> bool {
+    matches!(state, ThreadState::RunningUser | ThreadState::RunningKernel)
+}
+
+/// Equal to a reader: the same functions at the same lines, whatever the addresses.
+fn looks_same(one: &Stack, other: &Stack) -> bool {
+    one.frames.len() == other.frames.len()
+        && one.frames.iter().zip(&other.frames).all(|(a, b)| {
+            a.function == b.function
+                && a.file == b.file
+                && a.line == b.line
+                && a.module == b.module
+                && (a.function.is_some() || a.module_offset == b.module_offset)
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Samples;
+    use crate::frame::{Frame, Language, Stack};
+    use crate::turn::ThreadState::{Blocked, RunningKernel, RunningUser};
+    use profiler_ebpf::record::Registers;
+
+    fn stack(function: &str, address: u64) -> Stack {
+        let frame = Frame {
+            function: Some(function.to_owned()),
+            file: None,
+            line: Some(3),
+            module: None,
+            language: Language::Native,
+            inlined: false,
+            address: Some(address),
+            module_offset: None,
+        };
+        Stack { frames: vec![frame], ..Stack::default() }
+    }
+
+    /// Equal stacks are one entry, whatever their addresses; running time is shared by ticks.
+    #[test]
+    fn equal_stacks_are_one() {
+        let mut samples = Samples::default();
+        for address in 0..3 {
+            samples.tick(stack("hot", address), RunningUser, Registers::default());
+        }
+        samples.tick(stack("cold", 9), RunningUser, Registers::default());
+        let stacks = samples.stacks(400, 1000);
+        let seen: Vec<_> = stacks.iter().map(|s| (s.samples, s.time_ns)).collect();
+        assert_eq!(seen, [(3, 300), (1, 100)]);
+        assert_eq!(samples.ticks(), (4, 0));
+    }
+
+    /// A block counts in full, also while it lasts; the same code on a CPU is another entry.
+    #[test]
+    fn blocks_count_exactly() {
+        // ns   100        150      200            260
+        //       ├ blocked ──┤ running  ├ blocked ... now
+        let mut samples = Samples::default();
+        samples.block(100, None, stack("read", 1), Blocked, Registers::default());
+        assert!(samples.block_ended(100, 50));
+        samples.tick(stack("read", 1), RunningKernel, Registers::default());
+        samples.block(200, None, stack("read", 1), Blocked, Registers::default());
+        let stacks = samples.stacks(50, 260);
+        let seen: Vec<_> = stacks.iter().map(|s| (s.state, s.samples, s.time_ns)).collect();
+        assert_eq!(seen, [(Blocked, 2, 110), (RunningKernel, 1, 50)]);
+        assert!(!samples.block_ended(99, 1), "no stack of that stretch is known");
+    }
+}

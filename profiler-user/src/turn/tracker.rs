@@ -1,0 +1,339 @@
+//! What the probes tell about one loop, and looks at its state, to the lines of its stalls.
+//!
+//! Time comes in with every call; this file never asks for the clock. A look at the loop's state is
+//! taken *before* the records that it is judged with are read, so whatever the state already shows
+//! has its record among them, unless the record was lost.
+
+use profiler_ebpf::turn::{Loop, START_UNKNOWN, Turn, phase, state};
+
+use super::{End, Moment, ThreadState};
+use crate::gap::Gap;
+
+/// How long after a stall the loop may sit in its next wait before we say that nothing was ready.
+const READY_PATIENCE_NS: u64 = 20_000_000;
+
+/// The first update after `stall_open`; each further interval is twice the one before.
+const FIRST_UPDATE_NS: u64 = 1_000_000_000;
+const LONGEST_UPDATE_NS: u64 = 60_000_000_000;
+
+/// A line that is due.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Due {
+    pub moment: Moment,
+    /// The account up to `at_ns`.
+    pub turn: Turn,
+    pub at_ns: u64,
+    pub end: End,
+    pub now: Option<ThreadState>,
+    pub ready_events: Option<u64>,
+    pub gaps: Vec<Gap>,
+}
+
+/// Follows one loop.
+#[derive(Debug)]
+pub struct Tracker {
+    threshold_ns: u64,
+    open: Option<Open>,
+    over: Option<Over>,
+    /// The last turn whose end was told: a state seen earlier may still show it.
+    last_told_ns: u64,
+}
+
+/// A stall that has been announced and is going on.
+#[derive(Debug)]
+struct Open {
+    start_ns: u64,
+    next_update_ns: u64,
+    interval_ns: u64,
+    /// The account when it was last seen, in case its end is lost.
+    last: Turn,
+}
+
+/// A stall that is over, and waits for what the next wait returns.
+#[derive(Debug)]
+struct Over {
+    turn: Turn,
+    end_ns: u64,
+    end: End,
+    ready: Option<u64>,
+}
+
+impl Tracker {
+    pub fn new(threshold_ns: u64) -> Self {
+        Self { threshold_ns, open: None, over: None, last_told_ns: 0 }
+    }
+
+    /// A turn past the threshold is over, says the kernel.
+    pub fn ended(&mut self, turn: Turn, end_ns: u64, due: &mut Vec<Due>) {
+        self.settle_now(due);
+        self.open = None;
+        self.over = Some(Over { turn, end_ns, end: End::Seen, ready: None });
+    }
+
+    /// What the wait after that turn returned. Errors mean that it found nothing.
+    pub fn ready(&mut self, turn_start_ns: u64, returned: i64, due: &mut Vec<Due>) {
+        if let Some(over) = self.over.as_mut().filter(|over| over.turn.start_ns == turn_start_ns) {
+            over.ready = Some(u64::try_from(returned).unwrap_or(0));
+            self.settle_now(due);
+        }
+    }
+
+    /// The thread has exited.
+    pub fn exited(&mut self, turn: Option<Turn>, at_ns: u64, due: &mut Vec<Due>) {
+        self.settle_now(due);
+        let long = |turn: &Turn| self.open.is_some() || turn.booked_ns() >= self.threshold_ns;
+        if let Some(turn) = turn.filter(long) {
+            let end = End::Unseen("the thread exited inside the turn".to_owned());
+            self.over = Some(Over { turn, end_ns: at_ns, end, ready: None });
+            self.settle_now(due);
+        }
+        self.open = None;
+    }
+
+    /// How the loop stood at `now_ns`, after the records up to then.
+    pub fn look(&mut self, seen: &Loop, now_ns: u64, due: &mut Vec<Due>) {
+        self.settle(seen, now_ns, due);
+        let in_turn = seen.phase == phase::TURN;
+        let start_ns = seen.turn.start_ns;
+        if let Some(open) = self.open.take_if(|open| !in_turn || open.start_ns != start_ns) {
+            let end = End::Unseen("the record of its end was lost".to_owned());
+            let end_ns = open.last.start_ns + open.last.booked_ns();
+            self.over = Some(Over { turn: open.last, end_ns, end, ready: None });
+            self.settle_now(due);
+        }
+        // Whatever is over by the records may still stand in a state that was read before them.
+        let told = start_ns == self.last_told_ns
+            || self.over.as_ref().is_some_and(|over| over.turn.start_ns == start_ns);
+        if in_turn && !told && now_ns.saturating_sub(start_ns) >= self.threshold_ns {
+            self.going_on(seen, now_ns, due);
+        }
+    }
+
+    /// We look no more: whatever is open is closed without its end.
+    pub fn close(&mut self, seen: Option<&Loop>, why: &str, now_ns: u64, due: &mut Vec<Due>) {
+        self.settle_now(due);
+        if let Some(open) = self.open.take() {
+            let still = seen.filter(|seen| {
+                seen.phase == phase::TURN && seen.turn.start_ns == open.start_ns
+            });
+            let turn = still.map_or(open.last, |seen| seen.account(now_ns));
+            let end_ns = turn.start_ns + turn.booked_ns();
+            self.over = Some(Over { turn, end_ns, end: End::Unseen(why.to_owned()), ready: None });
+            self.settle_now(due);
+        }
+    }
+
+    /// Whether a stall has been announced and not yet ended.
+    pub fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    fn going_on(&mut self, seen: &Loop, now_ns: u64, due: &mut Vec<Due>) {
+        let turn = seen.account(now_ns);
+        let moment = match &mut self.open {
+            None => {
+                self.open = Some(Open {
+                    start_ns: turn.start_ns,
+                    next_update_ns: now_ns + FIRST_UPDATE_NS,
+                    interval_ns: FIRST_UPDATE_NS,
+                    last: turn,
+                });
+                Moment::Open
+            }
+            Some(open) => {
+                open.last = turn;
+                if now_ns < open.next_update_ns {
+                    return;
+                }
+                open.interval_ns = (open.interval_ns * 2).min(LONGEST_UPDATE_NS);
+                open.next_update_ns = now_ns + open.interval_ns;
+                Moment::Update
+            }
+        };
+        due.push(Due {
+            moment,
+            turn,
+            at_ns: turn.start_ns + turn.booked_ns(),
+            end: End::NotYet,
+            now: Some(doing(seen.state)),
+            ready_events: None,
+            gaps: start_gap(&turn),
+        });
+    }
+
+    /// Tells the end once the next wait's return is known, or is known not to have come.
+    fn settle(&mut self, seen: &Loop, now_ns: u64, due: &mut Vec<Due>) {
+        let Some(over) = &mut self.over else { return };
+        let same = seen.turn.start_ns == over.turn.start_ns;
+        let waits = same && seen.phase == phase::WAITING;
+        if waits && now_ns.saturating_sub(over.end_ns) >= READY_PATIENCE_NS {
+            over.ready = Some(0);
+            self.settle_now(due);
+        } else if !same && now_ns.saturating_sub(over.end_ns) >= READY_PATIENCE_NS {
+            self.settle_now(due);
+        }
+    }
+
+    fn settle_now(&mut self, due: &mut Vec<Due>) {
+        let Some(over) = self.over.take() else { return };
+        let mut gaps = start_gap(&over.turn);
+        if over.ready.is_none() {
+            let why = match &over.end {
+                End::Unseen(why) => why.as_str(),
+                _ => "the return of the wait after the stall was not seen",
+            };
+            gaps.push(Gap::new("ready_events", why));
+        }
+        self.last_told_ns = over.turn.start_ns;
+        due.push(Due {
+            moment: Moment::End,
+            turn: over.turn,
+            at_ns: over.end_ns,
+            end: over.end,
+            now: None,
+            ready_events: over.ready,
+            gaps,
+        });
+    }
+}
+
+fn start_gap(turn: &Turn) -> Vec<Gap> {
+    let unknown = turn.flags & START_UNKNOWN != 0;
+    let why = "it had begun before stalltrace attached; the duration is a lower bound";
+    unknown.then(|| Gap::new("start", why)).into_iter().collect()
+}
+
+/// The scheduler's state as a report names it. Whether a running thread is in user or kernel code is
+/// for the ticks to say.
+pub fn doing(scheduler_state: u32) -> ThreadState {
+    match scheduler_state {
+        state::RUNNING => ThreadState::RunningUser,
+        state::BLOCKED => ThreadState::Blocked,
+        state::RUNNABLE => ThreadState::Runnable,
+        _ => ThreadState::Stopped,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Due, FIRST_UPDATE_NS, READY_PATIENCE_NS, Tracker};
+    use crate::turn::{End, Moment};
+    use profiler_ebpf::turn::{Loop, START_UNKNOWN, Turn, phase, wait};
+
+    const THRESHOLD: u64 = 100;
+
+    fn in_turn(start_ns: u64) -> Loop {
+        let mut state = Loop::default();
+        state.adopt(wait::EPOLL, 3, 1);
+        state.begin(start_ns, 0);
+        state
+    }
+
+    fn waiting_after(start_ns: u64) -> Loop {
+        Loop { phase: phase::WAITING, ..in_turn(start_ns) }
+    }
+
+    fn turn(start_ns: u64, running_ns: u64) -> Turn {
+        Turn { start_ns, running_ns, ..Turn::default() }
+    }
+
+    fn moments(due: &[Due]) -> Vec<Moment> {
+        due.iter().map(|due| due.moment).collect()
+    }
+
+    /// A stall is announced once it passes the threshold, updated, and ended with what was ready.
+    #[test]
+    fn open_update_end() {
+        // ns   0 ── threshold 100 ── update ──┤ wait returns 7
+        let mut tracker = Tracker::new(THRESHOLD);
+        let mut due = Vec::new();
+        let state = in_turn(0);
+        tracker.look(&state, 99, &mut due);
+        assert_eq!(due, []);
+        tracker.look(&state, 101, &mut due);
+        tracker.look(&state, 200, &mut due);
+        assert_eq!(moments(&due), [Moment::Open]);
+        assert_eq!(due[0].turn.booked_ns(), 101);
+        tracker.look(&state, 101 + FIRST_UPDATE_NS, &mut due);
+        tracker.ended(turn(0, 5000), 5000, &mut due);
+        tracker.ready(0, 7, &mut due);
+        assert_eq!(moments(&due), [Moment::Open, Moment::Update, Moment::End]);
+        assert_eq!((due[2].ready_events, &due[2].end), (Some(7), &End::Seen));
+        assert_eq!(due[2].gaps, []);
+    }
+
+    /// A short stall may be over before anyone looked: its end stands alone, and a state that was
+    /// read before its record does not open it again.
+    #[test]
+    fn end_alone() {
+        let mut tracker = Tracker::new(THRESHOLD);
+        let mut due = Vec::new();
+        let before = in_turn(0);
+        tracker.ended(turn(0, 120), 120, &mut due);
+        tracker.look(&before, 125, &mut due);
+        tracker.ready(0, 0, &mut due);
+        tracker.look(&before, 126, &mut due);
+        assert_eq!(moments(&due), [Moment::End]);
+    }
+
+    /// A loop that sits in its next wait found nothing ready.
+    #[test]
+    fn nothing_was_ready() {
+        let mut tracker = Tracker::new(THRESHOLD);
+        let mut due = Vec::new();
+        tracker.ended(turn(0, 150), 150, &mut due);
+        tracker.look(&waiting_after(0), 160, &mut due);
+        assert_eq!(due, []);
+        tracker.look(&waiting_after(0), 150 + READY_PATIENCE_NS, &mut due);
+        assert_eq!(due[0].ready_events, Some(0));
+    }
+
+    /// A stall whose end record was lost is closed as far as it was seen, not stretched.
+    #[test]
+    fn lost_end() {
+        let mut tracker = Tracker::new(THRESHOLD);
+        let mut due = Vec::new();
+        tracker.look(&in_turn(0), 130, &mut due);
+        tracker.look(&in_turn(400), 420, &mut due);
+        assert_eq!(moments(&due), [Moment::Open, Moment::End]);
+        assert_eq!(due[1].turn.booked_ns(), 130);
+        assert!(matches!(&due[1].end, End::Unseen(why) if why.contains("lost")));
+    }
+
+    /// Detaching closes what is open, with the account up to now.
+    #[test]
+    fn closed_by_us() {
+        let mut tracker = Tracker::new(THRESHOLD);
+        let mut due = Vec::new();
+        let state = in_turn(0);
+        tracker.look(&state, 130, &mut due);
+        tracker.close(Some(&state), "detached", 300, &mut due);
+        assert_eq!(due[1].turn.booked_ns(), 300);
+        assert_eq!(due[1].end, End::Unseen("detached".to_owned()));
+        tracker.close(Some(&state), "detached", 400, &mut due);
+        assert_eq!(due.len(), 2, "closed once");
+    }
+
+    /// A thread that exits in a long turn has stalled; one that exits in a short one has not.
+    #[test]
+    fn exits() {
+        let mut tracker = Tracker::new(THRESHOLD);
+        let mut due = Vec::new();
+        tracker.exited(Some(turn(0, 50)), 50, &mut due);
+        tracker.exited(None, 50, &mut due);
+        assert_eq!(due, []);
+        tracker.exited(Some(turn(100, 150)), 250, &mut due);
+        assert_eq!(moments(&due), [Moment::End]);
+    }
+
+    /// A turn that had begun before we came says so on every line.
+    #[test]
+    fn unknown_start() {
+        let mut tracker = Tracker::new(THRESHOLD);
+        let mut due = Vec::new();
+        let mut state = in_turn(0);
+        state.turn.flags = START_UNKNOWN;
+        tracker.look(&state, 130, &mut due);
+        assert!(due[0].gaps[0].0.contains("before stalltrace attached"));
+    }
+}

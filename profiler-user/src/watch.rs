@@ -1,0 +1,247 @@
+//! `attach`: a process identifier to a stream of reports, until the target exits or somebody says stop.
+
+use std::io;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Context;
+use nix::time::{ClockId, clock_gettime};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::analyst::Analyst;
+use crate::cli::Attach;
+use crate::config::Config;
+use crate::process::live::LiveMemory;
+use crate::process::target::Target;
+use crate::report::facts::WallAnchor;
+use crate::report::schema::session::EndReason;
+use crate::report::{Finish, Report};
+use crate::session::{Job, Losses, Session};
+use crate::sink::Sink;
+use crate::source::EventSource;
+use crate::source::kernel::KernelSource;
+use crate::start;
+
+/// Jobs that may wait for the analyst in its queue.
+const QUEUE: usize = 1024;
+
+/// Samples that wait here while the queue is full; lines of stalls wait without limit, samples beyond
+/// this are counted and let go.
+const MAX_BACKLOG: usize = 4096;
+
+/// Attaches and watches; returns how the program should exit.
+pub fn attach(arguments: &Attach) -> anyhow::Result<ExitCode> {
+    let config = Config::new(arguments)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(run(arguments.pid, &config))
+}
+
+async fn run(pid: u32, config: &Config) -> anyhow::Result<ExitCode> {
+    // Whoever stops us while we attach stops us cleanly, too.
+    let mut stop = Stop::new(config.duration)?;
+    let sink = Sink::open(&config.output).context("cannot open the output")?;
+    let begun = start::attach(pid, config, sink)?;
+    let watched_from_ns = monotonic_ns();
+    let mut session = begun.session;
+    let target = begun.target;
+    let analyst = Desk::open(begun.analyst);
+    let exited = AsyncFd::with_interest(target.pidfd.try_clone()?, Interest::READABLE)?;
+
+    let mut desk = analyst;
+    let mut jobs = Vec::new();
+    let reason = loop {
+        let now_ns = monotonic_ns();
+        let next_ns = session.step(now_ns, &mut jobs);
+        if desk.hand_over(&mut jobs) == Reader::Gone {
+            break EndReason::Detached;
+        }
+        let pause = Duration::from_nanos(next_ns.saturating_sub(monotonic_ns()));
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            reason = stop.asked() => break reason,
+            _ = exited.readable() => break EndReason::TargetExited,
+        }
+    };
+    let why = match reason {
+        EndReason::TargetExited => "the target exited",
+        EndReason::DurationOver => "the session's duration is over",
+        EndReason::Signal | EndReason::Detached => "stalltrace detached",
+    };
+    session.finish(why, monotonic_ns(), &mut jobs);
+    let ending = Ending {
+        reason,
+        watched_ns: monotonic_ns().saturating_sub(watched_from_ns),
+        turns: session.turns(),
+        losses: session.source.losses(),
+    };
+    // Before the last line is written: who reads it may rely on the probes being gone.
+    drop(session);
+    desk.close(jobs, ending)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// CLOCK_MONOTONIC, the clock of the probes.
+pub fn monotonic_ns() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, nanoseconds)
+}
+
+/// One moment on both clocks.
+pub fn wall_anchor() -> WallAnchor {
+    let wall = clock_gettime(ClockId::CLOCK_REALTIME).map_or(0, nanoseconds);
+    WallAnchor { monotonic_ns: monotonic_ns(), wall_ns_since_epoch: wall }
+}
+
+fn nanoseconds(time: nix::sys::time::TimeSpec) -> u64 {
+    u64::try_from(Duration::from(time).as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Everything that may ask us to stop.
+struct Stop {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    hang_up: tokio::signal::unix::Signal,
+    duration: Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl Stop {
+    fn new(duration: Option<Duration>) -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+            duration: duration.map(|duration| Box::pin(tokio::time::sleep(duration))),
+        })
+    }
+
+    async fn asked(&mut self) -> EndReason {
+        let over = async {
+            match &mut self.duration {
+                Some(sleep) => sleep.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.interrupt.recv() => EndReason::Signal,
+            _ = self.terminate.recv() => EndReason::Signal,
+            _ = self.hang_up.recv() => EndReason::Signal,
+            () = over => EndReason::DurationOver,
+        }
+    }
+}
+
+/// What the last line of a session needs.
+struct Ending {
+    reason: EndReason,
+    watched_ns: u64,
+    turns: u64,
+    losses: Losses,
+}
+
+/// Whether anybody still reads what we write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reader {
+    There,
+    Gone,
+}
+
+/// The analyst's thread, and the queue before it.
+struct Desk {
+    queue: SyncSender<Job>,
+    backlog: std::collections::VecDeque<Job>,
+    dropped_samples: u64,
+    thread: JoinHandle<(Analyst, io::Result<()>)>,
+}
+
+impl Desk {
+    fn open(analyst: Analyst) -> Self {
+        let (queue, jobs) = sync_channel(QUEUE);
+        let thread = std::thread::spawn(move || work(analyst, &jobs));
+        Self { queue, backlog: std::collections::VecDeque::new(), dropped_samples: 0, thread }
+    }
+
+    /// Never blocks: the target may be frozen, and its next stall does not wait for a slow reader.
+    fn hand_over(&mut self, jobs: &mut Vec<Job>) -> Reader {
+        self.backlog.extend(jobs.drain(..));
+        while let Some(job) = self.backlog.pop_front() {
+            match self.queue.try_send(self.with_losses(job)) {
+                Ok(()) => {}
+                Err(TrySendError::Full(job)) => {
+                    self.backlog.push_front(job);
+                    break;
+                }
+                Err(TrySendError::Disconnected(_)) => return Reader::Gone,
+            }
+        }
+        if self.backlog.len() > MAX_BACKLOG {
+            let before = self.backlog.len();
+            self.backlog.retain(|job| matches!(job, Job::Report { .. }));
+            self.dropped_samples += (before - self.backlog.len()) as u64;
+        }
+        Reader::There
+    }
+
+    fn with_losses(&self, job: Job) -> Job {
+        match job {
+            Job::Report { tid, due, mut losses } => {
+                losses.push(("samples_unread", self.dropped_samples));
+                Job::Report { tid, due, losses }
+            }
+            job => job,
+        }
+    }
+
+    /// Waits until all is written, then writes the session's last line.
+    fn close(mut self, jobs: Vec<Job>, mut ending: Ending) -> anyhow::Result<()> {
+        self.backlog.extend(jobs);
+        while let Some(job) = self.backlog.pop_front() {
+            if self.queue.send(self.with_losses(job)).is_err() {
+                break;
+            }
+        }
+        ending.losses.push(("samples_unread", self.dropped_samples));
+        drop(self.queue);
+        let (mut analyst, written) = match self.thread.join() {
+            Ok(done) => done,
+            Err(_) => anyhow::bail!("the analyst's thread failed; its message stands above"),
+        };
+        let finished = written.and_then(|()| analyst.finish(&ending));
+        match finished {
+            // Whoever read our pipe has seen enough.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => other.context("cannot write reports"),
+        }
+    }
+}
+
+impl Analyst {
+    fn finish(&mut self, ending: &Ending) -> io::Result<()> {
+        let finish = Finish {
+            reason: ending.reason,
+            watched_ns: ending.watched_ns,
+            turns: ending.turns,
+            tally: &self.tally,
+            losses: &ending.losses,
+        };
+        let report = Report::session_end(&self.facts, monotonic_ns(), &finish);
+        self.sink.accept(&report)
+    }
+}
+
+fn work(mut analyst: Analyst, jobs: &Receiver<Job>) -> (Analyst, io::Result<()>) {
+    // Our own work must not be what keeps the target from its CPU. Of one thread only, on Linux.
+    const NICENESS: i32 = 10;
+    if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+        tracing::debug!("the analyst keeps its priority: {error}");
+    }
+    while let Ok(job) = jobs.recv() {
+        if let Err(error) = analyst.handle(job, monotonic_ns()) {
+            return (analyst, Err(error));
+        }
+    }
+    (analyst, Ok(()))
+}
