@@ -1,6 +1,8 @@
 //! The target: what it has mapped, which threads it has, and what its memory holds.
 
 pub mod maps;
+pub mod image;
+pub mod modules;
 
 use std::fmt;
 
