@@ -5,6 +5,8 @@ pub mod maps;
 pub mod cgroup;
 pub mod frozen;
 pub mod descriptors;
+pub mod image;
+pub mod modules;
 
 use std::fmt;
 

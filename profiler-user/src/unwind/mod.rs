@@ -1,1 +1,4 @@
-//! (to be written)
+//! Where a thread was: a capture's registers and stack to frames, and frames of several kinds to one stack.
+
+pub mod native;
+pub mod merge;

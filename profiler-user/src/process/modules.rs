@@ -1,0 +1,187 @@
+//! A process's regions to its loaded modules: which image lies where, kept current as libraries come and go.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::gap::Gap;
+use crate::process::TargetMemory;
+use crate::process::image::Image;
+use crate::process::maps::{Backing, Region};
+
+/// Modules opened at most. Each keeps a file open, and the usual limit of a process is 1024;
+/// a Python service maps about a hundred, a browser two hundred.
+const MAX_MODULES: usize = 512;
+
+/// Bytes of vdso read at most; it has two pages.
+const MAX_VDSO_BYTES: u64 = 64 * 1024;
+
+/// One mapping of one image. A module that is unmapped and mapped again is another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ModuleId(u64);
+
+/// Executable memory that is backed by a file, or the vdso.
+#[derive(Debug, Clone)]
+pub struct Module {
+    pub id: ModuleId,
+    /// As the target sees it, or `[vdso]`.
+    pub path: Arc<str>,
+    pub range: Range<u64>,
+    /// The offset in the file of the range's first byte.
+    offset: u64,
+    /// The image, or why it could not be read.
+    pub image: Result<Arc<Image>, Gap>,
+}
+
+impl Module {
+    /// The offset in the file of an address within the range.
+    pub fn file_offset(&self, address: u64) -> u64 {
+        address.wrapping_sub(self.range.start).wrapping_add(self.offset)
+    }
+
+    /// What has to be added to an address that the image states to get one in the target: 0 for an
+    /// executable that is linked to a fixed address.
+    pub fn bias(&self) -> Option<u64> {
+        let image = self.image.as_ref().ok()?;
+        Some(self.range.start.wrapping_sub(image.address_of(self.offset)?))
+    }
+}
+
+/// What makes a mapping the same mapping at the next look.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    device: (u32, u32),
+    inode: u64,
+    path: Arc<str>,
+    start: u64,
+    end: u64,
+    offset: u64,
+}
+
+/// The modules of one process.
+#[derive(Debug, Default)]
+pub struct Modules {
+    /// By address.
+    modules: Vec<Module>,
+    keys: HashMap<Key, ModuleId>,
+    made: u64,
+}
+
+impl Modules {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes in new mappings and drops those that are gone. Costs no system call for what has not changed.
+    ///
+    /// `open` is asked once for each new file; `memory` is read once, for the vdso.
+    pub fn update(
+        &mut self,
+        regions: &[Region],
+        open: &dyn Fn(&Region) -> io::Result<File>,
+        memory: &dyn TargetMemory,
+    ) {
+        let mut mapped: HashMap<Key, &Region> =
+            regions.iter().filter_map(|region| Some((key(region)?, region))).collect();
+        self.keys.retain(|key, _| mapped.contains_key(key));
+        mapped.retain(|key, _| !self.keys.contains_key(key));
+        let kept: std::collections::HashSet<ModuleId> = self.keys.values().copied().collect();
+        self.modules.retain(|module| kept.contains(&module.id));
+        let mut new: Vec<_> = mapped.into_iter().collect();
+        new.sort_by_key(|(key, _)| key.start);
+        for (key, region) in new {
+            self.add(key, region, open, memory);
+        }
+        self.modules.sort_by_key(|module| module.range.start);
+    }
+
+    fn add(
+        &mut self,
+        key: Key,
+        region: &Region,
+        open: &dyn Fn(&Region) -> io::Result<File>,
+        memory: &dyn TargetMemory,
+    ) {
+        self.made += 1;
+        let id = ModuleId(self.made);
+        let image = match self.shared_image(&key) {
+            Some(image) => Ok(image),
+            None if self.modules.len() >= MAX_MODULES => {
+                Err(format!("more than {MAX_MODULES} files are mapped executable"))
+            }
+            None => match region.backing {
+                Backing::File(_) => open(region)
+                    .map_err(|error| error.to_string())
+                    .and_then(|file| Image::from_file(file, id.0)),
+                _ => read_vdso(region, memory).and_then(|bytes| Image::from_memory(bytes, id.0)),
+            }
+            .map(Arc::new),
+        };
+        let image = image.map_err(|why| Gap::new(&format!("the code of {}", key.path), why));
+        let path = Arc::clone(&key.path);
+        self.modules.push(Module { id, path, range: key.start..key.end, offset: key.offset, image });
+        self.keys.insert(key, id);
+    }
+
+    /// The image of another mapping of the same file: code may be mapped in several pieces.
+    /// While one of them is mapped, the inode's number belongs to that file.
+    fn shared_image(&self, key: &Key) -> Option<Arc<Image>> {
+        if key.inode == 0 {
+            return None;
+        }
+        let same = |other: &&Key| {
+            other.device == key.device && other.inode == key.inode && other.path == key.path
+        };
+        let id = self.keys.get(self.keys.keys().find(same)?)?;
+        self.get(*id)?.image.as_ref().ok().cloned()
+    }
+
+    /// The module whose code an address is.
+    pub fn find(&self, address: u64) -> Option<&Module> {
+        let after = self.modules.partition_point(|module| module.range.start <= address);
+        let module = self.modules.get(after.checked_sub(1)?)?;
+        module.range.contains(&address).then_some(module)
+    }
+
+    pub fn get(&self, id: ModuleId) -> Option<&Module> {
+        self.modules.iter().find(|module| module.id == id)
+    }
+
+    pub fn iter(&self) -> std::slice::Iter<'_, Module> {
+        self.modules.iter()
+    }
+
+    /// Why code that is mapped can be neither unwound by its tables nor named.
+    pub fn gaps(&self) -> impl Iterator<Item = &Gap> {
+        self.modules.iter().filter_map(|module| module.image.as_ref().err())
+    }
+}
+
+/// `None` for what holds no code of an image: data, anonymous memory, `[vsyscall]`.
+fn key(region: &Region) -> Option<Key> {
+    let path = match &region.backing {
+        Backing::File(path) => path.to_string_lossy(),
+        Backing::Special(name) if name == "[vdso]" => name.as_str().into(),
+        Backing::Special(_) | Backing::Anonymous => return None,
+    };
+    region.executable.then(|| Key {
+        device: region.device,
+        inode: region.inode,
+        path: path.into(),
+        start: region.start,
+        end: region.end,
+        offset: region.offset,
+    })
+}
+
+fn read_vdso(region: &Region, memory: &dyn TargetMemory) -> Result<Vec<u8>, String> {
+    let length = region.end.saturating_sub(region.start);
+    if length > MAX_VDSO_BYTES {
+        return Err(format!("it claims {length} bytes"));
+    }
+    let mut bytes = vec![0; usize::try_from(length).map_err(|error| error.to_string())?];
+    memory.read(region.start, &mut bytes).map_err(|error| error.to_string())?;
+    Ok(bytes)
+}

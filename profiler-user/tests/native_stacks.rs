@@ -1,0 +1,333 @@
+//! Real programs, asleep at a known place, to their native stacks: from registers and stack bytes down to `_start`.
+//!
+//! A program is compiled or started, waited for until it sleeps, and looked at the way a capture
+//! looks at it: instruction and stack pointer from `/proc/PID/task/TID/syscall`, stack bytes copied.
+//! The frame pointer is not known this way, and code compiled without frame pointers needs none.
+
+use std::fs::{self, File};
+use std::io::{self, IoSliceMut};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+use nix::unistd::Pid;
+use profiler_ebpf::limits::STACK_BYTES;
+use profiler_ebpf::record::Registers;
+use stalltrace::frame::Frame;
+use stalltrace::process::maps::{self, Backing, Region};
+use stalltrace::process::modules::Modules;
+use stalltrace::process::{TargetMemory, Unreadable};
+use stalltrace::symbolize::native::NativeSymbolizer;
+use stalltrace::unwind::native::{NativeStack, NativeUnwinder};
+
+/// `main` sleeps in itself or in a thread, or in the handler of a signal that it sends itself.
+const PROGRAM: &str = r#"
+#include <pthread.h>
+#include <signal.h>
+#include <time.h>
+
+static inline __attribute__((always_inline)) int nap(int n) {
+    struct timespec forever = {3600 + n, 0};
+    return nanosleep(&forever, 0); /* nap */
+}
+__attribute__((noinline)) int inner(int n) {
+    volatile char room[200];
+    room[n & 127] = (char)n;
+    n += nap(n);
+    return room[n & 127] + n;
+}
+__attribute__((noinline)) int middle(int n, int signal_first) {
+    volatile int room[50];
+    room[n & 31] = n;
+    if (signal_first) raise(SIGUSR1);
+    else n += inner(n + 1);
+    return room[n & 31] + n;
+}
+__attribute__((noinline)) int outer(int n, int signal_first) {
+    return middle(n + 2, signal_first) + 1;
+}
+static void *worker(void *n) { return (void *)(long)(outer((int)(long)n, 0) + 1); }
+static volatile int handled;
+static void handler(int signal) { handled = inner(signal); }
+
+int main(int count, char **words) {
+    signal(SIGUSR1, handler);
+    char mode = count > 1 ? words[1][0] : 'm';
+    pthread_t thread;
+    if (mode == 't') { pthread_create(&thread, 0, worker, 0); pthread_join(thread, 0); }
+    return outer(count, mode == 's') + 1;
+}
+"#;
+
+/// `clock_nanosleep`, in which `nanosleep` and `time.sleep` end up.
+const CLOCK_NANOSLEEP: &str = "230";
+
+struct Target(Child);
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+impl Target {
+    fn start(command: &mut Command) -> io::Result<Self> {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().map(Self)
+    }
+
+    fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// The thread that sleeps, and its registers.
+    fn asleep(&self) -> (u32, Registers) {
+        let until = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < until {
+            for entry in fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap().flatten() {
+                let text = fs::read_to_string(entry.path().join("syscall")).unwrap_or_default();
+                let words: Vec<_> = text.split_whitespace().collect();
+                if let [CLOCK_NANOSLEEP, .., sp, ip] = words[..] {
+                    let number = |word: &str| u64::from_str_radix(&word[2..], 16).unwrap();
+                    let tid = entry.file_name().to_string_lossy().parse().unwrap();
+                    return (tid, Registers { ip: number(ip), sp: number(sp), ..Registers::default() });
+                }
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("process {} does not fall asleep", self.pid());
+    }
+
+    fn regions(&self) -> Vec<Region> {
+        maps::parse(&fs::read_to_string(format!("/proc/{}/maps", self.pid())).unwrap())
+    }
+
+    fn open(&self, region: &Region) -> io::Result<File> {
+        let Backing::File(path) = &region.backing else { return Err(io::ErrorKind::NotFound.into()) };
+        let Region { start, end, .. } = region;
+        File::open(format!("/proc/{}/map_files/{start:x}-{end:x}", self.pid())).or_else(|_| {
+            File::open(Path::new(&format!("/proc/{}/root", self.pid())).join(path.strip_prefix("/").unwrap()))
+        })
+    }
+
+    fn modules(&self) -> Modules {
+        let mut modules = Modules::new();
+        modules.update(&self.regions(), &|region| self.open(region), self);
+        modules
+    }
+
+    /// The stack from the stack pointer upwards, as far as a capture reaches.
+    fn stack(&self, registers: &Registers) -> Vec<u8> {
+        let regions = self.regions();
+        let region = regions.iter().find(|region| (region.start..region.end).contains(&registers.sp));
+        let length = (region.unwrap().end - registers.sp).min(STACK_BYTES as u64);
+        let mut stack = vec![0; length as usize];
+        self.read(registers.sp, &mut stack).unwrap();
+        stack
+    }
+
+    fn look(&self) -> Look {
+        let (_, registers) = self.asleep();
+        let modules = self.modules();
+        let stack = NativeUnwinder::new().unwind(&modules, &registers, &self.stack(&registers));
+        let mut symbolizer = NativeSymbolizer::new();
+        let frames = stack.frames.iter().map(|frame| symbolizer.name(&modules, frame)).collect();
+        Look { stack, frames }
+    }
+}
+
+impl TargetMemory for Target {
+    fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), Unreadable> {
+        let bytes = buffer.len();
+        let remote = RemoteIoVec { base: address as usize, len: bytes };
+        let pid = Pid::from_raw(self.pid() as i32);
+        match process_vm_readv(pid, &mut [IoSliceMut::new(buffer)], &[remote]) {
+            Ok(read) if read == bytes => Ok(()),
+            _ => Err(Unreadable { address, bytes }),
+        }
+    }
+}
+
+struct Look {
+    stack: NativeStack,
+    frames: Vec<Vec<Frame>>,
+}
+
+impl Look {
+    fn all(&self) -> impl Iterator<Item = &Frame> {
+        self.frames.iter().flatten()
+    }
+
+    fn functions(&self) -> Vec<&str> {
+        self.all().map(|frame| frame.function.as_deref().unwrap_or("-")).collect()
+    }
+
+    fn show(&self, title: &str) {
+        println!("{title}: {}", self.stack.truncated.as_deref().unwrap_or("complete"));
+        for frame in self.all() {
+            let (function, module) = (frame.function.as_deref(), frame.module.as_deref());
+            let (inlined, file) = (if frame.inlined { " (inlined)" } else { "" }, frame.file.as_deref());
+            println!(
+                "  {:#x} {}{inlined} {}:{} in {}+{:#x}",
+                frame.address.unwrap_or(0),
+                function.unwrap_or("-"),
+                file.unwrap_or("-"),
+                frame.line.unwrap_or(0),
+                module.unwrap_or("-"),
+                frame.module_offset.unwrap_or(0),
+            );
+        }
+    }
+}
+
+/// The program compiled with the given flags; `None`, with a line that says so, without a compiler.
+fn compile(name: &str, flags: &[&str]) -> Option<PathBuf> {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let source = folder.join(format!("{name}.c"));
+    let binary = folder.join(name);
+    fs::write(&source, PROGRAM).unwrap();
+    let mut command = Command::new("gcc");
+    command.args(["-O2", "-fomit-frame-pointer", "-pthread"]).args(flags);
+    match command.arg(&source).arg("-o").arg(&binary).status() {
+        Ok(status) => assert!(status.success()),
+        Err(error) => {
+            println!("skipped: gcc: {error}");
+            return None;
+        }
+    }
+    Some(binary)
+}
+
+/// The frames between the sleep in libc and the start, which differ between versions of libc.
+fn from_inner_to_main<'a>(functions: &[&'a str]) -> Vec<&'a str> {
+    let start = functions.iter().position(|function| *function == "inner").unwrap();
+    functions[start..].to_vec()
+}
+
+/// A position-independent program without frame pointers unwinds to `_start`, and debug information
+/// adds the inlined function and the lines.
+#[test]
+fn position_independent_program() {
+    let Some(binary) = compile("pie", &["-g", "-pie", "-fPIE"]) else { return };
+    let target = Target::start(&mut Command::new(&binary)).unwrap();
+    let look = target.look();
+    look.show("pie");
+    assert_eq!(look.stack.truncated, None);
+    let functions = look.functions();
+    let ours = from_inner_to_main(&functions);
+    assert_eq!(ours[..4], ["inner", "middle", "outer", "main"]);
+    assert_eq!(functions.last(), Some(&"_start"));
+    let nap = look.all().find(|frame| frame.function.as_deref() == Some("nap")).unwrap();
+    assert!(nap.inlined);
+    let line = 1 + PROGRAM.lines().position(|line| line.contains("/* nap */")).unwrap() as u32;
+    assert_eq!(nap.line, Some(line));
+    assert!(nap.file.as_deref().unwrap().ends_with("pie.c"));
+    assert_eq!(nap.module.as_deref(), binary.to_str());
+}
+
+/// An executable at a fixed address, without debug information, whose file is gone by the time.
+#[test]
+fn fixed_address_and_deleted() {
+    let Some(binary) = compile("fixed", &["-no-pie", "-fno-pie"]) else { return };
+    let target = Target::start(&mut Command::new(&binary)).unwrap();
+    target.asleep();
+    fs::remove_file(&binary).unwrap();
+    let look = target.look();
+    look.show("fixed");
+    assert_eq!(look.stack.truncated, None);
+    let functions = look.functions();
+    assert_eq!(from_inner_to_main(&functions)[..4], ["inner", "middle", "outer", "main"]);
+    let inner = look.all().find(|frame| frame.function.as_deref() == Some("inner")).unwrap();
+    assert_eq!((inner.line, inner.inlined), (None, false));
+}
+
+/// A stripped program unwinds as well; its functions are offsets, not the names of neighbours.
+#[test]
+fn stripped_program() {
+    let Some(binary) = compile("stripped", &["-s"]) else { return };
+    let target = Target::start(&mut Command::new(&binary)).unwrap();
+    let look = target.look();
+    look.show("stripped");
+    assert_eq!(look.stack.truncated, None);
+    let own: Vec<_> = look.all().filter(|frame| frame.module.as_deref() == binary.to_str()).collect();
+    assert_eq!(own.len(), 5);
+    assert!(own.iter().all(|frame| frame.function.is_none() && frame.module_offset.is_some()));
+}
+
+/// A thread's stack ends at the function that clones.
+#[test]
+fn thread_of_its_own() {
+    let Some(binary) = compile("thread", &["-g"]) else { return };
+    let target = Target::start(Command::new(binary).arg("t")).unwrap();
+    assert_ne!(target.asleep().0, target.pid());
+    let look = target.look();
+    look.show("thread");
+    assert_eq!(look.stack.truncated, None);
+    let functions = look.functions();
+    assert_eq!(from_inner_to_main(&functions)[..4], ["inner", "middle", "outer", "worker"]);
+}
+
+/// From a signal handler the walk goes on to the code that was interrupted.
+#[test]
+fn signal_handler() {
+    let Some(binary) = compile("signal", &["-g"]) else { return };
+    let target = Target::start(Command::new(binary).arg("s")).unwrap();
+    let look = target.look();
+    look.show("signal");
+    assert_eq!(look.stack.truncated, None);
+    let functions = look.functions();
+    let ours = from_inner_to_main(&functions);
+    assert_eq!(ours[..2], ["inner", "handler"]);
+    let middle = ours.iter().position(|function| *function == "middle").unwrap();
+    assert_eq!(ours[middle..middle + 3], ["middle", "outer", "main"]);
+}
+
+/// Every prefix of a stack gives the first frames of the whole one, and says that more is missing.
+#[test]
+fn cut_off_stacks() {
+    let Some(binary) = compile("cut", &["-g"]) else { return };
+    let target = Target::start(&mut Command::new(binary)).unwrap();
+    let (_, registers) = target.asleep();
+    let (modules, stack) = (target.modules(), target.stack(&registers));
+    let mut unwinder = NativeUnwinder::new();
+    let whole = unwinder.unwind(&modules, &registers, &stack);
+    assert_eq!(whole.truncated, None);
+    let mut cut_off = 0;
+    for length in (0..stack.len()).step_by(4) {
+        let part = unwinder.unwind(&modules, &registers, &stack[..length]);
+        assert_eq!(part.frames[..], whole.frames[..part.frames.len()], "{length} bytes");
+        if part.frames.len() < whole.frames.len() {
+            let expected = format!("the stack goes on past the {length} bytes copied");
+            assert_eq!(part.truncated.as_deref(), Some(expected.as_str()));
+            cut_off += 1;
+        }
+    }
+    assert!(cut_off > 50, "{cut_off}");
+}
+
+fn python_asleep(python: &str) {
+    let mut command = Command::new(python);
+    let code = "import time\ndef inner():\n    time.sleep(3600)\ninner()";
+    let Ok(target) = Target::start(command.args(["-c", code])) else {
+        return println!("skipped: no {python}");
+    };
+    let look = target.look();
+    look.show(python);
+    assert_eq!(look.stack.truncated, None);
+    let functions = look.functions();
+    assert!(functions.contains(&"_PyEval_EvalFrameDefault"), "{functions:?}");
+    assert!(functions.contains(&"Py_BytesMain"), "{functions:?}");
+}
+
+/// Python as the distribution builds it, stripped and with the interpreter in the executable.
+#[test]
+fn python_of_the_distribution() {
+    python_asleep("/usr/bin/python3");
+}
+
+/// Whatever Python the path leads to, often one with the interpreter in a shared library.
+#[test]
+fn python_of_the_path() {
+    python_asleep("python3");
+}
