@@ -4,6 +4,8 @@
 //! looks at it: instruction and stack pointer from `/proc/PID/task/TID/syscall`, stack bytes copied.
 //! The frame pointer is not known this way, and code compiled without frame pointers needs none.
 
+#![allow(clippy::unwrap_used, reason = "in a test, what fails to unwrap fails the test")]
+
 use std::fs::{self, File};
 use std::io::{self, IoSliceMut};
 use std::path::{Path, PathBuf};
@@ -19,7 +21,7 @@ use stalltrace::process::maps::{self, Backing, Region};
 use stalltrace::process::modules::Modules;
 use stalltrace::process::{TargetMemory, Unreadable};
 use stalltrace::symbolize::native::NativeSymbolizer;
-use stalltrace::unwind::native::{NativeStack, NativeUnwinder};
+use stalltrace::unwind::native::{NativeFrame, NativeStack, NativeUnwinder};
 
 /// `main` sleeps in itself or in a thread, or in the handler of a signal that it sends itself.
 const PROGRAM: &str = r#"
@@ -91,7 +93,10 @@ impl Target {
                 if let [CLOCK_NANOSLEEP, .., sp, ip] = words[..] {
                     let number = |word: &str| u64::from_str_radix(&word[2..], 16).unwrap();
                     let tid = entry.file_name().to_string_lossy().parse().unwrap();
-                    return (tid, Registers { ip: number(ip), sp: number(sp), ..Registers::default() });
+                    return (
+                        tid,
+                        Registers { ip: number(ip), sp: number(sp), ..Registers::default() },
+                    );
                 }
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -104,10 +109,15 @@ impl Target {
     }
 
     fn open(&self, region: &Region) -> io::Result<File> {
-        let Backing::File(path) = &region.backing else { return Err(io::ErrorKind::NotFound.into()) };
+        let Backing::File(path) = &region.backing else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
         let Region { start, end, .. } = region;
         File::open(format!("/proc/{}/map_files/{start:x}-{end:x}", self.pid())).or_else(|_| {
-            File::open(Path::new(&format!("/proc/{}/root", self.pid())).join(path.strip_prefix("/").unwrap()))
+            File::open(
+                Path::new(&format!("/proc/{}/root", self.pid()))
+                    .join(path.strip_prefix("/").unwrap()),
+            )
         })
     }
 
@@ -120,7 +130,8 @@ impl Target {
     /// The stack from the stack pointer upwards, as far as a capture reaches.
     fn stack(&self, registers: &Registers) -> Vec<u8> {
         let regions = self.regions();
-        let region = regions.iter().find(|region| (region.start..region.end).contains(&registers.sp));
+        let region =
+            regions.iter().find(|region| (region.start..region.end).contains(&registers.sp));
         let length = (region.unwrap().end - registers.sp).min(STACK_BYTES as u64);
         let mut stack = vec![0; length as usize];
         self.read(registers.sp, &mut stack).unwrap();
@@ -132,7 +143,7 @@ impl Target {
         let modules = self.modules();
         let stack = NativeUnwinder::new().unwind(&modules, &registers, &self.stack(&registers));
         let mut symbolizer = NativeSymbolizer::new();
-        let frames = stack.frames.iter().map(|frame| symbolizer.name(&modules, frame)).collect();
+        let frames = symbolizer.name_stack(&modules, &stack).frames;
         Look { stack, frames }
     }
 }
@@ -167,7 +178,8 @@ impl Look {
         println!("{title}: {}", self.stack.truncated.as_deref().unwrap_or("complete"));
         for frame in self.all() {
             let (function, module) = (frame.function.as_deref(), frame.module.as_deref());
-            let (inlined, file) = (if frame.inlined { " (inlined)" } else { "" }, frame.file.as_deref());
+            let (inlined, file) =
+                (if frame.inlined { " (inlined)" } else { "" }, frame.file.as_deref());
             println!(
                 "  {:#x} {}{inlined} {}:{} in {}+{:#x}",
                 frame.address.unwrap_or(0),
@@ -250,7 +262,8 @@ fn stripped_program() {
     let look = target.look();
     look.show("stripped");
     assert_eq!(look.stack.truncated, None);
-    let own: Vec<_> = look.all().filter(|frame| frame.module.as_deref() == binary.to_str()).collect();
+    let own: Vec<_> =
+        look.all().filter(|frame| frame.module.as_deref() == binary.to_str()).collect();
     assert_eq!(own.len(), 5);
     assert!(own.iter().all(|frame| frame.function.is_none() && frame.module_offset.is_some()));
 }
@@ -330,4 +343,146 @@ fn python_of_the_distribution() {
 #[test]
 fn python_of_the_path() {
     python_asleep("python3");
+}
+
+/// The address of a function of the vdso, found by asking for names all over it.
+fn clock_gettime(modules: &Modules) -> u64 {
+    let vdso = modules.iter().find(|module| &*module.path == "[vdso]").unwrap();
+    let mut symbolizer = NativeSymbolizer::new();
+    let mut addresses = vdso.range.clone().step_by(16);
+    let is_it = |address: &u64| {
+        let frame = NativeFrame {
+            address: *address,
+            is_return_address: false,
+            module: Some(vdso.id),
+            file_offset: Some(vdso.file_offset(*address)),
+        };
+        let names = symbolizer.name(modules, &frame);
+        names[0].function.as_deref().is_some_and(|name| name.ends_with("clock_gettime"))
+    };
+    addresses.find(is_it).unwrap()
+}
+
+/// The vdso's functions are named and unwound like others: at the first instruction the caller lies
+/// on top of the stack.
+#[test]
+fn vdso() {
+    let Some(binary) = compile("vdso", &[]) else { return };
+    let target = Target::start(&mut Command::new(&binary)).unwrap();
+    let (_, asleep) = target.asleep();
+    let (modules, stack) = (target.modules(), target.stack(&asleep));
+    let called = Registers { ip: clock_gettime(&modules), sp: asleep.sp - 8, ..asleep };
+    let stack = [&asleep.ip.to_le_bytes(), stack.as_slice()].concat();
+    let mut unwinder = NativeUnwinder::new();
+    let found = unwinder.unwind(&modules, &called, &stack);
+    assert_eq!(found.truncated, None);
+    let rest = unwinder.unwind(&modules, &asleep, &stack[8..]);
+    assert_eq!(found.frames[1].address, asleep.ip);
+    assert_eq!(found.frames[2..], rest.frames[1..]);
+}
+
+/// Code that no file backs is passed by its frame pointer, as code made at run time keeps one, and
+/// without one the stack says why it ends.
+#[test]
+fn code_made_at_run_time() {
+    let Some(binary) = compile("jit", &[]) else { return };
+    let target = Target::start(&mut Command::new(&binary)).unwrap();
+    let (_, asleep) = target.asleep();
+    let (modules, stack) = (target.modules(), target.stack(&asleep));
+    // sp: a local, then where bp points: the caller's frame pointer, and the return address.
+    let frame = [0x5555_u64, asleep.bp, asleep.ip].map(u64::to_le_bytes).concat();
+    let made = Registers { ip: 0x1234, sp: asleep.sp - 24, bp: asleep.sp - 16, ..asleep };
+    let stack = [frame.as_slice(), stack.as_slice()].concat();
+    let mut unwinder = NativeUnwinder::new();
+    let found = unwinder.unwind(&modules, &made, &stack);
+    assert_eq!((found.truncated, found.frames[0].module), (None, None));
+    assert_eq!(found.frames[1].address, asleep.ip);
+    let found = unwinder.unwind(&modules, &Registers { bp: 0, ..made }, &stack);
+    assert_eq!(found.frames.len(), 1);
+    assert!(found.truncated.unwrap().contains("the frame pointer leads nowhere"));
+}
+
+/// Names stay when the memory for finding them is given back.
+#[test]
+fn release_keeps_names() {
+    let Some(binary) = compile("release", &["-g"]) else { return };
+    let target = Target::start(&mut Command::new(&binary)).unwrap();
+    let (_, registers) = target.asleep();
+    let modules = target.modules();
+    let stack = NativeUnwinder::new().unwind(&modules, &registers, &target.stack(&registers));
+    let mut symbolizer = NativeSymbolizer::new();
+    let named = symbolizer.name_stack(&modules, &stack);
+    symbolizer.release();
+    drop(target);
+    assert_eq!(symbolizer.name_stack(&modules, &stack), named);
+    // With the process gone and its file deleted, names that nobody asked for yet are found as well.
+    fs::remove_file(&binary).unwrap();
+    assert_eq!(NativeSymbolizer::new().name_stack(&modules, &stack), named);
+}
+
+/// Flips bytes so that the same ones are flipped in every run.
+fn corrupt(bytes: &mut [u8], seed: u64) {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    for _ in 0..bytes.len() / 64 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        let index = (state >> 16) as usize % bytes.len();
+        bytes[index] ^= state as u8;
+    }
+}
+
+/// Files that were forged, anywhere from headers to debug information, cost names and frames, never the daemon.
+#[test]
+fn forged_files() {
+    let Some(binary) = compile("forged", &["-g", "-pie", "-fPIE"]) else { return };
+    let target = Target::start(&mut Command::new(&binary)).unwrap();
+    let (_, registers) = target.asleep();
+    let (regions, stack) = (target.regions(), target.stack(&registers));
+    let good = fs::read(&binary).unwrap();
+    let (mut opened, mut ended_early) = (0, 0);
+    for seed in 1..200 {
+        let mut bad = good.clone();
+        // The first half of the seeds leaves the headers alone, so that the tables are reached.
+        let first = if seed < 100 { 0x800 } else { 0 };
+        corrupt(&mut bad[first..], seed);
+        let path = binary.with_extension("bad");
+        fs::write(&path, bad).unwrap();
+        let open = |region: &Region| match &region.backing {
+            Backing::File(file) if *file == binary => File::open(&path),
+            _ => target.open(region),
+        };
+        let mut modules = Modules::new();
+        modules.update(&regions, &open, &target);
+        opened += modules.gaps().next().map_or(1, |_| 0);
+        let found = NativeUnwinder::new().unwind(&modules, &registers, &stack);
+        ended_early += i32::from(found.truncated.is_some());
+        let named = NativeSymbolizer::new().name_stack(&modules, &found);
+        assert_eq!(named.frames.len(), found.frames.len());
+        fs::remove_file(&path).unwrap();
+    }
+    assert!(opened >= 99, "{opened}");
+    assert!(ended_early > 20, "{ended_early}");
+}
+
+/// Stack bytes that mean nothing end the walk with a reason.
+#[test]
+fn forged_stacks() {
+    let Some(binary) = compile("noise", &[]) else { return };
+    let target = Target::start(&mut Command::new(&binary)).unwrap();
+    let (_, mut registers) = target.asleep();
+    let (modules, good) = (target.modules(), target.stack(&registers));
+    let mut unwinder = NativeUnwinder::new();
+    for seed in 1..2000 {
+        let mut bad = good.clone();
+        corrupt(&mut bad, seed);
+        registers.bp = registers.sp.wrapping_add(seed.rotate_right(seed as u32));
+        let found = unwinder.unwind(&modules, &registers, &bad);
+        assert!(!found.frames.is_empty());
+    }
+    let nowhere = Registers { ip: 0x1234, sp: u64::MAX - 7, bp: u64::MAX, ..registers };
+    let found = unwinder.unwind(&modules, &nowhere, &good);
+    assert_eq!(found.frames.len(), 1);
+    let why = found.truncated.unwrap();
+    assert!(why.contains("no file is mapped at 0x1234"), "{why}");
 }

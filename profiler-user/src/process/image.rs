@@ -96,7 +96,8 @@ impl Image {
     }
 
     fn new(source: Source, headers: Headers, number: u64) -> Self {
-        let identity = headers.build_id.clone().map_or(Identity::Numbered(number), Identity::BuildId);
+        let identity =
+            headers.build_id.clone().map_or(Identity::Numbered(number), Identity::BuildId);
         Self { source, identity, headers }
     }
 
@@ -243,7 +244,9 @@ impl Headers {
                 elf::PT_NOTE if segment.p_filesz(endian) <= MAX_NOTE_BYTES => {
                     let Some(mut notes) = segment.notes(endian, data)? else { continue };
                     while let Some(note) = notes.next()? {
-                        if note.name() == elf::ELF_NOTE_GNU && note.n_type(endian) == elf::NT_GNU_BUILD_ID {
+                        if note.name() == elf::ELF_NOTE_GNU
+                            && note.n_type(endian) == elf::NT_GNU_BUILD_ID
+                        {
                             self.build_id = Some(note.desc().to_owned());
                         }
                     }
@@ -269,7 +272,8 @@ impl Headers {
             if name.starts_with(b".debug_") {
                 let compressed = section.compression(endian, data).ok().flatten();
                 let bytes = compressed.map(|(header, ..)| header.ch_size(endian));
-                self.compressed_debug_bytes = self.compressed_debug_bytes.saturating_add(bytes.unwrap_or(0));
+                self.compressed_debug_bytes =
+                    self.compressed_debug_bytes.saturating_add(bytes.unwrap_or(0));
                 let bytes = bytes.unwrap_or(section.sh_size(endian));
                 self.debug_bytes = self.debug_bytes.saturating_add(bytes);
                 continue;
@@ -290,5 +294,82 @@ impl Headers {
             });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own_file() -> File {
+        File::open("/proc/self/exe").unwrap()
+    }
+
+    /// Our own file tells its build, its tables and its debug information, and where its code lies.
+    #[test]
+    fn own_image() {
+        let image = Image::from_file(own_file(), 7).unwrap();
+        let text = image.text().unwrap();
+        assert_eq!(image.address_of(text.file.start), Some(text.address.start));
+        assert!(image.debug_bytes() > 0);
+        let table = image.read(image.eh_frame_hdr().unwrap()).unwrap();
+        assert_eq!(table[0], 1, "the version of .eh_frame_hdr");
+        assert_eq!(image.address_of(u64::MAX), None);
+        match image.build_id() {
+            Some(id) => assert_eq!(image.identity(), &Identity::BuildId(id.to_owned())),
+            None => assert_eq!(image.identity(), &Identity::Numbered(7)),
+        }
+    }
+
+    /// The path of an image leads to the file that was opened.
+    #[test]
+    fn path_of_the_open_file() {
+        use std::os::unix::fs::MetadataExt;
+        let image = Image::from_file(own_file(), 0).unwrap();
+        let found = std::fs::metadata(image.path().unwrap()).unwrap();
+        assert_eq!(found.ino(), own_file().metadata().unwrap().ino());
+    }
+
+    /// What is no ELF file for this machine is refused with a reason.
+    #[test]
+    fn other_files() {
+        let why = |bytes: &[u8]| Image::from_memory(bytes.to_owned(), 0).unwrap_err();
+        assert!(why(b"").contains("not a 64-bit ELF"));
+        assert!(why(b"#!/bin/sh\n").contains("not a 64-bit ELF"));
+        let mut header = vec![0; 64];
+        own_file().read_exact_at(&mut header, 0).unwrap();
+        let mut other_class = header.clone();
+        other_class[4] = 1;
+        assert!(why(&other_class).contains("not a 64-bit ELF"));
+        let mut other_machine = header.clone();
+        other_machine[18] = 183;
+        assert!(why(&other_machine).contains("x86-64"));
+        assert!(Image::from_file(File::open("/dev/null").unwrap(), 0).is_err());
+    }
+
+    /// Whatever the first page of a file claims, reading it ends, with an image or a reason.
+    #[test]
+    fn forged_headers() {
+        let mut page = vec![0; 4096];
+        own_file().read_exact_at(&mut page, 0).unwrap();
+        for index in 0..page.len() {
+            for value in [0, 1, 0x7f, 0xff] {
+                let original = std::mem::replace(&mut page[index], value);
+                if let Ok(image) = Image::from_memory(page.clone(), 0) {
+                    image.lowest_address();
+                    image.address_of(0x1000);
+                    image.eh_frame().map(|section| image.read(section));
+                }
+                page[index] = original;
+            }
+        }
+    }
+
+    /// A table is not read on the word of a header that claims more than any table has.
+    #[test]
+    fn table_of_absurd_size() {
+        let image = Image::from_file(own_file(), 0).unwrap();
+        let section = Section { address: 0..1, file: 0..MAX_TABLE_BYTES + 1 };
+        assert!(image.read(&section).unwrap_err().contains("more than"));
     }
 }

@@ -1,6 +1,6 @@
 //! A process's regions to its loaded modules: which image lies where, kept current as libraries come and go.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -87,7 +87,7 @@ impl Modules {
             regions.iter().filter_map(|region| Some((key(region)?, region))).collect();
         self.keys.retain(|key, _| mapped.contains_key(key));
         mapped.retain(|key, _| !self.keys.contains_key(key));
-        let kept: std::collections::HashSet<ModuleId> = self.keys.values().copied().collect();
+        let kept: HashSet<ModuleId> = self.keys.values().copied().collect();
         self.modules.retain(|module| kept.contains(&module.id));
         let mut new: Vec<_> = mapped.into_iter().collect();
         new.sort_by_key(|(key, _)| key.start);
@@ -121,7 +121,13 @@ impl Modules {
         };
         let image = image.map_err(|why| Gap::new(&format!("the code of {}", key.path), why));
         let path = Arc::clone(&key.path);
-        self.modules.push(Module { id, path, range: key.start..key.end, offset: key.offset, image });
+        self.modules.push(Module {
+            id,
+            path,
+            range: key.start..key.end,
+            offset: key.offset,
+            image,
+        });
         self.keys.insert(key, id);
     }
 
@@ -184,4 +190,159 @@ fn read_vdso(region: &Region, memory: &dyn TargetMemory) -> Result<Vec<u8>, Stri
     let mut bytes = vec![0; usize::try_from(length).map_err(|error| error.to_string())?];
     memory.read(region.start, &mut bytes).map_err(|error| error.to_string())?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::io::IoSliceMut;
+
+    use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+    use nix::unistd::getpid;
+
+    use super::*;
+    use crate::process::{Unreadable, maps};
+
+    /// This very process as a target.
+    struct Own;
+
+    impl TargetMemory for Own {
+        fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), Unreadable> {
+            let bytes = buffer.len();
+            let remote = RemoteIoVec { base: address as usize, len: bytes };
+            match process_vm_readv(getpid(), &mut [IoSliceMut::new(buffer)], &[remote]) {
+                Ok(read) if read == bytes => Ok(()),
+                _ => Err(Unreadable { address, bytes }),
+            }
+        }
+    }
+
+    fn regions() -> Vec<Region> {
+        maps::parse(&std::fs::read_to_string("/proc/self/maps").unwrap())
+    }
+
+    fn open(region: &Region) -> io::Result<File> {
+        match &region.backing {
+            Backing::File(path) => File::open(path),
+            _ => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    fn own_modules() -> Modules {
+        let mut modules = Modules::new();
+        modules.update(&regions(), &open, &Own);
+        modules
+    }
+
+    fn here() -> u64 {
+        here as *const () as u64
+    }
+
+    /// An address in the target leads to the module, and through its image back to the address.
+    #[test]
+    fn address_to_file_and_back() {
+        let modules = own_modules();
+        let module = modules.find(here()).unwrap();
+        let image = module.image.as_ref().unwrap();
+        let stated = image.address_of(module.file_offset(here())).unwrap();
+        assert_eq!(module.bias().unwrap().wrapping_add(stated), here());
+        assert_eq!(&*module.path, std::env::current_exe().unwrap().to_str().unwrap());
+        assert!(modules.find(module.range.start).is_some());
+        assert!(modules.find(0).is_none() && modules.find(u64::MAX).is_none());
+    }
+
+    /// The vdso has no file and is read from memory.
+    #[test]
+    fn vdso() {
+        let modules = own_modules();
+        let vdso = modules.iter().find(|module| &*module.path == "[vdso]").unwrap();
+        let image = vdso.image.as_ref().unwrap();
+        assert!(image.bytes().is_some() && image.eh_frame().is_some());
+        assert_eq!(image.path(), None);
+    }
+
+    /// A library that is loaded later appears, one that is unloaded goes, and only new files are opened.
+    #[test]
+    fn libraries_come_and_go() {
+        let all = regions();
+        let is_libc = |region: &Region| match &region.backing {
+            Backing::File(path) => path.to_string_lossy().contains("libc.so"),
+            _ => false,
+        };
+        let libc = all.iter().find(|region| is_libc(region) && region.executable).unwrap().start;
+        let without: Vec<_> = all.iter().filter(|region| !is_libc(region)).cloned().collect();
+        let opened = Cell::new(0);
+        let counting = |region: &Region| {
+            opened.set(opened.get() + 1);
+            open(region)
+        };
+        let mut modules = Modules::new();
+        modules.update(&without, &counting, &Own);
+        let (before, here_before) = (opened.get(), modules.find(here()).unwrap().id);
+        assert!(before > 0 && modules.find(libc).is_none());
+        modules.update(&all, &counting, &Own);
+        assert_eq!((opened.get(), modules.find(here()).unwrap().id), (before + 1, here_before));
+        let id = modules.find(libc).unwrap().id;
+        modules.update(&all, &counting, &Own);
+        assert_eq!((opened.get(), modules.find(libc).unwrap().id), (before + 1, id));
+        modules.update(&without, &counting, &Own);
+        assert!(modules.find(libc).is_none() && modules.get(id).is_none());
+        modules.update(&all, &counting, &Own);
+        assert_ne!(modules.find(libc).unwrap().id, id);
+    }
+
+    /// What cannot be opened is known by its path, with the reason.
+    #[test]
+    fn unopenable_files() {
+        let refuse = |_: &Region| Err(io::ErrorKind::PermissionDenied.into());
+        let mut modules = Modules::new();
+        modules.update(&regions(), &refuse, &Own);
+        let module = modules.find(here()).unwrap();
+        let gap = module.image.as_ref().unwrap_err();
+        assert!(gap.to_string().contains(&*module.path), "{gap}");
+        assert!(gap.to_string().contains("permission denied"), "{gap}");
+        assert_eq!(module.bias(), None);
+        assert!(modules.gaps().any(|other| other == gap));
+    }
+
+    /// Code of one file that is mapped in two pieces shares what is known of the file.
+    #[test]
+    fn one_file_in_two_pieces() {
+        let mut all = regions();
+        let index =
+            all.iter().position(|region| (region.start..region.end).contains(&here())).unwrap();
+        let middle = all[index].start + 4096;
+        let mut second = all[index].clone();
+        second.offset += 4096;
+        second.start = middle;
+        all[index].end = middle;
+        all.insert(index + 1, second);
+        let mut modules = Modules::new();
+        modules.update(&all, &open, &Own);
+        let (first, second) = (modules.find(middle - 1).unwrap(), modules.find(middle).unwrap());
+        assert_ne!(first.id, second.id);
+        assert_eq!(first.bias(), second.bias());
+        assert!(Arc::ptr_eq(first.image.as_ref().unwrap(), second.image.as_ref().unwrap()));
+    }
+
+    /// More mappings than anybody has cost no more open files than the limit.
+    #[test]
+    fn too_many_mappings() {
+        let region = regions().into_iter().find(|region| region.executable).unwrap();
+        let many: Vec<_> = (0..MAX_MODULES as u64 + 10)
+            .map(|index| Region {
+                inode: index + 1,
+                start: index * 0x10000,
+                end: index * 0x10000 + 0x1000,
+                ..region.clone()
+            })
+            .collect();
+        let mut modules = Modules::new();
+        let refuse = |_: &Region| Err(io::ErrorKind::NotFound.into());
+        modules.update(&many, &refuse, &Own);
+        assert_eq!(modules.iter().count(), many.len());
+        let limited =
+            modules.gaps().filter(|gap| gap.to_string().contains("more than 512")).count();
+        assert_eq!(limited, 10);
+    }
 }

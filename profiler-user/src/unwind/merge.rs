@@ -128,7 +128,8 @@ mod tests {
 
     /// A native stack from its frames, innermost first; `a<b` is `a` inlined into `b`.
     fn native(text: &str, truncated: Option<&str>) -> NamedNativeStack {
-        let group = |word: &str| word.split('<').map(|name| frame(name, Language::Native)).collect();
+        let group =
+            |word: &str| word.split('<').map(|name| frame(name, Language::Native)).collect();
         NamedNativeStack {
             frames: text.split_whitespace().map(group).collect(),
             truncated: truncated.map(str::to_owned),

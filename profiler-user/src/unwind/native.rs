@@ -142,7 +142,12 @@ impl NativeUnwinder {
     }
 
     /// `stack` are the bytes from `registers.sp` upwards; `modules` what was mapped at the time.
-    pub fn unwind(&mut self, modules: &Modules, registers: &Registers, stack: &[u8]) -> NativeStack {
+    pub fn unwind(
+        &mut self,
+        modules: &Modules,
+        registers: &Registers,
+        stack: &[u8],
+    ) -> NativeStack {
         self.unload_gone(modules);
         let mut stack = CapturedStack { start: registers.sp, bytes: stack, wanted_more: false };
         let mut frames = Vec::new();
@@ -191,7 +196,12 @@ impl NativeUnwinder {
         }
     }
 
-    fn step(&mut self, modules: &Modules, position: Position, stack: &mut CapturedStack<'_>) -> Step {
+    fn step(
+        &mut self,
+        modules: &Modules,
+        position: Position,
+        stack: &mut CapturedStack<'_>,
+    ) -> Step {
         let module = modules.find(position.address.address_for_lookup());
         if let Some(module) = module {
             self.load(module);
@@ -226,7 +236,9 @@ impl NativeUnwinder {
     fn no_caller(&self, module: Option<&Module>, position: Position) -> String {
         let address = position.address.address();
         let Some(module) = module else {
-            return format!("no file is mapped at {address:#x}, and the frame pointer leads nowhere");
+            return format!(
+                "no file is mapped at {address:#x}, and the frame pointer leads nowhere"
+            );
         };
         let offset = module.file_offset(address);
         match self.loaded.get(&module.id) {
