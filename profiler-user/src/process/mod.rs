@@ -7,6 +7,7 @@ pub mod frozen;
 pub mod descriptors;
 pub mod image;
 pub mod modules;
+pub mod live;
 
 use std::fmt;
 

@@ -1,0 +1,155 @@
+//! CPython 3.8 to 3.14: from a process to the functions, files and lines of its Python frames.
+//!
+//! Python frames replace `_PyEval_EvalFrameDefault` in the native stack. One call of that C function
+//! runs one or more Python frames, so whoever puts both stacks together needs to know where the
+//! frames of one call end. The rule, seen from the innermost frame outwards:
+//!
+//! - To 3.10, a call runs one frame: every frame ends its call.
+//! - 3.11: Python functions that call each other stay within one call. The frame with which the call
+//!   began is marked as its entry, and ends it.
+//! - From 3.12, a call has a shim frame of its own, outside of the frames that it runs. It comes as a
+//!   [`FrameKind::CallBoundary`], which ends the call and is not to be shown.
+//!
+//! So in every version: all frames up to and including the one with
+//! [`ends_eval`](NamedFrame::ends_eval) belong to one native frame of `_PyEval_EvalFrameDefault`, the
+//! frames after it to the next one outwards. A thread's outermost frame ends a call as well.
+
+mod detect;
+mod frames;
+mod layout;
+mod lines;
+mod names;
+mod object;
+mod strings;
+mod threads;
+mod version;
+#[cfg(test)]
+mod pages;
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use profiler_ebpf::python::{PythonFrame, PythonLayout, PythonWalk};
+
+use crate::gap::Gap;
+use crate::process::TargetMemory;
+use crate::process::maps::Region;
+
+use detect::Image;
+use layout::Layout;
+use names::Names;
+
+pub use names::{FrameKind, NamedFrame};
+pub use threads::ThreadState;
+
+/// The interpreter of one process.
+#[derive(Debug)]
+pub struct Python {
+    image: Image,
+    version: String,
+    layout: Layout,
+    names: Names,
+}
+
+impl Python {
+    /// Looks for an interpreter among the files that a process has mapped. None: it runs no CPython.
+    /// A gap: it does, but not one that can be read.
+    pub fn detect(
+        memory: &dyn TargetMemory,
+        regions: &[Region],
+        open: &dyn Fn(&Region) -> io::Result<File>,
+    ) -> Result<Option<Self>, Gap> {
+        let images = detect::images(regions, open)?;
+        let mut first_failure = None;
+        let mut idle = None;
+        for image in images {
+            match Self::attach(memory, image) {
+                // Of two interpreters, one may be there only because something is linked with it.
+                Ok(python) if python.has_interpreters(memory) => return Ok(Some(python)),
+                Ok(python) => idle = idle.or(Some(python)),
+                Err(gap) => first_failure = first_failure.or(Some(gap)),
+            }
+        }
+        match (idle, first_failure) {
+            (None, Some(gap)) => Err(gap),
+            (idle, _) => Ok(idle),
+        }
+    }
+
+    fn attach(memory: &dyn TargetMemory, image: Image) -> Result<Self, Gap> {
+        let (version, layout) = version::of(memory, &image)?;
+        Ok(Self { image, version, layout, names: Names::default() })
+    }
+
+    /// False also while the interpreter is still being started.
+    fn has_interpreters(&self, memory: &dyn TargetMemory) -> bool {
+        let head = self.image.runtime.wrapping_add(self.layout.runtime_interpreters.into());
+        memory.read_u64(head).is_ok_and(|interpreter| interpreter != 0)
+    }
+
+    /// `3.11.7`; before 3.11 the patch release is not to be had: `3.9`.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// What the probes need to walk this interpreter's frames.
+    pub fn layout(&self) -> PythonLayout {
+        self.layout.walk
+    }
+
+    /// The mapped file that holds the interpreter, as the target sees it.
+    pub fn runtime_module(&self) -> &Path {
+        &self.image.path
+    }
+
+    /// The thread state of a thread: by its thread pointer where that is known, else by its number
+    /// in the innermost PID namespace.
+    pub fn thread_state(
+        &self,
+        memory: &dyn TargetMemory,
+        tid_in_container: u32,
+        fsbase: Option<u64>,
+    ) -> Result<u64, Gap> {
+        let (states, gap) = threads::list(memory, &self.layout, self.image.runtime);
+        threads::of_thread(memory, &self.layout, &states, tid_in_container, fsbase).ok_or_else(
+            || {
+                gap.unwrap_or_else(|| {
+                Gap::new(
+                    "Python frames",
+                    format_args!(
+                        "thread {tid_in_container} is not among the {} that the interpreter knows",
+                        states.len()
+                    ),
+                )
+            })
+            },
+        )
+    }
+
+    /// All thread states, or why not all could be reached. Threads that come and go meanwhile may
+    /// break the list; asking again is then worthwhile.
+    pub fn thread_states(&self, memory: &dyn TargetMemory) -> Result<Vec<ThreadState>, Gap> {
+        match threads::list(memory, &self.layout, self.image.runtime) {
+            (states, None) => Ok(states),
+            (_, Some(gap)) => Err(gap),
+        }
+    }
+
+    /// The frames of a thread that is known to stand still, as the probes would have found them.
+    /// With `thread_id`, only if the state still belongs to that thread.
+    pub fn walk(
+        &self,
+        memory: &dyn TargetMemory,
+        tstate: u64,
+        thread_id: Option<u64>,
+    ) -> (Vec<PythonFrame>, PythonWalk) {
+        frames::walk(memory, &self.layout.walk, tstate, thread_id)
+    }
+
+    /// One named frame for each raw one, in the same order.
+    pub fn decode(&mut self, memory: &dyn TargetMemory, frames: &[PythonFrame]) -> Vec<NamedFrame> {
+        let code_type = self.image.code_type;
+        frames.iter().map(|raw| self.names.decode(memory, &self.layout, code_type, raw)).collect()
+    }
+}

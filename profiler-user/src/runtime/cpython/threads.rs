@@ -1,0 +1,233 @@
+//! The runtime's lists to its thread states, and from those to the one of a given thread.
+
+use super::frames::innermost;
+use super::layout::Layout;
+use super::object::{Object, Width};
+use crate::gap::Gap;
+use crate::process::{TargetMemory, Unreadable};
+
+/// Interpreters of one process walked at most. Servers with sub-interpreters run one per core or
+/// application.
+const MAX_INTERPRETERS: usize = 256;
+
+/// Thread states walked at most, of all interpreters together. Thread pools of a thousand exist.
+const MAX_THREAD_STATES: usize = 8192;
+
+/// Where the `tid` lies from a thread's descriptor on, in glibc and in musl, x86-64.
+const DESCRIPTOR_TIDS: [u64; 2] = [0x2d0, 0x30];
+
+/// One thread as the interpreter knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ThreadState {
+    /// Of the `PyThreadState`.
+    pub address: u64,
+    /// The thread's number in the innermost PID namespace. Not kept by CPython before 3.11.
+    pub native_thread_id: Option<u32>,
+    /// The address of the thread's descriptor; on x86-64 its `fsbase`. 0: not bound to a thread yet.
+    pub thread_id: u64,
+}
+
+/// Every thread state that could be reached, and why the rest could not, if there is a rest.
+pub fn list(
+    memory: &dyn TargetMemory,
+    layout: &Layout,
+    runtime: u64,
+) -> (Vec<ThreadState>, Option<Gap>) {
+    let mut states = Vec::new();
+    let end = collect(memory, layout, runtime, &mut states);
+    let gap = match end {
+        Ok(true) => None,
+        Ok(false) => Some(Gap::new(
+            "Python thread states",
+            format_args!(
+                "there are more than {MAX_THREAD_STATES}, or {MAX_INTERPRETERS} interpreters"
+            ),
+        )),
+        Err(error) => Some(Gap::new("Python thread states", error)),
+    };
+    (states, gap)
+}
+
+/// False where a bound ended the walk: too many states, or lists that lead back into themselves.
+fn collect(
+    memory: &dyn TargetMemory,
+    layout: &Layout,
+    runtime: u64,
+    states: &mut Vec<ThreadState>,
+) -> Result<bool, Unreadable> {
+    let word = |base: u64, offset: u32| memory.read_u64(base.wrapping_add(offset.into()));
+    let mut interpreter = word(runtime, layout.runtime_interpreters)?;
+    for _ in 0..MAX_INTERPRETERS {
+        if interpreter == 0 {
+            return Ok(true);
+        }
+        let mut address = word(interpreter, layout.interpreter_threads)?;
+        while address != 0 {
+            if states.len() == MAX_THREAD_STATES {
+                return Ok(false);
+            }
+            let (state, next) = read(memory, layout, address)?;
+            states.push(state);
+            address = next;
+        }
+        interpreter = word(interpreter, layout.interpreter_next)?;
+    }
+    Ok(interpreter == 0)
+}
+
+fn read(
+    memory: &dyn TargetMemory,
+    layout: &Layout,
+    address: u64,
+) -> Result<(ThreadState, u64), Unreadable> {
+    let native = layout.tstate_native_id;
+    let object = Object::read(
+        memory,
+        address,
+        &[
+            (layout.tstate_next, Width::Word),
+            (layout.walk.tstate_thread_id, Width::Word),
+            (native.unwrap_or(layout.tstate_next), Width::Word),
+        ],
+    )?;
+    let state = ThreadState {
+        address,
+        native_thread_id: native.map(|at| object.u32(at)).transpose()?,
+        thread_id: object.u64(layout.walk.tstate_thread_id)?,
+    };
+    Ok((state, object.u64(layout.tstate_next)?))
+}
+
+/// The state in which a thread runs Python code. A thread may have several, one per interpreter
+/// that it has entered; it is in the one that has frames.
+pub fn of_thread(
+    memory: &dyn TargetMemory,
+    layout: &Layout,
+    states: &[ThreadState],
+    tid: u32,
+    fsbase: Option<u64>,
+) -> Option<u64> {
+    let matches = |state: &&ThreadState| match (fsbase, state.native_thread_id) {
+        (Some(fsbase), _) => state.thread_id == fsbase,
+        (None, Some(native)) => native == tid,
+        (None, None) => has_tid(memory, state, tid),
+    };
+    let has_frames = |state: &&ThreadState| {
+        innermost(memory, &layout.walk, state.address).is_ok_and(|frame| frame != 0)
+    };
+    let mut found = states.iter().filter(|state| state.thread_id != 0).filter(matches).peekable();
+    let first = found.peek().map(|state| state.address);
+    found.find(has_frames).map(|state| state.address).or(first)
+}
+
+/// Before 3.11 only the C library knows which kernel thread a descriptor is of.
+fn has_tid(memory: &dyn TargetMemory, state: &ThreadState, tid: u32) -> bool {
+    DESCRIPTOR_TIDS
+        .iter()
+        .any(|offset| memory.read_u32(state.thread_id.wrapping_add(*offset)) == Ok(tid))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MAX_THREAD_STATES, ThreadState, list, of_thread};
+    use crate::runtime::cpython::layout::{Layout, of_minor};
+    use crate::runtime::cpython::pages::Pages;
+
+    const RUNTIME: u64 = 0x1_0000;
+    const FRAME: u64 = 0x9_0000;
+
+    /// Interpreters with thread states: (descriptor, kernel's number, whether it has frames).
+    fn process(layout: &Layout, interpreters: &[&[(u64, u32, bool)]]) -> Pages {
+        let mut pages = Pages::default();
+        let interpreter = |number: usize| 0x100_0000 * (number as u64 + 1);
+        let head = if interpreters.is_empty() { 0 } else { interpreter(0) };
+        pages.put_u64(RUNTIME + u64::from(layout.runtime_interpreters), head);
+        for (number, threads) in interpreters.iter().enumerate() {
+            let base = interpreter(number);
+            let next = if number + 1 < interpreters.len() { interpreter(number + 1) } else { 0 };
+            let state = |position: usize| base + 0x1_0000 + 0x1000 * position as u64;
+            let head = if threads.is_empty() { 0 } else { state(0) };
+            pages.put_u64(base + u64::from(layout.interpreter_next), next);
+            pages.put_u64(base + u64::from(layout.interpreter_threads), head);
+            for (position, &(thread_id, native_id, has_frames)) in threads.iter().enumerate() {
+                let at = state(position);
+                let next = if position + 1 < threads.len() { state(position + 1) } else { 0 };
+                pages.put(at, &[0; 256]);
+                pages.put_u64(at + u64::from(layout.tstate_next), next);
+                pages.put_u64(at + u64::from(layout.walk.tstate_thread_id), thread_id);
+                let frame = if has_frames { FRAME } else { 0 };
+                pages.put_u64(at + u64::from(layout.walk.tstate_frame), frame);
+                if let Some(native) = layout.tstate_native_id {
+                    pages.put_u64(at + u64::from(native), native_id.into());
+                }
+                // What glibc keeps in the thread's descriptor.
+                pages.put(thread_id + 0x2d0, &native_id.to_le_bytes());
+            }
+        }
+        pages
+    }
+
+    /// All threads of all interpreters are listed, in every version.
+    #[test]
+    fn lists_every_thread() {
+        for minor in [8, 10, 13, 14] {
+            let layout = of_minor(minor).expect("known");
+            let memory = process(&layout, &[&[(0x7000, 11, true), (0x8000, 12, true)], &[]]);
+            let (states, gap) = list(&memory, &layout, RUNTIME);
+            assert_eq!(gap, None);
+            let ids: Vec<_> = states.iter().map(|state| state.thread_id).collect();
+            assert_eq!(ids, [0x7000, 0x8000], "3.{minor}");
+            let native = states.first().and_then(|state| state.native_thread_id);
+            assert_eq!(native, (minor >= 11).then_some(11), "3.{minor}");
+        }
+    }
+
+    /// A thread is found by its number, or by its thread pointer, which is the better witness.
+    #[test]
+    fn finds_a_thread() {
+        for minor in [9, 13] {
+            let layout = of_minor(minor).expect("known");
+            let memory = process(&layout, &[&[(0x7000, 11, true), (0x8000, 12, true)]]);
+            let (states, _) = list(&memory, &layout, RUNTIME);
+            let [first, second] = states.as_slice() else { panic!("two states") };
+            let find = |tid, fsbase| of_thread(&memory, &layout, &states, tid, fsbase);
+            assert_eq!(find(12, None), Some(second.address), "3.{minor}");
+            assert_eq!(find(12, Some(0x7000)), Some(first.address), "3.{minor}");
+            assert_eq!(find(13, None), None);
+            assert_eq!(find(11, Some(0x9000)), None);
+        }
+    }
+
+    /// Of several states of one thread the one with frames counts; a state without a thread never.
+    #[test]
+    fn prefers_the_state_in_use() {
+        let layout = of_minor(13).expect("known");
+        let memory =
+            process(&layout, &[&[(0x7000, 11, false)], &[(0x7000, 11, true), (0, 0, true)]]);
+        let (states, _) = list(&memory, &layout, RUNTIME);
+        let used = states.get(1).map(|state| state.address);
+        assert_eq!(of_thread(&memory, &layout, &states, 11, None), used);
+        assert_eq!(of_thread(&memory, &layout, &states, 0, None), None);
+        let idle: Vec<ThreadState> = states.iter().copied().take(1).collect();
+        let first = idle.first().map(|state| state.address);
+        assert_eq!(of_thread(&memory, &layout, &idle, 11, None), first, "no frames, but its own");
+    }
+
+    /// Lists that lead into themselves or nowhere end, keep what they had, and say so.
+    #[test]
+    fn torn_lists() {
+        let layout = of_minor(13).expect("known");
+        let mut memory = process(&layout, &[&[(0x7000, 11, true), (0x8000, 12, true)]]);
+        let (states, _) = list(&memory, &layout, RUNTIME);
+        let first = states.first().map_or(0, |state| state.address);
+        let second_next = states.get(1).map_or(0, |s| s.address + u64::from(layout.tstate_next));
+        memory.put_u64(second_next, first);
+        let (states, gap) = list(&memory, &layout, RUNTIME);
+        assert_eq!(states.len(), MAX_THREAD_STATES);
+        assert!(gap.is_some_and(|gap| gap.0.contains("more than")));
+        memory.put_u64(second_next, 0xdead_0000);
+        let (states, gap) = list(&memory, &layout, RUNTIME);
+        assert_eq!(states.len(), 2);
+        assert!(gap.is_some_and(|gap| gap.0.contains("not readable")));
+    }
+}
