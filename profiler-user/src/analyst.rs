@@ -15,19 +15,20 @@ use crate::process::descriptors::describe;
 use crate::process::live::{LiveMemory, open_region};
 use crate::process::modules::Modules;
 use crate::process::target::Target;
-use crate::report::{Report, Start};
+use crate::report::{Finish, Report};
 use crate::report::facts::{Context, SessionFacts, ThreadFacts};
 use crate::report::group::Tally;
+use crate::report::schema::session::EndReason;
 use crate::runtime::cpython::{FrameKind, NamedFrame};
 use crate::session::{Job, Losses, PythonFrames};
 use crate::sink::Sink;
 use crate::source::Captured;
 use crate::symbolize::kernel::{KernelSymbols, parse_proc_stack};
-use crate::symbolize::native::Symbolizer;
+use crate::symbolize::native::NativeSymbolizer;
 use crate::turn::samples::Samples;
 use crate::turn::tracker::Due;
 use crate::turn::{Moment, Stall, ThreadState};
-use crate::unwind::merge::{NamedNativeStack, PythonSpan, PythonStack, merge};
+use crate::unwind::merge::{PythonSpan, PythonStack, merge};
 use crate::unwind::native::NativeUnwinder;
 
 /// The captures of one loop's present turn.
@@ -38,6 +39,15 @@ struct Gathered {
     loop_kind: Option<&'static str>,
 }
 
+/// What the last line of a session needs.
+#[derive(Debug)]
+pub struct Ending {
+    pub reason: EndReason,
+    pub watched_ns: u64,
+    pub turns: u64,
+    pub losses: Losses,
+}
+
 /// Everything past the event path.
 #[allow(missing_debug_implementations, reason = "sinks have none")]
 pub struct Analyst {
@@ -45,15 +55,15 @@ pub struct Analyst {
     memory: LiveMemory,
     modules: Modules,
     unwinder: NativeUnwinder,
-    symbolizer: Symbolizer,
+    symbolizer: NativeSymbolizer,
     /// Read when the first kernel stack is to be named.
     kernel: Option<Result<KernelSymbols, Gap>>,
     loops: BTreeMap<u32, Gathered>,
-    pub facts: SessionFacts,
+    facts: SessionFacts,
     threshold_ns: u64,
     error_threshold_ns: u64,
-    pub tally: Tally,
-    pub sink: Sink,
+    tally: Tally,
+    sink: Box<dyn Sink + Send>,
 }
 
 impl Analyst {
@@ -62,14 +72,14 @@ impl Analyst {
         facts: SessionFacts,
         threshold_ns: u64,
         error_threshold_ns: u64,
-        sink: Sink,
+        sink: Box<dyn Sink + Send>,
     ) -> Self {
         let mut analyst = Self {
             memory: LiveMemory::new(target.pid()),
             target,
             modules: Modules::new(),
             unwinder: NativeUnwinder::new(),
-            symbolizer: Symbolizer::new(),
+            symbolizer: NativeSymbolizer::new(),
             kernel: None,
             loops: BTreeMap::new(),
             facts,
@@ -82,14 +92,14 @@ impl Analyst {
         analyst
     }
 
-    /// Writes the session's first line.
-    pub fn begin(&mut self, start: Start, now_ns: u64) -> std::io::Result<()> {
-        self.sink.accept(&Report::session_start(&self.facts, now_ns, start))
-    }
 
     /// Does one job. An error is the sink's.
     pub fn handle(&mut self, job: Job, now_ns: u64) -> std::io::Result<()> {
         match job {
+            Job::Begin { start, warm_up } => {
+                self.warm_up(&warm_up);
+                self.sink.accept(&Report::session_start(&self.facts, now_ns, *start))
+            }
             Job::Sample { captured, python, kernel_stack } => {
                 self.sample(&captured, &python, kernel_stack.as_deref());
                 Ok(())
@@ -104,8 +114,23 @@ impl Analyst {
     }
 
     /// Does once what the first stall would otherwise wait for: reads unwind tables and symbols.
-    pub fn warm_up(&mut self, captured: &Captured, python: &PythonFrames) {
-        self.stack(captured, python);
+    fn warm_up(&mut self, captured: &[Captured]) {
+        for captured in captured {
+            self.stack(captured, &PythonFrames::NotPython);
+        }
+        self.symbolizer.release();
+    }
+
+    /// Writes the session's last line.
+    pub fn finish(&mut self, ending: &Ending, now_ns: u64) -> std::io::Result<()> {
+        let finish = Finish {
+            reason: ending.reason,
+            watched_ns: ending.watched_ns,
+            turns: ending.turns,
+            tally: &self.tally,
+            losses: &ending.losses,
+        };
+        self.sink.accept(&Report::session_end(&self.facts, now_ns, &finish))
     }
 
     fn sample(&mut self, captured: &Captured, python: &PythonFrames, kernel_stack: Option<&str>) {
@@ -150,9 +175,7 @@ impl Analyst {
         {
             native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
         }
-        let frames =
-            native.frames.iter().map(|frame| self.symbolizer.name(&self.modules, frame)).collect();
-        let named = NamedNativeStack { frames, truncated: native.truncated };
+        let named = self.symbolizer.name_stack(&self.modules, &native);
         match python {
             PythonFrames::NotPython => merge(named, PythonStack::default()),
             PythonFrames::Missing(gap) => {
@@ -168,15 +191,15 @@ impl Analyst {
         }
     }
 
-    /// True where something changed.
+    /// False where the process is gone: what we know of it is all there will be.
     fn update_modules(&mut self) -> bool {
         let regions = self.target.regions();
-        // The process is gone: what we know of it is all there will be.
         if regions.is_empty() {
             return false;
         }
         let pid = self.target.pid();
-        self.modules.update(&regions, &|region| open_region(pid, region), &self.memory)
+        self.modules.update(&regions, &|region| open_region(pid, region), &self.memory);
+        true
     }
 
     fn kernel_frames(&mut self, addresses: &[u64], gaps: &mut Vec<Gap>) -> Vec<Frame> {
@@ -218,6 +241,7 @@ impl Analyst {
         if moment == Moment::End {
             self.tally.observe(&report);
             self.loops.entry(tid).or_default().samples = Samples::default();
+            self.symbolizer.release();
         }
         self.sink.accept(&report)
     }

@@ -9,14 +9,12 @@ use stalltrace::{check, error, source, watch};
 fn main() -> ExitCode {
     let cli = Cli::parse();
     log_to_stderr(cli.verbose);
+    // Before any thread exists: a mount namespace belongs to the thread that asks for it.
+    if let Err(reason) = source::kernel::preflight::mount_tracefs_privately() {
+        tracing::debug!("tracefs stays unmounted: {reason}");
+    }
     let result = match &cli.command {
-        Command::Attach(attach) => {
-            // Before any thread exists: a mount namespace belongs to the thread that asks for it.
-            if let Err(reason) = source::kernel::preflight::mount_tracefs_privately() {
-                tracing::debug!("tracefs stays unmounted: {reason}");
-            }
-            watch::attach(attach)
-        }
+        Command::Attach(attach) => watch::attach(attach),
         Command::Check(check) => check::run(check.pid),
     };
     match result {

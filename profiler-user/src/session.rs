@@ -8,12 +8,14 @@ use std::sync::Arc;
 
 use profiler_ebpf::limits::{PAGE_BYTES, STACK_BYTES};
 use profiler_ebpf::python::PythonWalk;
-use profiler_ebpf::record::{CaptureHead, reason};
+use profiler_ebpf::record::{CaptureHead, ThreadSnapshot, reason};
 use profiler_ebpf::turn::{phase, state};
 
 use crate::gap::Gap;
 use crate::process::TargetMemory;
-use crate::process::target::Target;
+use crate::process::frozen::{Candidate, Evidence, in_turn, seed};
+use crate::process::target::{Target, WaitDescriptors};
+use crate::report::Start;
 use crate::runtime::cpython::{NamedFrame, Python};
 use crate::source::{Captured, Event, EventSource, Slot, Ticks};
 use crate::turn::tracker::{Due, Tracker};
@@ -23,6 +25,15 @@ const CLOSE_LOOK_NS: u64 = 10_000_000;
 
 /// Ticks stay on so long after the last suspicion: switching on the first one takes 13 ms.
 const TICKS_LINGER_NS: u64 = 250_000_000;
+
+/// Files whose frames on a stack show that the thread runs an event loop.
+const LOOP_FILES: [&str; 5] = [
+    "/asyncio/base_events.py",
+    "/asyncio/runners.py",
+    "/gevent/hub.py",
+    "/trio/_core/_run.py",
+    "/tornado/ioloop.py",
+];
 
 /// Interpreter frames of one capture, or why there are none.
 #[derive(Debug, Clone)]
@@ -39,6 +50,9 @@ pub type Losses = Vec<(&'static str, u64)>;
 /// Work for the analyst, in order.
 #[derive(Debug)]
 pub enum Job {
+    /// The session's first line is due, once what the first stall needs has been read by way of
+    /// these captures.
+    Begin { start: Box<Start>, warm_up: Vec<Captured> },
     /// Where a loop's thread was at one moment.
     Sample { captured: Box<Captured>, python: PythonFrames, kernel_stack: Option<String> },
     /// A blocked stretch is over whose stack may have been sent before.
@@ -67,6 +81,8 @@ pub struct Session<S, M> {
     python: Option<Python>,
     threshold_ns: u64,
     loops: BTreeMap<u32, Followed>,
+    /// Turns of loops whose threads have exited.
+    turns_of_gone: u64,
     suspected_ns: u64,
     /// Why running threads cannot be sampled, if they cannot.
     ticks_refused: Option<String>,
@@ -87,8 +103,50 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             python,
             threshold_ns,
             loops: BTreeMap::new(),
+            turns_of_gone: 0,
             suspected_ns: 0,
             ticks_refused: None,
+        }
+    }
+
+    pub fn python(&self) -> Option<&Python> {
+        self.python.as_ref()
+    }
+
+    /// Watches the threads that are inside a turn already, now that all hooks are up.
+    pub fn adopt_frozen(
+        &mut self,
+        threads: &[ThreadSnapshot],
+        descriptors: WaitDescriptors,
+        now_ns: u64,
+    ) -> anyhow::Result<()> {
+        let mut candidates = Vec::new();
+        for thread in threads {
+            candidates.push(Candidate { thread: *thread, evidence: self.evidence(thread) });
+        }
+        for thread in in_turn(&candidates, descriptors.epoll) {
+            let (state, capture) = seed(&thread, now_ns);
+            self.source.seed(state, capture)?;
+        }
+        Ok(())
+    }
+
+    /// A thread that runs while it is read may show a torn stack; it is only asked whether a loop is on it.
+    fn evidence(&mut self, thread: &ThreadSnapshot) -> Evidence {
+        let Some(python) = &mut self.python else { return Evidence::Unknown };
+        let state = self
+            .target
+            .tid_in_container(thread.tid)
+            .and_then(|tid| python.thread_state(&self.memory, tid, Some(thread.fsbase)).ok());
+        let Some(state) = state else { return Evidence::NoLoopOnStack };
+        let (frames, _) = python.walk(&self.memory, state, Some(thread.fsbase));
+        let shows_loop = |frame: &NamedFrame| {
+            let file = frame.file.as_deref().unwrap_or_default();
+            LOOP_FILES.iter().any(|known| file.ends_with(known))
+        };
+        match python.decode(&self.memory, &frames).iter().any(shows_loop) {
+            true => Evidence::LoopOnStack,
+            false => Evidence::NoLoopOnStack,
         }
     }
 
@@ -103,7 +161,9 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let mut wants_ticks = false;
         for slot in slots {
             if slot.state.phase == phase::DEAD {
-                self.loops.remove(&slot.state.tid);
+                if let Some(gone) = self.loops.remove(&slot.state.tid) {
+                    self.turns_of_gone += gone.turns;
+                }
                 self.source.release(slot);
                 continue;
             }
@@ -139,7 +199,8 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
 
     /// Turns of all loops so far.
     pub fn turns(&self) -> u64 {
-        self.loops.values().map(|followed| followed.turns).sum()
+        let present: u64 = self.loops.values().map(|followed| followed.turns).sum();
+        self.turns_of_gone + present
     }
 
     /// Half the threshold: from here on a turn is suspected.
@@ -238,7 +299,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         if captured.stack.is_empty() {
             captured.stack = read_stack(&self.memory, &captured.head);
             if let (Some(python), Some(tstate)) = (&self.python, tstate) {
-                let (frames, walk) = python.walk(&self.memory, tstate);
+                let (frames, walk) = python.walk(&self.memory, tstate, Some(captured.head.fsbase));
                 captured.python = frames;
                 captured.head.python_walk = walk as u32;
             }

@@ -4,22 +4,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use profiler_ebpf::python::PythonWalk;
 use profiler_ebpf::record::{CaptureHead, ThreadSnapshot};
 
-use crate::analyst::Analyst;
 use crate::config::Config;
 use crate::error::Failure;
 use crate::gap::Gap;
-use crate::process::frozen::{Candidate, Evidence, in_turn, polls, seed};
+use crate::process::frozen::polls;
 use crate::process::live::{LiveMemory, open_region};
 use crate::process::target::{Target, WaitDescriptors};
 use crate::report::facts::{ProcessFacts, RuntimeFacts, SessionFacts};
 use crate::report::schema::session::{Configuration, Probe, WaitHooks};
-use crate::report::{Report, Start};
-use crate::runtime::cpython::{NamedFrame, Python};
-use crate::session::{PythonFrames, Session, read_stack};
-use crate::sink::Sink;
+use crate::report::Start;
+use crate::runtime::cpython::Python;
+use crate::session::{Job, Session, read_stack};
 use crate::source::Captured;
 use crate::source::kernel::attach::Waits;
 use crate::source::kernel::preflight::{self, State};
@@ -30,25 +27,21 @@ use crate::watch::{monotonic_ns, wall_anchor};
 const POLL_LOOKS: u32 = 10;
 const POLL_LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Files whose frames on a stack show that the thread runs an event loop.
-const LOOP_FILES: [&str; 5] = [
-    "/asyncio/base_events.py",
-    "/asyncio/runners.py",
-    "/gevent/hub.py",
-    "/trio/_core/_run.py",
-    "/tornado/ioloop.py",
-];
+/// Threads whose stacks are read beforehand: those of a pool have much the same.
+const ENOUGH_THREADS: usize = 4;
 
 /// An attached process.
 #[allow(missing_debug_implementations, reason = "its parts have none")]
 pub struct Begun {
     pub session: Session<KernelSource, LiveMemory>,
-    pub analyst: Analyst,
     pub target: Arc<Target>,
+    pub facts: SessionFacts,
+    /// The first job for the analyst.
+    pub first: Job,
 }
 
 /// Attaches, or says in a sentence why not.
-pub fn attach(pid: u32, config: &Config, sink: Sink) -> anyhow::Result<Begun> {
+pub fn attach(pid: u32, config: &Config) -> anyhow::Result<Begun> {
     for check in preflight::machine() {
         if let State::Missing(reason) = check.state {
             return Err(Failure::unsupported(reason).into());
@@ -75,18 +68,13 @@ pub fn attach(pid: u32, config: &Config, sink: Sink) -> anyhow::Result<Begun> {
         source.set_python_layout(python.layout())?;
     }
     let threads = source.threads()?;
-    seed_frozen(&mut source, &target, &memory, python.clone(), &threads, descriptors)?;
+    let mut session = Session::new(source, memory, Arc::clone(&target), python, config.threshold_ns);
+    session.adopt_frozen(&threads, descriptors, monotonic_ns())?;
 
-    let facts = facts(&target, python.as_ref(), python_gap);
-    let start = first_line(&source, config);
-    let probes = Arc::clone(&target);
-    let analyst =
-        Analyst::new(probes, facts, config.threshold_ns, config.error_threshold_ns, sink);
-    let session = Session::new(source, memory, Arc::clone(&target), python, config.threshold_ns);
-    let mut begun = Begun { session, analyst, target };
-    begun.warm_up(&threads);
-    begun.analyst.begin(start, monotonic_ns())?;
-    Ok(begun)
+    let warm_up = threads.iter().take(ENOUGH_THREADS).map(|thread| standing(thread, pid)).collect();
+    let start = Box::new(first_line(&session.source, config));
+    let facts = facts(&target, session.python(), python_gap);
+    Ok(Begun { session, target, facts, first: Job::Begin { start, warm_up } })
 }
 
 fn interpreter(target: &Target, memory: &LiveMemory) -> (Option<Python>, Option<Gap>) {
@@ -120,70 +108,16 @@ fn require_loop(
     .into())
 }
 
-/// Watches the threads that are inside a turn already.
-fn seed_frozen(
-    source: &mut KernelSource,
-    target: &Target,
-    memory: &LiveMemory,
-    mut python: Option<Python>,
-    threads: &[ThreadSnapshot],
-    descriptors: WaitDescriptors,
-) -> anyhow::Result<()> {
-    let mut candidates = Vec::new();
-    for thread in threads {
-        let evidence = match &mut python {
-            None => Evidence::Unknown,
-            Some(python) => evidence(python, target, memory, thread),
-        };
-        candidates.push(Candidate { thread: *thread, evidence });
-    }
-    for thread in in_turn(&candidates, descriptors.epoll) {
-        let (state, capture) = seed(&thread, monotonic_ns());
-        source.seed(state, capture)?;
-    }
-    Ok(())
-}
-
-/// A thread that runs while it is read may show a torn stack; it is only asked whether a loop is on it.
-fn evidence(
-    python: &mut Python,
-    target: &Target,
-    memory: &LiveMemory,
-    thread: &ThreadSnapshot,
-) -> Evidence {
-    let frames = target
-        .tid_in_container(thread.tid)
-        .and_then(|tid| python.thread_state(memory, tid, Some(thread.fsbase)).ok())
-        .map(|tstate| {
-            let (frames, _) = python.walk(memory, tstate);
-            python.decode(memory, &frames)
-        })
-        .unwrap_or_default();
-    let shows_loop = |frame: &NamedFrame| {
-        let file = frame.file.as_deref().unwrap_or_default();
-        LOOP_FILES.iter().any(|known| file.ends_with(known))
+/// Where a thread stands now, for nothing but to unwind and name it once before the first stall.
+fn standing(thread: &ThreadSnapshot, pid: u32) -> Captured {
+    let head = CaptureHead {
+        registers: thread.registers,
+        stack_top: thread.stack_top,
+        fsbase: thread.fsbase,
+        ..CaptureHead::default()
     };
-    if frames.iter().any(shows_loop) { Evidence::LoopOnStack } else { Evidence::NoLoopOnStack }
-}
-
-impl Begun {
-    /// Unwinds and names where the threads are now, so that the first stall finds tables and symbols read.
-    fn warm_up(&mut self, threads: &[ThreadSnapshot]) {
-        /// Threads of a pool have much the same stack.
-        const ENOUGH: usize = 4;
-        for thread in threads.iter().take(ENOUGH) {
-            let head = CaptureHead {
-                registers: thread.registers,
-                stack_top: thread.stack_top,
-                fsbase: thread.fsbase,
-                python_walk: PythonWalk::NotTried as u32,
-                ..CaptureHead::default()
-            };
-            let stack = read_stack(&LiveMemory::new(self.target.pid()), &head);
-            let captured = Captured { head, kernel: Vec::new(), python: Vec::new(), stack };
-            self.analyst.warm_up(&captured, &PythonFrames::NotPython);
-        }
-    }
+    let stack = read_stack(&LiveMemory::new(pid), &head);
+    Captured { head, kernel: Vec::new(), python: Vec::new(), stack }
 }
 
 fn first_line(source: &KernelSource, config: &Config) -> Start {

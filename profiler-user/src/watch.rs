@@ -1,5 +1,6 @@
 //! `attach`: a process identifier to a stream of reports, until the target exits or somebody says stop.
 
+use std::collections::VecDeque;
 use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,23 +10,18 @@ use std::time::Duration;
 
 use anyhow::Context;
 use nix::time::{ClockId, clock_gettime};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::analyst::Analyst;
+use crate::analyst::{Analyst, Ending};
 use crate::cli::Attach;
 use crate::config::Config;
-use crate::process::live::LiveMemory;
 use crate::process::target::Target;
-use crate::report::facts::WallAnchor;
+use crate::report::facts::{SessionFacts, WallAnchor};
 use crate::report::schema::session::EndReason;
-use crate::report::{Finish, Report};
-use crate::session::{Job, Losses, Session};
-use crate::sink::Sink;
+use crate::session::Job;
+use crate::sink::{self, Output};
 use crate::source::EventSource;
-use crate::source::kernel::KernelSource;
-use crate::start;
+use crate::start::{self, Begun};
 
 /// Jobs that may wait for the analyst in its queue.
 const QUEUE: usize = 1024;
@@ -44,27 +40,24 @@ pub fn attach(arguments: &Attach) -> anyhow::Result<ExitCode> {
 async fn run(pid: u32, config: &Config) -> anyhow::Result<ExitCode> {
     // Whoever stops us while we attach stops us cleanly, too.
     let mut stop = Stop::new(config.duration)?;
-    let sink = Sink::open(&config.output).context("cannot open the output")?;
-    let begun = start::attach(pid, config, sink)?;
+    let sink = sink::open(&config.output).context("cannot open the output")?;
+    let Begun { mut session, target, facts, first } = start::attach(pid, config)?;
     let watched_from_ns = monotonic_ns();
-    let mut session = begun.session;
-    let target = begun.target;
-    let analyst = Desk::open(begun.analyst);
-    let exited = AsyncFd::with_interest(target.pidfd.try_clone()?, Interest::READABLE)?;
-
-    let mut desk = analyst;
-    let mut jobs = Vec::new();
+    let mut desk = Desk::open(Arc::clone(&target), facts, config, sink);
+    let mut jobs = vec![first];
     let reason = loop {
         let now_ns = monotonic_ns();
         let next_ns = session.step(now_ns, &mut jobs);
         if desk.hand_over(&mut jobs) == Reader::Gone {
             break EndReason::Detached;
         }
+        if target.has_exited() {
+            break EndReason::TargetExited;
+        }
         let pause = Duration::from_nanos(next_ns.saturating_sub(monotonic_ns()));
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             reason = stop.asked() => break reason,
-            _ = exited.readable() => break EndReason::TargetExited,
         }
     };
     let why = match reason {
@@ -134,14 +127,6 @@ impl Stop {
     }
 }
 
-/// What the last line of a session needs.
-struct Ending {
-    reason: EndReason,
-    watched_ns: u64,
-    turns: u64,
-    losses: Losses,
-}
-
 /// Whether anybody still reads what we write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reader {
@@ -152,16 +137,28 @@ enum Reader {
 /// The analyst's thread, and the queue before it.
 struct Desk {
     queue: SyncSender<Job>,
-    backlog: std::collections::VecDeque<Job>,
+    backlog: VecDeque<Job>,
     dropped_samples: u64,
-    thread: JoinHandle<(Analyst, io::Result<()>)>,
+    thread: JoinHandle<io::Result<()>>,
+    ending: SyncSender<Ending>,
 }
 
 impl Desk {
-    fn open(analyst: Analyst) -> Self {
+    fn open(target: Arc<Target>, facts: SessionFacts, config: &Config, sink: Output) -> Self {
         let (queue, jobs) = sync_channel(QUEUE);
-        let thread = std::thread::spawn(move || work(analyst, &jobs));
-        Self { queue, backlog: std::collections::VecDeque::new(), dropped_samples: 0, thread }
+        let (ending, last) = sync_channel::<Ending>(1);
+        let (threshold_ns, error_threshold_ns) = (config.threshold_ns, config.error_threshold_ns);
+        let thread = std::thread::spawn(move || {
+            lower_priority();
+            // Made here, because what names symbols cannot move between threads.
+            let analyst = Analyst::new(target, facts, threshold_ns, error_threshold_ns, sink);
+            let mut analyst = work(analyst, &jobs)?;
+            match last.recv() {
+                Ok(ending) => analyst.finish(&ending, monotonic_ns()),
+                Err(_) => Ok(()),
+            }
+        });
+        Self { queue, backlog: VecDeque::new(), dropped_samples: 0, thread, ending }
     }
 
     /// Never blocks: the target may be frozen, and its next stall does not wait for a slow reader.
@@ -204,44 +201,30 @@ impl Desk {
             }
         }
         ending.losses.push(("samples_unread", self.dropped_samples));
+        // Has room for one; an analyst that failed before has hung up, and says why below.
+        let _ = self.ending.try_send(ending);
         drop(self.queue);
-        let (mut analyst, written) = match self.thread.join() {
-            Ok(done) => done,
-            Err(_) => anyhow::bail!("the analyst's thread failed; its message stands above"),
-        };
-        let finished = written.and_then(|()| analyst.finish(&ending));
-        match finished {
+        match self.thread.join() {
             // Whoever read our pipe has seen enough.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            other => other.context("cannot write reports"),
+            Ok(Err(error)) if sink::reader_is_gone(&error) => Ok(()),
+            Ok(written) => written.context("cannot write reports"),
+            Err(_) => anyhow::bail!("the analyst's thread failed; its message stands above"),
         }
     }
 }
 
-impl Analyst {
-    fn finish(&mut self, ending: &Ending) -> io::Result<()> {
-        let finish = Finish {
-            reason: ending.reason,
-            watched_ns: ending.watched_ns,
-            turns: ending.turns,
-            tally: &self.tally,
-            losses: &ending.losses,
-        };
-        let report = Report::session_end(&self.facts, monotonic_ns(), &finish);
-        self.sink.accept(&report)
+fn work(mut analyst: Analyst, jobs: &Receiver<Job>) -> io::Result<Analyst> {
+    while let Ok(job) = jobs.recv() {
+        analyst.handle(job, monotonic_ns())?;
     }
+    Ok(analyst)
 }
 
-fn work(mut analyst: Analyst, jobs: &Receiver<Job>) -> (Analyst, io::Result<()>) {
-    // Our own work must not be what keeps the target from its CPU. Of one thread only, on Linux.
+/// Our own work must not be what keeps the target from its CPU.
+fn lower_priority() {
     const NICENESS: i32 = 10;
+    // Of the calling thread only, on Linux.
     if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
         tracing::debug!("the analyst keeps its priority: {error}");
     }
-    while let Ok(job) = jobs.recv() {
-        if let Err(error) = analyst.handle(job, monotonic_ns()) {
-            return (analyst, Err(error));
-        }
-    }
-    (analyst, Ok(()))
 }

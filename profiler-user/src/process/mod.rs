@@ -2,6 +2,7 @@
 
 pub mod target;
 pub mod maps;
+pub mod live;
 pub mod cgroup;
 pub mod frozen;
 pub mod descriptors;

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::maps::{self, Region};
@@ -23,7 +24,7 @@ pub struct Target {
     /// Field 22 of /proc/PID/stat: a reused number has another.
     start_ticks: u64,
     /// Readable once the process has exited.
-    pub pidfd: OwnedFd,
+    pidfd: OwnedFd,
 }
 
 impl Target {
@@ -78,6 +79,12 @@ impl Target {
 
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Whether the process is no more, however its number may be used by now.
+    pub fn has_exited(&self) -> bool {
+        let mut pidfd = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        poll(&mut pidfd, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 
     /// Whether the number still means the same process.

@@ -51,6 +51,9 @@ pub trait EventSource {
     /// Where the thread in a slot last gave up its CPU, if that lies in the turn it is in now.
     fn last_block(&mut self, slot: Slot) -> Option<Captured>;
 
+    /// Watches a thread that was inside a turn when we came. False where it is watched already.
+    fn seed(&mut self, state: Loop, capture: CaptureHead) -> anyhow::Result<bool>;
+
     /// Tells the probes where a thread keeps its interpreter's state.
     fn set_python_state(&mut self, slot: Slot, tstate: u64);
 

@@ -4,7 +4,7 @@
 //! taken *before* the records that it is judged with are read, so whatever the state already shows
 //! has its record among them, unless the record was lost.
 
-use profiler_ebpf::turn::{Loop, START_UNKNOWN, Turn, phase, state};
+use profiler_ebpf::turn::{Loop, Turn, phase, state};
 
 use super::{End, Moment, ThreadState};
 use crate::gap::Gap;
@@ -157,7 +157,7 @@ impl Tracker {
             end: End::NotYet,
             now: Some(doing(seen.state)),
             ready_events: None,
-            gaps: start_gap(&turn),
+            gaps: Vec::new(),
         });
     }
 
@@ -176,7 +176,7 @@ impl Tracker {
 
     fn settle_now(&mut self, due: &mut Vec<Due>) {
         let Some(over) = self.over.take() else { return };
-        let mut gaps = start_gap(&over.turn);
+        let mut gaps = Vec::new();
         if over.ready.is_none() {
             let why = match &over.end {
                 End::Unseen(why) => why.as_str(),
@@ -197,12 +197,6 @@ impl Tracker {
     }
 }
 
-fn start_gap(turn: &Turn) -> Vec<Gap> {
-    let unknown = turn.flags & START_UNKNOWN != 0;
-    let why = "it had begun before stalltrace attached; the duration is a lower bound";
-    unknown.then(|| Gap::new("start", why)).into_iter().collect()
-}
-
 /// The scheduler's state as a report names it. Whether a running thread is in user or kernel code is
 /// for the ticks to say.
 pub fn doing(scheduler_state: u32) -> ThreadState {
@@ -218,7 +212,7 @@ pub fn doing(scheduler_state: u32) -> ThreadState {
 mod tests {
     use super::{Due, FIRST_UPDATE_NS, READY_PATIENCE_NS, Tracker};
     use crate::turn::{End, Moment};
-    use profiler_ebpf::turn::{Loop, START_UNKNOWN, Turn, phase, wait};
+    use profiler_ebpf::turn::{Loop, Turn, phase, wait};
 
     const THRESHOLD: u64 = 100;
 
@@ -324,16 +318,5 @@ mod tests {
         assert_eq!(due, []);
         tracker.exited(Some(turn(100, 150)), 250, &mut due);
         assert_eq!(moments(&due), [Moment::End]);
-    }
-
-    /// A turn that had begun before we came says so on every line.
-    #[test]
-    fn unknown_start() {
-        let mut tracker = Tracker::new(THRESHOLD);
-        let mut due = Vec::new();
-        let mut state = in_turn(0);
-        state.turn.flags = START_UNKNOWN;
-        tracker.look(&state, 130, &mut due);
-        assert!(due[0].gaps[0].0.contains("before stalltrace attached"));
     }
 }

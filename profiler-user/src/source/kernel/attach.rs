@@ -1,7 +1,7 @@
 //! The table of probes: which hook each takes here, required or optional, attached or why not.
 
 use anyhow::Context;
-use aya::programs::{BtfTracePoint, FEntry, FExit, PerfEvent, Program, TracePoint};
+use aya::programs::{BtfTracePoint, FEntry, FExit, PerfEvent, Program, ProgramError, TracePoint};
 use aya::{Btf, Ebpf};
 
 use crate::error::Failure;
@@ -116,7 +116,7 @@ fn by_best_hook(ebpf: &mut Ebpf, btf: &Btf, syscall: &'static str, hooks: WaitHo
     if hooks != WaitHooks::Tracepoint {
         match by_fentry(ebpf, btf, syscall) {
             Ok(()) => return Probe { name: syscall, hook: Some(FENTRY), reason: None },
-            Err(error) => reason = Some(format!("fentry: {error:#}")),
+            Err(error) => reason = Some(format!("fentry: {}", why(&error))),
         }
     }
     if hooks != WaitHooks::Fentry {
@@ -124,11 +124,23 @@ fn by_best_hook(ebpf: &mut Ebpf, btf: &Btf, syscall: &'static str, hooks: WaitHo
             Ok(()) => return Probe { name: syscall, hook: Some("tracepoint"), reason },
             Err(error) => {
                 let before = reason.map(|reason| reason + "; ").unwrap_or_default();
-                reason = Some(format!("{before}tracepoint: {error:#}"));
+                reason = Some(format!("{before}tracepoint: {}", why(&error)));
             }
         }
     }
     Probe { name: syscall, hook: None, reason }
+}
+
+/// The kernel's answer in a few words; a verifier's log only where it wrote one.
+fn why(error: &anyhow::Error) -> String {
+    match error.downcast_ref::<ProgramError>() {
+        Some(ProgramError::LoadError { io_error, verifier_log })
+            if verifier_log.to_string().trim().is_empty() =>
+        {
+            format!("the kernel refuses to load the program: {io_error}")
+        }
+        _ => format!("{error:#}"),
+    }
 }
 
 fn by_fentry(ebpf: &mut Ebpf, btf: &Btf, syscall: &str) -> anyhow::Result<()> {

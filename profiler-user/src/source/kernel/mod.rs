@@ -157,22 +157,6 @@ impl KernelSource {
             .filter_map(|chunk| ThreadSnapshot::read_from_bytes(chunk).ok())
             .collect())
     }
-
-    /// Watches a thread that was inside a turn when we came. False where the probes have met it since.
-    pub fn seed(&mut self, state: Loop, capture: CaptureHead) -> anyhow::Result<bool> {
-        let slot = match self.free.pop(0) {
-            Ok(slot) => slot,
-            Err(_) => return Ok(false),
-        };
-        self.table.seed(slot, state, capture);
-        const ONLY_IF_NEW: u64 = 1;
-        if self.slots.insert(state.tid, slot, ONLY_IF_NEW).is_err() {
-            self.table.seed(slot, Loop::default(), CaptureHead::default());
-            self.free.push(slot, 0)?;
-            return Ok(false);
-        }
-        Ok(true)
-    }
 }
 
 impl EventSource for KernelSource {
@@ -201,6 +185,21 @@ impl EventSource for KernelSource {
         let still = self.table.state(slot.index)? == slot.state;
         let same_turn = captured.head.turn_start_ns == slot.state.turn.start_ns;
         (still && same_turn).then_some(captured)
+    }
+
+    fn seed(&mut self, state: Loop, capture: CaptureHead) -> anyhow::Result<bool> {
+        let slot = match self.free.pop(0) {
+            Ok(slot) => slot,
+            Err(_) => return Ok(false),
+        };
+        self.table.seed(slot, state, capture);
+        const ONLY_IF_NEW: u64 = 1;
+        if self.slots.insert(state.tid, slot, ONLY_IF_NEW).is_err() {
+            self.table.seed(slot, Loop::default(), CaptureHead::default());
+            self.free.push(slot, 0)?;
+            return Ok(false);
+        }
+        Ok(true)
     }
 
     fn set_python_state(&mut self, slot: Slot, tstate: u64) {
