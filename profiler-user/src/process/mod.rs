@@ -8,7 +8,6 @@ pub mod frozen;
 pub mod descriptors;
 pub mod image;
 pub mod modules;
-pub mod live;
 
 use std::fmt;
 
