@@ -53,19 +53,13 @@ impl From<ThreadState> for Part {
 pub fn time(stall: &Stall, gaps: &mut Vec<Gap>) -> Time {
     let turn = &stall.turn;
     let ticks = u128::from(stall.ticks_user) + u128::from(stall.ticks_kernel);
-    let kernel_ns = if ticks == 0 {
-        if turn.running_ns > 0 {
-            gaps.push(Gap::new(
-                "split of running time",
-                "no tick fell into it, so all of it is given as user time",
-            ));
-        }
-        0
-    } else {
-        let share = u128::from(turn.running_ns) * u128::from(stall.ticks_kernel) / ticks;
-        // No more than the running time, which is a u64 itself.
-        u64::try_from(share).unwrap_or(turn.running_ns)
-    };
+    let share = (u128::from(turn.running_ns) * u128::from(stall.ticks_kernel)).checked_div(ticks);
+    if share.is_none() && turn.running_ns > 0 {
+        let reason = "no tick fell into it, so all of it is given as user time";
+        gaps.push(Gap::new("split of running time", reason));
+    }
+    // No more than the running time, which is a u64 itself.
+    let kernel_ns = share.map_or(0, |share| u64::try_from(share).unwrap_or(turn.running_ns));
     Time {
         running_user_ns: turn.running_ns - kernel_ns,
         running_kernel_ns: kernel_ns,

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use profiler_ebpf::record::Registers;
 use profiler_ebpf::turn::Turn;
 
-use super::Report;
 use super::facts::{Context, ProcessFacts, RuntimeFacts, SessionFacts, ThreadFacts, WallAnchor};
+use super::group::Tally;
+use super::schema::session::{Configuration, EndReason, Probe, WaitHooks};
+use super::{Finish, Report, Start};
 use crate::frame::{Frame, Language, Stack};
 use crate::gap::Gap;
 use crate::turn::{End, Moment, Sampled, Stall, ThreadState};
@@ -176,4 +178,48 @@ pub fn report(moment: Moment, stall: &Stall) -> Report {
         gaps: &[],
     };
     Report::stall(moment, stall, &context)
+}
+
+/// The first line of a session, with a probe of each fate.
+pub fn session_start() -> Report {
+    let probe = |name: &str, hook: &str, attached, reason: Option<&str>| Probe {
+        name: name.to_owned(),
+        hook: hook.to_owned(),
+        attached,
+        reason: reason.map(str::to_owned),
+    };
+    let refused = "fentry is refused: not permitted";
+    let absent = "the kernel has no such system call";
+    let start = Start {
+        version: "0.1.0".to_owned(),
+        kernel: "6.1.0-49-amd64".to_owned(),
+        wait_hooks: WaitHooks::Mixed,
+        probes: vec![
+            probe("epoll_wait", "fentry", true, None),
+            probe("poll", "tracepoint", true, Some(refused)),
+            probe("io_uring_enter", "fentry", false, Some(absent)),
+        ],
+        configuration: Configuration {
+            threshold_ns: 100_000_000,
+            error_threshold_ns: 1_000_000_000,
+            duration_limit_ns: None,
+            stats_interval_ns: None,
+            sample_frequency_hz: 99,
+        },
+    };
+    Report::session_start(&session(), 5_000_000_000, start)
+}
+
+/// The last line of a session that saw the one stall.
+pub fn session_end() -> Report {
+    let mut tally = Tally::default();
+    tally.observe(&report(Moment::End, &stall()));
+    let finish = Finish {
+        reason: EndReason::TargetExited,
+        watched_ns: 30_000_000_000,
+        turns: 1200,
+        tally: &tally,
+        losses: &[("captures", 3), ("switches", 0)],
+    };
+    Report::session_end(&session(), 35_000_000_000, &finish)
 }

@@ -53,6 +53,7 @@ pub struct Stall {
     pub time: Time,
     pub switches: Switches,
     /// What the wait after the stall returned: how many file descriptors had been kept waiting.
+    /// `null` while the stall lasts.
     pub ready_events: Option<u64>,
 }
 
@@ -184,7 +185,7 @@ pub struct Culprit {
     pub function: Option<String>,
     pub file: Option<String>,
     pub line: Option<u32>,
-    /// The mapped file that holds the code.
+    /// The mapped file that holds the code; Python frames have none.
     pub module: Option<String>,
     pub language: Language,
     /// May be another thread than the loop's.
@@ -251,7 +252,7 @@ pub struct Frame {
     pub function: Option<String>,
     pub file: Option<String>,
     pub line: Option<u32>,
-    /// The mapped file that holds the code.
+    /// The mapped file that holds the code; Python frames have none.
     pub module: Option<String>,
     pub language: Language,
     /// The compiler put it into its caller.
