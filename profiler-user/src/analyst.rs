@@ -4,6 +4,7 @@
 //! a tenth of a second): the event path does not wait for it.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use profiler_ebpf::python::PythonWalk;
@@ -19,6 +20,7 @@ use crate::report::{Finish, Report};
 use crate::report::facts::{Context, SessionFacts, ThreadFacts};
 use crate::report::group::Tally;
 use crate::report::schema::session::EndReason;
+use crate::report::syscalls::{Operand, operand};
 use crate::runtime::cpython::{FrameKind, NamedFrame};
 use crate::session::{Job, Losses, PythonFrames};
 use crate::sink::Sink;
@@ -30,6 +32,9 @@ use crate::turn::tracker::Due;
 use crate::turn::{Moment, Stall, ThreadState};
 use crate::unwind::merge::{PythonSpan, PythonStack, merge};
 use crate::unwind::native::NativeUnwinder;
+
+/// Descriptors described for one report: each may cost a look through the socket tables.
+const MAX_DESCRIPTORS: usize = 4;
 
 /// The captures of one loop's present turn.
 #[derive(Debug, Default)]
@@ -220,12 +225,14 @@ impl Analyst {
         let stall = self.stall(tid, due);
         let (thread, gaps) = self.thread_facts(tid);
         let mut descriptors = BTreeMap::new();
-        if let Some(heaviest) = stall.stacks.first()
-            && heaviest.registers.syscall >= 0
-            && let Ok(fd) = u32::try_from(heaviest.registers.args[0])
-            && let Some(description) = describe(self.target.pid(), fd)
-        {
-            descriptors.insert(fd, description);
+        for sampled in &stall.stacks {
+            if let Operand::Descriptor(fd) = operand(&sampled.registers)
+                && descriptors.len() < MAX_DESCRIPTORS
+                && let Entry::Vacant(entry) = descriptors.entry(fd)
+                && let Some(description) = describe(self.target.pid(), fd)
+            {
+                entry.insert(description);
+            }
         }
         let context = Context {
             session: &self.facts,

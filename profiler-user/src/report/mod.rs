@@ -1,1 +1,595 @@
-//! (to be written)
+//! Stalls and sessions to reports: what one line of output says, with everything that it needs to stand alone.
+//!
+//! Pure: facts about host, process and thread, and both clocks' anchor, come in as data. From the
+//! account of a turn ([`account`]) and its stacks come the cause ([`cause`]) and the culprit
+//! ([`culprit`]); [`schema`] is what a line looks like.
+
+mod account;
+mod application;
+mod cause;
+mod culprit;
+pub mod facts;
+pub mod group;
+mod message;
+#[cfg(test)]
+pub mod sample;
+pub mod schema;
+pub mod syscalls;
+
+use std::collections::BTreeMap;
+
+use profiler_ebpf::turn::START_UNKNOWN;
+
+use self::application::{Origin, Owner};
+use self::facts::{Context, ProcessFacts, RuntimeFacts, SessionFacts, rfc3339};
+use self::group::Tally;
+pub use self::schema::Report;
+use self::schema::session::{Configuration, EndReason, Probe, SessionEnd, SessionStart, WaitHooks};
+use self::schema::stall::{
+    Frame, Language, LoopThread, Role, Stack, Stall, StallLine, State, Switches, Thread,
+};
+use self::schema::{Common, Process, Runtime, SchemaVersion, Severity};
+use crate::frame;
+use crate::gap::Gap;
+use crate::turn::{End, Moment, Sampled, Stall as SeenStall, ThreadState};
+
+/// What the first line of a session says.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// stalltrace's own.
+    pub version: String,
+    /// The kernel's release.
+    pub kernel: String,
+    pub wait_hooks: WaitHooks,
+    pub probes: Vec<Probe>,
+    pub configuration: Configuration,
+}
+
+/// What the last line of a session says.
+#[derive(Debug)]
+pub struct Finish<'a> {
+    pub reason: EndReason,
+    pub watched_ns: u64,
+    pub turns: u64,
+    pub tally: &'a Tally,
+    /// Everything that this session has lost, by reason.
+    pub losses: &'a [(&'static str, u64)],
+}
+
+impl Report {
+    /// One moment of a stall.
+    pub fn stall(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> Self {
+        let line = Box::new(stall_line(moment, seen, context));
+        match moment {
+            Moment::Open => Self::StallOpen(line),
+            Moment::Update => Self::StallUpdate(line),
+            Moment::End => Self::StallEnd(line),
+        }
+    }
+
+    /// stalltrace has attached.
+    pub fn session_start(session: &SessionFacts, now_ns: u64, start: Start) -> Self {
+        let Start { version, kernel, wait_hooks, probes, configuration } = start;
+        let threshold_ns = configuration.threshold_ns;
+        let message = message::session_start(&session.process, &version, threshold_ns);
+        Self::SessionStart(Box::new(SessionStart {
+            common: common(session, now_ns, Severity::Info, message),
+            version,
+            kernel,
+            runtime: session.runtime.as_ref().map(Runtime::from),
+            wait_hooks,
+            probes,
+            configuration,
+            gaps: distinct(&session.gaps),
+        }))
+    }
+
+    /// stalltrace has detached.
+    pub fn session_end(session: &SessionFacts, now_ns: u64, finish: &Finish<'_>) -> Self {
+        let &Finish { reason, watched_ns, turns, tally, losses } = finish;
+        let totals = tally.totals(turns);
+        let message = message::session_end(&session.process, reason, watched_ns, &totals);
+        let mut gaps = session.gaps.clone();
+        let top_culprits = tally.top_culprits(&mut gaps);
+        Self::SessionEnd(Box::new(SessionEnd {
+            common: common(session, now_ns, Severity::Info, message),
+            reason,
+            watched_ns,
+            totals,
+            top_culprits,
+            gaps: distinct(&gaps),
+            lost: lost(losses),
+        }))
+    }
+}
+
+fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallLine {
+    let session = context.session;
+    let mut gaps = session.gaps.clone();
+    gaps.extend_from_slice(context.gaps);
+    gaps.extend_from_slice(&seen.gaps);
+    gaps.extend(seen.stacks.iter().flat_map(|sampled| sampled.stack.gaps.iter().cloned()));
+
+    let stall = stall_facts(moment, seen, context, &mut gaps);
+    let verdict = cause::judge(seen, context.descriptors);
+    gaps.extend(verdict.gaps);
+    let owner = Owner::new(&session.process);
+    let culprit = culprit::find(&verdict.evidence, &owner, seen.tid);
+    if culprit.is_none() {
+        gaps.push(missing_culprit(&verdict.evidence));
+    }
+    let severity = if stall.duration_ns >= context.error_threshold_ns {
+        Severity::Error
+    } else {
+        Severity::Warn
+    };
+    let culprit_seen = culprit.as_ref();
+    let message = message::stall(&session.process, moment, &stall, &verdict.cause, culprit_seen);
+    StallLine {
+        common: common(session, context.now_ns, severity, message),
+        thread: LoopThread {
+            tid: context.thread.tid,
+            tid_in_container: context.thread.tid_in_container,
+            name: context.thread.name.clone(),
+            loop_kind: context.thread.loop_kind.clone(),
+        },
+        runtime: session.runtime.as_ref().map(Runtime::from),
+        cause: verdict.cause,
+        culprit,
+        task: None,
+        advice: None,
+        stacks: seen.stacks.iter().map(|sampled| stack(sampled, context, &owner)).collect(),
+        gaps: distinct(&gaps),
+        lost: lost(context.losses),
+        stall,
+    }
+}
+
+fn missing_culprit(evidence: &[&Sampled]) -> Gap {
+    let reason = if evidence.is_empty() {
+        "no stack shows what most of the time went into"
+    } else {
+        "no frame of the stacks that show it has a name"
+    };
+    Gap::new("culprit", reason)
+}
+
+fn stall_facts(
+    moment: Moment,
+    seen: &SeenStall,
+    context: &Context<'_>,
+    gaps: &mut Vec<Gap>,
+) -> Stall {
+    let turn = &seen.turn;
+    let start_known = turn.flags & START_UNKNOWN == 0;
+    if !start_known {
+        gaps.push(Gap::new("start", "the turn had begun before stalltrace could see it"));
+    }
+    match &seen.end {
+        End::Unseen(reason) => gaps.push(Gap::new("end", reason)),
+        End::NotYet if moment == Moment::End => {
+            gaps.push(Gap::new("end", "the stall was still going on when it was closed"));
+        }
+        End::Seen if seen.ready_events.is_none() => {
+            gaps.push(Gap::new("ready_events", "the return of the next wait was not seen"));
+        }
+        End::NotYet | End::Seen => {}
+    }
+    let session = context.session;
+    Stall {
+        id: format!("{}-{}-{}", session.id, seen.tid, turn.start_ns),
+        started_at: session.anchor.timestamp(turn.start_ns),
+        start_monotonic_ns: turn.start_ns,
+        duration_ns: turn.booked_ns(),
+        threshold_ns: context.threshold_ns,
+        start_known,
+        end_known: seen.end == End::Seen,
+        time: account::time(seen, gaps),
+        switches: Switches { voluntary: turn.voluntary, preempted: turn.preempted },
+        ready_events: seen.ready_events,
+    }
+}
+
+fn stack(sampled: &Sampled, context: &Context<'_>, owner: &Owner<'_>) -> Stack {
+    let named = |frames: &[frame::Frame]| -> Vec<Frame> {
+        frames.iter().map(|seen| frame(seen, owner)).collect()
+    };
+    Stack {
+        thread: Thread { tid: context.thread.tid, name: context.thread.name.clone() },
+        role: Role::Loop,
+        state: sampled.state.into(),
+        samples: sampled.samples,
+        time_ns: sampled.time_ns,
+        kernel: named(&sampled.stack.kernel),
+        frames: named(&sampled.stack.frames),
+        truncated: sampled.stack.truncated.clone(),
+    }
+}
+
+fn frame(seen: &frame::Frame, owner: &Owner<'_>) -> Frame {
+    Frame {
+        function: seen.function.clone(),
+        file: seen.file.clone(),
+        line: seen.line,
+        module: seen.module.clone(),
+        language: seen.language.into(),
+        inlined: seen.inlined,
+        in_app: owner.of(seen) == Origin::Application,
+        address: seen.address.map(hexadecimal),
+        module_offset: seen.module_offset.map(hexadecimal),
+    }
+}
+
+impl From<ThreadState> for State {
+    fn from(state: ThreadState) -> Self {
+        match state {
+            ThreadState::RunningUser | ThreadState::RunningKernel => Self::Running,
+            ThreadState::Blocked => Self::Blocked,
+            ThreadState::Runnable => Self::Runnable,
+            ThreadState::Stopped => Self::Stopped,
+        }
+    }
+}
+
+impl From<frame::Language> for Language {
+    fn from(language: frame::Language) -> Self {
+        match language {
+            frame::Language::Python => Self::Python,
+            frame::Language::Native => Self::Native,
+            frame::Language::Kernel => Self::Kernel,
+        }
+    }
+}
+
+impl From<&RuntimeFacts> for Runtime {
+    fn from(facts: &RuntimeFacts) -> Self {
+        Self { name: facts.name.clone(), version: facts.version.clone() }
+    }
+}
+
+fn common(session: &SessionFacts, now_ns: u64, severity: Severity, message: String) -> Common {
+    Common {
+        schema: SchemaVersion::V1,
+        timestamp: session.anchor.timestamp(now_ns),
+        severity,
+        message,
+        session: session.id.clone(),
+        host: session.host.clone(),
+        process: process(&session.process),
+    }
+}
+
+fn process(facts: &ProcessFacts) -> Process {
+    Process {
+        pid: facts.pid,
+        pid_in_container: facts.pid_in_container,
+        name: facts.name.clone(),
+        exe: facts.exe.clone(),
+        command: facts.command.clone(),
+        start_time: facts.start_time_wall_ns.map(rfc3339),
+        container_id: facts.container_id.clone(),
+        cgroup: facts.cgroup.clone(),
+        labels: facts.labels.clone(),
+    }
+}
+
+/// Each gap once, in the order in which they were met.
+fn distinct(gaps: &[Gap]) -> Vec<String> {
+    let mut told: Vec<String> = Vec::new();
+    for gap in gaps {
+        if !told.contains(&gap.0) {
+            told.push(gap.0.clone());
+        }
+    }
+    told
+}
+
+fn lost(losses: &[(&'static str, u64)]) -> BTreeMap<String, u64> {
+    losses.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect()
+}
+
+/// As reports write addresses and arguments.
+fn hexadecimal(value: u64) -> String {
+    format!("{value:#x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use profiler_ebpf::turn::START_UNKNOWN;
+    use serde_json::{Value, json};
+
+    use super::sample;
+    use crate::gap::Gap;
+    use crate::turn::{End, Moment, Stall};
+
+    fn json_of(moment: Moment, stall: &Stall) -> Value {
+        serde_json::to_value(sample::report(moment, stall)).unwrap()
+    }
+
+    /// A whole line of a stall, field by field.
+    #[test]
+    fn whole_stall() {
+        let expected = json!({
+            "schema": "stalltrace/1",
+            "event": "stall_end",
+            "timestamp": "2026-11-21T05:20:06.012123Z",
+            "severity": "ERROR",
+            "message": "uvicorn[4242]: event loop stalled 5012 ms, blocked in recvfrom on \
+                        tcp 127.0.0.1:8081, at charge_payment (app.py:31)",
+            "session": "s1",
+            "host": "web-3",
+            "process": process(),
+            "stall": {
+                "id": "s1-4242-6000123456",
+                "started_at": "2026-11-21T05:20:01.000123Z",
+                "start_monotonic_ns": 6_000_123_456_u64,
+                "duration_ns": 5_012_000_346_u64,
+                "threshold_ns": 100_000_000,
+                "start_known": true,
+                "end_known": true,
+                "time": {
+                    "running_user_ns": 8_000_001,
+                    "running_kernel_ns": 4_000_000,
+                    "blocked_ns": 5_000_000_000_u64,
+                    "runnable_ns": 345,
+                    "stopped_ns": 0,
+                },
+                "switches": { "voluntary": 2, "preempted": 1 },
+                "ready_events": 17,
+            },
+            "thread": { "tid": 4242, "tid_in_container": 7, "name": "uvicorn", "loop": "asyncio" },
+            "runtime": { "name": "cpython", "version": "3.11.2" },
+            "cause": {
+                "kind": "syscall",
+                "summary": "blocked in recvfrom on tcp 127.0.0.1:8081",
+                "confidence": "certain",
+                "syscall": "recvfrom",
+                "args": ["0x7", "0x7ffe00001000", "0x2000", "0x0", "0x0", "0x0"],
+                "target": "tcp 127.0.0.1:8081",
+            },
+            "culprit": {
+                "function": "charge_payment",
+                "file": "/srv/pay/app.py",
+                "line": 31,
+                "module": null,
+                "language": "python",
+                "thread": 4242,
+            },
+            "task": null,
+            "advice": null,
+            "stacks": stacks(),
+            "gaps": ["native frames: libfoo.so has no unwind table"],
+            "lost": { "captures": 3, "switches": 0 },
+        });
+        assert_eq!(json_of(Moment::End, &sample::stall()), expected);
+    }
+
+    fn process() -> Value {
+        json!({
+            "pid": 4242,
+            "pid_in_container": 7,
+            "name": "uvicorn",
+            "exe": "/usr/bin/python3.11",
+            "command": "python3 -m uvicorn app:app",
+            "start_time": "2026-11-21T05:13:20.000000Z",
+            "container_id": null,
+            "cgroup": "/system.slice/pay.service",
+            "labels": { "team": "billing" },
+        })
+    }
+
+    fn stacks() -> Value {
+        let python = |function: &str, file: &str, line: u32, in_app: bool| {
+            json!({
+                "function": function, "file": file, "line": line, "module": null,
+                "language": "python", "inlined": false, "in_app": in_app,
+                "address": null, "module_offset": null,
+            })
+        };
+        let kernel = |function: &str| {
+            json!({
+                "function": function, "file": null, "line": null, "module": "[kernel]",
+                "language": "kernel", "inlined": false, "in_app": false,
+                "address": "0x7f0000001234", "module_offset": null,
+            })
+        };
+        let recv = json!({
+            "function": "__libc_recv", "file": null, "line": null,
+            "module": "/usr/lib/x86_64-linux-gnu/libc.so.6",
+            "language": "native", "inlined": false, "in_app": false,
+            "address": "0x7f0000001234", "module_offset": "0x1234",
+        });
+        let readinto = python("SocketIO.readinto", "/usr/lib/python3.11/socket.py", 706, false);
+        let run = python("Handle._run", "/usr/lib/python3.11/asyncio/events.py", 80, false);
+        json!([
+            {
+                "thread": { "tid": 4242, "name": "uvicorn" },
+                "role": "loop",
+                "state": "blocked",
+                "samples": 1,
+                "time_ns": 5_000_000_000_u64,
+                "kernel": [kernel("__schedule"), kernel("tcp_recvmsg")],
+                "frames": [
+                    recv,
+                    readinto,
+                    python("charge_payment", "/srv/pay/app.py", 31, true),
+                    run,
+                ],
+                "truncated": null,
+            },
+            {
+                "thread": { "tid": 4242, "name": "uvicorn" },
+                "role": "loop",
+                "state": "running",
+                "samples": 1,
+                "time_ns": 12_000_000,
+                "kernel": [],
+                "frames": [python("parse", "/srv/pay/app.py", 17, true)],
+                "truncated": "the copy of the stack ends here",
+            },
+        ])
+    }
+
+    /// The names of all fields, at any depth.
+    fn fields(value: &Value, path: &str, found: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(object) => {
+                for (name, value) in object {
+                    let path = format!("{path}.{name}");
+                    fields(value, &path, found);
+                    found.insert(path);
+                }
+            }
+            Value::Array(items) => items.iter().for_each(|item| fields(item, path, found)),
+            _ => {}
+        }
+    }
+
+    /// The end of a stall has every field that the lines before it had, and names the same stall.
+    #[test]
+    fn end_stands_alone() {
+        let end = json_of(Moment::End, &sample::stall());
+        let mut of_end = BTreeSet::new();
+        fields(&end, "", &mut of_end);
+        for moment in [Moment::Open, Moment::Update] {
+            let earlier = json_of(moment, &sample::open_stall());
+            let mut of_earlier = BTreeSet::new();
+            fields(&earlier, "", &mut of_earlier);
+            assert_eq!(of_earlier, of_end);
+            assert_eq!(earlier["stall"]["id"], end["stall"]["id"]);
+            assert_eq!(earlier["stall"]["started_at"], end["stall"]["started_at"]);
+            assert_eq!(earlier["stall"]["end_known"], false);
+        }
+    }
+
+    /// The times of a stall add up to its duration, to the nanosecond.
+    #[test]
+    fn times_add_up() {
+        let mut stall = sample::stall();
+        (stall.turn.running_ns, stall.turn.stopped_ns) = (999_999_999, 77);
+        (stall.ticks_user, stall.ticks_kernel) = (6, 7);
+        let stall = &json_of(Moment::End, &stall)["stall"];
+        let times = stall["time"].as_object().unwrap();
+        let sum: u64 = times.values().map(|time| time.as_u64().unwrap()).sum();
+        assert_eq!(Some(sum), stall["duration_ns"].as_u64());
+        assert_eq!(times.len(), 5);
+    }
+
+    /// Only stalls at least as long as the error threshold are errors.
+    #[test]
+    fn severities() {
+        let mut stall = sample::stall();
+        assert_eq!(json_of(Moment::Open, &sample::open_stall())["severity"], "WARN");
+        stall.turn.blocked_ns = 1_000_000_000 - stall.turn.running_ns - stall.turn.runnable_ns;
+        assert_eq!(json_of(Moment::End, &stall)["severity"], "ERROR");
+        stall.turn.blocked_ns -= 1;
+        assert_eq!(json_of(Moment::End, &stall)["severity"], "WARN");
+    }
+
+    /// Whatever is missing is told once, and what is false or null because of it says so.
+    #[test]
+    fn gaps() {
+        let mut stall = sample::stall();
+        stall.turn.flags = START_UNKNOWN;
+        stall.end = End::Unseen("the thread exited".to_owned());
+        stall.ticks_user = 0;
+        stall.ticks_kernel = 0;
+        stall.stacks.clear();
+        stall.gaps = vec![Gap::new("stacks", "captures were lost"); 2];
+        let line = json_of(Moment::End, &stall);
+        let expected = json!([
+            "stacks: captures were lost",
+            "start: the turn had begun before stalltrace could see it",
+            "end: the thread exited",
+            "split of running time: no tick fell into it, so all of it is given as user time",
+            "cause: no stack of the blocked time was taken; each block may have been too short",
+            "culprit: no stack shows what most of the time went into",
+        ]);
+        assert_eq!(line["gaps"], expected);
+        assert_eq!(line["culprit"], Value::Null);
+        assert_eq!(line["stall"]["start_known"], false);
+        assert_eq!(line["stall"]["end_known"], false);
+        let mut stall = sample::stall();
+        stall.ready_events = None;
+        let gaps = json_of(Moment::End, &stall)["gaps"].to_string();
+        assert!(gaps.contains("ready_events: the return of the next wait was not seen"), "{gaps}");
+        stall.end = End::NotYet;
+        let gaps = json_of(Moment::End, &stall)["gaps"].to_string();
+        assert!(gaps.contains("end: the stall was still going on when it was closed"), "{gaps}");
+    }
+
+    /// A session's first line says what is attached and how it is set.
+    #[test]
+    fn whole_session_start() {
+        let expected = json!({
+            "schema": "stalltrace/1",
+            "event": "session_start",
+            "timestamp": "2026-11-21T05:20:00.000000Z",
+            "severity": "INFO",
+            "message": "stalltrace 0.1.0 watches uvicorn[4242] for event loop stalls past 100 ms",
+            "session": "s1",
+            "host": "web-3",
+            "process": process(),
+            "version": "0.1.0",
+            "kernel": "6.1.0-49-amd64",
+            "runtime": { "name": "cpython", "version": "3.11.2" },
+            "wait_hooks": "mixed",
+            "probes": [
+                { "name": "epoll_wait", "hook": "fentry", "attached": true, "reason": null },
+                {
+                    "name": "poll", "hook": "tracepoint", "attached": true,
+                    "reason": "fentry is refused: not permitted",
+                },
+                {
+                    "name": "io_uring_enter", "hook": "fentry", "attached": false,
+                    "reason": "the kernel has no such system call",
+                },
+            ],
+            "configuration": {
+                "threshold_ns": 100_000_000,
+                "error_threshold_ns": 1_000_000_000,
+                "duration_limit_ns": null,
+                "stats_interval_ns": null,
+                "sample_frequency_hz": 99,
+            },
+            "gaps": [],
+        });
+        assert_eq!(serde_json::to_value(sample::session_start()).unwrap(), expected);
+    }
+
+    /// A session's last line says what was seen and what was lost.
+    #[test]
+    fn whole_session_end() {
+        let expected = json!({
+            "schema": "stalltrace/1",
+            "event": "session_end",
+            "timestamp": "2026-11-21T05:20:30.000000Z",
+            "severity": "INFO",
+            "message": "uvicorn[4242]: 1 of 1200 turns stalled, 5012 ms in all, the longest \
+                        5012 ms; the target exited after 30.0 s",
+            "session": "s1",
+            "host": "web-3",
+            "process": process(),
+            "reason": "target_exited",
+            "watched_ns": 30_000_000_000_u64,
+            "totals": {
+                "turns": 1200,
+                "stalls": 1,
+                "stalled_ns": 5_012_000_346_u64,
+                "longest_ns": 5_012_000_346_u64,
+            },
+            "top_culprits": [{
+                "function": "charge_payment",
+                "file": "/srv/pay/app.py",
+                "line": 31,
+                "stalls": 1,
+                "stalled_ns": 5_012_000_346_u64,
+            }],
+            "gaps": [],
+            "lost": { "captures": 3, "switches": 0 },
+        });
+        assert_eq!(serde_json::to_value(sample::session_end()).unwrap(), expected);
+    }
+}

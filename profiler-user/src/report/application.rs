@@ -1,0 +1,283 @@
+//! A stack's frames to whose code they are: the application's, a library's, or plumbing.
+
+use super::facts::ProcessFacts;
+use crate::frame::{Frame, Language};
+
+/// Whose code a frame is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// What the people who run the process wrote themselves.
+    Application,
+    /// Somebody's package, or a language's standard library.
+    Library,
+    /// The C library, the loader, the interpreter's own code, the kernel: under everything, and to
+    /// blame for nothing.
+    Plumbing,
+}
+
+/// Executables whose code is not the application. Prefixes: versions follow.
+const INTERPRETERS: [&str; 14] = [
+    "python", "pypy", "node", "deno", "bun", "uwsgi", "ruby", "java", "perl", "php", "lua",
+    "beam.smp", "dotnet", "mono",
+];
+
+/// Libraries that hold an interpreter.
+const INTERPRETER_LIBRARIES: [&str; 6] =
+    ["libpython", "libnode", "libruby", "libjvm", "libperl", "libphp"];
+
+/// Libraries under every program.
+const SYSTEM_LIBRARIES: [&str; 13] = [
+    "libc.so",
+    "libc-2",
+    "ld-linux",
+    "ld-musl",
+    "ld-2",
+    "libc.musl",
+    "libpthread",
+    "libstdc++",
+    "libm.so",
+    "libm-2",
+    "librt",
+    "libdl",
+    "libgcc_s",
+];
+
+/// Namespaces of the standard libraries of Rust and C++, which are compiled into the program.
+const STANDARD_NAMESPACES: [&str; 4] = ["std::", "core::", "alloc::", "__gnu_cxx::"];
+
+/// Tells whose code the frames of one process are.
+#[derive(Debug, Clone, Copy)]
+pub struct Owner<'a> {
+    /// The main executable; `None` where it is unknown, or an interpreter: then no native frame is
+    /// the application's.
+    program: Option<&'a str>,
+    interpreter: Option<&'a str>,
+}
+
+impl<'a> Owner<'a> {
+    pub fn new(process: &'a ProcessFacts) -> Self {
+        let exe = process.exe.as_deref().map(|path| path.trim_end_matches(" (deleted)"));
+        let interprets = exe.is_some_and(|path| starts_with_any(basename(path), &INTERPRETERS));
+        if interprets {
+            Self { program: None, interpreter: exe }
+        } else {
+            Self { program: exe, interpreter: None }
+        }
+    }
+
+    /// Whose code a frame is.
+    pub fn of(&self, frame: &Frame) -> Origin {
+        match frame.language {
+            Language::Python => python(frame),
+            Language::Native => self.native(frame),
+            Language::Kernel => Origin::Plumbing,
+        }
+    }
+
+    fn native(&self, frame: &Frame) -> Origin {
+        let Some(module) = frame.module.as_deref() else { return Origin::Library };
+        let name = basename(module);
+        if self.interpreter == Some(module)
+            || module.starts_with('[')
+            || starts_with_any(name, &INTERPRETER_LIBRARIES)
+            || starts_with_any(name, &SYSTEM_LIBRARIES)
+        {
+            return Origin::Plumbing;
+        }
+        if self.program != Some(module) || is_compiled_in(frame) {
+            return Origin::Library;
+        }
+        Origin::Application
+    }
+}
+
+/// A frame of the main executable that comes from a library's source all the same.
+fn is_compiled_in(frame: &Frame) -> bool {
+    let from_library = |file: &str| file.contains("/rustc/") || file.contains("/.cargo/registry/");
+    // `<std::thread::Thread as …>::park` is the standard library's as well.
+    let name = frame.function.as_deref().map(|name| name.trim_start_matches('<'));
+    frame.file.as_deref().is_some_and(from_library)
+        || name.is_some_and(|name| starts_with_any(name, &STANDARD_NAMESPACES))
+}
+
+fn python(frame: &Frame) -> Origin {
+    let Some(file) = frame.file.as_deref() else { return Origin::Library };
+    // `<frozen importlib._bootstrap>`, `<string>`.
+    if file.starts_with('<') || is_python_library(file) || is_launcher(frame, file) {
+        return Origin::Library;
+    }
+    Origin::Application
+}
+
+/// Whether a source file lies in the standard library or among installed packages.
+fn is_python_library(file: &str) -> bool {
+    let mut before = "";
+    for component in file.split('/') {
+        let below_lib = before.starts_with("lib") && is_version_folder(component);
+        if below_lib || matches!(component, "site-packages" | "dist-packages") {
+            return true;
+        }
+        before = component;
+    }
+    false
+}
+
+/// `python3.11`, `python3.13t`, `pypy3.10`, `python311.zip`.
+fn is_version_folder(component: &str) -> bool {
+    ["python", "pypy"].iter().any(|name| {
+        let version = component.strip_prefix(name);
+        version.is_some_and(|version| version.starts_with(|first: char| first.is_ascii_digit()))
+    })
+}
+
+/// The script that an installer wrote to start a package: `/venv/bin/uvicorn`.
+fn is_launcher(frame: &Frame, file: &str) -> bool {
+    let folder = file.rsplit('/').nth(1);
+    folder == Some("bin") && !file.ends_with(".py") && frame.function.as_deref() == Some("<module>")
+}
+
+/// How many of a stack's innermost frames run inside the loop's callback.
+///
+/// What lies further out called the loop. It is on the stack of every turn, so it explains none:
+/// `asyncio.run(main())` at the end of a script is the application's, and to blame for nothing.
+pub fn inside_callback(frames: &[Frame]) -> usize {
+    frames.iter().position(is_asyncio).unwrap_or(frames.len())
+}
+
+/// Whether a frame is the part of asyncio that runs callbacks.
+fn is_asyncio(frame: &Frame) -> bool {
+    let (Some(file), Some(function)) = (frame.file.as_deref(), frame.function.as_deref()) else {
+        return false;
+    };
+    // Before 3.11 there are only plain names, afterwards qualified ones.
+    let name = function.rsplit('.').next().unwrap_or(function);
+    frame.language == Language::Python
+        && [
+            ("asyncio/events.py", &["_run"][..]),
+            ("asyncio/base_events.py", &["_run_once", "run_forever", "run_until_complete"]),
+            ("asyncio/runners.py", &["run"]),
+        ]
+        .iter()
+        .any(|(path, names)| file.ends_with(path) && names.contains(&name))
+}
+
+/// The last component of a path.
+pub fn basename(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+fn starts_with_any(text: &str, prefixes: &[&str]) -> bool {
+    prefixes.iter().any(|prefix| text.starts_with(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Origin::{Application, Library, Plumbing};
+    use super::{Owner, inside_callback};
+    use crate::report::facts::ProcessFacts;
+    use crate::report::sample::{native, python};
+
+    fn process(exe: &str) -> ProcessFacts {
+        ProcessFacts { exe: Some(exe.to_owned()), ..ProcessFacts::default() }
+    }
+
+    /// Python code is the application's by where its file lies.
+    #[test]
+    fn python_by_path() {
+        let process = process("/usr/bin/python3.11");
+        let table = [
+            ("/srv/app/app.py", Application),
+            ("app.py", Application),
+            ("/home/u/lib/tool/app.py", Application),
+            ("/srv/python3.11/app.py", Application),
+            ("/usr/lib/python3.11/asyncio/base_events.py", Library),
+            ("/opt/python/lib/python3.13t/json/decoder.py", Library),
+            ("/usr/lib64/python3.9/ssl.py", Library),
+            ("/usr/lib/python311.zip/re.py", Library),
+            ("/venv/lib/python3.12/site-packages/uvicorn/server.py", Library),
+            ("/usr/lib/python3/dist-packages/yaml/__init__.py", Library),
+            ("<frozen importlib._bootstrap>", Library),
+            ("<string>", Library),
+        ];
+        for (file, expected) in table {
+            assert_eq!(Owner::new(&process).of(&python("f", file, 1)), expected, "{file}");
+        }
+    }
+
+    /// The script that starts a package is nobody's code, unless it is a program of one's own.
+    #[test]
+    fn launchers() {
+        let process = process("/usr/bin/python3.11");
+        let origin = |function, file| Owner::new(&process).of(&python(function, file, 8));
+        assert_eq!(origin("<module>", "/venv/bin/uvicorn"), Library);
+        assert_eq!(origin("<module>", "/srv/bin/serve.py"), Application);
+        assert_eq!(origin("handle", "/srv/bin/serve"), Application);
+    }
+
+    /// Native code is the application's in the main executable, unless that is an interpreter.
+    #[test]
+    fn native_by_module() {
+        let redis = "/usr/bin/redis-server";
+        let table = [
+            (redis, "debugCommand", redis, Application),
+            ("/usr/bin/redis-server (deleted)", "debugCommand", redis, Application),
+            (redis, "clock_nanosleep", "/usr/lib/x86_64-linux-gnu/libc.so.6", Plumbing),
+            (redis, "_dl_runtime_resolve", "/lib64/ld-linux-x86-64.so.2", Plumbing),
+            (redis, "clock_gettime", "[vdso]", Plumbing),
+            (redis, "je_malloc", "/usr/lib/libjemalloc.so.2", Library),
+            (redis, "std::sort<int*>", redis, Library),
+            (redis, "<std::sync::Mutex as Drop>::drop", redis, Library),
+            ("/usr/bin/python3.11", "sock_recv", "/usr/bin/python3.11", Plumbing),
+            ("/usr/bin/python3.11", "sre_search", "/usr/lib/libpython3.11.so.1.0", Plumbing),
+            ("/usr/bin/uwsgi", "uwsgi_loop", "/usr/bin/uwsgi", Plumbing),
+            ("/usr/bin/python3.11", "quicksort", "/v/site-packages/numpy/core.so", Library),
+        ];
+        for (exe, function, module, expected) in table {
+            let process = process(exe);
+            let origin = Owner::new(&process).of(&native(function, module));
+            assert_eq!(origin, expected, "{function} in {module} of {exe}");
+        }
+    }
+
+    /// Without the executable's path no native frame is guessed to be the application's.
+    #[test]
+    fn unknown_executable() {
+        let process = ProcessFacts::default();
+        assert_eq!(Owner::new(&process).of(&native("main", "/srv/server")), Library);
+    }
+
+    /// Crates compiled into a Rust program are libraries by their source.
+    #[test]
+    fn crates_by_source() {
+        let process = process("/srv/server");
+        let mut frame = native("serde_json::de::from_str", "/srv/server");
+        assert_eq!(Owner::new(&process).of(&frame), Application);
+        frame.file = Some("/root/.cargo/registry/src/index/serde_json-1.0/src/de.rs".to_owned());
+        assert_eq!(Owner::new(&process).of(&frame), Library);
+    }
+
+    /// What called the loop is outside, in each of asyncio's ways to be called.
+    #[test]
+    fn callback_boundary() {
+        let lib = "/usr/lib/python3.11/asyncio";
+        let frames = [
+            python("handler", "app.py", 3),
+            python("Handle._run", &format!("{lib}/events.py"), 80),
+            python("BaseEventLoop._run_once", &format!("{lib}/base_events.py"), 1922),
+            python("<module>", "app.py", 99),
+        ];
+        assert_eq!(inside_callback(&frames), 1);
+        // uvloop runs callbacks in native code; the first of asyncio's own frames is the runner's.
+        let frames = [
+            python("handler", "app.py", 3),
+            native("__pyx_f_6uvloop_4loop_6Handle__run", "/v/site-packages/uvloop/loop.so"),
+            python("Runner.run", &format!("{lib}/runners.py"), 118),
+            python("<module>", "app.py", 99),
+        ];
+        assert_eq!(inside_callback(&frames), 2);
+        let frames = [python("_run", &format!("{lib}/events.py"), 80)];
+        assert_eq!(inside_callback(&frames), 0);
+        let frames = [native("dictFind", "/usr/bin/redis-server"), python("run", "app.py", 1)];
+        assert_eq!(inside_callback(&frames), 2);
+    }
+}

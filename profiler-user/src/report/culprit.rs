@@ -1,0 +1,153 @@
+//! The stacks that carry a cause to the one frame to look at first.
+
+use super::application::{Origin, Owner, inside_callback};
+use super::schema::stall::Culprit;
+use crate::frame::Frame;
+use crate::turn::Sampled;
+
+/// The frame to look at first: of each stack the innermost of the application, else the innermost
+/// named; of these the one for which most time was seen. `None` where no frame has a name.
+pub fn find(evidence: &[&Sampled], owner: &Owner<'_>, tid: u32) -> Option<Culprit> {
+    let mut weighed: Vec<(&Frame, u64)> = Vec::new();
+    for sampled in evidence {
+        let Some(frame) = of_stack(&sampled.stack.frames, owner) else { continue };
+        // One function that kept the CPU is seen at several of its lines.
+        match weighed.iter_mut().find(|(seen, _)| is_same_function(seen, frame)) {
+            Some((_, time_ns)) => *time_ns = time_ns.saturating_add(sampled.time_ns),
+            None => weighed.push((frame, sampled.time_ns)),
+        }
+    }
+    // Among equals the first: stacks come heaviest first.
+    let heaviest = weighed.into_iter().rev().max_by_key(|(_, time_ns)| *time_ns);
+    heaviest.map(|(frame, _)| Culprit {
+        function: frame.function.clone(),
+        file: frame.file.clone(),
+        line: frame.line,
+        module: frame.module.clone(),
+        language: frame.language.into(),
+        thread: tid,
+    })
+}
+
+fn is_same_function(one: &Frame, other: &Frame) -> bool {
+    one.function == other.function && one.file == other.file && one.module == other.module
+}
+
+/// A stack's innermost named frame: of the application, else of a library, else any.
+fn of_stack<'a>(frames: &'a [Frame], owner: &Owner<'_>) -> Option<&'a Frame> {
+    let inside = frames.get(..inside_callback(frames)).unwrap_or_default();
+    let innermost = |frames: &'a [Frame], origin| {
+        frames.iter().find(|frame| frame.function.is_some() && owner.of(frame) == origin)
+    };
+    innermost(inside, Origin::Application)
+        .or_else(|| innermost(inside, Origin::Library))
+        // The loop's own work between two callbacks.
+        .or_else(|| innermost(frames, Origin::Library))
+        .or_else(|| innermost(frames, Origin::Application))
+        .or_else(|| innermost(frames, Origin::Plumbing))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::find;
+    use crate::frame::Frame;
+    use crate::report::application::Owner;
+    use crate::report::facts::ProcessFacts;
+    use crate::report::sample::{native, on_cpu, python};
+    use crate::turn::Sampled;
+
+    const LIB: &str = "/usr/lib/python3.11";
+    const LIBC: &str = "/usr/lib/x86_64-linux-gnu/libc.so.6";
+    const REDIS: &str = "/usr/bin/redis-server";
+
+    fn culprit(exe: &str, stacks: &[Sampled]) -> Option<(String, Option<u32>)> {
+        let process = ProcessFacts { exe: Some(exe.to_owned()), ..ProcessFacts::default() };
+        let evidence: Vec<&Sampled> = stacks.iter().collect();
+        let culprit = find(&evidence, &Owner::new(&process), 42)?;
+        assert_eq!(culprit.thread, 42);
+        Some((culprit.function?, culprit.line))
+    }
+
+    fn of_frames(exe: &str, frames: Vec<Frame>) -> Option<String> {
+        culprit(exe, &[on_cpu(frames, 10)]).map(|(function, _)| function)
+    }
+
+    /// The innermost frame of the application is the culprit, through libraries inside of it.
+    #[test]
+    fn application_under_libraries() {
+        let frames = vec![
+            native("recv", LIBC),
+            native("sock_recv", "/usr/bin/python3.11"),
+            python("SocketIO.readinto", &format!("{LIB}/socket.py"), 706),
+            python("get", "/v/lib/python3.11/site-packages/requests/api.py", 73),
+            python("charge_payment", "/srv/app.py", 31),
+            python("handler", "/srv/app.py", 12),
+            python("Handle._run", &format!("{LIB}/asyncio/events.py"), 80),
+            python("<module>", "/srv/app.py", 99),
+        ];
+        assert_eq!(of_frames("/usr/bin/python3.11", frames).as_deref(), Some("charge_payment"));
+    }
+
+    /// What called the loop is never the culprit while anything inside has a name.
+    #[test]
+    fn caller_of_the_loop_is_innocent() {
+        let frames = vec![
+            native("clock_nanosleep", LIBC),
+            python("Pool._reap", "/v/lib/python3.11/site-packages/pool.py", 7),
+            python("Handle._run", &format!("{LIB}/asyncio/events.py"), 80),
+            python("<module>", "/srv/app.py", 99),
+        ];
+        assert_eq!(of_frames("/usr/bin/python3.11", frames).as_deref(), Some("Pool._reap"));
+        let frames = vec![
+            python("Handle._run", &format!("{LIB}/asyncio/events.py"), 80),
+            python("<module>", "/srv/app.py", 99),
+        ];
+        assert_eq!(of_frames("/usr/bin/python3.11", frames).as_deref(), Some("Handle._run"));
+    }
+
+    /// In a native program it is the program's own frame, not the C library's.
+    #[test]
+    fn native_program() {
+        let frames = vec![
+            native("clock_nanosleep", LIBC),
+            native("debugCommand", REDIS),
+            native("call", REDIS),
+            native("main", REDIS),
+        ];
+        assert_eq!(of_frames(REDIS, frames).as_deref(), Some("debugCommand"));
+    }
+
+    /// Frames without a name are passed over; where there is no other, there is no culprit.
+    #[test]
+    fn names_are_needed() {
+        let unnamed = Frame { function: None, ..native("", REDIS) };
+        let frames = vec![unnamed.clone(), native("call", REDIS)];
+        assert_eq!(of_frames(REDIS, frames).as_deref(), Some("call"));
+        let frames = vec![unnamed.clone(), native("memcpy", LIBC)];
+        assert_eq!(of_frames(REDIS, frames).as_deref(), Some("memcpy"));
+        assert_eq!(of_frames(REDIS, vec![unnamed]), None);
+        assert_eq!(of_frames(REDIS, Vec::new()), None);
+    }
+
+    /// A function seen at several lines, or with several inner frames, is weighed as one.
+    #[test]
+    fn weighed_by_function() {
+        let stacks = [
+            on_cpu(vec![python("other", "/srv/app.py", 5)], 40),
+            on_cpu(vec![native("match", LIBC), python("parse", "/srv/app.py", 17)], 35),
+            on_cpu(vec![python("parse", "/srv/app.py", 18)], 25),
+        ];
+        let expected = Some(("parse".to_owned(), Some(17)));
+        assert_eq!(culprit("/usr/bin/python3", &stacks), expected);
+    }
+
+    /// Where nothing was timed, the first stack decides.
+    #[test]
+    fn first_among_equals() {
+        let stacks = [
+            on_cpu(vec![python("one", "/srv/app.py", 1)], 0),
+            on_cpu(vec![python("two", "/srv/app.py", 2)], 0),
+        ];
+        assert_eq!(culprit("/usr/bin/python3", &stacks), Some(("one".to_owned(), Some(1))));
+    }
+}

@@ -1,0 +1,123 @@
+//! What a report's builder is told about the session, the process and the thread: data that others have read.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, UNIX_EPOCH};
+
+use crate::gap::Gap;
+
+/// One moment on both clocks, taken at attach: the only way in which wall-clock time enters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WallAnchor {
+    pub monotonic_ns: u64,
+    pub wall_ns_since_epoch: u64,
+}
+
+impl WallAnchor {
+    /// A moment of `CLOCK_MONOTONIC` as RFC 3339 in UTC, µs.
+    pub fn timestamp(&self, monotonic_ns: u64) -> String {
+        let wall_ns = if monotonic_ns >= self.monotonic_ns {
+            self.wall_ns_since_epoch.saturating_add(monotonic_ns - self.monotonic_ns)
+        } else {
+            self.wall_ns_since_epoch.saturating_sub(self.monotonic_ns - monotonic_ns)
+        };
+        rfc3339(wall_ns)
+    }
+}
+
+/// Nanoseconds since the epoch as RFC 3339 in UTC, µs. All of `u64` lies before the year 2555.
+pub fn rfc3339(wall_ns_since_epoch: u64) -> String {
+    let moment = UNIX_EPOCH + Duration::from_nanos(wall_ns_since_epoch);
+    humantime::format_rfc3339_micros(moment).to_string()
+}
+
+/// The target. What is `None` could not be read, or is not so (no container); the gaps tell which.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProcessFacts {
+    /// As the daemon sees it.
+    pub pid: u32,
+    /// As the process sees itself.
+    pub pid_in_container: Option<u32>,
+    pub name: String,
+    pub exe: Option<String>,
+    pub command: Option<String>,
+    pub start_time_wall_ns: Option<u64>,
+    pub container_id: Option<String>,
+    pub cgroup: Option<String>,
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What stays the same on every line of one attachment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionFacts {
+    pub id: String,
+    pub host: String,
+    pub process: ProcessFacts,
+    pub runtime: Option<RuntimeFacts>,
+    pub anchor: WallAnchor,
+    /// What of the above could not be had.
+    pub gaps: Vec<Gap>,
+}
+
+/// The language runtime that was recognised.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuntimeFacts {
+    /// `cpython`, `node`, …
+    pub name: String,
+    pub version: Option<String>,
+}
+
+/// The loop's thread.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ThreadFacts {
+    pub tid: u32,
+    pub tid_in_container: Option<u32>,
+    pub name: Option<String>,
+    /// `asyncio`, `uvloop`, `libuv`, `epoll`, …
+    pub loop_kind: String,
+}
+
+/// What a stall's line needs besides the stall.
+#[derive(Debug, Clone, Copy)]
+pub struct Context<'a> {
+    pub session: &'a SessionFacts,
+    /// When the line is made, `CLOCK_MONOTONIC`.
+    pub now_ns: u64,
+    pub thread: &'a ThreadFacts,
+    pub threshold_ns: u64,
+    /// Stalls at least this long are errors.
+    pub error_threshold_ns: u64,
+    /// What the target's descriptors stand for (`tcp 127.0.0.1:8081`, `/var/lib/x.json`, `pipe`), as far as asked.
+    pub descriptors: &'a BTreeMap<u32, String>,
+    /// What this session has lost so far, by reason.
+    pub losses: &'a [(&'static str, u64)],
+    /// What of thread and descriptors could not be had.
+    pub gaps: &'a [Gap],
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{WallAnchor, rfc3339};
+
+    /// Moments before and after the anchor come out at the right distance, in µs, rounded down.
+    #[test]
+    fn anchored() {
+        let anchor = WallAnchor {
+            monotonic_ns: 5_000_000_000,
+            wall_ns_since_epoch: 1_795_238_400_000_000_000,
+        };
+        assert_eq!(anchor.timestamp(5_000_000_000), "2026-11-21T05:20:00.000000Z");
+        assert_eq!(anchor.timestamp(5_001_234_999), "2026-11-21T05:20:00.001234Z");
+        assert_eq!(anchor.timestamp(4_000_000_000), "2026-11-21T05:19:59.000000Z");
+    }
+
+    /// No time that fits the type is refused.
+    #[test]
+    fn extremes() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000000Z");
+        assert_eq!(rfc3339(u64::MAX), "2554-07-21T23:34:33.709551Z");
+        let anchor = WallAnchor { monotonic_ns: u64::MAX, wall_ns_since_epoch: 7 };
+        assert_eq!(anchor.timestamp(0), "1970-01-01T00:00:00.000000Z");
+        let anchor = WallAnchor { monotonic_ns: 0, wall_ns_since_epoch: u64::MAX };
+        assert_eq!(anchor.timestamp(9), rfc3339(u64::MAX));
+    }
+}

@@ -1,0 +1,166 @@
+//! What a line says to its one sentence for a person.
+
+use super::application::basename;
+use super::facts::ProcessFacts;
+use super::schema::session::{EndReason, Totals};
+use super::schema::stall::{Cause, Culprit, Stall};
+use crate::turn::Moment;
+
+/// `uvicorn[4242]: event loop stalled 5012 ms, blocked in recvfrom, at charge_payment (app.py:31)`
+pub fn stall(
+    process: &ProcessFacts,
+    moment: Moment,
+    stall: &Stall,
+    cause: &Cause,
+    culprit: Option<&Culprit>,
+) -> String {
+    let duration_ms = milliseconds(stall.duration_ns);
+    let is_over = moment == Moment::End;
+    let is_bound = !stall.start_known || (is_over && !stall.end_known);
+    let at_least = if is_bound { "at least " } else { "" };
+    let duration = if is_over {
+        format!("stalled {at_least}{duration_ms} ms")
+    } else {
+        format!("stalled for {at_least}{duration_ms} ms so far")
+    };
+    let place = culprit.map(|culprit| format!(", at {}", place(culprit))).unwrap_or_default();
+    format!("{}: event loop {duration}, {}{place}", name(process), cause.summary)
+}
+
+/// `stalltrace 0.1.0 watches uvicorn[4242] for event loop stalls past 100 ms`
+pub fn session_start(process: &ProcessFacts, version: &str, threshold_ns: u64) -> String {
+    let threshold_ms = milliseconds(threshold_ns);
+    let process = name(process);
+    format!("stalltrace {version} watches {process} for event loop stalls past {threshold_ms} ms")
+}
+
+/// `uvicorn[4242]: 3 of 1200 turns stalled, 5212 ms in all, the longest 5012 ms; the target exited after 30.0 s`
+pub fn session_end(
+    process: &ProcessFacts,
+    reason: EndReason,
+    watched_ns: u64,
+    totals: &Totals,
+) -> String {
+    let Totals { turns, stalls, stalled_ns, longest_ns } = *totals;
+    let seen = if stalls == 0 {
+        format!("none of {turns} turns stalled")
+    } else {
+        let (all_ms, longest_ms) = (milliseconds(stalled_ns), milliseconds(longest_ns));
+        format!(
+            "{stalls} of {turns} turns stalled, {all_ms} ms in all, the longest {longest_ms} ms"
+        )
+    };
+    let end = match reason {
+        EndReason::Detached => "detached",
+        EndReason::TargetExited => "the target exited",
+        EndReason::DurationOver => "the time to watch was over",
+        EndReason::Signal => "stopped by a signal",
+    };
+    let watched_s = milliseconds(watched_ns) / 1000;
+    let tenths = milliseconds(watched_ns) % 1000 / 100;
+    format!("{}: {seen}; {end} after {watched_s}.{tenths} s", name(process))
+}
+
+/// `uvicorn[4242]`
+pub fn name(process: &ProcessFacts) -> String {
+    format!("{}[{}]", process.name, process.pid)
+}
+
+/// `charge_payment (app.py:31)`: as much of it as is known.
+pub fn place(culprit: &Culprit) -> String {
+    let function = culprit.function.as_deref().unwrap_or("unnamed code");
+    let file = culprit.file.as_deref().map(basename);
+    let module = culprit.module.as_deref().map(basename);
+    match (file, culprit.line, module) {
+        (Some(file), Some(line), _) => format!("{function} ({file}:{line})"),
+        (Some(file), None, _) => format!("{function} ({file})"),
+        (None, _, Some(module)) => format!("{function} ({module})"),
+        (None, _, None) => function.to_owned(),
+    }
+}
+
+/// Rounded to the nearest.
+pub fn milliseconds(ns: u64) -> u64 {
+    const NS_PER_MS: u64 = 1_000_000;
+    ns / NS_PER_MS + u64::from(ns % NS_PER_MS >= NS_PER_MS / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{EndReason, Totals, milliseconds, place, session_end};
+    use crate::report::sample;
+    use crate::report::schema::stall::{Culprit, Language};
+    use crate::turn::{End, Moment, Stall};
+
+    fn message(moment: Moment, stall: &Stall) -> String {
+        sample::report(moment, stall).common().message.clone()
+    }
+
+    /// Each moment of a stall has its sentence.
+    #[test]
+    fn moments() {
+        let rest = "blocked in recvfrom on tcp 127.0.0.1:8081, at charge_payment (app.py:31)";
+        assert_eq!(
+            message(Moment::Open, &sample::open_stall()),
+            format!("uvicorn[4242]: event loop stalled for 103 ms so far, {rest}")
+        );
+        assert_eq!(
+            message(Moment::End, &sample::stall()),
+            format!("uvicorn[4242]: event loop stalled 5012 ms, {rest}")
+        );
+    }
+
+    /// Where beginning or end was not seen, the duration is called a lower bound.
+    #[test]
+    fn lower_bounds() {
+        let mut stall = sample::stall();
+        stall.end = End::Unseen("detached".to_owned());
+        assert!(message(Moment::End, &stall).contains("stalled at least 5012 ms, "));
+        let mut stall = sample::open_stall();
+        stall.turn.flags = profiler_ebpf::turn::START_UNKNOWN;
+        assert!(message(Moment::Open, &stall).contains("stalled for at least 103 ms so far, "));
+    }
+
+    /// A place says what is known and nothing else.
+    #[test]
+    fn places() {
+        let culprit = |file: Option<&str>, line, module: Option<&str>| Culprit {
+            function: Some("f".to_owned()),
+            file: file.map(str::to_owned),
+            line,
+            module: module.map(str::to_owned),
+            language: Language::Native,
+            thread: 1,
+        };
+        assert_eq!(place(&culprit(Some("/src/a.c"), Some(3), Some("/bin/b"))), "f (a.c:3)");
+        assert_eq!(place(&culprit(Some("/src/a.c"), None, Some("/bin/b"))), "f (a.c)");
+        assert_eq!(place(&culprit(None, Some(3), Some("/bin/b"))), "f (b)");
+        assert_eq!(place(&culprit(None, None, None)), "f");
+    }
+
+    /// The last sentence gives the sums and the reason.
+    #[test]
+    fn ends() {
+        let process = sample::session().process;
+        let totals =
+            Totals { turns: 1200, stalls: 3, stalled_ns: 5_212_000_000, longest_ns: 5_012_000_000 };
+        assert_eq!(
+            session_end(&process, EndReason::TargetExited, 30_049_000_000, &totals),
+            "uvicorn[4242]: 3 of 1200 turns stalled, 5212 ms in all, the longest 5012 ms; \
+             the target exited after 30.0 s"
+        );
+        let totals = Totals { turns: 9, ..Totals::default() };
+        assert_eq!(
+            session_end(&process, EndReason::Signal, 1_500_000_000, &totals),
+            "uvicorn[4242]: none of 9 turns stalled; stopped by a signal after 1.5 s"
+        );
+    }
+
+    /// Half a millisecond counts as one, and the largest number is no exception.
+    #[test]
+    fn rounding() {
+        assert_eq!(milliseconds(499_999), 0);
+        assert_eq!(milliseconds(500_000), 1);
+        assert_eq!(milliseconds(u64::MAX), 18_446_744_073_710);
+    }
+}

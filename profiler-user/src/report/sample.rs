@@ -1,0 +1,225 @@
+//! Made-up stalls, frames and sessions that the tests of reports and sinks start from.
+
+use std::collections::BTreeMap;
+
+use profiler_ebpf::record::Registers;
+use profiler_ebpf::turn::Turn;
+
+use super::facts::{Context, ProcessFacts, RuntimeFacts, SessionFacts, ThreadFacts, WallAnchor};
+use super::group::Tally;
+use super::schema::session::{Configuration, EndReason, Probe, WaitHooks};
+use super::{Finish, Report, Start};
+use crate::frame::{Frame, Language, Stack};
+use crate::gap::Gap;
+use crate::turn::{End, Moment, Sampled, Stall, ThreadState};
+
+const LIBC: &str = "/usr/lib/x86_64-linux-gnu/libc.so.6";
+
+pub fn native(function: &str, module: &str) -> Frame {
+    Frame {
+        function: Some(function.to_owned()),
+        file: None,
+        line: None,
+        module: Some(module.to_owned()),
+        language: Language::Native,
+        inlined: false,
+        address: Some(0x7f00_0000_1234),
+        module_offset: Some(0x1234),
+    }
+}
+
+pub fn kernel(function: &str) -> Frame {
+    Frame { language: Language::Kernel, module_offset: None, ..native(function, "[kernel]") }
+}
+
+pub fn python(function: &str, file: &str, line: u32) -> Frame {
+    Frame {
+        function: Some(function.to_owned()),
+        file: Some(file.to_owned()),
+        line: Some(line),
+        module: None,
+        language: Language::Python,
+        inlined: false,
+        address: None,
+        module_offset: None,
+    }
+}
+
+/// A stack that ticks found running in user code.
+pub fn on_cpu(frames: Vec<Frame>, time_ns: u64) -> Sampled {
+    Sampled {
+        stack: Stack { frames, ..Stack::default() },
+        state: ThreadState::RunningUser,
+        samples: 1,
+        time_ns,
+        registers: Registers { syscall: -1, ..Registers::default() },
+    }
+}
+
+/// A stack that was taken when the thread blocked in a system call.
+pub fn blocked_in(syscall: i64, args: [u64; 6], time_ns: u64) -> Sampled {
+    Sampled {
+        state: ThreadState::Blocked,
+        registers: Registers { syscall, args, ..Registers::default() },
+        ..on_cpu(Vec::new(), time_ns)
+    }
+}
+
+/// A payment service that waits five seconds for a slow neighbour.
+pub fn stall() -> Stall {
+    let lib = "/usr/lib/python3.11";
+    let receiving = Sampled {
+        stack: Stack {
+            frames: vec![
+                native("__libc_recv", LIBC),
+                python("SocketIO.readinto", &format!("{lib}/socket.py"), 706),
+                python("charge_payment", "/srv/pay/app.py", 31),
+                python("Handle._run", &format!("{lib}/asyncio/events.py"), 80),
+            ],
+            kernel: vec![kernel("__schedule"), kernel("tcp_recvmsg")],
+            truncated: None,
+            gaps: Vec::new(),
+        },
+        ..blocked_in(45, [7, 0x7ffe_0000_1000, 8192, 0, 0, 0], 5_000_000_000)
+    };
+    let parsing = Sampled {
+        stack: Stack {
+            frames: vec![python("parse", "/srv/pay/app.py", 17)],
+            kernel: Vec::new(),
+            truncated: Some("the copy of the stack ends here".to_owned()),
+            gaps: vec![Gap::new("native frames", "libfoo.so has no unwind table")],
+        },
+        ..on_cpu(Vec::new(), 12_000_000)
+    };
+    Stall {
+        tid: 4242,
+        turn: Turn {
+            start_ns: 6_000_123_456,
+            running_ns: 12_000_001,
+            blocked_ns: 5_000_000_000,
+            runnable_ns: 345,
+            stopped_ns: 0,
+            voluntary: 2,
+            preempted: 1,
+            flags: 0,
+            nested_waits: 0,
+        },
+        end: End::Seen,
+        now: None,
+        ticks_user: 2,
+        ticks_kernel: 1,
+        stacks: vec![receiving, parsing],
+        ready_events: Some(17),
+        gaps: Vec::new(),
+    }
+}
+
+/// The same stall 103 ms after its beginning.
+pub fn open_stall() -> Stall {
+    let mut stall = stall();
+    stall.turn.blocked_ns = 91_000_000;
+    stall.end = End::NotYet;
+    stall.now = Some(ThreadState::Blocked);
+    stall.ready_events = None;
+    if let Some(receiving) = stall.stacks.first_mut() {
+        receiving.time_ns = 91_000_000;
+    }
+    stall
+}
+
+pub fn session() -> SessionFacts {
+    SessionFacts {
+        id: "s1".to_owned(),
+        host: "web-3".to_owned(),
+        process: ProcessFacts {
+            pid: 4242,
+            pid_in_container: Some(7),
+            name: "uvicorn".to_owned(),
+            exe: Some("/usr/bin/python3.11".to_owned()),
+            command: Some("python3 -m uvicorn app:app".to_owned()),
+            start_time_wall_ns: Some(1_795_238_000_000_000_000),
+            container_id: None,
+            cgroup: Some("/system.slice/pay.service".to_owned()),
+            labels: BTreeMap::from([("team".to_owned(), "billing".to_owned())]),
+        },
+        runtime: Some(RuntimeFacts {
+            name: "cpython".to_owned(),
+            version: Some("3.11.2".to_owned()),
+        }),
+        anchor: WallAnchor {
+            monotonic_ns: 5_000_000_000,
+            wall_ns_since_epoch: 1_795_238_400_000_000_000,
+        },
+        gaps: Vec::new(),
+    }
+}
+
+pub fn thread() -> ThreadFacts {
+    ThreadFacts {
+        tid: 4242,
+        tid_in_container: Some(7),
+        name: Some("uvicorn".to_owned()),
+        loop_kind: "asyncio".to_owned(),
+    }
+}
+
+/// The line of a stall, made right after its account's last booking.
+pub fn report(moment: Moment, stall: &Stall) -> Report {
+    let session = session();
+    let descriptors = BTreeMap::from([(7, "tcp 127.0.0.1:8081".to_owned())]);
+    let context = Context {
+        session: &session,
+        now_ns: stall.turn.start_ns + stall.turn.booked_ns(),
+        thread: &thread(),
+        threshold_ns: 100_000_000,
+        error_threshold_ns: 1_000_000_000,
+        descriptors: &descriptors,
+        losses: &[("captures", 3), ("switches", 0)],
+        gaps: &[],
+    };
+    Report::stall(moment, stall, &context)
+}
+
+/// The first line of a session, with a probe of each fate.
+pub fn session_start() -> Report {
+    let probe = |name: &str, hook: &str, attached, reason: Option<&str>| Probe {
+        name: name.to_owned(),
+        hook: hook.to_owned(),
+        attached,
+        reason: reason.map(str::to_owned),
+    };
+    let refused = "fentry is refused: not permitted";
+    let absent = "the kernel has no such system call";
+    let start = Start {
+        version: "0.1.0".to_owned(),
+        kernel: "6.1.0-49-amd64".to_owned(),
+        wait_hooks: WaitHooks::Mixed,
+        probes: vec![
+            probe("epoll_wait", "fentry", true, None),
+            probe("poll", "tracepoint", true, Some(refused)),
+            probe("io_uring_enter", "fentry", false, Some(absent)),
+        ],
+        configuration: Configuration {
+            threshold_ns: 100_000_000,
+            error_threshold_ns: 1_000_000_000,
+            duration_limit_ns: None,
+            stats_interval_ns: None,
+            sample_frequency_hz: 99,
+        },
+    };
+    Report::session_start(&session(), 5_000_000_000, start)
+}
+
+/// The last line of a session that saw the one stall.
+pub fn session_end() -> Report {
+    let mut tally = Tally::default();
+    tally.observe(&report(Moment::End, &stall()));
+    let finish = Finish {
+        reason: EndReason::TargetExited,
+        watched_ns: 30_000_000_000,
+        turns: 1200,
+        tally: &tally,
+        losses: &[("captures", 3), ("switches", 0)],
+    };
+    Report::session_end(&session(), 35_000_000_000, &finish)
+}

@@ -1,0 +1,119 @@
+//! The JSON of a session's first and last line: what is attached, and what was seen.
+
+use std::collections::BTreeMap;
+
+#[cfg(test)]
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::{Common, Runtime};
+
+/// What is attached, and how it is set.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct SessionStart {
+    #[serde(flatten)]
+    pub common: Common,
+    /// stalltrace's own.
+    pub version: String,
+    /// The kernel's release.
+    pub kernel: String,
+    /// The language runtime, where one was recognised.
+    pub runtime: Option<Runtime>,
+    /// How the loops' waits are observed: what this costs the target depends on it.
+    pub wait_hooks: WaitHooks,
+    pub probes: Vec<Probe>,
+    pub configuration: Configuration,
+    /// Everything that could not be had, with its reason.
+    pub gaps: Vec<String>,
+}
+
+/// The kind of hook on the system calls in which loops wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum WaitHooks {
+    Fentry,
+    Tracepoint,
+    /// Some of each.
+    Mixed,
+}
+
+/// One probe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Probe {
+    /// What it is attached to: `epoll_wait`, `sched_switch`, …
+    pub name: String,
+    /// `fentry`, `tracepoint`, `btf tracepoint`, `perf event`, …
+    pub hook: String,
+    pub attached: bool,
+    /// Why it is not attached, or why not by a better hook.
+    pub reason: Option<String>,
+}
+
+/// The configuration in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Configuration {
+    pub threshold_ns: u64,
+    /// Stalls at least this long are errors.
+    pub error_threshold_ns: u64,
+    /// How long to watch; `null` for no end.
+    pub duration_limit_ns: Option<u64>,
+    /// `null` for no statistics.
+    pub stats_interval_ns: Option<u64>,
+    /// Samples a second of running time, while a stall is suspected.
+    pub sample_frequency_hz: u64,
+}
+
+/// What was seen, and what was lost.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct SessionEnd {
+    #[serde(flatten)]
+    pub common: Common,
+    pub reason: EndReason,
+    /// How long the session lasted.
+    pub watched_ns: u64,
+    pub totals: Totals,
+    /// Most stalled time first.
+    pub top_culprits: Vec<TopCulprit>,
+    /// Everything that could not be had, with its reason.
+    pub gaps: Vec<String>,
+    /// Records, samples and reports lost in this session, by reason.
+    pub lost: BTreeMap<String, u64>,
+}
+
+/// Why a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    Detached,
+    TargetExited,
+    DurationOver,
+    Signal,
+}
+
+/// A session's sums.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Totals {
+    pub turns: u64,
+    pub stalls: u64,
+    pub stalled_ns: u64,
+    pub longest_ns: u64,
+}
+
+/// A function, and the stalls of which it was the culprit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct TopCulprit {
+    pub function: Option<String>,
+    pub file: Option<String>,
+    /// Of its longest stall.
+    pub line: Option<u32>,
+    pub stalls: u64,
+    pub stalled_ns: u64,
+}

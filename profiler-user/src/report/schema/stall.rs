@@ -1,0 +1,278 @@
+//! The JSON of a stall: its account, its cause, its culprit and its stacks.
+
+use std::collections::BTreeMap;
+
+#[cfg(test)]
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::{Common, Runtime};
+
+/// One moment of a stall.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct StallLine {
+    #[serde(flatten)]
+    pub common: Common,
+    pub stall: Stall,
+    pub thread: LoopThread,
+    /// The language runtime, where one was recognised.
+    pub runtime: Option<Runtime>,
+    pub cause: Cause,
+    /// The frame to look at first.
+    pub culprit: Option<Culprit>,
+    /// The coroutine that ran, where it is known.
+    pub task: Option<Task>,
+    /// What people do about this cause.
+    pub advice: Option<String>,
+    /// Heaviest first.
+    pub stacks: Vec<Stack>,
+    /// Everything that could not be had, with its reason.
+    pub gaps: Vec<String>,
+    /// Records, samples and reports lost so far in this session, by reason.
+    pub lost: BTreeMap<String, u64>,
+}
+
+/// The stall itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Stall {
+    /// The same on all lines of one stall.
+    pub id: String,
+    /// RFC 3339, UTC, µs.
+    pub started_at: String,
+    /// `CLOCK_MONOTONIC`: comparable with the target's own clock.
+    pub start_monotonic_ns: u64,
+    /// From the return of the loop's wait to the entry of its next, or to now while it lasts.
+    pub duration_ns: u64,
+    pub threshold_ns: u64,
+    /// False where it had begun before stalltrace attached: the duration is then a lower bound.
+    pub start_known: bool,
+    /// False while it lasts, and where its end was not seen: the duration is then a lower bound.
+    pub end_known: bool,
+    pub time: Time,
+    pub switches: Switches,
+    /// What the wait after the stall returned: how many file descriptors had been kept waiting.
+    /// `null` while the stall lasts.
+    pub ready_events: Option<u64>,
+}
+
+/// How a stall's time divides. The sum is its duration, exactly.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Time {
+    /// On a CPU. Running time is measured; its split between user and kernel is sampled.
+    pub running_user_ns: u64,
+    pub running_kernel_ns: u64,
+    /// Off the CPU until something woke the thread.
+    pub blocked_ns: u64,
+    /// Ready, but without a CPU.
+    pub runnable_ns: u64,
+    /// Stopped by a signal, traced or frozen.
+    pub stopped_ns: u64,
+}
+
+/// How often the thread left the CPU.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Switches {
+    pub voluntary: u32,
+    pub preempted: u32,
+}
+
+/// The thread whose loop stalled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct LoopThread {
+    pub tid: u32,
+    pub tid_in_container: Option<u32>,
+    pub name: Option<String>,
+    /// `asyncio`, `uvloop`, `libuv`, `tokio`, `epoll`, …
+    #[serde(rename = "loop")]
+    pub loop_kind: String,
+}
+
+/// A thread of the target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Thread {
+    pub tid: u32,
+    pub name: Option<String>,
+}
+
+/// Why the loop stalled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Cause {
+    #[serde(flatten)]
+    pub kind: CauseKind,
+    /// A phrase for a person.
+    pub summary: String,
+    pub confidence: Confidence,
+}
+
+/// How sure a cause is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Confidence {
+    /// What was seen does not decide it; the gaps say what was missing.
+    Unknown,
+    /// Sampled, or measured for the larger part only.
+    Likely,
+    /// Measured.
+    Certain,
+}
+
+/// The kinds of cause, each with what belongs to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum CauseKind {
+    /// One piece of code kept the CPU.
+    Cpu,
+    /// No single culprit: many short callbacks in one turn.
+    Saturated,
+    /// Blocked in a system call.
+    Syscall {
+        syscall: String,
+        /// The six argument registers; the call takes the first few of them.
+        args: Vec<String>,
+        /// What it works on: `tcp 10.0.0.5:443`, `/var/lib/app/config.json`, `pipe`, `child 4711`.
+        target: Option<String>,
+    },
+    /// Asleep for a time that the code asked for.
+    Sleep { syscall: String },
+    /// Waiting in a futex for another thread.
+    Lock {
+        /// The futex.
+        address: String,
+        owner_thread: Option<Thread>,
+    },
+    /// Waiting for Python's global interpreter lock.
+    Gil { holder_thread: Option<Thread> },
+    /// Uninterruptible I/O, or a page that had to come from a file.
+    Disk {
+        /// `null` for a page fault.
+        syscall: Option<String>,
+        target: Option<String>,
+    },
+    /// Direct reclaim, swap, or the lock of the address space.
+    Memory,
+    /// Ready, but without a CPU.
+    RunQueue { preempted_by: Option<Vec<Preemptor>> },
+    /// The cgroup had used up its CPU time.
+    CpuQuota { throttled_ns: Option<u64> },
+    /// Stopped by a signal, a debugger or the freezer.
+    Stopped,
+    /// Not to be told from what was seen.
+    Unknown,
+}
+
+/// A task that had the CPU meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Preemptor {
+    pub pid: u32,
+    pub name: Option<String>,
+    pub time_ns: u64,
+}
+
+/// A frame, and the thread in which it was seen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Culprit {
+    pub function: Option<String>,
+    pub file: Option<String>,
+    pub line: Option<u32>,
+    /// The mapped file that holds the code; Python frames have none.
+    pub module: Option<String>,
+    pub language: Language,
+    /// May be another thread than the loop's.
+    pub thread: u32,
+}
+
+/// A coroutine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Task {
+    pub name: Option<String>,
+    pub function: Option<String>,
+    pub file: Option<String>,
+    pub line: Option<u32>,
+}
+
+/// A stack, and how much of the stall it stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Stack {
+    pub thread: Thread,
+    pub role: Role,
+    pub state: State,
+    /// How many captures showed it.
+    pub samples: u64,
+    /// Exact for a blocked stretch, a share of the samples for running time.
+    pub time_ns: u64,
+    /// Innermost first; empty where the thread was in user code.
+    pub kernel: Vec<Frame>,
+    /// Innermost first; Python and native frames in true calling order.
+    pub frames: Vec<Frame>,
+    /// Why it stops before its outermost frame, where it does.
+    pub truncated: Option<String>,
+}
+
+/// What a stack's thread has to do with the stall.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// It stalled.
+    Loop,
+    /// It held what the loop waited for.
+    Holder,
+    Other,
+}
+
+/// What a stack's thread was doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    Running,
+    Blocked,
+    Runnable,
+    Stopped,
+}
+
+/// One frame.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Frame {
+    /// Demangled, or Python's qualified name.
+    pub function: Option<String>,
+    pub file: Option<String>,
+    pub line: Option<u32>,
+    /// The mapped file that holds the code; Python frames have none.
+    pub module: Option<String>,
+    pub language: Language,
+    /// The compiler put it into its caller.
+    pub inlined: bool,
+    /// Whether it is the application's own code, not a library's or the runtime's.
+    pub in_app: bool,
+    /// Hexadecimal; Python frames have none.
+    pub address: Option<String>,
+    /// Hexadecimal, relative to the beginning of the module's file: for symbolizing later.
+    pub module_offset: Option<String>,
+}
+
+/// What a frame's code was written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Language {
+    Python,
+    Native,
+    #[serde(rename = "javascript")]
+    JavaScript,
+    Kernel,
+}

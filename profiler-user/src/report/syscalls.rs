@@ -1,0 +1,266 @@
+//! A system call's number and arguments to its name, and to what it works on (x86-64).
+
+use profiler_ebpf::record::Registers;
+
+/// Numbers 0 to 335 (arch/x86/entry/syscalls/syscall_64.tbl).
+#[rustfmt::skip]
+const FIRST: [&str; 336] = [
+    /*   0 */ "read", "write", "open", "close", "stat",
+    /*   5 */ "fstat", "lstat", "poll", "lseek", "mmap",
+    /*  10 */ "mprotect", "munmap", "brk", "rt_sigaction", "rt_sigprocmask",
+    /*  15 */ "rt_sigreturn", "ioctl", "pread64", "pwrite64", "readv",
+    /*  20 */ "writev", "access", "pipe", "select", "sched_yield",
+    /*  25 */ "mremap", "msync", "mincore", "madvise", "shmget",
+    /*  30 */ "shmat", "shmctl", "dup", "dup2", "pause",
+    /*  35 */ "nanosleep", "getitimer", "alarm", "setitimer", "getpid",
+    /*  40 */ "sendfile", "socket", "connect", "accept", "sendto",
+    /*  45 */ "recvfrom", "sendmsg", "recvmsg", "shutdown", "bind",
+    /*  50 */ "listen", "getsockname", "getpeername", "socketpair", "setsockopt",
+    /*  55 */ "getsockopt", "clone", "fork", "vfork", "execve",
+    /*  60 */ "exit", "wait4", "kill", "uname", "semget",
+    /*  65 */ "semop", "semctl", "shmdt", "msgget", "msgsnd",
+    /*  70 */ "msgrcv", "msgctl", "fcntl", "flock", "fsync",
+    /*  75 */ "fdatasync", "truncate", "ftruncate", "getdents", "getcwd",
+    /*  80 */ "chdir", "fchdir", "rename", "mkdir", "rmdir",
+    /*  85 */ "creat", "link", "unlink", "symlink", "readlink",
+    /*  90 */ "chmod", "fchmod", "chown", "fchown", "lchown",
+    /*  95 */ "umask", "gettimeofday", "getrlimit", "getrusage", "sysinfo",
+    /* 100 */ "times", "ptrace", "getuid", "syslog", "getgid",
+    /* 105 */ "setuid", "setgid", "geteuid", "getegid", "setpgid",
+    /* 110 */ "getppid", "getpgrp", "setsid", "setreuid", "setregid",
+    /* 115 */ "getgroups", "setgroups", "setresuid", "getresuid", "setresgid",
+    /* 120 */ "getresgid", "getpgid", "setfsuid", "setfsgid", "getsid",
+    /* 125 */ "capget", "capset", "rt_sigpending", "rt_sigtimedwait", "rt_sigqueueinfo",
+    /* 130 */ "rt_sigsuspend", "sigaltstack", "utime", "mknod", "uselib",
+    /* 135 */ "personality", "ustat", "statfs", "fstatfs", "sysfs",
+    /* 140 */ "getpriority", "setpriority", "sched_setparam", "sched_getparam", "sched_setscheduler",
+    /* 145 */ "sched_getscheduler", "sched_get_priority_max", "sched_get_priority_min", "sched_rr_get_interval", "mlock",
+    /* 150 */ "munlock", "mlockall", "munlockall", "vhangup", "modify_ldt",
+    /* 155 */ "pivot_root", "_sysctl", "prctl", "arch_prctl", "adjtimex",
+    /* 160 */ "setrlimit", "chroot", "sync", "acct", "settimeofday",
+    /* 165 */ "mount", "umount2", "swapon", "swapoff", "reboot",
+    /* 170 */ "sethostname", "setdomainname", "iopl", "ioperm", "create_module",
+    /* 175 */ "init_module", "delete_module", "get_kernel_syms", "query_module", "quotactl",
+    /* 180 */ "nfsservctl", "getpmsg", "putpmsg", "afs_syscall", "tuxcall",
+    /* 185 */ "security", "gettid", "readahead", "setxattr", "lsetxattr",
+    /* 190 */ "fsetxattr", "getxattr", "lgetxattr", "fgetxattr", "listxattr",
+    /* 195 */ "llistxattr", "flistxattr", "removexattr", "lremovexattr", "fremovexattr",
+    /* 200 */ "tkill", "time", "futex", "sched_setaffinity", "sched_getaffinity",
+    /* 205 */ "set_thread_area", "io_setup", "io_destroy", "io_getevents", "io_submit",
+    /* 210 */ "io_cancel", "get_thread_area", "lookup_dcookie", "epoll_create", "epoll_ctl_old",
+    /* 215 */ "epoll_wait_old", "remap_file_pages", "getdents64", "set_tid_address", "restart_syscall",
+    /* 220 */ "semtimedop", "fadvise64", "timer_create", "timer_settime", "timer_gettime",
+    /* 225 */ "timer_getoverrun", "timer_delete", "clock_settime", "clock_gettime", "clock_getres",
+    /* 230 */ "clock_nanosleep", "exit_group", "epoll_wait", "epoll_ctl", "tgkill",
+    /* 235 */ "utimes", "vserver", "mbind", "set_mempolicy", "get_mempolicy",
+    /* 240 */ "mq_open", "mq_unlink", "mq_timedsend", "mq_timedreceive", "mq_notify",
+    /* 245 */ "mq_getsetattr", "kexec_load", "waitid", "add_key", "request_key",
+    /* 250 */ "keyctl", "ioprio_set", "ioprio_get", "inotify_init", "inotify_add_watch",
+    /* 255 */ "inotify_rm_watch", "migrate_pages", "openat", "mkdirat", "mknodat",
+    /* 260 */ "fchownat", "futimesat", "newfstatat", "unlinkat", "renameat",
+    /* 265 */ "linkat", "symlinkat", "readlinkat", "fchmodat", "faccessat",
+    /* 270 */ "pselect6", "ppoll", "unshare", "set_robust_list", "get_robust_list",
+    /* 275 */ "splice", "tee", "sync_file_range", "vmsplice", "move_pages",
+    /* 280 */ "utimensat", "epoll_pwait", "signalfd", "timerfd_create", "eventfd",
+    /* 285 */ "fallocate", "timerfd_settime", "timerfd_gettime", "accept4", "signalfd4",
+    /* 290 */ "eventfd2", "epoll_create1", "dup3", "pipe2", "inotify_init1",
+    /* 295 */ "preadv", "pwritev", "rt_tgsigqueueinfo", "perf_event_open", "recvmmsg",
+    /* 300 */ "fanotify_init", "fanotify_mark", "prlimit64", "name_to_handle_at", "open_by_handle_at",
+    /* 305 */ "clock_adjtime", "syncfs", "sendmmsg", "setns", "getcpu",
+    /* 310 */ "process_vm_readv", "process_vm_writev", "kcmp", "finit_module", "sched_setattr",
+    /* 315 */ "sched_getattr", "renameat2", "seccomp", "getrandom", "memfd_create",
+    /* 320 */ "kexec_file_load", "bpf", "execveat", "userfaultfd", "membarrier",
+    /* 325 */ "mlock2", "copy_file_range", "preadv2", "pwritev2", "pkey_mprotect",
+    /* 330 */ "pkey_alloc", "pkey_free", "statx", "io_pgetevents", "rseq",
+    /* 335 */ "uretprobe",
+];
+
+/// The number of the first name in [`SHARED`]: from here on all architectures number alike.
+const SHARED_FROM: usize = 424;
+
+/// Numbers from 424, up to Linux 6.17.
+#[rustfmt::skip]
+const SHARED: [&str; 46] = [
+    /* 424 */ "pidfd_send_signal", "io_uring_setup", "io_uring_enter", "io_uring_register", "open_tree",
+    /* 429 */ "move_mount", "fsopen", "fsconfig", "fsmount", "fspick",
+    /* 434 */ "pidfd_open", "clone3", "close_range", "openat2", "pidfd_getfd",
+    /* 439 */ "faccessat2", "process_madvise", "epoll_pwait2", "mount_setattr", "quotactl_fd",
+    /* 444 */ "landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self", "memfd_secret", "process_mrelease",
+    /* 449 */ "futex_waitv", "set_mempolicy_home_node", "cachestat", "fchmodat2", "map_shadow_stack",
+    /* 454 */ "futex_wake", "futex_wait", "futex_requeue", "statmount", "listmount",
+    /* 459 */ "lsm_get_self_attr", "lsm_set_self_attr", "lsm_list_modules", "mseal", "setxattrat",
+    /* 464 */ "getxattrat", "listxattrat", "removexattrat", "open_tree_attr", "file_getattr",
+    /* 469 */ "file_setattr",
+];
+
+/// The name of a system call; `None` for numbers that the tables do not have.
+pub fn name(number: i64) -> Option<&'static str> {
+    let number = usize::try_from(number).ok()?;
+    match number.checked_sub(SHARED_FROM) {
+        Some(position) => SHARED.get(position).copied(),
+        None => FIRST.get(number).copied(),
+    }
+}
+
+/// What a system call works on, as far as its arguments say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operand {
+    /// A file descriptor.
+    Descriptor(u32),
+    /// A child process; `None` for any child.
+    Child(Option<u32>),
+    /// Its arguments name it by a pointer.
+    InMemory,
+    /// It works on nothing that a report could name.
+    Nothing,
+}
+
+/// `waitid`'s first argument: what its second stands for (include/uapi/linux/wait.h).
+mod wait_by {
+    pub const ANY: u64 = 0;
+    pub const PID: u64 = 1;
+    pub const PIDFD: u64 = 3;
+}
+
+/// What the system call that these registers are inside works on.
+pub fn operand(registers: &Registers) -> Operand {
+    let [first, second, ..] = registers.args;
+    match name(registers.syscall).unwrap_or_default() {
+        "read" | "write" | "readv" | "writev" | "pread64" | "pwrite64" | "preadv" | "pwritev"
+        | "preadv2" | "pwritev2" | "sendto" | "recvfrom" | "sendmsg" | "recvmsg" | "sendmmsg"
+        | "recvmmsg" | "connect" | "accept" | "accept4" | "shutdown" | "close" | "ioctl"
+        | "fcntl" | "flock" | "fsync" | "fdatasync" | "syncfs" | "sync_file_range"
+        | "ftruncate" | "fallocate" | "fadvise64" | "readahead" | "lseek" | "fstat"
+        | "getdents" | "getdents64" | "sendfile" | "splice" | "vmsplice" | "tee"
+        | "copy_file_range" | "epoll_wait" | "epoll_pwait" | "epoll_pwait2" | "io_uring_enter" => {
+            descriptor(first)
+        }
+        // Only the child's number fits 32 bits; the kernel takes the low half as signed.
+        "wait4" => Operand::Child(u32::try_from(first as i32).ok().filter(|pid| *pid > 0)),
+        "waitid" => match first {
+            wait_by::ANY => Operand::Child(None),
+            wait_by::PID => Operand::Child(Some(second as u32)),
+            wait_by::PIDFD => descriptor(second),
+            _ => Operand::Nothing,
+        },
+        "open" | "openat" | "openat2" | "creat" | "stat" | "lstat" | "newfstatat" | "statx"
+        | "access" | "faccessat" | "faccessat2" | "unlink" | "unlinkat" | "rename" | "renameat"
+        | "renameat2" | "mkdir" | "mkdirat" | "rmdir" | "link" | "linkat" | "symlink"
+        | "symlinkat" | "readlink" | "readlinkat" | "truncate" | "execve" | "execveat"
+        | "statfs" | "mount" | "umount2" | "poll" | "ppoll" | "select" | "pselect6" => {
+            Operand::InMemory
+        }
+        _ => Operand::Nothing,
+    }
+}
+
+/// Descriptors are the low 32 bits, and negative ones (`AT_FDCWD`, an error passed on) are none.
+fn descriptor(argument: u64) -> Operand {
+    u32::try_from(argument as i32).map_or(Operand::Nothing, Operand::Descriptor)
+}
+
+/// A wait for nothing but time: no descriptor could have ended it earlier.
+pub fn is_sleep(registers: &Registers) -> bool {
+    let [first, second, third, fourth, ..] = registers.args;
+    match name(registers.syscall).unwrap_or_default() {
+        "nanosleep" | "clock_nanosleep" => true,
+        "select" | "pselect6" => first == 0 || (second, third, fourth) == (0, 0, 0),
+        "poll" | "ppoll" => second == 0,
+        _ => false,
+    }
+}
+
+/// A wait for another thread's word.
+pub fn is_futex(registers: &Registers) -> bool {
+    matches!(
+        name(registers.syscall),
+        Some("futex" | "futex_wait" | "futex_waitv" | "futex_wake" | "futex_requeue")
+    )
+}
+
+/// A call that does nothing but wait until a disk has what was written.
+pub fn is_write_back(registers: &Registers) -> bool {
+    matches!(
+        name(registers.syscall),
+        Some("fsync" | "fdatasync" | "sync" | "syncfs" | "msync" | "sync_file_range")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use profiler_ebpf::record::Registers;
+
+    use super::{Operand, is_futex, is_sleep, name, operand};
+
+    fn inside(syscall: i64, args: [u64; 6]) -> Registers {
+        Registers { syscall, args, ..Registers::default() }
+    }
+
+    /// Names stand at their numbers, on both sides of the hole, and nowhere else.
+    #[test]
+    fn names_by_number() {
+        let table = [
+            (-1, None),
+            (0, Some("read")),
+            (1, Some("write")),
+            (7, Some("poll")),
+            (45, Some("recvfrom")),
+            (156, Some("_sysctl")),
+            (202, Some("futex")),
+            (219, Some("restart_syscall")),
+            (230, Some("clock_nanosleep")),
+            (262, Some("newfstatat")),
+            (270, Some("pselect6")),
+            (334, Some("rseq")),
+            (336, None),
+            (423, None),
+            (424, Some("pidfd_send_signal")),
+            (441, Some("epoll_pwait2")),
+            (462, Some("mseal")),
+            (469, Some("file_setattr")),
+            (470, None),
+            (i64::MAX, None),
+        ];
+        for (number, expected) in table {
+            assert_eq!(name(number), expected, "{number}");
+        }
+    }
+
+    /// What a call works on comes from the right argument, and from none that is not one.
+    #[test]
+    fn operands() {
+        let table = [
+            ("recvfrom(7, …)", inside(45, [7, 1, 2, 3, 4, 5]), Operand::Descriptor(7)),
+            ("read(-1, …)", inside(0, [u64::MAX, 0, 0, 0, 0, 0]), Operand::Nothing),
+            (
+                "fd in the low half",
+                inside(0, [0xffff_0000_0000_0007, 0, 0, 0, 0, 0]),
+                Operand::Descriptor(7),
+            ),
+            ("wait4(4711)", inside(61, [4711, 0, 0, 0, 0, 0]), Operand::Child(Some(4711))),
+            ("wait4(-1)", inside(61, [u64::MAX, 0, 0, 0, 0, 0]), Operand::Child(None)),
+            ("waitid(P_PID, 4711)", inside(247, [1, 4711, 0, 0, 0, 0]), Operand::Child(Some(4711))),
+            ("waitid(P_PIDFD, 9)", inside(247, [3, 9, 0, 0, 0, 0]), Operand::Descriptor(9)),
+            ("openat(AT_FDCWD, …)", inside(257, [u64::MAX - 99, 1, 0, 0, 0, 0]), Operand::InMemory),
+            ("getppid()", inside(110, [7, 0, 0, 0, 0, 0]), Operand::Nothing),
+            ("none", inside(-1, [7, 0, 0, 0, 0, 0]), Operand::Nothing),
+        ];
+        for (what, registers, expected) in table {
+            assert_eq!(operand(&registers), expected, "{what}");
+        }
+    }
+
+    /// `select` and `poll` are sleeps only without descriptors.
+    #[test]
+    fn sleeps() {
+        assert!(is_sleep(&inside(35, [0x7f00, 0, 0, 0, 0, 0])));
+        assert!(is_sleep(&inside(230, [1, 1, 0x7f00, 0, 0, 0])));
+        assert!(is_sleep(&inside(23, [0, 0, 0, 0, 0x7f00, 0])));
+        assert!(is_sleep(&inside(270, [1024, 0, 0, 0, 0x7f00, 0])), "no set is given");
+        assert!(!is_sleep(&inside(270, [8, 0x7f00, 0, 0, 0, 0])));
+        assert!(is_sleep(&inside(7, [0, 0, 100, 0, 0, 0])));
+        assert!(!is_sleep(&inside(7, [0x7f00, 1, 100, 0, 0, 0])));
+        assert!(!is_sleep(&inside(-1, [0; 6])));
+        assert!(is_futex(&inside(202, [0; 6])) && !is_futex(&inside(0, [0; 6])));
+    }
+}
