@@ -33,8 +33,8 @@ use crate::turn::{Moment, Stall, ThreadState};
 use crate::unwind::merge::{PythonSpan, PythonStack, merge};
 use crate::unwind::native::NativeUnwinder;
 
-/// Descriptors described for one report: each may cost a look through the socket tables.
-const MAX_DESCRIPTORS: usize = 4;
+/// Descriptors described in one turn: each may cost a look through the socket tables.
+const MAX_DESCRIPTORS: usize = 8;
 
 /// The captures of one loop's present turn.
 #[derive(Debug, Default)]
@@ -42,6 +42,33 @@ struct Gathered {
     turn_start_ns: u64,
     samples: Samples,
     loop_kind: Option<&'static str>,
+    /// What the descriptors that it blocked on stood for at that time; none where one number stood
+    /// for several in the same turn.
+    descriptors: BTreeMap<u32, Option<String>>,
+}
+
+impl Gathered {
+    fn descriptors(&self) -> BTreeMap<u32, String> {
+        let known = |(fd, text): (&u32, &Option<String>)| Some((*fd, text.clone()?));
+        self.descriptors.iter().filter_map(known).collect()
+    }
+
+    fn describe(&mut self, fd: u32, pid: u32) {
+        if self.descriptors.len() >= MAX_DESCRIPTORS && !self.descriptors.contains_key(&fd) {
+            return;
+        }
+        let Some(text) = describe(pid, fd) else { return };
+        match self.descriptors.entry(fd) {
+            Entry::Vacant(entry) => {
+                entry.insert(Some(text));
+            }
+            Entry::Occupied(mut entry) => {
+                if entry.get().as_ref() != Some(&text) {
+                    entry.insert(None);
+                }
+            }
+        }
+    }
 }
 
 /// What the last line of a session needs.
@@ -145,7 +172,7 @@ impl Analyst {
             None => self.kernel_frames(&captured.kernel, &mut stack.gaps),
         };
         let loop_kind = loop_kind(&stack.frames);
-        let head = &captured.head;
+        let (head, pid) = (&captured.head, self.target.pid());
         let gathered = self.gathered(head.head.tid, head.turn_start_ns);
         gathered.loop_kind = gathered.loop_kind.or(loop_kind);
         if head.reason == reason::TICK {
@@ -157,6 +184,9 @@ impl Analyst {
         } else {
             let blocked_ns = (head.blocked_ns > 0).then_some(head.blocked_ns);
             let registers = head.registers;
+            if let Operand::Descriptor(fd) = operand(&registers) {
+                gathered.describe(fd, pid);
+            }
             gathered.samples.block(head.at_ns, blocked_ns, stack, ThreadState::Blocked, registers);
         }
     }
@@ -166,7 +196,7 @@ impl Analyst {
         let gathered = self.loops.entry(tid).or_default();
         if gathered.turn_start_ns != turn_start_ns {
             let loop_kind = gathered.loop_kind;
-            *gathered = Gathered { turn_start_ns, samples: Samples::default(), loop_kind };
+            *gathered = Gathered { turn_start_ns, loop_kind, ..Gathered::default() };
         }
         gathered
     }
@@ -224,16 +254,7 @@ impl Analyst {
         let moment = due.moment;
         let stall = self.stall(tid, due);
         let (thread, gaps) = self.thread_facts(tid);
-        let mut descriptors = BTreeMap::new();
-        for sampled in &stall.stacks {
-            if let Operand::Descriptor(fd) = operand(&sampled.registers)
-                && descriptors.len() < MAX_DESCRIPTORS
-                && let Entry::Vacant(entry) = descriptors.entry(fd)
-                && let Some(description) = describe(self.target.pid(), fd)
-            {
-                entry.insert(description);
-            }
-        }
+        let descriptors = self.loops.get(&tid).map(Gathered::descriptors).unwrap_or_default();
         let context = Context {
             session: &self.facts,
             now_ns,

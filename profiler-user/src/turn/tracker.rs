@@ -36,7 +36,7 @@ pub struct Tracker {
     open: Option<Open>,
     over: Option<Over>,
     /// The last turn whose end was told: a state seen earlier may still show it.
-    last_told_ns: u64,
+    last_told_ns: Option<u64>,
 }
 
 /// A stall that has been announced and is going on.
@@ -60,7 +60,7 @@ struct Over {
 
 impl Tracker {
     pub fn new(threshold_ns: u64) -> Self {
-        Self { threshold_ns, open: None, over: None, last_told_ns: 0 }
+        Self { threshold_ns, open: None, over: None, last_told_ns: None }
     }
 
     /// A turn past the threshold is over, says the kernel.
@@ -102,7 +102,7 @@ impl Tracker {
             self.settle_now(due);
         }
         // Whatever is over by the records may still stand in a state that was read before them.
-        let told = start_ns == self.last_told_ns
+        let told = self.last_told_ns == Some(start_ns)
             || self.over.as_ref().is_some_and(|over| over.turn.start_ns == start_ns);
         if in_turn && !told && now_ns.saturating_sub(start_ns) >= self.threshold_ns {
             self.going_on(seen, now_ns, due);
@@ -184,7 +184,7 @@ impl Tracker {
             };
             gaps.push(Gap::new("ready_events", why));
         }
-        self.last_told_ns = over.turn.start_ns;
+        self.last_told_ns = Some(over.turn.start_ns);
         due.push(Due {
             moment: Moment::End,
             turn: over.turn,
