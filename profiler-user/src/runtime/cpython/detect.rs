@@ -1,6 +1,6 @@
 //! The files that a process has mapped to the address of its `_PyRuntime`, where there is one.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -80,11 +80,11 @@ pub fn images(regions: &[Region], open: Open<'_>) -> Result<Vec<Image>, Gap> {
 
 /// Each file with code that is mapped, once, by its first executable region.
 fn candidates(regions: &[Region]) -> Vec<(Rank, &Path, &Region)> {
-    let mut seen = HashMap::new();
+    let mut seen = HashSet::new();
     let mut files = Vec::new();
     for region in regions.iter().filter(|region| region.executable) {
         let Backing::File(path) = &region.backing else { continue };
-        if seen.insert((path, region.device, region.inode), ()).is_none() {
+        if seen.insert((path, region.device, region.inode)) {
             files.push((rank(path), path.as_path(), region));
         }
     }
@@ -98,9 +98,14 @@ fn rank(path: &Path) -> Rank {
     if name == "libpython3.so" {
         return Rank::Other;
     }
-    if name.starts_with("libpython") {
+    let interpreter = |prefix| {
+        name.strip_prefix(prefix).is_some_and(|rest| {
+            rest.chars().next().is_none_or(|next| next.is_ascii_digit() || next == '.')
+        })
+    };
+    if interpreter("libpython") {
         Rank::Library
-    } else if name.starts_with("python") {
+    } else if interpreter("python") {
         Rank::Executable
     } else {
         Rank::Other
@@ -250,7 +255,14 @@ mod tests {
     fn ranks() {
         assert_eq!(rank(Path::new("/usr/lib/libpython3.11.so.1.0")), Rank::Library);
         assert_eq!(rank(Path::new("/usr/bin/python3.11")), Rank::Executable);
-        for other in ["/usr/bin/uwsgi", "/opt/libpython3.so", "/opt/libboost_python311.so", "/"] {
+        assert_eq!(rank(Path::new("/opt/venv/bin/python")), Rank::Executable);
+        for other in [
+            "/usr/bin/uwsgi",
+            "/opt/libpython3.so",
+            "/opt/libboost_python311.so",
+            "/usr/bin/python-launcher",
+            "/",
+        ] {
             assert_eq!(rank(Path::new(other)), Rank::Other, "{other}");
         }
     }
