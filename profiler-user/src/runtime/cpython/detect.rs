@@ -55,7 +55,7 @@ pub fn images(regions: &[Region], open: Open<'_>) -> Result<Vec<Image>, Gap> {
         if rank == Rank::Other && (!found.is_empty() || failure.is_some()) {
             break;
         }
-        match examine(path, region, open) {
+        match examine(rank, path, region, open) {
             Ok(Some(image)) => found.push(image),
             Ok(None) if rank == Rank::Other => {}
             Ok(None) => {
@@ -121,11 +121,16 @@ pub fn minor_of_name(path: &Path) -> Option<u8> {
 }
 
 /// Looks for the runtime in one file. None where it is not there.
-fn examine(path: &Path, region: &Region, open: Open<'_>) -> Result<Option<Image>, String> {
+fn examine(
+    rank: Rank,
+    path: &Path,
+    region: &Region,
+    open: Open<'_>,
+) -> Result<Option<Image>, String> {
     let cache = ReadCache::new(open(region).map_err(|error| error.to_string())?);
     let damaged = |error: object::Error| error.to_string();
     let elf = Elf::parse(&cache).map_err(damaged)?;
-    let Some(symbols) = elf.symbols().map_err(damaged)? else { return Ok(None) };
+    let Some(symbols) = elf.symbols(rank).map_err(damaged)? else { return Ok(None) };
     let bias = elf.bias(region).ok_or("its segments do not match its mappings")?;
     Ok(Some(Image {
         path: path.to_path_buf(),
@@ -169,9 +174,15 @@ impl<'data, R: ReadRef<'data>> Elf<'data, R> {
 
     /// Where the runtime and its companions are. Stripping leaves the dynamic symbols, because
     /// extension modules are linked against them; since 3.10 the runtime has a section of its own.
-    fn symbols(&self) -> object::Result<Option<Symbols>> {
-        for table in [elf::SHT_DYNSYM, elf::SHT_SYMTAB] {
-            for section in self.sections.iter().filter(|s| s.sh_type(ENDIAN) == table) {
+    fn symbols(&self, rank: Rank) -> object::Result<Option<Symbols>> {
+        // Whatever embeds an interpreter exports it, too; full tables can have tens of megabytes.
+        let tables: &[_] = if rank == Rank::Other {
+            &[elf::SHT_DYNSYM]
+        } else {
+            &[elf::SHT_DYNSYM, elf::SHT_SYMTAB]
+        };
+        for table in tables {
+            for section in self.sections.iter().filter(|s| s.sh_type(ENDIAN) == *table) {
                 if let Some(symbols) = self.symbols_in(section)? {
                     return Ok(Some(symbols));
                 }
