@@ -212,6 +212,44 @@ fn too_old() {
     }
 }
 
+/// The file may be gone by the time we look: the mapping still leads to it, for whoever may follow.
+#[test]
+fn deleted_interpreter() {
+    let Some(interpreter) = Interpreter::find("system") else { return };
+    if !target::may_open_mappings() {
+        println!("skipped: only a privileged reader may open the files of a mapping");
+        return;
+    }
+    let name = interpreter.path.file_name().expect("it is a file");
+    let directory = std::env::temp_dir().join(format!("stalltrace-gone-{}", std::process::id()));
+    std::fs::create_dir(&directory).expect("the temporary directory is writable");
+    let path = directory.join(name);
+    std::fs::copy(&interpreter.path, &path).expect("it can be copied");
+    let target = Target::start(&Interpreter { path }, "nested");
+    std::fs::remove_dir_all(&directory).expect("it was made above");
+    let mut python = detect(&target).expect("readable").expect("it is Python");
+    let reading = Reading::of(&mut python, &target);
+    assert_same(&reading, target.truth(), "deleted");
+}
+
+/// A target that has ended in between is a gap at every step, not a panic.
+#[test]
+fn ended_target() {
+    let Some(interpreter) = Interpreter::find("system") else { return };
+    let target = Target::start(&interpreter, "nested");
+    let memory = LiveMemory::new(target.pid());
+    let mut python = detect(&target).expect("readable").expect("it is Python");
+    let tstate = python.thread_state(&memory, target.truth().native_id, None).expect("found");
+    let (raw, _) = python.walk(&memory, tstate, None);
+    drop(target);
+    assert!(python.thread_states(&memory).is_err());
+    assert!(python.thread_state(&memory, 1, None).is_err());
+    assert_eq!(python.walk(&memory, tstate, None), (Vec::new(), PythonWalk::Unreadable));
+    for named in python.decode(&memory, &raw) {
+        assert!(named.gap.is_some() || named.kind == FrameKind::CallBoundary, "{named:?}");
+    }
+}
+
 /// A process without Python is not a gap.
 #[test]
 fn not_python() {

@@ -39,12 +39,14 @@ pub struct Interpreter {
 }
 
 impl Interpreter {
-    /// `3.11` among pyenv's versions, or the `system`'s. None, and said so, where there is none.
+    /// `3.11` among pyenv's versions or the system's, or whichever the `system` takes for its own.
+    /// None, and said so, where there is none.
     pub fn find(version: &str) -> Option<Self> {
         let found = if version == "system" {
             fs::canonicalize("/usr/bin/python3").ok()
         } else {
-            pyenv(version)
+            let installed = || Some(PathBuf::from(format!("/usr/bin/python{version}")));
+            pyenv(version).or_else(installed).filter(|path| path.exists())
         };
         if found.is_none() {
             println!("skipped: CPython {version} is not installed here");
@@ -125,6 +127,12 @@ pub fn detect(target: &Target) -> Result<Option<Python>, Gap> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("the target lives");
     let regions: Vec<Region> = maps.lines().filter_map(region).collect();
     Python::detect(&LiveMemory::new(pid), &regions, &|region| open_region(pid, region))
+}
+
+/// Whether the kernel lets us open files through `map_files`, which takes privileges.
+pub fn may_open_mappings() -> bool {
+    let entries = fs::read_dir("/proc/self/map_files");
+    entries.is_ok_and(|entries| entries.flatten().any(|entry| fs::File::open(entry.path()).is_ok()))
 }
 
 /// One line of maps, as far as it matters here.

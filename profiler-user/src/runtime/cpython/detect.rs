@@ -1,6 +1,6 @@
 //! The files that a process has mapped to the address of its `_PyRuntime`, where there is one.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -55,7 +55,7 @@ pub fn images(regions: &[Region], open: Open<'_>) -> Result<Vec<Image>, Gap> {
         if rank == Rank::Other && (!found.is_empty() || failure.is_some()) {
             break;
         }
-        match examine(path, region, open) {
+        match examine(rank, path, region, open) {
             Ok(Some(image)) => found.push(image),
             Ok(None) if rank == Rank::Other => {}
             Ok(None) => {
@@ -80,11 +80,11 @@ pub fn images(regions: &[Region], open: Open<'_>) -> Result<Vec<Image>, Gap> {
 
 /// Each file with code that is mapped, once, by its first executable region.
 fn candidates(regions: &[Region]) -> Vec<(Rank, &Path, &Region)> {
-    let mut seen = HashMap::new();
+    let mut seen = HashSet::new();
     let mut files = Vec::new();
     for region in regions.iter().filter(|region| region.executable) {
         let Backing::File(path) = &region.backing else { continue };
-        if seen.insert((path, region.device, region.inode), ()).is_none() {
+        if seen.insert((path, region.device, region.inode)) {
             files.push((rank(path), path.as_path(), region));
         }
     }
@@ -98,9 +98,14 @@ fn rank(path: &Path) -> Rank {
     if name == "libpython3.so" {
         return Rank::Other;
     }
-    if name.starts_with("libpython") {
+    let interpreter = |prefix| {
+        name.strip_prefix(prefix).is_some_and(|rest| {
+            rest.chars().next().is_none_or(|next| next.is_ascii_digit() || next == '.')
+        })
+    };
+    if interpreter("libpython") {
         Rank::Library
-    } else if name.starts_with("python") {
+    } else if interpreter("python") {
         Rank::Executable
     } else {
         Rank::Other
@@ -116,11 +121,16 @@ pub fn minor_of_name(path: &Path) -> Option<u8> {
 }
 
 /// Looks for the runtime in one file. None where it is not there.
-fn examine(path: &Path, region: &Region, open: Open<'_>) -> Result<Option<Image>, String> {
+fn examine(
+    rank: Rank,
+    path: &Path,
+    region: &Region,
+    open: Open<'_>,
+) -> Result<Option<Image>, String> {
     let cache = ReadCache::new(open(region).map_err(|error| error.to_string())?);
     let damaged = |error: object::Error| error.to_string();
     let elf = Elf::parse(&cache).map_err(damaged)?;
-    let Some(symbols) = elf.symbols().map_err(damaged)? else { return Ok(None) };
+    let Some(symbols) = elf.symbols(rank).map_err(damaged)? else { return Ok(None) };
     let bias = elf.bias(region).ok_or("its segments do not match its mappings")?;
     Ok(Some(Image {
         path: path.to_path_buf(),
@@ -164,9 +174,15 @@ impl<'data, R: ReadRef<'data>> Elf<'data, R> {
 
     /// Where the runtime and its companions are. Stripping leaves the dynamic symbols, because
     /// extension modules are linked against them; since 3.10 the runtime has a section of its own.
-    fn symbols(&self) -> object::Result<Option<Symbols>> {
-        for table in [elf::SHT_DYNSYM, elf::SHT_SYMTAB] {
-            for section in self.sections.iter().filter(|s| s.sh_type(ENDIAN) == table) {
+    fn symbols(&self, rank: Rank) -> object::Result<Option<Symbols>> {
+        // Whatever embeds an interpreter exports it, too; full tables can have tens of megabytes.
+        let tables: &[_] = if rank == Rank::Other {
+            &[elf::SHT_DYNSYM]
+        } else {
+            &[elf::SHT_DYNSYM, elf::SHT_SYMTAB]
+        };
+        for table in tables {
+            for section in self.sections.iter().filter(|s| s.sh_type(ENDIAN) == *table) {
                 if let Some(symbols) = self.symbols_in(section)? {
                     return Ok(Some(symbols));
                 }
@@ -250,7 +266,14 @@ mod tests {
     fn ranks() {
         assert_eq!(rank(Path::new("/usr/lib/libpython3.11.so.1.0")), Rank::Library);
         assert_eq!(rank(Path::new("/usr/bin/python3.11")), Rank::Executable);
-        for other in ["/usr/bin/uwsgi", "/opt/libpython3.so", "/opt/libboost_python311.so", "/"] {
+        assert_eq!(rank(Path::new("/opt/venv/bin/python")), Rank::Executable);
+        for other in [
+            "/usr/bin/uwsgi",
+            "/opt/libpython3.so",
+            "/opt/libboost_python311.so",
+            "/usr/bin/python-launcher",
+            "/",
+        ] {
             assert_eq!(rank(Path::new(other)), Rank::Other, "{other}");
         }
     }

@@ -1,6 +1,7 @@
 //! A raw frame to a named one: function, file and line out of its code object, and a cache of those.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use profiler_ebpf::python::PythonFrame;
 
@@ -15,8 +16,8 @@ use crate::process::{TargetMemory, Unreadable};
 /// Bytes of one line table read at most. A module of ten thousand statements has about 100 KB.
 const MAX_LINE_TABLE_BYTES: u64 = 1 << 20;
 
-/// Bytes of decoded code objects kept at most: some ten thousand ordinary functions. When full, all
-/// are forgotten: the functions of stalls are few and soon back.
+/// Bytes of decoded code objects past which all are forgotten: some ten thousand ordinary functions.
+/// Those of stalls are few and soon back.
 const MAX_CACHE_BYTES: usize = 8 << 20;
 
 /// `CO_COROUTINE`, `CO_ITERABLE_COROUTINE`, `CO_ASYNC_GENERATOR` in `co_flags`.
@@ -122,17 +123,18 @@ impl Names {
         code_type: Option<u64>,
         raw: &PythonFrame,
     ) -> Result<&Code, Gap> {
-        let key = (raw.code, raw.check);
-        if !self.codes.contains_key(&key) {
-            let code = read(memory, layout, code_type, raw)?;
-            if self.bytes + code.bytes() > MAX_CACHE_BYTES {
-                self.codes.clear();
-                self.bytes = 0;
-            }
-            self.bytes += code.bytes();
-            self.codes.insert(key, code);
+        if self.bytes > MAX_CACHE_BYTES {
+            self.codes.clear();
+            self.bytes = 0;
         }
-        self.codes.get(&key).ok_or_else(|| Gap::new("Python function", "it was forgotten"))
+        match self.codes.entry((raw.code, raw.check)) {
+            Entry::Occupied(known) => Ok(known.into_mut()),
+            Entry::Vacant(place) => {
+                let code = read(memory, layout, code_type, raw)?;
+                self.bytes += code.bytes();
+                Ok(place.insert(code))
+            }
+        }
     }
 }
 
@@ -448,7 +450,7 @@ mod tests {
             let raw = frame(&layout, &pages, 0);
             let named = names.decode(&pages, &layout, None, &raw);
             assert_eq!(named.function.as_deref(), Some(long.as_str()));
-            assert!(names.bytes <= MAX_CACHE_BYTES);
+            assert!(names.bytes <= MAX_CACHE_BYTES + 2 * long.len(), "one function too many");
             most = most.max(names.codes.len());
         }
         assert!(names.codes.len() < most, "it was emptied at least once");
