@@ -10,8 +10,8 @@ mod wait;
 mod sched;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_seq_write};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_seq_write};
 use aya_ebpf::macros::{btf_tracepoint, fentry, fexit, perf_event, tracepoint};
 use aya_ebpf::programs::{
     BtfTracePointContext, FEntryContext, FExitContext, PerfEventContext, TracePointContext,
@@ -35,11 +35,8 @@ pub fn sched_switch(context: BtfTracePointContext) -> i32 {
     let preempted = context.arg::<u64>(0) & 1 == 1;
     let previous = Task::from_tracepoint(context.arg(1));
     let next = Task::from_tracepoint(context.arg(2));
-    let state = if param!(switch_has_state) == 1 {
-        context.arg::<u32>(3)
-    } else {
-        previous.state()
-    };
+    let state =
+        if param!(switch_has_state) == 1 { context.arg::<u32>(3) } else { previous.state() };
     sched::switched(preempted, previous, next, u64::from(state));
     0
 }

@@ -23,6 +23,9 @@ use crate::turn::tracker::{Due, Tracker};
 /// Between two looks while a turn is suspected.
 const CLOSE_LOOK_NS: u64 = 10_000_000;
 
+/// Between two searches for a thread's interpreter state: a loop in native code never has one.
+const SEARCH_EVERY_NS: u64 = 1_000_000_000;
+
 /// Ticks stay on so long after the last suspicion: switching on the first one takes 13 ms.
 const TICKS_LINGER_NS: u64 = 250_000_000;
 
@@ -40,7 +43,10 @@ const LOOP_FILES: [&str; 5] = [
 pub enum PythonFrames {
     /// The target runs no CPython that we know.
     NotPython,
-    Named { frames: Vec<NamedFrame>, walk: PythonWalk },
+    Named {
+        frames: Vec<NamedFrame>,
+        walk: PythonWalk,
+    },
     Missing(Gap),
 }
 
@@ -69,7 +75,15 @@ struct Followed {
     completed_ns: u64,
     /// The interpreter's state of this thread, once found.
     tstate: Option<u64>,
+    next_search_ns: u64,
     turns: u64,
+}
+
+impl Followed {
+    fn new(threshold_ns: u64) -> Self {
+        let tracker = Tracker::new(threshold_ns);
+        Self { tracker, completed_ns: 0, tstate: None, next_search_ns: 0, turns: 0 }
+    }
 }
 
 /// The event path. Generic over its two doors.
@@ -167,7 +181,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
                 self.source.release(slot);
                 continue;
             }
-            self.follow(slot);
+            self.follow(slot, now_ns);
             if slot.state.phase == phase::TURN {
                 let suspect_at_ns = slot.state.turn.start_ns + self.suspect_ns();
                 if now_ns >= suspect_at_ns {
@@ -208,22 +222,21 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         self.threshold_ns / 2
     }
 
-    fn follow(&mut self, slot: Slot) {
+    fn follow(&mut self, slot: Slot, now_ns: u64) {
         let threshold_ns = self.threshold_ns;
-        let followed = self.loops.entry(slot.state.tid).or_insert_with(|| Followed {
-            tracker: Tracker::new(threshold_ns),
-            completed_ns: 0,
-            tstate: None,
-            turns: 0,
-        });
+        let followed =
+            self.loops.entry(slot.state.tid).or_insert_with(|| Followed::new(threshold_ns));
         followed.turns = slot.state.turns;
         if followed.tstate.is_none()
+            && now_ns >= followed.next_search_ns
             && let Some(python) = &self.python
             && let Some(tid) = self.target.tid_in_container(slot.state.tid)
             && let Ok(tstate) = python.thread_state(&self.memory, tid, None)
         {
             followed.tstate = Some(tstate);
             self.source.set_python_state(slot, tstate);
+        } else {
+            followed.next_search_ns = now_ns + SEARCH_EVERY_NS;
         }
     }
 
@@ -254,14 +267,14 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         }
     }
 
-    fn with(&mut self, tid: u32, jobs: &mut Vec<Job>, rule: impl FnOnce(&mut Tracker, &mut Vec<Due>)) {
+    fn with(
+        &mut self,
+        tid: u32,
+        jobs: &mut Vec<Job>,
+        rule: impl FnOnce(&mut Tracker, &mut Vec<Due>),
+    ) {
         let threshold_ns = self.threshold_ns;
-        let followed = self.loops.entry(tid).or_insert_with(|| Followed {
-            tracker: Tracker::new(threshold_ns),
-            completed_ns: 0,
-            tstate: None,
-            turns: 0,
-        });
+        let followed = self.loops.entry(tid).or_insert_with(|| Followed::new(threshold_ns));
         let mut due = Vec::new();
         rule(&mut followed.tracker, &mut due);
         report(tid, due, &mut self.source, jobs);
@@ -291,7 +304,8 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let Some(mut captured) = self.source.last_block(slot) else { return };
         let tid = slot.state.tid;
         let Some(followed) = self.loops.get(&tid) else { return };
-        if captured.head.reason != reason::SWITCH_OUT || captured.head.at_ns == followed.completed_ns
+        if captured.head.reason != reason::SWITCH_OUT
+            || captured.head.at_ns == followed.completed_ns
         {
             return;
         }
@@ -307,7 +321,8 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let python = self.name_python(&captured);
         let kernel_stack = self.target.kernel_stack(tid);
         // Had it moved meanwhile, the stack would be another one's.
-        let unmoved = self.source.last_block(slot).is_some_and(|now| now.head.at_ns == captured.head.at_ns);
+        let unmoved =
+            self.source.last_block(slot).is_some_and(|now| now.head.at_ns == captured.head.at_ns);
         if !unmoved {
             return;
         }
@@ -453,7 +468,7 @@ mod tests {
 
     fn session(begun_ns: u64, scheduler: u32) -> Session<Scripted, Sevens> {
         let mut state = Loop { tid: TID, ..Loop::default() };
-        state.adopt(wait::EPOLL, 3, 1);
+        state.adopt(wait::EPOLL, 3);
         state.begin(begun_ns, 0);
         state.state = scheduler;
         let source = Scripted { state, ..Scripted::default() };
@@ -524,7 +539,9 @@ mod tests {
         over.head.blocked_ns = 70 * MS;
         session.source.events.push_back(Event::Captured(Box::new(over)));
         session.step(1075 * MS, &mut jobs);
-        assert!(matches!(&jobs[0], Job::BlockEnded { captured } if captured.head.blocked_ns == 70 * MS));
+        assert!(
+            matches!(&jobs[0], Job::BlockEnded { captured } if captured.head.blocked_ns == 70 * MS)
+        );
     }
 
     /// What was lost by the time of a report goes with it.

@@ -113,9 +113,8 @@ impl Tracker {
     pub fn close(&mut self, seen: Option<&Loop>, why: &str, now_ns: u64, due: &mut Vec<Due>) {
         self.settle_now(due);
         if let Some(open) = self.open.take() {
-            let still = seen.filter(|seen| {
-                seen.phase == phase::TURN && seen.turn.start_ns == open.start_ns
-            });
+            let still = seen
+                .filter(|seen| seen.phase == phase::TURN && seen.turn.start_ns == open.start_ns);
             let turn = still.map_or(open.last, |seen| seen.account(now_ns));
             let end_ns = turn.start_ns + turn.booked_ns();
             self.over = Some(Over { turn, end_ns, end: End::Unseen(why.to_owned()), ready: None });
@@ -218,7 +217,7 @@ mod tests {
 
     fn in_turn(start_ns: u64) -> Loop {
         let mut state = Loop::default();
-        state.adopt(wait::EPOLL, 3, 1);
+        state.adopt(wait::EPOLL, 3);
         state.begin(start_ns, 0);
         state
     }

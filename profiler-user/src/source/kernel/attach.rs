@@ -65,7 +65,12 @@ pub enum WaitHooks {
 }
 
 /// Attaches everything, the scheduler first: a turn whose switches were not all seen must not begin.
-pub fn all(ebpf: &mut Ebpf, btf: &Btf, waits: Waits, hooks: WaitHooks) -> anyhow::Result<Vec<Probe>> {
+pub fn all(
+    ebpf: &mut Ebpf,
+    btf: &Btf,
+    waits: Waits,
+    hooks: WaitHooks,
+) -> anyhow::Result<Vec<Probe>> {
     let mut probes = vec![
         scheduler(ebpf, btf, "sched_switch").map_err(refused)?,
         scheduler(ebpf, btf, "sched_wakeup").map_err(refused)?,

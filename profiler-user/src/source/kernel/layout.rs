@@ -38,6 +38,7 @@ impl KernelLayout {
             files_fdt: field("files_struct", &["fdt"])?,
             fdtable_max_fds: field("fdtable", &["max_fds"])?,
             fdtable_fd: field("fdtable", &["fd"])?,
+            file_f_op: field("file", &["f_op"])?,
         };
         Ok(Self { offsets, switch_has_state: tracepoint_arguments(&btf, "sched_switch")? >= 4 })
     }

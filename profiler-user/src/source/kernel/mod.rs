@@ -107,11 +107,8 @@ impl KernelSource {
         for slot in 0..MAX_LOOPS {
             free.push(slot, 0)?;
         }
-        let table = Table::new(
-            descriptor(&ebpf, "LOOPS")?,
-            descriptor(&ebpf, "CAPTURES")?,
-            MAX_LOOPS,
-        )?;
+        let table =
+            Table::new(descriptor(&ebpf, "LOOPS")?, descriptor(&ebpf, "CAPTURES")?, MAX_LOOPS)?;
         let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF")?;
         let probes = attach::all(&mut ebpf, &btf, watch.waits, watch.hooks)?;
         let threads: &mut Iter =
