@@ -192,7 +192,13 @@ fn wrong_times(recorded: &Recorded<'_>, end: &StallLine, bounds: Bounds) -> Vec<
         reported_ns > recorded_ns + bound_ns
     };
     if duration_is_wrong {
-        failures.push(Failure::WrongDuration { stall: id, kind, reported_ns, recorded_ns, bound_ns });
+        failures.push(Failure::WrongDuration {
+            stall: id,
+            kind,
+            reported_ns,
+            recorded_ns,
+            bound_ns,
+        });
     }
     failures
 }
@@ -259,9 +265,8 @@ fn missed(seen: Observation<'_>, bounds: Bounds, ends: &[&StallLine]) -> Vec<Fai
     let mut failures = Vec::new();
     for truth in seen.truths.iter().filter(|truth| !truth.is_lag()) {
         let visible_ns = truth.overlap_ns(seen.from_ns, seen.until_ns);
-        let is_reported = ends
-            .iter()
-            .any(|end| mostly_covers(truth, end.stall.start_monotonic_ns, end.end_ns()));
+        let is_reported =
+            ends.iter().any(|end| mostly_covers(truth, end.stall.start_monotonic_ns, end.end_ns()));
         if visible_ns >= 2 * bounds.threshold_ns && !is_reported {
             let (kind, start_ns) = (truth.kind.clone(), truth.start_ns);
             failures.push(Failure::Missed { kind, start_ns, visible_ns });

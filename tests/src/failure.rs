@@ -8,23 +8,69 @@ use crate::clock::milliseconds;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
     /// A stall that the target recorded, at least twice the threshold, without a report.
-    Missed { kind: String, start_ns: u64, visible_ns: u64 },
+    Missed {
+        kind: String,
+        start_ns: u64,
+        visible_ns: u64,
+    },
     /// A report of which the target's records explain too little.
-    Invented { stall: String, duration_ns: u64, explained_ns: u64, culprit: String },
+    Invented {
+        stall: String,
+        duration_ns: u64,
+        explained_ns: u64,
+        culprit: String,
+    },
     /// A report of a turn that is no stall.
-    BelowThreshold { stall: String, duration_ns: u64, threshold_ns: u64 },
+    BelowThreshold {
+        stall: String,
+        duration_ns: u64,
+        threshold_ns: u64,
+    },
     /// Two reports of one thread claim the same time.
-    Overlapping { stall: String, other: String },
-    WrongStart { stall: String, kind: String, reported_ns: u64, recorded_ns: u64 },
-    WrongDuration { stall: String, kind: String, reported_ns: u64, recorded_ns: u64, bound_ns: u64 },
-    WrongCulprit { stall: String, recorded: String, reported: String },
+    Overlapping {
+        stall: String,
+        other: String,
+    },
+    WrongStart {
+        stall: String,
+        kind: String,
+        reported_ns: u64,
+        recorded_ns: u64,
+    },
+    WrongDuration {
+        stall: String,
+        kind: String,
+        reported_ns: u64,
+        recorded_ns: u64,
+        bound_ns: u64,
+    },
+    WrongCulprit {
+        stall: String,
+        recorded: String,
+        reported: String,
+    },
     /// A long stall of which nothing was said while it lasted.
-    NeverOpened { stall: String, kind: String },
-    OpenedLate { stall: String, kind: String, after_ns: u64, allowed_ns: u64 },
+    NeverOpened {
+        stall: String,
+        kind: String,
+    },
+    OpenedLate {
+        stall: String,
+        kind: String,
+        after_ns: u64,
+        allowed_ns: u64,
+    },
     /// A line whose states do not add up to its duration.
-    SumDiffers { stall: String, sum_ns: u64, duration_ns: u64 },
+    SumDiffers {
+        stall: String,
+        sum_ns: u64,
+        duration_ns: u64,
+    },
     /// The lines of one stall contradict each other.
-    Disordered { stall: String, what: &'static str },
+    Disordered {
+        stall: String,
+        what: &'static str,
+    },
     /// The session's lines break the contract as a whole.
     Contract(String),
 }

@@ -158,7 +158,10 @@ mod tests {
         assert_eq!(contradictions(&[open(1, 50)]), ["stall 7: was never ended"]);
         assert_eq!(contradictions(&[end(1, 60), open(2, 60)]), ["stall 7: went on after its end"]);
         assert_eq!(contradictions(&[end(1, 60), end(2, 60)]), ["stall 7: ended twice"]);
-        assert_eq!(contradictions(&[open(1, 60), open(2, 60), end(3, 60)]), ["stall 7: opened twice"]);
+        assert_eq!(
+            contradictions(&[open(1, 60), open(2, 60), end(3, 60)]),
+            ["stall 7: opened twice"]
+        );
         assert_eq!(
             contradictions(&[update(1), open(2, 60), end(3, 60)]),
             ["stall 7: was updated before it was opened"]

@@ -61,7 +61,8 @@ mod tests {
     /// The id is found among the other lines, and only there.
     #[test]
     fn the_id_is_read() {
-        let program = "pos:\t0\nflags:\t02000002\nprog_type:\t17\nprog_tag:\tdeadbeef\nprog_id:\t431\n";
+        let program =
+            "pos:\t0\nflags:\t02000002\nprog_type:\t17\nprog_tag:\tdeadbeef\nprog_id:\t431\n";
         assert_eq!(program_id(program), Some(431));
         assert_eq!(program_id("pos:\t0\nmap_id:\t431\n"), None);
     }

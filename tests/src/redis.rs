@@ -84,7 +84,8 @@ fn encode(words: &[&str]) -> String {
 ///
 /// Redis stops its clock while a script runs, so the script counts; how far is measured beforehand.
 pub fn busy_script(redis: &mut Connection, milliseconds: u64) -> Result<[String; 4]> {
-    const SCRIPT: &str = "local x = 0; for i = 1, tonumber(ARGV[1]) do x = (x * 31 + i) % 1000003 end; return x";
+    const SCRIPT: &str =
+        "local x = 0; for i = 1, tonumber(ARGV[1]) do x = (x * 31 + i) % 1000003 end; return x";
     const TRIAL: u64 = 1_000_000;
     let trial = redis.timed("trial", &["EVAL", SCRIPT, "0", &TRIAL.to_string()])?;
     let wanted_ns = u128::from(milliseconds) * 1_000_000;

@@ -144,7 +144,9 @@ impl StallLine {
     /// Whether a function is anywhere on a stack of the loop's own thread.
     pub fn loop_runs(&self, function: &str) -> bool {
         let of_loop = self.stacks.iter().filter(|stack| stack.role == "loop");
-        of_loop.flat_map(|stack| &stack.frames).any(|frame| frame.function.as_deref() == Some(function))
+        of_loop
+            .flat_map(|stack| &stack.frames)
+            .any(|frame| frame.function.as_deref() == Some(function))
     }
 }
 

@@ -58,8 +58,7 @@ impl Played {
 /// Attaches, requests each path in turn under healthy traffic, detaches with Ctrl-C.
 pub fn play(target: &Target, paths: &[String]) -> Result<Played> {
     observe(target, || {
-        let traffic =
-            Traffic::start(target.port(), "/", HEALTHY_INTERVAL, HEALTHY_CONNECTIONS)?;
+        let traffic = Traffic::start(target.port(), "/", HEALTHY_INTERVAL, HEALTHY_CONNECTIONS)?;
         let mut client = Client::connect(target.port())?;
         for path in paths {
             std::thread::sleep(BREATH);

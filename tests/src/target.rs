@@ -53,8 +53,8 @@ impl Scratch {
     pub fn new() -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir()
-            .join(format!("stalltrace-tests-{}-{count}", std::process::id()));
+        let path =
+            std::env::temp_dir().join(format!("stalltrace-tests-{}-{count}", std::process::id()));
         std::fs::create_dir_all(&path).with_context(|| format!("no {}", path.display()))?;
         Ok(Self(path))
     }

@@ -24,9 +24,10 @@ pub fn binary() -> Result<PathBuf> {
     let profiles = here.ancestors().skip(1).find(|folder| {
         ["debug", "release"].iter().any(|name| folder.file_name() == Some(OsStr::new(name)))
     });
-    let built = profiles.and_then(|profile| profile.parent()).into_iter().flat_map(|target| {
-        ["debug", "release"].map(|name| target.join(name).join("stalltrace"))
-    });
+    let built = profiles
+        .and_then(|profile| profile.parent())
+        .into_iter()
+        .flat_map(|target| ["debug", "release"].map(|name| target.join(name).join("stalltrace")));
     // A stale build of the other profile must not be what is tested.
     let newest = built
         .filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path)))

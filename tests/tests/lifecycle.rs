@@ -171,7 +171,8 @@ fn lines_go_to_a_file() -> Result<()> {
     let output = run(&["attach", &pid, "--duration", "1s", "--format", "json", "--output", file])?;
     ensure!(output.status.code() == Some(DONE), "{}", String::from_utf8_lossy(&output.stderr));
     ensure!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
-    let lines: Result<Vec<Line>> = std::fs::read_to_string(&path)?.lines().map(Line::parse).collect();
+    let lines: Result<Vec<Line>> =
+        std::fs::read_to_string(&path)?.lines().map(Line::parse).collect();
     let lines = lines?;
     ensure!(matches!(lines.first().map(|line| &line.event), Some(Event::SessionStart(_))));
     ensure!(matches!(lines.last().map(|line| &line.event), Some(Event::SessionEnd(_))));
@@ -253,7 +254,16 @@ fn a_32_bit_process_is_refused() -> Result<()> {
     let scratch = Scratch::new()?;
     let program = scratch.file("i386");
     let compiled = Command::new("gcc")
-        .args(["-m32", "-nostdlib", "-static", "-ffreestanding", "-fno-pie", "-no-pie", "-O1", "-o"])
+        .args([
+            "-m32",
+            "-nostdlib",
+            "-static",
+            "-ffreestanding",
+            "-fno-pie",
+            "-no-pie",
+            "-O1",
+            "-o",
+        ])
         .args([&program, &folder().join("i386.c")])
         .output();
     if !compiled.is_ok_and(|output| output.status.success()) {
@@ -299,7 +309,7 @@ fn bad_usage_is_refused() -> Result<()> {
         &["detach", "1"],
     ];
     for arguments in cases {
-        let refused = must_refuse(&run(arguments)?, BAD_USAGE, "usage");
+        let refused = must_refuse(&run(arguments)?, BAD_USAGE, "error");
         refused.with_context(|| format!("{arguments:?}"))?;
     }
     Ok(())

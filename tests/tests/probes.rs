@@ -27,9 +27,8 @@ fn one_stall_is_reported() -> Result<()> {
     Client::connect(target.port())?.get("/sleep?ms=300")?;
     let truths = target.truths()?;
     let truth = truths.iter().find(|truth| truth.kind == "sleep").context("no record")?;
-    let is_it = |end_ns: u64, start_ns: u64| {
-        truth.overlap_ns(start_ns, end_ns) > truth.duration_ns() / 2
-    };
+    let is_it =
+        |end_ns: u64, start_ns: u64| truth.overlap_ns(start_ns, end_ns) > truth.duration_ns() / 2;
     let ended = tracer.wait_for(
         |line| match &line.event {
             Event::StallEnd(end) => is_it(end.end_ns(), end.stall.start_monotonic_ns),

@@ -33,8 +33,7 @@ fn debug_sleep_is_reported() -> Result<()> {
     let _machine = alone();
     let (target, port) = redis::start()?;
     let played = observe(&target, || {
-        let mut truth =
-            Connection::open(port)?.timed("debug sleep", &["DEBUG", "SLEEP", "0.3"])?;
+        let mut truth = Connection::open(port)?.timed("debug sleep", &["DEBUG", "SLEEP", "0.3"])?;
         truth.function = Some("debugCommand".to_owned());
         Ok(vec![truth])
     })?;

@@ -12,16 +12,8 @@ use profiler_tests::target::Target;
 use profiler_tests::truth::Truth;
 
 /// The routes that both HTTP targets have.
-const STALLING: [&str; 8] = [
-    "/regex",
-    "/upstream",
-    "/upstream-timeout",
-    "/file",
-    "/lock",
-    "/sleep",
-    "/subprocess",
-    "/cpu",
-];
+const STALLING: [&str; 8] =
+    ["/regex", "/upstream", "/upstream-timeout", "/file", "/lock", "/sleep", "/subprocess", "/cpu"];
 
 /// What a statement that blocks looks like, by kind: the line that the record names must be one.
 const STATEMENTS: [(&str, &str); 10] = [

@@ -67,7 +67,10 @@ fn none_may_be_missed() {
 fn only_what_was_visible_is_asked_for() {
     let truths = [truth("sleep", 1000, 3000)];
     let attached_at = |from_ns| {
-        compare(Observation { truths: &truths, lines: &[], from_ns, until_ns: 100_000 * MS }, BOUNDS)
+        compare(
+            Observation { truths: &truths, lines: &[], from_ns, until_ns: 100_000 * MS },
+            BOUNDS,
+        )
     };
     assert!(attached_at(2900 * MS).is_right());
     assert_eq!(attached_at(2500 * MS).failures.len(), 1);
@@ -173,10 +176,7 @@ fn the_culprit_is_right() {
         ["stall 7 is blamed on pay (app.py:31), the target says ship (app.py:31)"]
     );
     assert_eq!(blamed(Truth { file: Some("b.py".to_owned()), ..recorded.clone() }).len(), 1);
-    assert_eq!(
-        blamed(Truth { line: Some(30), last_line: Some(30), ..recorded.clone() }).len(),
-        1
-    );
+    assert_eq!(blamed(Truth { line: Some(30), last_line: Some(30), ..recorded.clone() }).len(), 1);
     assert_eq!(blamed(Truth { line: Some(30), ..recorded.clone() }), [""; 0], "line 30 to 31");
     assert_eq!(blamed(Truth { function: None, ..recorded }), [""; 0]);
 }
@@ -187,8 +187,7 @@ fn a_missing_culprit_is_wrong() {
     let text = stall("7", 1000 * MS, 150 * MS, "pay");
     let (before, after) = text.split_once("\"culprit\":{").unwrap();
     let (_, after) = after.split_once('}').unwrap();
-    let lines =
-        [arrived(1151 * MS, "stall_end", &format!("{before}\"culprit\":null{after}"))];
+    let lines = [arrived(1151 * MS, "stall_end", &format!("{before}\"culprit\":null{after}"))];
     let verdict = verdict(&[truth("sleep", 1000, 1150)], &lines);
     assert_eq!(
         sentences(&verdict),
@@ -237,8 +236,7 @@ fn records_of_one_turn_are_one_stall() {
     // ms   1000 ├ ship ┤ 1030 ├───── pay ─────┤ 1300
     //      1000 ├────────── report ───────────┤ 1300
     let ship = Truth { function: Some("ship".to_owned()), ..truth("short", 1000, 1030) };
-    let verdict =
-        verdict(&[ship, truth("sleep", 1031, 1300)], &reported("7", 1000, 1300, "pay"));
+    let verdict = verdict(&[ship, truth("sleep", 1031, 1300)], &reported("7", 1000, 1300, "pay"));
     assert!(verdict.is_right(), "{verdict}");
     assert_eq!(verdict.confirmed, 1);
 }
