@@ -3,7 +3,7 @@
 # memory, runs the script in the exchange folder there, leaves its exit code, and powers off.
 /bin/busybox --install -s /bin
 export PATH=/bin
-stop() { echo "init: $1" >/dev/console; reboot -f; }
+stop() { echo "init: $1" >&2; reboot -f; }
 
 mount -t devtmpfs devtmpfs /dev
 mount -t proc proc /proc
@@ -31,7 +31,7 @@ ip link set lo up
 
 mkdir /root/run/exchange
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144 exchange /root/run/exchange || stop "no exchange folder"
-chroot /root /bin/sh /run/exchange/script </dev/null >/root/run/exchange/output 2>&1
+chroot /root /bin/sh /run/exchange/script </root/dev/null >/root/run/exchange/output 2>&1
 echo $? >/root/run/exchange/code
 umount /root/run/exchange
 reboot -f

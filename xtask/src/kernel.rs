@@ -18,21 +18,8 @@ const KERNELS: [&str; 2] = ["linux-image-amd64", "linux-image-generic"];
 const PARTS: [&str; 4] =
     ["linux-image-", "linux-image-unsigned-", "linux-binary-", "linux-modules-"];
 
-/// The modules that lead to the host's files, in the order in which they need each other. One that
-/// a kernel does not have is built in there, or came only later.
-const MODULES: [&str; 11] = [
-    "virtio",
-    "virtio_ring",
-    "virtio_pci_modern_dev",
-    "virtio_pci_legacy_dev",
-    "virtio_pci",
-    "netfs",
-    "fscache",
-    "9pnet",
-    "9pnet_virtio",
-    "9p",
-    "overlay",
-];
+/// The modules that lead to the host's files. One that a kernel does not have is built in there.
+const MODULES: [&str; 4] = ["virtio_pci", "9pnet_virtio", "9p", "overlay"];
 
 /// The folder with `vmlinuz`, `busybox` and `modules` of this version, else of the distribution's
 /// own kernel.
@@ -93,28 +80,54 @@ fn fetch(parts: &[String], folder: &Path) -> Result<()> {
     apt::unpack(&packages, &unpacked)?;
 
     let files = files_below(&unpacked)?;
-    let modules = folder.join("modules");
-    fs::create_dir_all(&modules)?;
-    for (position, module) in MODULES.into_iter().enumerate() {
-        let Some(file) = files.iter().find(|file| is_module(file, module)) else { continue };
-        let content = decompressed(file)?;
-        fs::write(modules.join(format!("{position:02}-{module}.ko")), content)?;
+    let mut modules = Vec::new();
+    for module in MODULES {
+        with_dependencies(module, &files, &mut modules)?;
     }
-    fs::copy(find(&files, "busybox")?, folder.join("busybox"))?;
+    fs::create_dir_all(folder.join("modules"))?;
+    for (position, (module, content)) in modules.iter().enumerate() {
+        // The names' order is the order of loading.
+        fs::write(folder.join(format!("modules/{position:02}-{module}.ko")), content)?;
+    }
+    fs::copy(find(&files, "bin/busybox")?, folder.join("busybox"))?;
     // Last: it is what makes the folder count as ready.
-    fs::copy(find(&files, "vmlinuz-")?, folder.join("vmlinuz"))?;
+    fs::copy(find(&files, "boot/vmlinuz-")?, folder.join("vmlinuz"))?;
     fs::remove_dir_all(&unpacked)?;
     note(&format!("kernel ready in {}", folder.display()));
     Ok(())
 }
 
-fn find<'a>(files: &'a [PathBuf], name_starts: &str) -> Result<&'a PathBuf> {
+fn find<'a>(files: &'a [PathBuf], path_part: &str) -> Result<&'a PathBuf> {
     files
         .iter()
-        .find(|file| {
-            name(file).starts_with(name_starts) && !file.to_string_lossy().contains("/doc/")
-        })
-        .with_context(|| format!("the packages hold no {name_starts}"))
+        .find(|file| file.to_string_lossy().contains(path_part))
+        .with_context(|| format!("the packages hold no {path_part}"))
+}
+
+/// Adds a module to the list, after those that it depends on.
+fn with_dependencies(
+    module: &str,
+    files: &[PathBuf],
+    list: &mut Vec<(String, Vec<u8>)>,
+) -> Result<()> {
+    if list.iter().any(|(listed, _)| listed == module) {
+        return Ok(());
+    }
+    let Some(file) = files.iter().find(|file| is_module(file, module)) else { return Ok(()) };
+    let content = decompressed(file)?;
+    for dependency in dependencies(&content) {
+        with_dependencies(&dependency, files, list)?;
+    }
+    list.push((module.to_owned(), content));
+    Ok(())
+}
+
+/// What a module says of itself in its `.modinfo`: `depends=a,b` between two zero bytes.
+fn dependencies(module: &[u8]) -> Vec<String> {
+    let mut entries = module.split(|byte| *byte == 0);
+    let named = entries.find_map(|entry| entry.strip_prefix(b"depends="));
+    let named = String::from_utf8_lossy(named.unwrap_or_default()).into_owned();
+    named.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
 fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
@@ -134,9 +147,10 @@ fn name(file: &Path) -> &str {
     file.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }
 
-/// Whether a file is this module, compressed or not.
+/// Whether a file is this module, compressed or not. File names may have hyphens instead.
 fn is_module(file: &Path, module: &str) -> bool {
-    name(file).strip_prefix(module).is_some_and(|rest| rest == ".ko" || rest.starts_with(".ko."))
+    let name = name(file).replace('-', "_");
+    name.strip_prefix(module).is_some_and(|rest| rest == ".ko" || rest.starts_with(".ko."))
 }
 
 fn decompressed(file: &Path) -> Result<Vec<u8>> {
@@ -157,7 +171,7 @@ fn decompressed(file: &Path) -> Result<Vec<u8>> {
 mod tests {
     use std::path::Path;
 
-    use super::{is_module, version_of};
+    use super::{dependencies, is_module, version_of};
 
     /// Names of kernel packages, as Debian and Ubuntu have them, and of packages that are none.
     #[test]
@@ -174,6 +188,14 @@ mod tests {
     fn modules_by_name() {
         assert!(is_module(Path::new("/lib/9p.ko"), "9p"));
         assert!(is_module(Path::new("/lib/9p.ko.xz"), "9p"));
+        assert!(is_module(Path::new("/lib/virtio-rng.ko"), "virtio_rng"));
         assert!(!is_module(Path::new("/lib/9pnet.ko"), "9p"));
+    }
+
+    /// A module's dependencies are its own words.
+    #[test]
+    fn dependencies_of_a_module() {
+        assert_eq!(dependencies(b"\x7fELF\0author=x\0depends=virtio,9pnet\0"), ["virtio", "9pnet"]);
+        assert_eq!(dependencies(b"author=x\0depends=\0name=9pnet\0"), [""; 0]);
     }
 }
