@@ -49,7 +49,6 @@ fn causes_are_told_apart() -> Result<()> {
         ("/sleep", "sleep"),
         ("/regex", "cpu"),
         ("/cpu", "cpu"),
-        ("/saturated", "saturated"),
     ];
     let paths = expected.map(|(path, _)| format!("{path}?ms=400"));
     let played = play(&target, &paths)?;
