@@ -26,8 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         return stub(&object, "STALLTRACE_PROBES=skip");
     }
     // Collected, not passed on: cargo would take lines of the inner build for instructions.
-    let built =
-        Command::new(workspace.join("profiler-ebpf/build-probes")).arg(&object).output()?;
+    let built = Command::new(workspace.join("profiler-ebpf/build-probes")).arg(&object).output()?;
     let said = String::from_utf8_lossy(&built.stderr);
     match built.status.code() {
         Some(0) => Ok(()),
@@ -48,6 +47,8 @@ fn rerun_if_changed(path: &Path) {
 }
 
 fn stub(object: &Path, why: &str) -> Result<(), Box<dyn Error>> {
-    println!("cargo::warning=this stalltrace is built without its probes and can attach to nothing: {why}");
+    println!(
+        "cargo::warning=this stalltrace is built without its probes and can attach to nothing: {why}"
+    );
     Ok(fs::write(object, b"")?)
 }
