@@ -26,7 +26,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         return stub(&object, "STALLTRACE_PROBES=skip");
     }
     // Collected, not passed on: cargo would take lines of the inner build for instructions.
-    let built = Command::new(workspace.join("profiler-ebpf/build-probes")).arg(&object).output()?;
+    let mut build = Command::new(workspace.join("profiler-ebpf/build-probes"));
+    if env::var_os("CARGO_FEATURE_PROBE_LOG").is_some() {
+        build.env("STALLTRACE_PROBES_FEATURES", "log");
+    }
+    let built = build.arg(&object).output()?;
     let said = String::from_utf8_lossy(&built.stderr);
     match built.status.code() {
         Some(0) => Ok(()),

@@ -2,6 +2,7 @@
 #![no_std]
 #![no_main]
 
+mod log;
 mod maps;
 mod task;
 mod emit;
@@ -86,7 +87,7 @@ pub fn tick(context: PerfEventContext) -> u32 {
 #[tracepoint]
 pub fn wait_entered(context: TracePointContext) -> u32 {
     let number = enter_field(&context, 8) & 0xffff_ffff;
-    wait::entered(number, [enter_field(&context, 16), enter_field(&context, 24), 0, 0]);
+    wait::entered(&context, number, [enter_field(&context, 16), enter_field(&context, 24), 0, 0]);
     0
 }
 
@@ -95,7 +96,7 @@ pub fn wait_entered(context: TracePointContext) -> u32 {
 pub fn ring_entered(context: TracePointContext) -> u32 {
     let number = enter_field(&context, 8) & 0xffff_ffff;
     let args = [16, 24, 32, 40].map(|offset| enter_field(&context, offset));
-    wait::entered(number, args);
+    wait::entered(&context, number, args);
     0
 }
 
@@ -110,7 +111,7 @@ fn enter_field(context: &TracePointContext, offset: usize) -> u64 {
 pub fn wait_left(context: TracePointContext) -> u32 {
     // SAFETY: the return value lies at offset 16 of every exit tracepoint.
     let returned = unsafe { context.as_ptr().cast::<u8>().add(16).cast::<i64>().read_volatile() };
-    wait::left(returned);
+    wait::left(&context, returned);
     0
 }
 
@@ -120,14 +121,14 @@ macro_rules! wait_function {
         #[fentry]
         pub fn $enter(context: FEntryContext) -> i32 {
             let (number, args) = task::syscall_of(context.arg(0));
-            wait::entered(number, args);
+            wait::entered(&context, number, args);
             0
         }
 
         #[fexit]
         pub fn $leave(context: FExitContext) -> i32 {
             // The return value follows the one argument; `bpf_get_func_ret` would need 5.17.
-            wait::left(context.arg(1));
+            wait::left(&context, context.arg(1));
             0
         }
     };

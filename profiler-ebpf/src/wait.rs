@@ -1,11 +1,12 @@
 //! The entry and the return of waits, whichever hook saw them, to turns.
 
+use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated::bpf_ktime_get_ns};
 use profiler_ebpf::counter::Counter;
 use profiler_ebpf::record::{Ready, RecordHead, TurnEnded, kind};
 use profiler_ebpf::turn::{Entered, Loop, wait, wait_of};
 
-use crate::emit;
+use crate::{emit, log};
 use crate::maps::{change, count, loop_at, param, slot_of, take_slot};
 use crate::task::Task;
 
@@ -32,7 +33,7 @@ fn slot_for(tid: u32, is_main: bool, kind: u32) -> Option<u32> {
 
 /// A syscall that may be a wait begins.
 #[inline(always)]
-pub fn entered(syscall: u64, args: [u64; 4]) {
+pub fn entered<C: EbpfContext>(context: &C, syscall: u64, args: [u64; 4]) {
     let Some((tid, is_main)) = watched() else { return };
     let Some((kind, fd)) = wait_of(syscall, args) else { return };
     let Some(state) = slot_for(tid, is_main, kind).and_then(loop_at) else { return };
@@ -40,6 +41,7 @@ pub fn entered(syscall: u64, args: [u64; 4]) {
     let now_ns = unsafe { bpf_ktime_get_ns() };
 
     if !state.is_home(kind, fd) && takes_over(state, kind, fd) {
+        log::adopted(context, tid, kind, fd);
         change(state, |state| state.adopt(kind, fd));
     }
     match change(state, |state| state.wait_entered(kind, fd, now_ns)) {
@@ -72,13 +74,16 @@ fn takes_over(state: &Loop, kind: u32, fd: u32) -> bool {
 
 /// A syscall that may have been a wait returns.
 #[inline(always)]
-pub fn left(returned: i64) {
+pub fn left<C: EbpfContext>(context: &C, returned: i64) {
     let Some((tid, is_main)) = watched() else { return };
     let state = match slot_of(tid).and_then(loop_at) {
         Some(state) => state,
         // It was in its wait when we came.
         None => match first_seen(tid, is_main) {
-            Some(state) => state,
+            Some(state) => {
+                log::adopted(context, tid, state.home_kind, state.home_fd);
+                state
+            }
             None => return,
         },
     };

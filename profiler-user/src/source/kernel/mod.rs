@@ -55,6 +55,8 @@ pub struct KernelSource {
     ticks: ticks::Ticks,
     malformed: u64,
     probes: Vec<Probe>,
+    #[cfg(feature = "probe-log")]
+    log: aya_log::EbpfLogger<&'static dyn log::Log>,
     ebpf: Ebpf,
 }
 
@@ -124,6 +126,8 @@ impl KernelSource {
             ticks: ticks::Ticks::default(),
             malformed: 0,
             probes,
+            #[cfg(feature = "probe-log")]
+            log: aya_log::EbpfLogger::init(&mut ebpf)?,
             ebpf,
         })
     }
@@ -158,6 +162,8 @@ impl KernelSource {
 
 impl EventSource for KernelSource {
     fn drain(&mut self) -> Vec<Event> {
+        #[cfg(feature = "probe-log")]
+        self.log.flush();
         let mut events = Vec::new();
         while let Some(bytes) = self.ring.next() {
             match decode::record(&bytes) {
