@@ -6,9 +6,9 @@ use profiler_ebpf::counter::Counter;
 use profiler_ebpf::record::{Ready, RecordHead, TurnEnded, kind};
 use profiler_ebpf::turn::{Entered, Loop, wait, wait_of};
 
-use crate::{emit, log};
 use crate::maps::{change, count, loop_at, param, slot_of, take_slot};
 use crate::task::Task;
+use crate::{emit, log};
 
 /// The current thread, if it is one of the target's: (tid, whether it is the main one).
 #[inline(always)]

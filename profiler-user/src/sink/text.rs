@@ -8,7 +8,7 @@ pub use super::page::Colour;
 use super::page::{Page, Style};
 use crate::report::Report;
 use crate::report::schema::session::{Probe, SessionEnd, SessionStart, TopCulprit, WaitHooks};
-use crate::report::schema::stall::{Confidence, Culprit, Frame, Stack, StallLine, State};
+use crate::report::schema::stall::{Confidence, Culprit, Frame, Language, Stack, StallLine, State};
 use crate::report::schema::{Process, Runtime, Severity};
 
 /// Stacks told in one line each, below the one that is shown whole.
@@ -169,8 +169,9 @@ fn weight(stack: &Stack) -> String {
     format!("{state} {}, {samples}", milliseconds(stack.time_ns))
 }
 
-/// Innermost first. What is not the application's own is dimmed, and outside the culprit folded:
-/// the plumbing of loop and framework is the same in every stall. JSON has all of it.
+/// Innermost first. What is not the application's own is dimmed. Folded is what is the same in every
+/// stall: outside the culprit the plumbing of loop and framework, and between Python frames that of
+/// the interpreter. JSON has all of it.
 fn frames(page: &mut Page, stack: &Stack, culprit: Option<&Culprit>) {
     let all: Vec<&Frame> = stack.kernel.iter().chain(&stack.frames).collect();
     // Of a recursive function the innermost.
@@ -179,12 +180,17 @@ fn frames(page: &mut Page, stack: &Stack, culprit: Option<&Culprit>) {
     let columns = names.max().unwrap_or_default().min(FUNCTION_COLUMNS);
     let mut next = 0;
     while let Some(frame) = all.get(next) {
-        let foreign = all[next..].iter().take_while(|frame| !frame.in_app).count();
-        if blamed.is_some_and(|blamed| blamed < next) && foreign >= FOLDED {
-            let last = function(all[next + foreign - 1]);
-            let text = format!("… {foreign} frames of libraries, out to {last}");
+        let outside = blamed.is_some_and(|blamed| blamed < next);
+        let interpreted = all[..next].iter().any(|frame| frame.language == Language::Python);
+        let is_plumbing = |frame: &&&Frame| {
+            let native = interpreted && frame.language == Language::Native;
+            !frame.in_app && (outside || native)
+        };
+        let run = all[next..].iter().take_while(is_plumbing).count();
+        if run >= FOLDED {
+            let text = format!("… {run} frames, out to {}", function(all[next + run - 1]));
             page.label("").put(Style::Dim, &text).end_line();
-            next += foreign;
+            next += run;
             continue;
         }
         let style = if blamed == Some(next) {
@@ -452,7 +458,7 @@ uvicorn[4242]: 1 of 1200 turns stalled, 5012 ms in all, the longest 5012 ms; the
             frames.insert(1, sample::native(name, "/usr/lib/libssl.so.3"));
         }
         let text = plain(&sample::report(Moment::End, &stall));
-        assert!(text.contains("            … 4 frames of libraries, out to _start\n"), "{text}");
+        assert!(text.contains("            … 4 frames, out to _start\n"), "{text}");
         assert!(text.contains("ssl_read") && !text.contains("Handle._run"), "{text}");
     }
 
