@@ -26,6 +26,7 @@ pub struct Due {
     pub end: End,
     pub now: Option<ThreadState>,
     pub ready_events: Option<u64>,
+    /// For those who pass it on: what else could not be had.
     pub gaps: Vec<Gap>,
 }
 
@@ -175,14 +176,6 @@ impl Tracker {
 
     fn settle_now(&mut self, due: &mut Vec<Due>) {
         let Some(over) = self.over.take() else { return };
-        let mut gaps = Vec::new();
-        if over.ready.is_none() {
-            let why = match &over.end {
-                End::Unseen(why) => why.as_str(),
-                _ => "the return of the wait after the stall was not seen",
-            };
-            gaps.push(Gap::new("ready_events", why));
-        }
         self.last_told_ns = Some(over.turn.start_ns);
         due.push(Due {
             moment: Moment::End,
@@ -191,7 +184,7 @@ impl Tracker {
             end: over.end,
             now: None,
             ready_events: over.ready,
-            gaps,
+            gaps: Vec::new(),
         });
     }
 }
@@ -252,7 +245,6 @@ mod tests {
         tracker.ready(0, 7, &mut due);
         assert_eq!(moments(&due), [Moment::Open, Moment::Update, Moment::End]);
         assert_eq!((due[2].ready_events, &due[2].end), (Some(7), &End::Seen));
-        assert_eq!(due[2].gaps, []);
     }
 
     /// A short stall may be over before anyone looked: its end stands alone, and a state that was
