@@ -1,1 +1,16 @@
 //! Starts targets, attaches stalltrace, and holds what it reports against what the target itself recorded.
+
+pub mod clock;
+pub mod truth;
+pub mod report;
+pub mod failure;
+pub mod compare;
+pub mod lives;
+
+pub mod noise;
+pub mod target;
+pub mod redis;
+pub mod load;
+pub mod tracer;
+pub mod programs;
+pub mod scenario;

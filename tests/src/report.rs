@@ -1,0 +1,229 @@
+//! stalltrace's JSON lines to the fields that tests look at. Stricter than a reader need be: what the
+//! contract promises must be there.
+
+use anyhow::{Context as _, Result};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// The version of the contract that these types read.
+pub const SCHEMA: &str = "stalltrace/1";
+
+/// One line.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Line {
+    pub schema: String,
+    pub timestamp: String,
+    pub severity: String,
+    pub message: String,
+    pub session: String,
+    pub process: Process,
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// What a line is about.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    SessionStart(Start),
+    StallOpen(Box<StallLine>),
+    StallUpdate(Box<StallLine>),
+    StallEnd(Box<StallLine>),
+    Stats(Value),
+    SessionEnd(End),
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Process {
+    pub pid: u32,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Start {
+    pub wait_hooks: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct End {
+    pub reason: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct StallLine {
+    pub stall: Stall,
+    pub thread: Thread,
+    pub cause: Cause,
+    pub culprit: Option<Culprit>,
+    pub stacks: Vec<Stack>,
+    pub gaps: Vec<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Stall {
+    pub id: String,
+    pub start_monotonic_ns: u64,
+    pub duration_ns: u64,
+    pub threshold_ns: u64,
+    pub start_known: bool,
+    pub end_known: bool,
+    pub time: Time,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Time {
+    pub running_user_ns: u64,
+    pub running_kernel_ns: u64,
+    pub blocked_ns: u64,
+    pub runnable_ns: u64,
+    pub stopped_ns: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Thread {
+    pub tid: u32,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Cause {
+    pub kind: String,
+    pub summary: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Culprit {
+    pub function: Option<String>,
+    pub file: Option<String>,
+    pub line: Option<u32>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Stack {
+    pub role: String,
+    pub samples: u64,
+    pub time_ns: u64,
+    pub frames: Vec<Frame>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Frame {
+    pub function: Option<String>,
+    pub file: Option<String>,
+    pub line: Option<u32>,
+    pub module: Option<String>,
+    pub language: String,
+}
+
+/// A line, and when it arrived here in ns of `CLOCK_MONOTONIC`.
+#[derive(Debug, Clone)]
+pub struct Arrived {
+    pub at_ns: u64,
+    pub line: Line,
+}
+
+impl Line {
+    pub fn parse(text: &str) -> Result<Self> {
+        serde_json::from_str(text).with_context(|| format!("not a line of the contract: {text}"))
+    }
+
+    /// The stall that the line is about, if it is about one.
+    pub fn stall(&self) -> Option<&StallLine> {
+        match &self.event {
+            Event::StallOpen(stall) | Event::StallUpdate(stall) | Event::StallEnd(stall) => {
+                Some(stall)
+            }
+            Event::SessionStart(_) | Event::Stats(_) | Event::SessionEnd(_) => None,
+        }
+    }
+}
+
+impl StallLine {
+    pub fn end_ns(&self) -> u64 {
+        self.stall.start_monotonic_ns.saturating_add(self.stall.duration_ns)
+    }
+
+    /// Whether a function is anywhere on a stack of the loop's own thread.
+    pub fn loop_runs(&self, function: &str) -> bool {
+        let of_loop = self.stacks.iter().filter(|stack| stack.role == "loop");
+        of_loop
+            .flat_map(|stack| &stack.frames)
+            .any(|frame| frame.function.as_deref() == Some(function))
+    }
+}
+
+impl Time {
+    pub fn sum_ns(&self) -> u64 {
+        [
+            self.running_user_ns,
+            self.running_kernel_ns,
+            self.blocked_ns,
+            self.runnable_ns,
+            self.stopped_ns,
+        ]
+        .iter()
+        .fold(0, |sum, part| sum.saturating_add(*part))
+    }
+}
+
+impl Culprit {
+    /// The file without its folders.
+    pub fn basename(&self) -> Option<&str> {
+        self.file.as_deref().map(basename)
+    }
+}
+
+/// A path's last component.
+pub fn basename(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::{Arrived, Event, Line};
+
+    const COMMON: &str = r#""schema":"stalltrace/1","timestamp":"2026-11-21T05:00:00.000001Z","severity":"WARN","message":"m","session":"s","host":"h","process":{"pid":42}"#;
+
+    /// A line as text, from the part that is its event's own.
+    pub fn line(event: &str, own: &str) -> String {
+        let comma = if own.is_empty() { "" } else { "," };
+        format!(r#"{{"event":"{event}",{COMMON}{comma}{own}}}"#)
+    }
+
+    /// A stall's own part: from `start_ns` for `duration_ns`, blocked all the time in `function` of
+    /// `app.py`, line 31.
+    pub fn stall(id: &str, start_ns: u64, duration_ns: u64, function: &str) -> String {
+        format!(
+            r#""stall":{{"id":"{id}","started_at":"2026-11-21T05:00:00.000001Z","start_monotonic_ns":{start_ns},"duration_ns":{duration_ns},"threshold_ns":100000000,"start_known":true,"end_known":true,"time":{{"running_user_ns":0,"running_kernel_ns":0,"blocked_ns":{duration_ns},"runnable_ns":0,"stopped_ns":0}},"switches":{{"voluntary":1,"preempted":0}},"ready_events":3}},"thread":{{"tid":42,"name":"python3","loop":"asyncio"}},"cause":{{"kind":"syscall","syscall":"recvfrom","args":[],"target":"tcp 127.0.0.1:80","summary":"blocked in recvfrom","confidence":"certain"}},"culprit":{{"function":"{function}","file":"/srv/app.py","line":31,"module":null,"language":"python","thread":42}},"task":null,"advice":null,"stacks":[{{"thread":{{"tid":42,"name":"python3"}},"role":"loop","state":"blocked","samples":1,"time_ns":{duration_ns},"kernel":[],"frames":[{{"function":"recv","file":null,"line":null,"module":"/lib/libc.so.6","language":"native","inlined":false,"address":"0x1"}},{{"function":"{function}","file":"/srv/app.py","line":31,"module":null,"language":"python","inlined":false,"address":null}}],"truncated":null}}],"gaps":[],"lost":{{}}"#
+        )
+    }
+
+    /// A line that arrived.
+    pub fn arrived(at_ns: u64, event: &str, own: &str) -> Arrived {
+        Arrived { at_ns, line: Line::parse(&line(event, own)).unwrap() }
+    }
+
+    /// The three kinds of lines are told apart and their fields found.
+    #[test]
+    fn lines_of_the_contract_are_read() {
+        let start = Line::parse(&line("session_start", r#""wait_hooks":"fentry""#)).unwrap();
+        assert!(matches!(start.event, Event::SessionStart(start) if start.wait_hooks == "fentry"));
+
+        let open = Line::parse(&line("stall_open", &stall("7", 100, 50, "pay"))).unwrap();
+        let stall_line = open.stall().unwrap();
+        assert_eq!((stall_line.end_ns(), stall_line.stall.time.sum_ns()), (150, 50));
+        assert_eq!(stall_line.culprit.as_ref().unwrap().basename(), Some("app.py"));
+        assert!(stall_line.loop_runs("pay") && !stall_line.loop_runs("ship"));
+
+        let end = Line::parse(&line("session_end", r#""reason":"signal""#)).unwrap();
+        assert!(end.stall().is_none());
+        assert!(matches!(end.event, Event::SessionEnd(end) if end.reason == "signal"));
+    }
+
+    /// A line that lacks what the contract promises is refused.
+    #[test]
+    fn what_is_promised_must_be_there() {
+        assert!(Line::parse(&line("session_start", "")).is_err());
+        let without_culprit = stall("7", 100, 50, "pay").replace("\"duration_ns\":50,\"th", "\"th");
+        assert!(Line::parse(&line("stall_end", &without_culprit)).is_err());
+        assert!(Line::parse("stalltrace: starting").is_err());
+    }
+}

@@ -1,0 +1,51 @@
+//! The least that must work on every kernel: the probes load, attach by the hook that the kernel should
+//! allow, and report one stall. Times are not judged: the machine may be emulated.
+
+use anyhow::{Context as _, Result, ensure};
+use profiler_tests::clock::{MILLISECOND, patience};
+use profiler_tests::load::Client;
+use profiler_tests::report::Event;
+use profiler_tests::scenario::{alone, require_root};
+use profiler_tests::target::Target;
+use profiler_tests::tracer::Tracer;
+
+/// One sleep of 300 ms is reported, by the hooks that `EXPECT_WAIT_HOOKS` names where it is set.
+#[test]
+fn one_stall_is_reported() -> Result<()> {
+    let _machine = alone();
+    require_root()?;
+    let target = Target::service()?;
+    let (tracer, start) = Tracer::attach(target.pid(), &[])?;
+    let Event::SessionStart(attached) = &start.line.event else {
+        anyhow::bail!("the session began with another line");
+    };
+    println!("wait hooks: {}", attached.wait_hooks);
+    if let Ok(expected) = std::env::var("EXPECT_WAIT_HOOKS") {
+        ensure!(attached.wait_hooks == expected, "{} instead of {expected}", attached.wait_hooks);
+    }
+
+    Client::connect(target.port())?.get("/sleep?ms=300")?;
+    let truths = target.truths()?;
+    let truth = truths.iter().find(|truth| truth.kind == "sleep").context("no record")?;
+    let is_it =
+        |end_ns: u64, start_ns: u64| truth.overlap_ns(start_ns, end_ns) > truth.duration_ns() / 2;
+    let ended = tracer.wait_for(
+        |line| match &line.event {
+            Event::StallEnd(end) => is_it(end.end_ns(), end.stall.start_monotonic_ns),
+            _ => false,
+        },
+        patience(50),
+    );
+    let finished = tracer.interrupt()?;
+    ensure!(finished.code == Some(0), "exit code {:?}\n{}", finished.code, finished.logs);
+    let ended = ended.with_context(|| finished.logs.clone())?;
+    let end = ended.line.stall().context("no stall")?;
+
+    ensure!(end.stall.duration_ns >= 290 * MILLISECOND, "{:?}", end.stall);
+    ensure!(end.stall.time.sum_ns() == end.stall.duration_ns, "{:?}", end.stall);
+    let culprit = end.culprit.as_ref().with_context(|| format!("no culprit: {:?}", end.gaps))?;
+    let named = (culprit.function.as_deref(), culprit.basename(), culprit.line);
+    let recorded = (truth.function.as_deref(), Some("service.py"), truth.line);
+    ensure!(named == recorded, "{named:?} instead of {recorded:?}");
+    Ok(())
+}
