@@ -5,10 +5,13 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use profiler_tests::tracer::{Finished, Tracer};
 
-use crate::paired::order;
+use crate::paired::{Spread, order};
 
 /// Between a change of the probes and a run: what the kernel does about it later is no part of the run.
 pub const SETTLE: Duration = Duration::from_millis(200);
+
+/// A server that has a CPU to itself is kept from it by interrupts and kernel threads only.
+const QUIET_PERCENT: f64 = 3.0;
 
 /// Who is watched during a run, and with which options.
 #[derive(Debug, Clone, Copy)]
@@ -32,15 +35,25 @@ impl<const N: usize> Figures<N> {
         self.arms.get(arm).and_then(|figures| figures.get(figure)).cloned().unwrap_or_default()
     }
 
-    /// What to say about stalls that were reported.
-    pub fn note(&self) -> Option<String> {
-        (self.stalls > 0).then(|| {
+    /// What shows that the machine was not quiet; `waited` is the figure that says in percent how long
+    /// the server was kept from its CPU.
+    pub fn notes(&self, waited: usize) -> Vec<String> {
+        let all: Vec<f64> = (0..self.arms.len()).flat_map(|arm| self.of(arm, waited)).collect();
+        let spread = Spread::of(&all).filter(|spread| spread.high > QUIET_PERCENT);
+        let busy = spread.map(|Spread { low, median, high }| {
             format!(
-                "{} lines about stalls meanwhile: the machine is busy with something else",
-                self.stalls
+                "the server was kept from its CPU for {median:.0} % of its time ({low:.0} … {high:.0}): \
+                 these are figures of a busy machine"
             )
-        })
+        });
+        busy.into_iter().chain(about_stalls(self.stalls)).collect()
     }
+}
+
+/// What to say about stalls that were reported of programs that do not stall.
+pub fn about_stalls(lines: usize) -> Option<String> {
+    let what = "lines about stalls meanwhile: the machine was busy with something else";
+    (lines > 0).then(|| format!("{lines} {what}"))
 }
 
 /// Runs once under each arm in each round. `run` returns the round's figures.

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -41,21 +41,63 @@ pub fn on<T>(cpu: usize, work: impl FnOnce() -> Result<T>) -> Result<T> {
     done
 }
 
-/// CPU time of all threads that a process has, by the scheduler's own clock; `/proc/PID/stat` counts in
-/// steps of 10 ms, which is more than what is measured here.
-pub fn used_ns(pid: u32) -> Result<u64> {
-    let folder = format!("/proc/{pid}/task");
-    let tasks = fs::read_dir(&folder).with_context(|| format!("no {folder}"))?;
-    // A thread may end between the listing and the reading.
-    let texts =
-        tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("schedstat")).ok());
-    let used: Vec<u64> = texts.filter_map(|text| first_number(&text)).collect();
-    ensure!(!used.is_empty(), "the kernel keeps no schedstat of process {pid} (CONFIG_SCHED_INFO)");
-    Ok(used.iter().sum())
+/// The kernel that runs.
+pub fn kernel_release() -> Result<String> {
+    const PATH: &str = "/proc/sys/kernel/osrelease";
+    Ok(fs::read_to_string(PATH).with_context(|| format!("no {PATH}"))?.trim().to_owned())
 }
 
-fn first_number(schedstat: &str) -> Option<u64> {
-    schedstat.split_ascii_whitespace().next()?.parse().ok()
+/// How many CPUs this process may use.
+pub fn allowed() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// What the scheduler has given a process, all threads together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Given {
+    /// Time on a CPU.
+    pub running_ns: u64,
+    /// Time ready without one.
+    pub waiting_ns: u64,
+}
+
+impl Given {
+    /// By the scheduler's own clock; `/proc/PID/stat` counts in steps of 10 ms, which is more than what
+    /// is measured here.
+    pub fn to(pid: u32) -> Result<Self> {
+        let folder = format!("/proc/{pid}/task");
+        let tasks = fs::read_dir(&folder).with_context(|| format!("no {folder}"))?;
+        let mut given = None::<Self>;
+        for task in tasks.flatten() {
+            // A thread may end between the listing and the reading.
+            let text = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+            if let Some(one) = Self::parse(&text) {
+                let sum = given.get_or_insert_default();
+                sum.running_ns += one.running_ns;
+                sum.waiting_ns += one.waiting_ns;
+            }
+        }
+        given.with_context(|| format!("no schedstat of process {pid} (CONFIG_SCHED_INFO)"))
+    }
+
+    /// What has been added since.
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            running_ns: self.running_ns.saturating_sub(before.running_ns),
+            waiting_ns: self.waiting_ns.saturating_sub(before.waiting_ns),
+        }
+    }
+
+    /// Of the time in which it could have run, the share without a CPU.
+    pub fn waited_percent(self) -> f64 {
+        100.0 * self.waiting_ns as f64 / (self.running_ns + self.waiting_ns).max(1) as f64
+    }
+
+    fn parse(schedstat: &str) -> Option<Self> {
+        let mut numbers = schedstat.split_ascii_whitespace().map(str::parse);
+        let (running_ns, waiting_ns) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+        Some(Self { running_ns, waiting_ns })
+    }
 }
 
 /// A line of `/proc/PID/status` that is in kB, in MiB: `VmRSS`, `RssAnon`.
@@ -75,14 +117,16 @@ fn status_kib(status: &str, field: &str) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Places, first_number, on, status_kib, used_ns};
+    use super::{Given, Places, on, status_kib};
     use nix::sched::sched_getaffinity;
 
-    /// The first of the three numbers is the time on a CPU.
+    /// The first two of the three numbers are times.
     #[test]
     fn schedstat_is_read() {
-        assert_eq!(first_number("80559 56935 2\n"), Some(80559));
-        assert_eq!(first_number(""), None);
+        let given = Given { running_ns: 3_000, waiting_ns: 1_000 };
+        assert_eq!(Given::parse("3000 1000 2\n"), Some(given));
+        assert_eq!(given.waited_percent(), 25.0);
+        assert_eq!(Given::parse(""), None);
     }
 
     /// The field is found by its whole name.
@@ -108,6 +152,6 @@ mod tests {
     /// This process has used some CPU.
     #[test]
     fn time_is_used() {
-        assert!(used_ns(std::process::id()).unwrap() > 0);
+        assert!(Given::to(std::process::id()).unwrap().running_ns > 0);
     }
 }

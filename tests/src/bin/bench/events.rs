@@ -8,11 +8,11 @@ use profiler_tests::programs::held_by;
 use profiler_tests::report::Event;
 use profiler_tests::tracer::Tracer;
 
-use crate::arms::{SETTLE, detach};
+use crate::arms::{SETTLE, about_stalls, detach};
 use crate::cpu::{Places, on};
 use crate::echo::Echo;
 use crate::stats::{self, Empties, Hook, Ran, TICK, WaitHooks};
-use crate::table::{Aim, Compare, Row, Section};
+use crate::table::{Aim, Compare, Measured, Row};
 
 /// Whose events the probes see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +32,7 @@ struct Round {
     stalls: usize,
 }
 
-pub fn measure(rounds: usize, run: Duration) -> Result<Section> {
+pub fn measure(rounds: usize, run: Duration) -> Result<Measured> {
     stats::see_tracepoints()?;
     let waits = wait_hooks()?;
     let _counting = stats::counting()?;
@@ -75,15 +75,11 @@ pub fn measure(rounds: usize, run: Duration) -> Result<Section> {
             WaitHooks::Tracepoint => "syscall tracepoints",
         }
     )];
-    if stalls > 0 {
-        notes.push(format!("{stalls} lines about stalls meanwhile: ticks were wanted"));
-    }
-    Ok(Section {
-        title: "probes",
+    notes.extend(about_stalls(stalls));
+    Ok(Measured {
         meaning: "off: an empty program on the same hook; on: the probe; both with the cost of being measured",
         rows,
         notes,
-        failure: None,
     })
 }
 

@@ -7,10 +7,10 @@ use profiler_tests::load::Traffic;
 use profiler_tests::programs::held_by;
 use profiler_tests::tracer::Tracer;
 
-use crate::arms::detach;
-use crate::cpu::{status_mib, used_ns};
+use crate::arms::{about_stalls, detach};
+use crate::cpu::{Given, status_mib};
 use crate::stats::{self, TICK};
-use crate::table::{Aim, Compare, Row, Section};
+use crate::table::{Aim, Compare, Measured, Row};
 use crate::uvicorn;
 
 /// Fifty requests a second: a loop that turns, and mostly waits.
@@ -21,7 +21,7 @@ const WARM_UP: Duration = Duration::from_secs(2);
 /// The time is measured in so many pieces.
 const PIECES: u32 = 8;
 
-pub fn measure(time: Duration) -> Result<Section> {
+pub fn measure(time: Duration) -> Result<Measured> {
     let (server, port) = uvicorn::start("auto")?;
     let traffic = Traffic::start(port, "/", INTERVAL, CONNECTIONS)?;
     std::thread::sleep(WARM_UP);
@@ -32,9 +32,9 @@ pub fn measure(time: Duration) -> Result<Section> {
     let _counting = stats::counting()?;
     let mut shares = Vec::new();
     for _ in 0..PIECES {
-        let (start, before_ns) = (Instant::now(), used_ns(daemon)?);
+        let (start, before) = (Instant::now(), Given::to(daemon)?);
         std::thread::sleep(time / PIECES);
-        let used_ns = used_ns(daemon)?.saturating_sub(before_ns);
+        let used_ns = Given::to(daemon)?.since(before).running_ns;
         shares.push(100.0 * used_ns as f64 / start.elapsed().as_nanos() as f64);
     }
     let memory = ["VmRSS", "RssAnon", "RssFile", "RssShmem"].map(|field| status_mib(daemon, field));
@@ -60,16 +60,6 @@ pub fn measure(time: Duration) -> Result<Section> {
         alone("ticks while nothing stalls", "calls", vec![ticks as f64], Some(0.0)),
     ];
     let mut notes = vec![format!("{answers} requests were answered")];
-    if stalls > 0 {
-        notes.push(format!(
-            "{stalls} lines about stalls meanwhile: the machine is busy with something else"
-        ));
-    }
-    Ok(Section {
-        title: "the daemon on a healthy service",
-        meaning: "uvicorn and FastAPI at 50 requests a second",
-        rows,
-        notes,
-        failure: None,
-    })
+    notes.extend(about_stalls(stalls));
+    Ok(Measured { meaning: "uvicorn and FastAPI at 50 requests a second", rows, notes })
 }

@@ -22,7 +22,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use profiler_tests::scenario::require_root;
 use serde_json::json;
 
-use crate::table::Section;
+use crate::table::{Measured, Section};
 
 const EXAMPLES: &str = "\
 Figures are taken with and without by turns; a result is the median over the rounds of the ratio (or
@@ -82,7 +82,7 @@ impl Measurement {
         }
     }
 
-    fn measure(self, quick: bool) -> Result<Section> {
+    fn measure(self, quick: bool) -> Result<Measured> {
         let rounds = |full, fewer| if quick { fewer } else { full };
         let milliseconds = |full, less| Duration::from_millis(if quick { less } else { full });
         match self {
@@ -121,23 +121,22 @@ fn bench(cli: &Cli) -> Result<ExitCode> {
         let title = measurement.title();
         eprintln!("[{:>3} s] {title}", start.elapsed().as_secs());
         let foreign = stats::probes_loaded();
-        let mut section = measurement.measure(cli.quick).unwrap_or_else(|error| Section {
-            title,
-            meaning: "",
-            rows: Vec::new(),
-            notes: Vec::new(),
-            failure: Some(format!("{error:#}")),
-        });
+        let (mut measured, failure) = match measurement.measure(cli.quick) {
+            Ok(measured) => (measured, None),
+            Err(error) => (Measured::default(), Some(format!("{error:#}"))),
+        };
         if foreign > 0 {
             let note = "somebody else has a stalltrace attached: `off` is not without its hooks";
-            section.notes.push(note.to_owned());
+            measured.notes.push(note.to_owned());
         }
-        sections.push(section);
+        sections.push(Section { title, measured, failure });
     }
-    println!("{}", table::text(&sections));
+    let (kernel, cpus) = (cpu::kernel_release()?, cpu::allowed());
+    println!("kernel {kernel}, {cpus} CPUs\n\n{}", table::text(&sections));
     if let Some(path) = &cli.json {
-        let text =
-            serde_json::to_string_pretty(&json!({ "quick": cli.quick, "sections": sections }))?;
+        let quick = cli.quick;
+        let all = json!({ "kernel": kernel, "cpus": cpus, "quick": quick, "sections": sections });
+        let text = serde_json::to_string_pretty(&all)?;
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     let all_measured = sections.iter().all(|section| section.failure.is_none());

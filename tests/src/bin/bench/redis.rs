@@ -8,9 +8,9 @@ use anyhow::{Context as _, Result, ensure};
 use profiler_tests::redis::start;
 
 use crate::arms::{Arm, alternate};
-use crate::cpu::{Places, on, used_ns};
+use crate::cpu::{Given, Places, on};
 use crate::echo::Echo;
-use crate::table::{Aim, Compare, Row, Section};
+use crate::table::{Aim, Compare, Measured, Row};
 
 /// So many requests show how fast this machine is.
 const TRIAL_REQUESTS: u64 = 20_000;
@@ -18,7 +18,7 @@ const TRIAL_REQUESTS: u64 = 20_000;
 /// The arms.
 const ARMS: [&str; 2] = ["watched", "another process watched"];
 
-pub fn measure(rounds: usize, run: Duration) -> Result<Section> {
+pub fn measure(rounds: usize, run: Duration) -> Result<Measured> {
     let places = Places::find()?;
     let (server, port) = on(places.server, start)?;
     let other = Echo::start()?;
@@ -27,10 +27,11 @@ pub fn measure(rounds: usize, run: Duration) -> Result<Section> {
 
     let arms = [Arm::Nobody, Arm::Watched(server.pid(), &[]), Arm::Watched(other.pid(), &[])];
     let figures = alternate(rounds, &arms, || {
-        let before_ns = used_ns(server.pid())?;
+        let before = Given::to(server.pid())?;
         let throughput = benchmark(places, port, requests)?;
-        let used_ns = used_ns(server.pid())?.saturating_sub(before_ns);
-        Ok([throughput, used_ns as f64 / requests as f64])
+        let given = Given::to(server.pid())?.since(before);
+        let ns_per_request = given.running_ns as f64 / requests as f64;
+        Ok([throughput, ns_per_request, given.waited_percent()])
     })?;
 
     let mut rows = Vec::new();
@@ -47,16 +48,14 @@ pub fn measure(rounds: usize, run: Duration) -> Result<Section> {
             rows.push(Row { what, unit: "ns/request", off, on, compare, aim: None });
         }
     }
-    let mut notes: Vec<_> = figures.note().into_iter().collect();
+    let mut notes = figures.notes(2);
     if !places.are_apart() {
         notes.push("server and clients share the one CPU there is".to_owned());
     }
-    Ok(Section {
-        title: "redis",
+    Ok(Measured {
         meaning: "off: nobody is watched; `another process watched`: the hooks' own share, paid by everybody",
         rows,
         notes,
-        failure: None,
     })
 }
 

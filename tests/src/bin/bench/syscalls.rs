@@ -7,10 +7,10 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::getppid;
 use profiler_tests::tracer;
 
-use crate::arms::{Arm, alternate};
+use crate::arms::{Arm, about_stalls, alternate};
 use crate::cpu::{Places, on};
 use crate::echo::Echo;
-use crate::table::{Compare, Row, Section};
+use crate::table::{Compare, Measured, Row};
 
 const TRACEPOINT: &[&str] = &["--wait-hooks", "tracepoint"];
 const FENTRY: &[&str] = &["--wait-hooks", "fentry"];
@@ -18,7 +18,7 @@ const FENTRY: &[&str] = &["--wait-hooks", "fentry"];
 /// Calls between two looks at the clock.
 const BATCH: u64 = 10_000;
 
-pub fn measure(rounds: usize, run: Duration) -> Result<Section> {
+pub fn measure(rounds: usize, run: Duration) -> Result<Measured> {
     let places = Places::find()?;
     let other = Echo::start()?;
     let mut arms = vec![Arm::Nobody, Arm::Watched(other.pid(), TRACEPOINT)];
@@ -41,13 +41,11 @@ pub fn measure(rounds: usize, run: Duration) -> Result<Section> {
         aim: None,
     });
     let rows = rows.collect();
-    notes.extend(figures.note());
-    Ok(Section {
-        title: "unrelated syscalls",
+    notes.extend(about_stalls(figures.stalls));
+    Ok(Measured {
         meaning: "off: nobody is watched; on: another process is, by those hooks",
         rows,
         notes,
-        failure: None,
     })
 }
 

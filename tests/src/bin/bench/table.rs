@@ -68,7 +68,7 @@ impl Row {
     fn verdict(&self) -> &'static str {
         match (self.result(), self.aim) {
             (Some(result), Some(aim)) if aim.is_met(result.median) => "met",
-            (Some(_), Some(_)) => "not met",
+            (Some(_), Some(_)) => NOT_MET,
             (None, _) => "no figures",
             (_, None) => "",
         }
@@ -107,6 +107,7 @@ impl Row {
     }
 }
 
+const NOT_MET: &str = "not met";
 const COLUMNS: usize = 8;
 const TITLES: [&str; COLUMNS] = ["", "unit", "off", "on", "result", "quartiles", "aim", ""];
 /// Columns of words; the others are of numbers and end at the same place.
@@ -121,22 +122,29 @@ fn figure(value: f64) -> String {
     }
 }
 
-/// A measurement's rows under its title.
-#[derive(Debug, Clone, Serialize)]
-pub struct Section {
-    pub title: &'static str,
+/// What a measurement gave.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Measured {
     /// What `off`, `on` and the result mean here.
     pub meaning: &'static str,
     pub rows: Vec<Row>,
     /// What the reader of the figures should know.
     pub notes: Vec<String>,
+}
+
+/// A measurement under its title.
+#[derive(Debug, Clone, Serialize)]
+pub struct Section {
+    pub title: &'static str,
+    #[serde(flatten)]
+    pub measured: Measured,
     /// Why there are no figures, if there are none.
     pub failure: Option<String>,
 }
 
 /// All sections as one table.
 pub fn text(sections: &[Section]) -> String {
-    let cells = sections.iter().flat_map(|section| section.rows.iter().map(Row::cells));
+    let cells = sections.iter().flat_map(|section| section.measured.rows.iter().map(Row::cells));
     let mut widths = TITLES.map(|title| title.chars().count());
     for row in cells {
         for (width, cell) in widths.iter_mut().zip(&row) {
@@ -144,14 +152,33 @@ pub fn text(sections: &[Section]) -> String {
         }
     }
     let mut lines = vec![line(&TITLES.map(str::to_owned), &widths)];
-    for section in sections {
+    for Section { title, measured, failure } in sections {
         lines.push(String::new());
-        lines.push(format!("{} — {}", section.title, section.meaning));
-        lines.extend(section.rows.iter().map(|row| line(&row.cells(), &widths)));
-        lines.extend(section.notes.iter().map(|note| format!("  note: {note}")));
-        lines.extend(section.failure.iter().map(|why| format!("  could not be measured: {why}")));
+        lines.push(match failure {
+            None => format!("{title} — {}", measured.meaning),
+            Some(reason) => format!("{title} — could not be measured: {reason}"),
+        });
+        lines.extend(measured.rows.iter().map(|row| line(&row.cells(), &widths)));
+        lines.extend(measured.notes.iter().map(|note| format!("  note: {note}")));
     }
+    lines.push(String::new());
+    lines.push(summary(sections));
     lines.join("\n")
+}
+
+/// How many aims were met, and which were not.
+fn summary(sections: &[Section]) -> String {
+    let rows = || sections.iter().flat_map(|section| &section.measured.rows);
+    let judged = rows().filter(|row| row.aim.is_some()).count();
+    let missed = rows().filter(|row| row.verdict() == NOT_MET);
+    let missed: Vec<_> = missed.map(|row| row.what.trim()).collect();
+    match missed.as_slice() {
+        [] => format!("All of {judged} aims are met."),
+        missed => {
+            let met = judged.saturating_sub(missed.len());
+            format!("{met} of {judged} aims are met; not met: {}.", missed.join("; "))
+        }
+    }
 }
 
 fn line(cells: &[String; COLUMNS], widths: &[usize; COLUMNS]) -> String {
@@ -166,7 +193,7 @@ fn line(cells: &[String; COLUMNS], widths: &[usize; COLUMNS]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Aim, Compare, Row, Section, text};
+    use super::{Aim, Compare, Measured, Row, Section, text};
 
     fn row(compare: Compare, off: &[f64], on: &[f64], aim: Option<Aim>) -> Row {
         let (off, on) = (off.to_vec(), on.to_vec());
@@ -189,24 +216,16 @@ mod tests {
     /// Numbers end at the same place, words begin at the same place, and reasons stand below.
     #[test]
     fn the_table_is_aligned() {
+        let rows = vec![
+            row(Compare::Ratio, &[83857.0], &[82000.0], Some(Aim::AtLeast(0.98))),
+            row(Compare::Alone, &[], &[0.31], Some(Aim::AtMost(0.5))),
+        ];
+        let notes = vec!["noisy".to_owned()];
+        let measured = Measured { meaning: "off: nobody watches", rows, notes };
+        let failure = Some("no root".to_owned());
         let sections = [
-            Section {
-                title: "throughput",
-                meaning: "off: nobody watches",
-                rows: vec![
-                    row(Compare::Ratio, &[83857.0], &[82000.0], Some(Aim::AtLeast(0.98))),
-                    row(Compare::Alone, &[], &[0.31], Some(Aim::AtMost(0.5))),
-                ],
-                notes: vec!["noisy".to_owned()],
-                failure: None,
-            },
-            Section {
-                title: "syscalls",
-                meaning: "ns",
-                rows: Vec::new(),
-                notes: Vec::new(),
-                failure: Some("no root".to_owned()),
-            },
+            Section { title: "throughput", measured, failure: None },
+            Section { title: "syscalls", measured: Measured::default(), failure },
         ];
         let expected = "
          unit          off     on  result      quartiles     aim
@@ -216,8 +235,9 @@ throughput — off: nobody watches
   redis  requests/s                  0.31    0.31 … 0.31   ≤ 0.5  met
   note: noisy
 
-syscalls — ns
-  could not be measured: no root";
+syscalls — could not be measured: no root
+
+1 of 2 aims are met; not met: redis.";
         let got = text(&sections);
         assert_eq!(got, expected.trim_start_matches('\n'), "\n{got}");
     }
