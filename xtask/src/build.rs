@@ -26,6 +26,7 @@ pub fn demo() -> Result<ExitCode> {
     if !is_root() {
         bail!("attaching probes needs root: sudo -E env PATH=\"$PATH\" cargo xtask demo");
     }
+    ensure(&[Group::Demo])?;
     let binary = release()?;
     let failed = cargo(&["run", "--quiet", "--package", "profiler-tests", "--bin", "demo"])
         .env("STALLTRACE_BIN", binary)
