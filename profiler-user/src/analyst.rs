@@ -1,7 +1,7 @@
 //! The session's jobs to reports in the sink: unwinds, names, gathers, and says what a stall was.
 //!
-//! Runs in a thread of its own at low priority. It may be slow (a first look at a large binary takes
-//! a tenth of a second): the event path does not wait for it.
+//! Runs in a thread of its own. It may be slow (a first look at a large binary takes a tenth of a
+//! second): the event path does not wait for it.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -144,11 +144,16 @@ impl Analyst {
         }
     }
 
-    /// Does once what the first stall would otherwise wait for: reads unwind tables and symbols.
+    /// Does once what the first stall would otherwise wait for: reads unwind tables and symbols, a
+    /// tenth of a second of work.
     fn warm_up(&mut self, captured: &[Captured]) {
         for captured in captured {
             self.stack(captured, &PythonFrames::NotPython);
         }
+    }
+
+    /// Gives back memory that can be had again by reading files: names that were found are kept.
+    pub fn rest(&mut self) {
         self.symbolizer.release();
     }
 
@@ -268,7 +273,6 @@ impl Analyst {
         if moment == Moment::End {
             self.tally.observe(&report);
             self.loops.entry(tid).or_default().samples = Samples::default();
-            self.symbolizer.release();
         }
         self.sink.accept(&report)
     }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -22,6 +22,9 @@ use crate::session::Job;
 use crate::sink::{self, Output};
 use crate::source::EventSource;
 use crate::start::{self, Begun};
+
+/// With nothing to do for so long, the analyst gives back what it can read again.
+const REST_AFTER: Duration = Duration::from_secs(30);
 
 /// Jobs that may wait for the analyst in its queue.
 const QUEUE: usize = 1024;
@@ -149,7 +152,6 @@ impl Desk {
         let (ending, last) = sync_channel::<Ending>(1);
         let (threshold_ns, error_threshold_ns) = (config.threshold_ns, config.error_threshold_ns);
         let thread = std::thread::spawn(move || {
-            lower_priority();
             // Made here, because what names symbols cannot move between threads.
             let analyst = Analyst::new(target, facts, threshold_ns, error_threshold_ns, sink);
             let mut analyst = work(analyst, &jobs)?;
@@ -214,17 +216,11 @@ impl Desk {
 }
 
 fn work(mut analyst: Analyst, jobs: &Receiver<Job>) -> io::Result<Analyst> {
-    while let Ok(job) = jobs.recv() {
-        analyst.handle(job, monotonic_ns())?;
-    }
-    Ok(analyst)
-}
-
-/// Our own work must not be what keeps the target from its CPU.
-fn lower_priority() {
-    const NICENESS: i32 = 10;
-    // Of the calling thread only, on Linux.
-    if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
-        tracing::debug!("the analyst keeps its priority: {error}");
+    loop {
+        match jobs.recv_timeout(REST_AFTER) {
+            Ok(job) => analyst.handle(job, monotonic_ns())?,
+            Err(RecvTimeoutError::Timeout) => analyst.rest(),
+            Err(RecvTimeoutError::Disconnected) => return Ok(analyst),
+        }
     }
 }

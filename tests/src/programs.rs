@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
+use aya::programs::{ProgramError, loaded_programs};
 
 /// The line in a descriptor's `/proc/PID/fdinfo` that names its program: of the program itself, and of
 /// the links that attach it.
@@ -15,32 +15,21 @@ pub fn held_by(pid: u32) -> Result<BTreeSet<u32>> {
     in_folder(Path::new(&format!("/proc/{pid}/fdinfo")))
 }
 
-/// Those of the programs that are still loaded. `bpftool` asks the kernel; without it, only what some
-/// process holds is seen.
+/// Those of the programs that are still in the kernel, by the kernel's own word.
 pub fn still_loaded(ids: &BTreeSet<u32>) -> Result<BTreeSet<u32>> {
-    let has_bpftool = Command::new("bpftool")
-        .arg("version")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success());
-    if has_bpftool {
-        return Ok(ids.iter().copied().filter(|id| bpftool_knows(*id)).collect());
+    let mut loaded = BTreeSet::new();
+    for program in loaded_programs() {
+        match program {
+            Ok(program) => {
+                loaded.insert(program.id());
+            }
+            // It was unloaded between the listing and the look.
+            Err(ProgramError::SyscallError(error))
+                if error.io_error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).context("cannot list the programs in the kernel"),
+        }
     }
-    println!("without bpftool: looking for programs in the descriptors of all processes");
-    let mut held = BTreeSet::new();
-    for entry in std::fs::read_dir("/proc").context("no /proc")?.flatten() {
-        // A process that has ended meanwhile holds nothing.
-        held.extend(in_folder(&entry.path().join("fdinfo")).unwrap_or_default());
-    }
-    Ok(ids.intersection(&held).copied().collect())
-}
-
-fn bpftool_knows(id: u32) -> bool {
-    let mut command = Command::new("bpftool");
-    command.args(["prog", "show", "id", &id.to_string()]);
-    command.stdout(Stdio::null()).stderr(Stdio::null());
-    command.status().is_ok_and(|status| status.success())
+    Ok(ids.intersection(&loaded).copied().collect())
 }
 
 fn in_folder(fdinfo: &Path) -> Result<BTreeSet<u32>> {

@@ -37,6 +37,7 @@ fn hand_over(program: &str, options: &[&str], arguments: &[String]) -> Result<Ex
     if !is_root() {
         bail!("attaching probes needs root: sudo -E env PATH=\"$PATH\" cargo xtask {program}");
     }
+    ensure(&[Group::Demo])?;
     let binary = release()?;
     let failed = cargo(&["run", "--quiet", "--package", "profiler-tests", "--bin", program])
         .args(options)

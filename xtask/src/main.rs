@@ -19,12 +19,12 @@ use clap::{Parser, Subcommand};
 
 const EXAMPLES: &str = "\
 Examples:
-  cargo xtask demo                          see stalls of a sample service reported, in half a minute
-  cargo xtask test --fast                   what needs neither root nor set-up
-  sudo -E env PATH=\"$PATH\" cargo xtask test all tests, also those in a virtual machine
-  cargo xtask bench -- --quick              what it costs, in under a minute
-  cargo xtask setup vm                      install and fetch only what the virtual machine needs
-  cargo xtask vm -- 'uname -r; bpftool prog'  run a command on Debian's kernel";
+  cargo xtask demo
+  cargo xtask test --fast
+  sudo -E env PATH=\"$PATH\" cargo xtask test
+  cargo xtask bench -- --quick
+  cargo xtask setup probes vm
+  cargo xtask vm -- 'uname -r; ls /sys/kernel/btf'";
 
 /// Sets up, builds, tests and shows stalltrace.
 #[derive(Debug, Parser)]

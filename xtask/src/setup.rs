@@ -14,6 +14,8 @@ use crate::{apt, kernel, python, toolchain};
 pub enum Group {
     /// The compiler and linker of the probes.
     Probes,
+    /// What the demo attaches to: Python.
+    Demo,
     /// What the tests attach to: redis, Python with FastAPI and uvicorn, a C compiler.
     Targets,
     /// A virtual machine with Debian's kernel.
@@ -31,14 +33,15 @@ const fn need(what: &'static str, package: &'static str) -> Need {
     Need { what, package }
 }
 
-const TARGETS: [Need; 7] = [
+// The interpreter of the distribution, stripped as it is, is a target of its own.
+const DEMO: [Need; 1] = [need("/usr/bin/python3", "python3")];
+
+const TARGETS: [Need; 6] = [
     need("redis-server", "redis-server"),
     need("redis-benchmark", "redis-tools"),
     need("wrk", "wrk"),
     need("gcc", "gcc"),
     need("/usr/include/stdio.h", "libc6-dev"),
-    need("python3", "python3"),
-    // The interpreter of the distribution, stripped as it is, is a target of its own.
     need("/usr/bin/python3", "python3"),
 ];
 
@@ -46,7 +49,7 @@ const VM: [Need; 1] = [need("qemu-system-x86_64", "qemu-system-x86")];
 
 /// The command of a person: says so too where nothing was missing.
 pub fn setup(groups: &[Group]) -> Result<()> {
-    let all = [Group::Probes, Group::Targets, Group::Vm];
+    let all = [Group::Probes, Group::Demo, Group::Targets, Group::Vm];
     ensure(if groups.is_empty() { &all } else { groups })?;
     note("everything is in place");
     Ok(())
@@ -57,6 +60,7 @@ pub fn ensure(groups: &[Group]) -> Result<()> {
     for group in groups {
         match group {
             Group::Probes => toolchain::ensure().context("no toolchain for the probes")?,
+            Group::Demo => packages(&DEMO)?,
             Group::Targets => {
                 packages(&TARGETS)?;
                 python::ensure().context("no virtual environment for the Python targets")?;

@@ -30,7 +30,7 @@ pub fn test(fast: bool) -> Result<ExitCode> {
         }
     }
     summary.step("lint", lint);
-    summary.step("unit", || run(&mut cargo(&["test", "--workspace"])));
+    summary.step("unit", || run(&mut cargo(&["test", "--workspace", "--no-fail-fast"])));
     if !fast && summary.step("build", || build::release().map(|_| ())) {
         summary.step("real targets", real);
         summary.step("other kernel", other_kernel);
@@ -47,6 +47,7 @@ fn lint() -> Result<()> {
 fn real() -> Result<()> {
     let tests = ["test", "--package", "profiler-tests", "--features", "real"];
     run(cargo(&tests)
+        .arg("--no-fail-fast")
         // One after another: each measures time on all of the machine.
         .args(["--", "--test-threads=1"])
         .env("STALLTRACE_BIN", build::output_folder()?.join("release/stalltrace")))

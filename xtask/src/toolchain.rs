@@ -1,7 +1,7 @@
 //! Installs a compiler and a linker for the probes where `profiler-ebpf/build-probes` finds none.
 //!
 //! Rust's own way is a nightly with its source. Where that cannot be had, Debian's `rustc-web` is a
-//! stable compiler with matching source. Either way bpf-linker must use the compiler's own LLVM.
+//! stable compiler with matching source. Either way bpf-linker is built with the compiler's own LLVM.
 
 use std::env;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ pub fn ensure() -> Result<()> {
         return Ok(());
     }
     let Err(by_rustup) = from_rustup() else { return complete() };
-    note(&format!("not by rustup ({by_rustup:#}); trying Debian's packages"));
+    note("that cannot be had; trying Debian's packages");
     from_debian().map_err(|by_debian| {
         anyhow!("neither by rustup:\n{by_rustup:#}\nnor by Debian's packages:\n{by_debian:#}")
     })?;

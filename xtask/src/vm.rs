@@ -79,7 +79,8 @@ fn probe_tests() -> Result<String> {
         if built.status.success() { Ok(said) } else { bail!("{said}") }
     })?;
     let program = executable(&told).context("cargo names no test program")?;
-    Ok(format!("{program} --test-threads=1"))
+    // Debian's kernels allow fentry, so nothing less will do there.
+    Ok(format!("EXPECT_WAIT_HOOKS=fentry {program} --test-threads=1"))
 }
 
 /// The path in cargo's `Executable tests/probes.rs (target/debug/deps/probes-0123)`.

@@ -20,8 +20,10 @@ const CATALOGUE: &str = "a catalogue";
 /// Names that say nothing about what is in a module, and so attract everything.
 const NAMELESS: [&str; 7] = ["util", "utils", "helper", "helpers", "common", "misc", "types"];
 
-/// The only folders that know the eBPF library; in the probes' package only its binary half does.
-const KNOW_AYA: [&str; 2] = ["profiler-user/src/source/kernel/", "profiler-ebpf/src/"];
+/// The only folders that know the eBPF library: the loader, the probes (only the binary half of their
+/// package), and what measures programs that are none of ours.
+const KNOW_AYA: [&str; 3] =
+    ["profiler-user/src/source/kernel/", "profiler-ebpf/src/", "tests/src/bin/bench/"];
 
 /// The only files with unsafe code; each block in them says why it is sound.
 const UNSAFE: [&str; 8] = [
@@ -140,7 +142,9 @@ fn check(path: &str, text: &str, shared: &[String]) -> Vec<Violation> {
                 name if is_aya(name) && !knows_aya => {
                     broken(
                         line,
-                        format!("names `{name}`, which only the probes and their loader know"),
+                        format!(
+                            "names `{name}`, which only the probes, their loader and the benchmark know"
+                        ),
                     );
                 }
                 _ => {}
