@@ -8,9 +8,11 @@ use std::collections::BTreeMap;
 use profiler_ebpf::record::Registers;
 
 use super::account::Part;
+use super::application::inside_callback;
 use super::hexadecimal;
 use super::schema::stall::{Cause, CauseKind, Confidence};
 use super::syscalls::{self, Operand};
+use crate::frame::Language;
 use crate::gap::Gap;
 use crate::turn::{Sampled, Stall};
 
@@ -20,6 +22,10 @@ const CERTAIN_PERCENT: u64 = 80;
 
 /// Below half, something else may have cost more.
 const LIKELY_PERCENT: u64 = 50;
+
+/// Fewer callbacks, or fewer samples of them, may be chance.
+const SATURATED_CALLBACKS: usize = 3;
+const SATURATED_SAMPLES: u64 = 5;
 
 /// A cause, and what it rests on.
 #[derive(Debug)]
@@ -92,6 +98,14 @@ fn first_shown<'a>(stall: &'a Stall, parts: &[Part]) -> Vec<&'a Sampled> {
 
 fn on_cpu(stall: &Stall) -> Verdict<'_> {
     let evidence = first_shown(stall, &[Part::Running]);
+    if is_saturated(&evidence) {
+        // To name the one that happened to be seen most would blame it for the others.
+        return Verdict {
+            cause: cause(CauseKind::Saturated, Confidence::Likely),
+            evidence: Vec::new(),
+            gaps: Vec::new(),
+        };
+    }
     // Which code it was is sampled, however exact the time is.
     let (confidence, gaps) = if evidence.is_empty() {
         let reason = "no sample fell into the running time";
@@ -100,6 +114,33 @@ fn on_cpu(stall: &Stall) -> Verdict<'_> {
         (Confidence::Likely, Vec::new())
     };
     Verdict { cause: cause(CauseKind::Cpu, confidence), evidence, gaps }
+}
+
+/// Whether the loop ran several callbacks of which none had most of the time. Told by the outermost
+/// frame inside each callback (a task's root coroutine), where the interpreter's frames show it.
+fn is_saturated(evidence: &[&Sampled]) -> bool {
+    let mut callbacks: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    let (mut samples, mut time_ns) = (0, 0);
+    for sampled in evidence {
+        let frames = &sampled.stack.frames;
+        let inside = inside_callback(frames);
+        let root = frames[..inside].iter().rev().find(|frame| frame.language == Language::Python);
+        if inside == frames.len() {
+            // Without the loop's own frame around it, nothing tells where a callback begins.
+            return false;
+        }
+        // The loop itself, between two callbacks.
+        let Some(root) = root else { continue };
+        let name = (root.file.as_deref(), root.function.as_deref());
+        let (Some(file), Some(function)) = name else { return false };
+        *callbacks.entry((file, function)).or_default() += sampled.time_ns;
+        samples += sampled.samples;
+        time_ns += sampled.time_ns;
+    }
+    let heaviest_ns = callbacks.values().copied().max().unwrap_or_default();
+    samples >= SATURATED_SAMPLES
+        && callbacks.len() >= SATURATED_CALLBACKS
+        && !is_percent(heaviest_ns, time_ns, LIKELY_PERCENT)
 }
 
 /// The blocked stacks that were in the same wait.
@@ -268,7 +309,7 @@ mod tests {
     use profiler_ebpf::turn::Turn;
 
     use super::judge;
-    use crate::report::sample::{self, blocked_in, kernel, native, on_cpu};
+    use crate::report::sample::{self, blocked_in, kernel, native, on_cpu, python};
     use crate::report::schema::stall::{CauseKind, Confidence};
     use crate::turn::{Sampled, Stall, ThreadState};
 
@@ -393,6 +434,29 @@ mod tests {
         assert_eq!(verdict.cause.kind, CauseKind::Cpu);
         assert_eq!(verdict.evidence.len(), 2);
         assert_eq!(verdict.evidence.first().map(|sampled| &sampled.stack.frames), Some(&computing));
+    }
+
+    /// Several callbacks without a heaviest are saturation; one that has most of the time, or stacks on
+    /// which no loop is seen, are not.
+    #[test]
+    fn many_callbacks_or_one() {
+        let kind = |roots: &[&str], with_loop: bool| {
+            let stack = |root: &&str| {
+                let mut frames =
+                    vec![python("step", "/srv/app.py", 3), python(root, "/srv/app.py", 9)];
+                if with_loop {
+                    frames.push(python("Handle._run", "/usr/lib/python3.11/asyncio/events.py", 80));
+                }
+                on_cpu(frames, 10)
+            };
+            let stall = stall([100, 0, 0, 0], roots.iter().map(stack).collect());
+            judge(&stall, &BTreeMap::new()).cause.kind
+        };
+        assert_eq!(kind(&["a", "b", "c", "a", "b", "c"], true), CauseKind::Saturated);
+        assert_eq!(kind(&["a", "b", "c", "a", "a", "a"], true), CauseKind::Cpu);
+        assert_eq!(kind(&["a", "b", "a", "b", "a", "b"], true), CauseKind::Cpu);
+        assert_eq!(kind(&["a", "b", "c", "a", "b", "c"], false), CauseKind::Cpu);
+        assert_eq!(kind(&["a", "b", "c", "d"], true), CauseKind::Cpu);
     }
 
     /// A system call is told with its arguments, a lock with its address.
