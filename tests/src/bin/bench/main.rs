@@ -120,13 +120,13 @@ fn bench(cli: &Cli) -> Result<ExitCode> {
         }
         let title = measurement.title();
         eprintln!("[{:>3} s] {title}", start.elapsed().as_secs());
-        let foreign = stats::probes_loaded();
+        let before = stats::probes_loaded();
         let (mut measured, failure) = match measurement.measure(cli.quick) {
             Ok(measured) => (measured, None),
             Err(error) => (Measured::default(), Some(format!("{error:#}"))),
         };
-        if foreign > 0 {
-            let note = "somebody else has a stalltrace attached: `off` is not without its hooks";
+        if before + stats::probes_loaded() > 0 {
+            let note = "somebody else had a stalltrace attached: `off` is not without its hooks";
             measured.notes.push(note.to_owned());
         }
         sections.push(Section { title, measured, failure });
