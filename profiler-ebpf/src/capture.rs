@@ -30,6 +30,8 @@ pub fn take_registers(
         blocked_ns: state.turn.blocked_ns + state.turn.stopped_ns,
         reason,
         in_user,
+        state: state.state,
+        reserved: 0,
         registers,
         stack_top: if is_main { task.start_stack() } else { 0 },
         fsbase: task.fsbase(),
@@ -57,9 +59,8 @@ pub fn take_stacks(capture: &mut Capture, tstate: u64) {
 pub fn take_kernel_stack<C: EbpfContext>(context: &C, capture: &mut Capture) {
     let bytes = (KERNEL_FRAMES * 8) as u32;
     // SAFETY: the buffer is exactly that long.
-    let copied = unsafe {
-        bpf_get_stack(context.as_ptr(), capture.kernel.as_mut_ptr().cast(), bytes, 0)
-    };
+    let copied =
+        unsafe { bpf_get_stack(context.as_ptr(), capture.kernel.as_mut_ptr().cast(), bytes, 0) };
     if copied > 0 {
         capture.head.kernel_frames = (copied as u32) / 8;
     }
@@ -73,7 +74,8 @@ const MOST: u64 = (STACK_BYTES as u64) - 8;
 fn copy_stack(capture: &mut Capture) {
     let sp = capture.head.registers.sp;
     // glibc puts a thread's control block, at which fsbase points, at the end of its stack.
-    let top = if capture.head.stack_top != 0 { capture.head.stack_top } else { capture.head.fsbase };
+    let top =
+        if capture.head.stack_top != 0 { capture.head.stack_top } else { capture.head.fsbase };
     let length = top.wrapping_sub(sp);
     // A stack elsewhere (a coroutine's, a signal's) has no top that we know.
     let known = length < 1 << 30;

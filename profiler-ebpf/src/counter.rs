@@ -18,8 +18,8 @@ pub enum Counter {
     WaitReturnMissed,
     /// A thread came onto a CPU, or was seen on one, without the scheduler having said so.
     SwitchMissed,
-    /// The daemon's loop was not yet to be recognised in the kernel's file table.
-    HomeUnreadable,
+    /// A wait on another instance than the loop's own, whose file could not be read.
+    InstanceUnreadable,
 }
 
 impl Counter {
@@ -32,7 +32,7 @@ impl Counter {
         Self::StackUnreadable,
         Self::WaitReturnMissed,
         Self::SwitchMissed,
-        Self::HomeUnreadable,
+        Self::InstanceUnreadable,
     ];
 
     /// The name under which a report's `lost` shows it.
@@ -45,7 +45,7 @@ impl Counter {
             Self::StackUnreadable => "stacks_unreadable",
             Self::WaitReturnMissed => "wait_returns",
             Self::SwitchMissed => "switches",
-            Self::HomeUnreadable => "epoll_instances_unreadable",
+            Self::InstanceUnreadable => "epoll_instances_unreadable",
         }
     }
 }

@@ -2,6 +2,7 @@
 #![no_std]
 #![no_main]
 
+mod log;
 mod maps;
 mod task;
 mod emit;
@@ -10,8 +11,8 @@ mod wait;
 mod sched;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_seq_write};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_seq_write};
 use aya_ebpf::macros::{btf_tracepoint, fentry, fexit, perf_event, tracepoint};
 use aya_ebpf::programs::{
     BtfTracePointContext, FEntryContext, FExitContext, PerfEventContext, TracePointContext,
@@ -35,11 +36,8 @@ pub fn sched_switch(context: BtfTracePointContext) -> i32 {
     let preempted = context.arg::<u64>(0) & 1 == 1;
     let previous = Task::from_tracepoint(context.arg(1));
     let next = Task::from_tracepoint(context.arg(2));
-    let state = if param!(switch_has_state) == 1 {
-        context.arg::<u32>(3)
-    } else {
-        previous.state()
-    };
+    let state =
+        if param!(switch_has_state) == 1 { context.arg::<u32>(3) } else { previous.state() };
     sched::switched(preempted, previous, next, u64::from(state));
     0
 }
@@ -89,7 +87,7 @@ pub fn tick(context: PerfEventContext) -> u32 {
 #[tracepoint]
 pub fn wait_entered(context: TracePointContext) -> u32 {
     let number = enter_field(&context, 8) & 0xffff_ffff;
-    wait::entered(number, [enter_field(&context, 16), enter_field(&context, 24), 0, 0]);
+    wait::entered(&context, number, [enter_field(&context, 16), enter_field(&context, 24), 0, 0]);
     0
 }
 
@@ -98,7 +96,7 @@ pub fn wait_entered(context: TracePointContext) -> u32 {
 pub fn ring_entered(context: TracePointContext) -> u32 {
     let number = enter_field(&context, 8) & 0xffff_ffff;
     let args = [16, 24, 32, 40].map(|offset| enter_field(&context, offset));
-    wait::entered(number, args);
+    wait::entered(&context, number, args);
     0
 }
 
@@ -113,7 +111,7 @@ fn enter_field(context: &TracePointContext, offset: usize) -> u64 {
 pub fn wait_left(context: TracePointContext) -> u32 {
     // SAFETY: the return value lies at offset 16 of every exit tracepoint.
     let returned = unsafe { context.as_ptr().cast::<u8>().add(16).cast::<i64>().read_volatile() };
-    wait::left(returned);
+    wait::left(&context, returned);
     0
 }
 
@@ -123,14 +121,14 @@ macro_rules! wait_function {
         #[fentry]
         pub fn $enter(context: FEntryContext) -> i32 {
             let (number, args) = task::syscall_of(context.arg(0));
-            wait::entered(number, args);
+            wait::entered(&context, number, args);
             0
         }
 
         #[fexit]
         pub fn $leave(context: FExitContext) -> i32 {
             // The return value follows the one argument; `bpf_get_func_ret` would need 5.17.
-            wait::left(context.arg(1));
+            wait::left(&context, context.arg(1));
             0
         }
     };

@@ -29,6 +29,7 @@ pub static PARAMS: Params = Params {
         files_fdt: 0,
         fdtable_max_fds: 0,
         fdtable_fd: 0,
+        file_f_op: 0,
     },
 };
 
@@ -41,7 +42,6 @@ macro_rules! param {
     };
 }
 pub(crate) use param;
-
 
 /// Thread to slot. Written here when a thread first waits and when it exits, and by the daemon for
 /// threads that were frozen before it came.
@@ -70,8 +70,7 @@ pub static RECORDS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 
 /// Losses by [`Counter`], summed over CPUs by the daemon.
 #[map]
-static COUNTERS: PerCpuArray<u64> =
-    PerCpuArray::with_max_entries(Counter::ALL.len() as u32, 0);
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::ALL.len() as u32, 0);
 
 /// Counts one loss.
 #[inline(always)]

@@ -24,7 +24,9 @@ pub struct Params {
 }
 
 /// Offsets in bytes, resolved from the kernel's BTF.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct Offsets {
     /// `task_struct.pid`
@@ -47,4 +49,6 @@ pub struct Offsets {
     pub fdtable_max_fds: u64,
     /// `fdtable.fd`
     pub fdtable_fd: u64,
+    /// `file.f_op`
+    pub file_f_op: u64,
 }

@@ -7,7 +7,9 @@ pub const ABSENT: u32 = u32::MAX;
 
 /// Where one CPython version keeps the fields on the way from a thread state to its frames.
 /// Offsets in bytes. All zero: the target runs no CPython that we know.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct PythonLayout {
     /// 1 where the rest is filled.
@@ -41,7 +43,9 @@ pub struct PythonLayout {
 }
 
 /// One frame as the target's memory had it at the moment of the capture. Undecoded.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct PythonFrame {
     /// Address of the frame.

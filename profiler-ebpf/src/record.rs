@@ -19,7 +19,9 @@ pub mod kind {
 }
 
 /// The beginning of every record.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct RecordHead {
     /// One of [`kind`].
@@ -29,7 +31,9 @@ pub struct RecordHead {
 }
 
 /// A turn past the threshold is over.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct TurnEnded {
     /// [`kind::TURN_ENDED`]
@@ -41,7 +45,9 @@ pub struct TurnEnded {
 }
 
 /// What the wait after a stall returned.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct Ready {
     /// [`kind::READY`]
@@ -53,7 +59,9 @@ pub struct Ready {
 }
 
 /// A loop's thread has exited.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct Exited {
     /// [`kind::EXITED`]
@@ -67,7 +75,9 @@ pub struct Exited {
 }
 
 /// One thread of the target as a walk over all tasks found it: for threads that were frozen before we came.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct ThreadSnapshot {
     /// The thread, as the kernel numbers it.
@@ -85,7 +95,9 @@ pub struct ThreadSnapshot {
 }
 
 /// The user registers that unwinding and naming a syscall need (x86-64).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct Registers {
     /// Instruction pointer.
@@ -109,7 +121,9 @@ pub mod reason {
 }
 
 /// Where a thread was, at one moment. All of it is of that moment: it was taken in the thread's own context.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct CaptureHead {
     /// [`kind::CAPTURE`]
@@ -125,6 +139,10 @@ pub struct CaptureHead {
     pub reason: u32,
     /// 1 where the tick interrupted user code.
     pub in_user: u32,
+    /// What the thread was about to be: one of [`crate::turn::state`].
+    pub state: u32,
+    /// Always 0.
+    pub reserved: u32,
     /// The user registers.
     pub registers: Registers,
     /// Where the stack ends as far as is known: of the main thread, `mm->start_stack`; else 0.

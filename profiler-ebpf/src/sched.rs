@@ -80,7 +80,8 @@ fn came_back(slot: u32) {
     if head.reason != reason::SWITCH_OUT || head.turn_start_ns != state.turn.start_ns {
         return;
     }
-    let blocked_ns = (state.turn.blocked_ns + state.turn.stopped_ns).saturating_sub(head.blocked_ns);
+    let blocked_ns =
+        (state.turn.blocked_ns + state.turn.stopped_ns).saturating_sub(head.blocked_ns);
     if blocked_ns >= MIN_BLOCK_NS && is_suspected(state, now_ns) {
         head.blocked_ns = blocked_ns;
         emit::capture(capture);

@@ -79,9 +79,10 @@ impl Task {
         Self(mm).load(param!(offset.mm_start_stack))
     }
 
-    /// The kernel's file behind a descriptor, as a number to compare; 0 where there is none.
+    /// What kind of file a descriptor is, as the address of its operations: all epoll instances have
+    /// the same. 0 where there is none.
     #[inline(never)]
-    pub fn file(self, fd: u32) -> u64 {
+    pub fn kind_of_file(self, fd: u32) -> u64 {
         let files: *const u8 = self.load(param!(offset.task_files));
         let files = core::hint::black_box(files);
         if files.is_null() {
@@ -96,7 +97,10 @@ impl Task {
         if array == 0 {
             return 0;
         }
-        read_kernel(array + u64::from(fd) * 8).unwrap_or(0)
+        match read_kernel(array + u64::from(fd) * 8) {
+            Some(0) | None => 0,
+            Some(file) => read_kernel::<u64>(file + param!(offset.file_f_op)).unwrap_or(0),
+        }
     }
 
     /// The user registers: those of the interrupted code in user mode, else those of the entry into

@@ -71,7 +71,9 @@ mod task {
 pub const START_UNKNOWN: u32 = 1;
 
 /// One turn's account. Times in ns of `CLOCK_MONOTONIC`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct Turn {
     /// When the wait returned. Names the turn: unique within a thread.
@@ -102,7 +104,9 @@ impl Turn {
 }
 
 /// One event loop's thread.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct Loop {
     /// Odd while the kernel side writes.
@@ -119,8 +123,6 @@ pub struct Loop {
     pub home_fd: u32,
     /// 1 while the number of events that the wait after a stall returns is still to be told.
     pub ready_owed: u32,
-    /// The kernel's file behind `home_fd`, to tell whether the instance is still there. 0: unknown.
-    pub home_file: u64,
     /// Until when the current turn is booked.
     pub booked_until_ns: u64,
     /// Turns that have ended.
@@ -169,10 +171,9 @@ impl Loop {
 
     /// Makes this wait the loop's own.
     #[inline(always)]
-    pub fn adopt(&mut self, kind: u32, fd: u32, file: u64) {
+    pub fn adopt(&mut self, kind: u32, fd: u32) {
         self.home_kind = kind;
         self.home_fd = fd;
-        self.home_file = file;
     }
 
     /// A wait begins. The caller has made it the loop's own where it takes over.
@@ -312,7 +313,7 @@ mod tests {
     /// A loop whose wait has just returned.
     fn in_turn(at_ns: u64) -> Loop {
         let mut thread = Loop::default();
-        thread.adopt(wait::EPOLL, EPFD, 0xfeed);
+        thread.adopt(wait::EPOLL, EPFD);
         assert_eq!(thread.wait_entered(wait::EPOLL, EPFD, at_ns - 1), Entered::Idle);
         assert!(thread.wait_left(at_ns));
         thread
@@ -429,7 +430,7 @@ mod tests {
         let mut thread = Loop::default();
         thread.begin(500, START_UNKNOWN);
         thread.state = state::BLOCKED;
-        thread.adopt(wait::EPOLL, EPFD, 0);
+        thread.adopt(wait::EPOLL, EPFD);
         thread.switched_in(900);
         let turn = over(thread.wait_entered(wait::EPOLL, EPFD, 910));
         assert_eq!((turn.flags, turn.blocked_ns, turn.running_ns), (START_UNKNOWN, 400, 10));

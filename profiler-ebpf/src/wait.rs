@@ -1,13 +1,14 @@
 //! The entry and the return of waits, whichever hook saw them, to turns.
 
+use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated::bpf_ktime_get_ns};
 use profiler_ebpf::counter::Counter;
 use profiler_ebpf::record::{Ready, RecordHead, TurnEnded, kind};
 use profiler_ebpf::turn::{Entered, Loop, wait, wait_of};
 
-use crate::emit;
 use crate::maps::{change, count, loop_at, param, slot_of, take_slot};
 use crate::task::Task;
+use crate::{emit, log};
 
 /// The current thread, if it is one of the target's: (tid, whether it is the main one).
 #[inline(always)]
@@ -32,19 +33,16 @@ fn slot_for(tid: u32, is_main: bool, kind: u32) -> Option<u32> {
 
 /// A syscall that may be a wait begins.
 #[inline(always)]
-pub fn entered(syscall: u64, args: [u64; 4]) {
+pub fn entered<C: EbpfContext>(context: &C, syscall: u64, args: [u64; 4]) {
     let Some((tid, is_main)) = watched() else { return };
     let Some((kind, fd)) = wait_of(syscall, args) else { return };
     let Some(state) = slot_for(tid, is_main, kind).and_then(loop_at) else { return };
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
 
-    if !state.is_home(kind, fd) && takes_over(state, kind) {
-        let file = if kind == wait::POLL { 0 } else { Task::current().file(fd) };
-        if file == 0 && kind != wait::POLL {
-            count(Counter::HomeUnreadable);
-        }
-        change(state, |state| state.adopt(kind, fd, file));
+    if !state.is_home(kind, fd) && takes_over(state, kind, fd) {
+        log::adopted(context, tid, kind, fd);
+        change(state, |state| state.adopt(kind, fd));
     }
     match change(state, |state| state.wait_entered(kind, fd, now_ns)) {
         Entered::TurnOver(turn) if turn.booked_ns() >= param!(threshold_ns) => {
@@ -61,22 +59,31 @@ pub fn entered(syscall: u64, args: [u64; 4]) {
 /// Whether a wait that is not the loop's own becomes it: the first, one of a greater kind, or one on
 /// another instance once the loop's own is closed (a second `asyncio.run`).
 #[inline(always)]
-fn takes_over(state: &Loop, kind: u32) -> bool {
+fn takes_over(state: &Loop, kind: u32, fd: u32) -> bool {
     if kind != state.home_kind {
         return kind > state.home_kind;
     }
-    state.home_file == 0 || Task::current().file(state.home_fd) != state.home_file
+    // What is being waited on is such an instance; is what stands under the loop's own number?
+    let instance = Task::current().kind_of_file(fd);
+    if instance == 0 {
+        count(Counter::InstanceUnreadable);
+        return false;
+    }
+    Task::current().kind_of_file(state.home_fd) != instance
 }
 
 /// A syscall that may have been a wait returns.
 #[inline(always)]
-pub fn left(returned: i64) {
+pub fn left<C: EbpfContext>(context: &C, returned: i64) {
     let Some((tid, is_main)) = watched() else { return };
     let state = match slot_of(tid).and_then(loop_at) {
         Some(state) => state,
         // It was in its wait when we came.
         None => match first_seen(tid, is_main) {
-            Some(state) => state,
+            Some(state) => {
+                log::adopted(context, tid, state.home_kind, state.home_fd);
+                state
+            }
             None => return,
         },
     };
@@ -93,14 +100,12 @@ pub fn left(returned: i64) {
 /// A slot for a thread whose wait's entry nobody saw: it is taken from the syscall's registers.
 #[inline(never)]
 fn first_seen(tid: u32, is_main: bool) -> Option<&'static mut Loop> {
-    let task = Task::current();
-    let registers = task.registers()?;
+    let registers = Task::current().registers()?;
     let [a, b, c, d, ..] = registers.args;
     let (kind, fd) = wait_of(registers.syscall as u64, [a, b, c, d])?;
     let state = loop_at(slot_for(tid, is_main, kind)?)?;
-    let file = if kind == wait::POLL { 0 } else { task.file(fd) };
     change(state, |state| {
-        state.adopt(kind, fd, file);
+        state.adopt(kind, fd);
         state.phase = profiler_ebpf::turn::phase::WAITING;
     });
     Some(state)

@@ -16,11 +16,11 @@ use crate::process::descriptors::describe;
 use crate::process::live::{LiveMemory, open_region};
 use crate::process::modules::Modules;
 use crate::process::target::Target;
-use crate::report::{Finish, Report};
 use crate::report::facts::{Context, SessionFacts, ThreadFacts};
 use crate::report::group::Tally;
 use crate::report::schema::session::EndReason;
 use crate::report::syscalls::{Operand, operand};
+use crate::report::{Finish, Report};
 use crate::runtime::cpython::{FrameKind, NamedFrame};
 use crate::session::{Job, Losses, PythonFrames};
 use crate::sink::Sink;
@@ -28,7 +28,7 @@ use crate::source::Captured;
 use crate::symbolize::kernel::{KernelSymbols, parse_proc_stack};
 use crate::symbolize::native::NativeSymbolizer;
 use crate::turn::samples::Samples;
-use crate::turn::tracker::Due;
+use crate::turn::tracker::{Due, doing};
 use crate::turn::{Moment, Stall, ThreadState};
 use crate::unwind::merge::{PythonSpan, PythonStack, merge};
 use crate::unwind::native::NativeUnwinder;
@@ -124,7 +124,6 @@ impl Analyst {
         analyst
     }
 
-
     /// Does one job. An error is the sink's.
     pub fn handle(&mut self, job: Job, now_ns: u64) -> std::io::Result<()> {
         match job {
@@ -187,7 +186,7 @@ impl Analyst {
             if let Operand::Descriptor(fd) = operand(&registers) {
                 gathered.describe(fd, pid);
             }
-            gathered.samples.block(head.at_ns, blocked_ns, stack, ThreadState::Blocked, registers);
+            gathered.samples.block(head.at_ns, blocked_ns, stack, doing(head.state), registers);
         }
     }
 
@@ -279,7 +278,10 @@ impl Analyst {
         let (ticks_user, ticks_kernel) = gathered.samples.ticks();
         let mut gaps = due.gaps;
         if gathered.samples.dropped > 0 {
-            let why = format!("{} captures showed more different ones than are kept", gathered.samples.dropped);
+            let why = format!(
+                "{} captures showed more different ones than are kept",
+                gathered.samples.dropped
+            );
             gaps.push(Gap::new("stacks", why));
         }
         Stall {

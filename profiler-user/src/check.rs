@@ -31,13 +31,16 @@ fn target(pid: u32) -> anyhow::Result<Vec<Check>> {
         (true, _) => State::Fine("has an epoll instance".to_owned()),
         (false, true) => State::Fine("has an io_uring".to_owned()),
         (false, false) => State::Worse(
-            "no epoll instance and no io_uring: it is watched only if its main thread polls".to_owned(),
+            "no epoll instance and no io_uring: it is watched only if its main thread polls"
+                .to_owned(),
         ),
     };
     let memory = LiveMemory::new(pid);
     let python = Python::detect(&memory, &target.regions(), &|region| open_region(pid, region));
     let runtime = match python {
-        Ok(Some(python)) => State::Fine(format!("CPython {}: its frames are read", python.version())),
+        Ok(Some(python)) => {
+            State::Fine(format!("CPython {}: its frames are read", python.version()))
+        }
         Ok(None) => State::Fine("no CPython: native frames only".to_owned()),
         Err(gap) => State::Worse(gap.to_string()),
     };

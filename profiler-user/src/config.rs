@@ -51,7 +51,8 @@ impl Config {
             None => threshold_ns.saturating_mul(10),
         };
         let terminal = attach.output.is_none() && std::io::stdout().is_terminal();
-        let coloured = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let coloured =
+            terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let text = Format::Text(if coloured { Colour::Always } else { Colour::Never });
         let format = match attach.format {
             cli::Format::Json => Format::Json,

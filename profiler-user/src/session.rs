@@ -23,6 +23,9 @@ use crate::turn::tracker::{Due, Tracker};
 /// Between two looks while a turn is suspected.
 const CLOSE_LOOK_NS: u64 = 10_000_000;
 
+/// Between two searches for a thread's interpreter state: a loop in native code never has one.
+const SEARCH_EVERY_NS: u64 = 1_000_000_000;
+
 /// Ticks stay on so long after the last suspicion: switching on the first one takes 13 ms.
 const TICKS_LINGER_NS: u64 = 250_000_000;
 
@@ -40,7 +43,10 @@ const LOOP_FILES: [&str; 5] = [
 pub enum PythonFrames {
     /// The target runs no CPython that we know.
     NotPython,
-    Named { frames: Vec<NamedFrame>, walk: PythonWalk },
+    Named {
+        frames: Vec<NamedFrame>,
+        walk: PythonWalk,
+    },
     Missing(Gap),
 }
 
@@ -69,7 +75,15 @@ struct Followed {
     completed_ns: u64,
     /// The interpreter's state of this thread, once found.
     tstate: Option<u64>,
+    next_search_ns: u64,
     turns: u64,
+}
+
+impl Followed {
+    fn new(threshold_ns: u64) -> Self {
+        let tracker = Tracker::new(threshold_ns);
+        Self { tracker, completed_ns: 0, tstate: None, next_search_ns: 0, turns: 0 }
+    }
 }
 
 /// The event path. Generic over its two doors.
@@ -167,7 +181,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
                 self.source.release(slot);
                 continue;
             }
-            self.follow(slot);
+            self.follow(slot, now_ns);
             if slot.state.phase == phase::TURN {
                 let suspect_at_ns = slot.state.turn.start_ns + self.suspect_ns();
                 if now_ns >= suspect_at_ns {
@@ -208,22 +222,21 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         self.threshold_ns / 2
     }
 
-    fn follow(&mut self, slot: Slot) {
+    fn follow(&mut self, slot: Slot, now_ns: u64) {
         let threshold_ns = self.threshold_ns;
-        let followed = self.loops.entry(slot.state.tid).or_insert_with(|| Followed {
-            tracker: Tracker::new(threshold_ns),
-            completed_ns: 0,
-            tstate: None,
-            turns: 0,
-        });
+        let followed =
+            self.loops.entry(slot.state.tid).or_insert_with(|| Followed::new(threshold_ns));
         followed.turns = slot.state.turns;
         if followed.tstate.is_none()
+            && now_ns >= followed.next_search_ns
             && let Some(python) = &self.python
             && let Some(tid) = self.target.tid_in_container(slot.state.tid)
             && let Ok(tstate) = python.thread_state(&self.memory, tid, None)
         {
             followed.tstate = Some(tstate);
             self.source.set_python_state(slot, tstate);
+        } else {
+            followed.next_search_ns = now_ns + SEARCH_EVERY_NS;
         }
     }
 
@@ -254,14 +267,14 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         }
     }
 
-    fn with(&mut self, tid: u32, jobs: &mut Vec<Job>, rule: impl FnOnce(&mut Tracker, &mut Vec<Due>)) {
+    fn with(
+        &mut self,
+        tid: u32,
+        jobs: &mut Vec<Job>,
+        rule: impl FnOnce(&mut Tracker, &mut Vec<Due>),
+    ) {
         let threshold_ns = self.threshold_ns;
-        let followed = self.loops.entry(tid).or_insert_with(|| Followed {
-            tracker: Tracker::new(threshold_ns),
-            completed_ns: 0,
-            tstate: None,
-            turns: 0,
-        });
+        let followed = self.loops.entry(tid).or_insert_with(|| Followed::new(threshold_ns));
         let mut due = Vec::new();
         rule(&mut followed.tracker, &mut due);
         report(tid, due, &mut self.source, jobs);
@@ -291,7 +304,8 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let Some(mut captured) = self.source.last_block(slot) else { return };
         let tid = slot.state.tid;
         let Some(followed) = self.loops.get(&tid) else { return };
-        if captured.head.reason != reason::SWITCH_OUT || captured.head.at_ns == followed.completed_ns
+        if captured.head.reason != reason::SWITCH_OUT
+            || captured.head.at_ns == followed.completed_ns
         {
             return;
         }
@@ -307,7 +321,8 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let python = self.name_python(&captured);
         let kernel_stack = self.target.kernel_stack(tid);
         // Had it moved meanwhile, the stack would be another one's.
-        let unmoved = self.source.last_block(slot).is_some_and(|now| now.head.at_ns == captured.head.at_ns);
+        let unmoved =
+            self.source.last_block(slot).is_some_and(|now| now.head.at_ns == captured.head.at_ns);
         if !unmoved {
             return;
         }
@@ -376,5 +391,182 @@ pub fn read_stack(memory: &impl TargetMemory, head: &CaptureHead) -> Vec<u8> {
 fn report(tid: u32, due: Vec<Due>, source: &mut impl EventSource, jobs: &mut Vec<Job>) {
     for due in due {
         jobs.push(Job::Report { tid, due: Box::new(due), losses: source.losses() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::Arc;
+
+    use profiler_ebpf::record::{CaptureHead, RecordHead, Registers, reason};
+    use profiler_ebpf::turn::{Loop, Turn, phase, state, wait};
+
+    use super::{Job, Session};
+    use crate::process::target::Target;
+    use crate::process::{TargetMemory, Unreadable};
+    use crate::source::{Captured, Event, EventSource, Slot, Ticks};
+    use crate::turn::Moment;
+
+    const MS: u64 = 1_000_000;
+    const THRESHOLD: u64 = 100 * MS;
+    const TID: u32 = 77;
+
+    /// A source that shows one loop, and tells what a test puts into it.
+    #[derive(Default)]
+    struct Scripted {
+        state: Loop,
+        block: Option<Captured>,
+        events: VecDeque<Event>,
+        ticks: Vec<Ticks>,
+        released: u32,
+    }
+
+    impl EventSource for Scripted {
+        fn drain(&mut self) -> Vec<Event> {
+            self.events.drain(..).collect()
+        }
+
+        fn loops(&mut self) -> Vec<Slot> {
+            vec![Slot { index: 0, state: self.state }]
+        }
+
+        fn last_block(&mut self, _slot: Slot) -> Option<Captured> {
+            self.block.clone()
+        }
+
+        fn seed(&mut self, state: Loop, _capture: CaptureHead) -> anyhow::Result<bool> {
+            self.state = state;
+            Ok(true)
+        }
+
+        fn set_python_state(&mut self, _slot: Slot, _tstate: u64) {}
+
+        fn set_ticks(&mut self, wanted: Ticks) -> anyhow::Result<()> {
+            self.ticks.push(wanted);
+            Ok(())
+        }
+
+        fn release(&mut self, _slot: Slot) {
+            self.released += 1;
+        }
+
+        fn losses(&mut self) -> Vec<(&'static str, u64)> {
+            vec![("captures", 3)]
+        }
+    }
+
+    /// Memory whose every byte is 7.
+    struct Sevens;
+
+    impl TargetMemory for Sevens {
+        fn read(&self, _address: u64, buffer: &mut [u8]) -> Result<(), Unreadable> {
+            buffer.fill(7);
+            Ok(())
+        }
+    }
+
+    fn session(begun_ns: u64, scheduler: u32) -> Session<Scripted, Sevens> {
+        let mut state = Loop { tid: TID, ..Loop::default() };
+        state.adopt(wait::EPOLL, 3);
+        state.begin(begun_ns, 0);
+        state.state = scheduler;
+        let source = Scripted { state, ..Scripted::default() };
+        let target = Arc::new(Target::open(std::process::id()).unwrap());
+        Session::new(source, Sevens, target, None, THRESHOLD)
+    }
+
+    fn blocked_at(at_ns: u64, begun_ns: u64) -> Captured {
+        let head = CaptureHead {
+            head: RecordHead { kind: profiler_ebpf::record::kind::CAPTURE, tid: TID },
+            at_ns,
+            turn_start_ns: begun_ns,
+            reason: reason::SWITCH_OUT,
+            registers: Registers { sp: 0x1000, ..Registers::default() },
+            stack_top: 0x1010,
+            ..CaptureHead::default()
+        };
+        Captured { head, kernel: Vec::new(), python: Vec::new(), stack: Vec::new() }
+    }
+
+    fn moments(jobs: &[Job]) -> Vec<Moment> {
+        let moment = |job: &Job| match job {
+            Job::Report { due, .. } => Some(due.moment),
+            _ => None,
+        };
+        jobs.iter().filter_map(moment).collect()
+    }
+
+    /// A loop that runs is looked at again when its turn becomes suspect; from then on it is sampled,
+    /// and reported once it is past the threshold.
+    #[test]
+    fn running_turn_is_sampled_when_suspected() {
+        let mut session = session(1000 * MS, state::RUNNING);
+        let mut jobs = Vec::new();
+        assert_eq!(session.step(1020 * MS, &mut jobs), 1050 * MS);
+        assert_eq!(session.source.ticks, [Ticks::Off], "nothing is suspected");
+        assert_eq!(session.step(1050 * MS, &mut jobs), 1060 * MS);
+        assert_eq!(session.source.ticks.last(), Some(&Ticks::On));
+        assert!(jobs.is_empty());
+        session.step(1101 * MS, &mut jobs);
+        assert_eq!(moments(&jobs), [Moment::Open]);
+    }
+
+    /// The stack of a blocked thread is completed from its memory, once, and before the report.
+    #[test]
+    fn blocked_turn_is_completed_once() {
+        let mut session = session(1000 * MS, state::BLOCKED);
+        session.source.block = Some(blocked_at(1001 * MS, 1000 * MS));
+        let mut jobs = Vec::new();
+        session.step(1060 * MS, &mut jobs);
+        session.step(1101 * MS, &mut jobs);
+        let Job::Sample { captured, .. } = &jobs[0] else { panic!("no sample: {jobs:?}") };
+        assert_eq!(captured.stack, [7; 0x10]);
+        assert_eq!(moments(&jobs[1..]), [Moment::Open]);
+        assert_eq!(jobs.len(), 2);
+        assert!(!session.source.ticks.contains(&Ticks::On), "a thread that sleeps needs no ticks");
+    }
+
+    /// Once a block whose stack was completed is over, only its length is told on.
+    #[test]
+    fn end_of_a_completed_block() {
+        let mut session = session(1000 * MS, state::BLOCKED);
+        session.source.block = Some(blocked_at(1001 * MS, 1000 * MS));
+        let mut jobs = Vec::new();
+        session.step(1060 * MS, &mut jobs);
+        jobs.clear();
+        let mut over = blocked_at(1001 * MS, 1000 * MS);
+        over.head.blocked_ns = 70 * MS;
+        session.source.events.push_back(Event::Captured(Box::new(over)));
+        session.step(1075 * MS, &mut jobs);
+        assert!(
+            matches!(&jobs[0], Job::BlockEnded { captured } if captured.head.blocked_ns == 70 * MS)
+        );
+    }
+
+    /// What was lost by the time of a report goes with it.
+    #[test]
+    fn losses_go_with_reports() {
+        let mut session = session(1000 * MS, state::RUNNING);
+        session.source.state.phase = phase::WAITING;
+        let turn = Turn { start_ns: 1000 * MS, running_ns: 150 * MS, ..Turn::default() };
+        session.source.events.push_back(Event::TurnEnded { tid: TID, end_ns: 1150 * MS, turn });
+        let mut jobs = Vec::new();
+        session.step(1200 * MS, &mut jobs);
+        let Job::Report { due, losses, .. } = &jobs[0] else { panic!("no report: {jobs:?}") };
+        assert_eq!((due.moment, due.ready_events), (Moment::End, Some(0)));
+        assert_eq!(losses, &[("captures", 3)]);
+    }
+
+    /// The slot of a thread that is gone serves another, and its turns still count.
+    #[test]
+    fn slots_are_given_back() {
+        let mut session = session(1000 * MS, state::RUNNING);
+        session.source.state.turns = 5;
+        let mut jobs = Vec::new();
+        session.step(1001 * MS, &mut jobs);
+        session.source.state.phase = phase::DEAD;
+        session.step(1002 * MS, &mut jobs);
+        assert_eq!((session.source.released, session.turns()), (1, 5));
     }
 }

@@ -11,10 +11,10 @@ use crate::error::Failure;
 use crate::gap::Gap;
 use crate::process::frozen::polls;
 use crate::process::live::{LiveMemory, open_region};
-use crate::process::target::{Target, WaitDescriptors};
+use crate::process::target::Target;
+use crate::report::Start;
 use crate::report::facts::{ProcessFacts, RuntimeFacts, SessionFacts};
 use crate::report::schema::session::{Configuration, Probe, WaitHooks};
-use crate::report::Start;
 use crate::runtime::cpython::Python;
 use crate::session::{Job, Session, read_stack};
 use crate::source::Captured;
@@ -23,7 +23,8 @@ use crate::source::kernel::preflight::{self, State};
 use crate::source::kernel::{KernelSource, Watch, attach, ticks};
 use crate::watch::{monotonic_ns, wall_anchor};
 
-/// How long a process without epoll is given to be seen in a poll of its own.
+/// How long a process without epoll is given to be seen in a poll of its own, or to make an epoll
+/// instance: it may just be starting.
 const POLL_LOOKS: u32 = 10;
 const POLL_LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -63,12 +64,13 @@ pub fn attach(pid: u32, config: &Config) -> anyhow::Result<Begun> {
         let message = format!("process {pid} exited while stalltrace attached");
         return Err(Failure::no_process(message).into());
     }
-    require_loop(pid, &mut source, descriptors)?;
+    require_loop(&target, &mut source)?;
     if let Some(python) = &python {
         source.set_python_layout(python.layout())?;
     }
     let threads = source.threads()?;
-    let mut session = Session::new(source, memory, Arc::clone(&target), python, config.threshold_ns);
+    let mut session =
+        Session::new(source, memory, Arc::clone(&target), python, config.threshold_ns);
     session.adopt_frozen(&threads, descriptors, monotonic_ns())?;
 
     let warm_up = threads.iter().take(ENOUGH_THREADS).map(|thread| standing(thread, pid)).collect();
@@ -86,21 +88,19 @@ fn interpreter(target: &Target, memory: &LiveMemory) -> (Option<Python>, Option<
 }
 
 /// A process that has nothing to wait on and does not poll has no turns to measure.
-fn require_loop(
-    pid: u32,
-    source: &mut KernelSource,
-    descriptors: WaitDescriptors,
-) -> anyhow::Result<()> {
-    if descriptors.epoll || descriptors.io_uring {
-        return Ok(());
-    }
+fn require_loop(target: &Target, source: &mut KernelSource) -> anyhow::Result<()> {
     for _ in 0..POLL_LOOKS {
+        let descriptors = target.wait_descriptors();
+        if descriptors.epoll || descriptors.io_uring {
+            return Ok(());
+        }
         let threads = source.threads()?;
         if threads.iter().any(|thread| thread.is_main == 1 && polls(thread)) {
             return Ok(());
         }
         std::thread::sleep(POLL_LOOK_EVERY);
     }
+    let pid = target.pid();
     Err(Failure::unsupported(format!(
         "process {pid} runs no event loop: it has no epoll instance, no io_uring, and its main \
          thread was not seen to poll; if it has workers, attach to one of them (pgrep -P {pid})"

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::clock::milliseconds;
 use crate::failure::Failure;
 use crate::lives::{self, Life};
 use crate::report::{Arrived, StallLine, basename};
@@ -37,6 +38,11 @@ pub struct Verdict {
     pub confirmed: usize,
     /// Reports of turns in which the target did nothing long itself, but whose lateness it noted.
     pub only_late: usize,
+    /// The largest differences among the confirmed.
+    pub start_apart_ns: u64,
+    pub duration_apart_ns: u64,
+    /// The longest that a stall went without a word.
+    pub opened_after_ns: u64,
 }
 
 impl Verdict {
@@ -48,6 +54,13 @@ impl Verdict {
 impl fmt::Display for Verdict {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(to, "{} stalls confirmed", self.confirmed)?;
+        if self.confirmed > 0 {
+            let [start, duration, opened] =
+                [self.start_apart_ns, self.duration_apart_ns, self.opened_after_ns]
+                    .map(milliseconds);
+            write!(to, " (starts within {start}, durations within {duration}, ")?;
+            write!(to, "first word within {opened} of the start)")?;
+        }
         if self.only_late > 0 {
             write!(to, ", {} only noted as late", self.only_late)?;
         }
@@ -143,10 +156,34 @@ fn judge(
         verdict.only_late += 1;
         return;
     };
-    verdict.confirmed += 1;
     failures.extend(wrong_times(&recorded, end, bounds));
     failures.extend(wrong_culprit(&recorded, end));
     failures.extend(opened_late(&recorded, seen, life, bounds));
+    verdict.measure(&recorded, seen, life, end);
+}
+
+impl Verdict {
+    /// Counts a confirmed report, and remembers how far it was from the record.
+    fn measure(
+        &mut self,
+        recorded: &Recorded<'_>,
+        seen: Observation<'_>,
+        life: &Life<'_>,
+        end: &StallLine,
+    ) {
+        self.confirmed += 1;
+        if end.stall.start_known && end.stall.end_known {
+            let start_ns = end.stall.start_monotonic_ns.abs_diff(recorded.start_ns);
+            let lasted_ns = recorded.end_ns.saturating_sub(recorded.start_ns);
+            let duration_ns = end.stall.duration_ns.abs_diff(lasted_ns);
+            self.start_apart_ns = self.start_apart_ns.max(start_ns);
+            self.duration_apart_ns = self.duration_apart_ns.max(duration_ns);
+        }
+        if let Some((at_ns, _)) = life.opened {
+            let after_ns = at_ns.saturating_sub(recorded.start_ns.max(seen.from_ns));
+            self.opened_after_ns = self.opened_after_ns.max(after_ns);
+        }
+    }
 }
 
 /// How much of an interval the records cover together.

@@ -141,6 +141,15 @@ impl StallLine {
         self.stall.start_monotonic_ns.saturating_add(self.stall.duration_ns)
     }
 
+    /// Whether the cause is of this kind. A machine without a free CPU makes it another, rightly: where the
+    /// thread waited for one longer than it did anything else.
+    pub fn is_caused_by(&self, kind: &str) -> bool {
+        let time = &self.stall.time;
+        let running_ns = time.running_user_ns.saturating_add(time.running_kernel_ns);
+        let starved = time.runnable_ns > running_ns.max(time.blocked_ns).max(time.stopped_ns);
+        self.cause.kind == if starved { "run_queue" } else { kind }
+    }
+
     /// Whether a function is anywhere on a stack of the loop's own thread.
     pub fn loop_runs(&self, function: &str) -> bool {
         let of_loop = self.stacks.iter().filter(|stack| stack.role == "loop");
@@ -216,6 +225,21 @@ pub mod tests {
         let end = Line::parse(&line("session_end", r#""reason":"signal""#)).unwrap();
         assert!(end.stall().is_none());
         assert!(matches!(end.event, Event::SessionEnd(end) if end.reason == "signal"));
+    }
+
+    /// Waiting for a CPU is the cause only where it took the most time.
+    #[test]
+    fn a_starved_thread_has_another_cause() {
+        let with = |runnable_ns: u64, kind: &str| {
+            let text = stall("7", 100, 50, "pay").replace("\"kind\":\"syscall\"", kind);
+            let runnable = format!("\"runnable_ns\":{runnable_ns}");
+            let text = text.replace("\"runnable_ns\":0", &runnable);
+            Line::parse(&line("stall_end", &text)).unwrap().stall().unwrap().clone()
+        };
+        assert!(with(0, "\"kind\":\"cpu\"").is_caused_by("cpu"));
+        assert!(!with(0, "\"kind\":\"run_queue\"").is_caused_by("cpu"));
+        assert!(with(51, "\"kind\":\"run_queue\"").is_caused_by("cpu"));
+        assert!(!with(51, "\"kind\":\"cpu\"").is_caused_by("cpu"));
     }
 
     /// A line that lacks what the contract promises is refused.

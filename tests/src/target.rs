@@ -115,6 +115,8 @@ impl Target {
         let mut command = Command::new(venv_python()?);
         command.args(["-m", "uvicorn", "fastapi_app:app", "--http", "httptools"]);
         command.args(["--no-access-log", "--log-level", "warning", "--loop", event_loop]);
+        // By default it closes connections that were idle for 5 s, as some of a test's are.
+        command.args(["--timeout-keep-alive", "120"]);
         command.arg("--app-dir").arg(folder()).arg("--port").arg(port.to_string());
         command.env("TARGET_TRUTH", scratch.file("truth.jsonl"));
         let mut target = Self::spawn(command, scratch)?;

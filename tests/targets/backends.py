@@ -90,9 +90,13 @@ class HardDocument:
         while self._ms < 10:
             self._blanks *= 2
             document = self._of_length(self._blanks)
-            start_ns = time.monotonic_ns()
-            self.pattern.search(document)
-            self._ms = (time.monotonic_ns() - start_ns) / 1e6
+            # The quickest of a few: others on the machine can only make it slower.
+            self._ms = min(self._search(document) for _ in range(4))
+
+    def _search(self, document):
+        start_ns = time.monotonic_ns()
+        self.pattern.search(document)
+        return (time.monotonic_ns() - start_ns) / 1e6
 
     def taking(self, ms):
         return self._of_length(int(self._blanks * (ms / self._ms) ** 0.5))

@@ -21,13 +21,16 @@ from backends import HardDocument, Inventory, LateFile, SlowServer
 from truth import Truth
 
 SHORT_S = 0.03
-TRUTH = Truth(os.environ.get("TARGET_TRUTH"))
+TRUTH_FILE = os.environ.get("TARGET_TRUTH")
+TRUTH = Truth(TRUTH_FILE)
+# Beside the truth: whoever asked for that also clears up after a service that was killed.
+BESIDE = os.path.dirname(os.path.abspath(TRUTH_FILE)) if TRUTH_FILE else None
 
 
 @contextlib.asynccontextmanager
 async def lifespan(app):
     heartbeat = asyncio.get_running_loop().create_task(TRUTH.heartbeat())
-    with tempfile.TemporaryDirectory(prefix="fastapi-") as folder:
+    with tempfile.TemporaryDirectory(prefix="fastapi-", dir=BESIDE) as folder:
         app.state.documents = HardDocument()
         app.state.payments = SlowServer()
         app.state.pricing = LateFile(folder)

@@ -20,6 +20,7 @@ from truth import Truth
 
 HEAD_BYTES = 16 * 1024
 SHORT_MS = 30
+SLICE_MS = 5
 
 
 class Shop:
@@ -142,25 +143,57 @@ async def risk(shop, ms):
     return score_risk(shop, ms)
 
 
+def slice_end_ns():
+    return time.monotonic_ns() + SLICE_MS * 1_000_000
+
+
+def count_shelf():
+    until_ns, seats = slice_end_ns(), 0
+    while time.monotonic_ns() < until_ns:
+        seats += 1
+
+
+def refresh_price():
+    until_ns, price = slice_end_ns(), 1.0
+    while time.monotonic_ns() < until_ns:
+        price = price * 1.19 % 100
+
+
+def index_product():
+    until_ns, words = slice_end_ns(), {}
+    while time.monotonic_ns() < until_ns:
+        words[len(words) % 50] = "fragile"
+
+
+def expire_basket():
+    until_ns, baskets = slice_end_ns(), [2041]
+    while time.monotonic_ns() < until_ns:
+        baskets.append(baskets.pop())
+
+
+def notify_buyer():
+    until_ns, text = slice_end_ns(), ""
+    while time.monotonic_ns() < until_ns:
+        text = "order %d" % len(text)
+
+
 async def recount(shop, ms):
-    """Many short callbacks in one turn: none of them is long, all of them are."""
+    """Many short callbacks of several kinds in one turn: none of them is long, and none is most of it."""
     loop = asyncio.get_running_loop()
-    counted = loop.create_future()
-    slices = max(ms // 5, 1)
+    recounted = loop.create_future()
     started = []
+    kinds = [count_shelf, refresh_price, index_product, expire_basket, notify_buyer]
+    callbacks = [kinds[n % len(kinds)] for n in range(max(ms // SLICE_MS, 1))]
 
-    def count_shelf(shelf):
-        now_ns = time.monotonic_ns()
-        started.append(now_ns)
-        while time.monotonic_ns() < now_ns + 5_000_000:
-            pass
-        if shelf == slices - 1:
-            shop.truth.write("saturated", started[0], time.monotonic_ns())
-            counted.set_result({"shelves": slices})
+    def last():
+        shop.truth.write("saturated", started[0], time.monotonic_ns())
+        recounted.set_result({"callbacks": len(callbacks)})
 
-    for shelf in range(slices):
-        loop.call_soon(count_shelf, shelf)
-    return await counted
+    loop.call_soon(lambda: started.append(time.monotonic_ns()))
+    for callback in callbacks:
+        loop.call_soon(callback)
+    loop.call_soon(last)
+    return await recounted
 
 
 async def list_orders(shop, ms):
@@ -251,7 +284,9 @@ def main():
     parser.add_argument("--port", type=int, default=0, help="0: any free one")
     parser.add_argument("--truth", metavar="FILE", help="where to write down each stall")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="service-") as folder:
+    # Beside the truth: whoever asked for that also clears up after a service that was killed.
+    beside = os.path.dirname(os.path.abspath(options.truth)) if options.truth else None
+    with tempfile.TemporaryDirectory(prefix="service-", dir=beside) as folder:
         asyncio.run(serve(options.port, Truth(options.truth), folder))
 
 

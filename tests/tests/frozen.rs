@@ -47,6 +47,7 @@ fn attach_while_frozen(kind: &str) -> Result<()> {
     verdict.failures.extend(broken_contract(lines));
     ensure!(verdict.is_right(), "{verdict}\n{}", finished.logs);
     ensure!(verdict.confirmed >= 2, "{verdict}");
+    println!("{verdict}");
 
     let id = &stall.stall.id;
     let end = lines.iter().find_map(|arrived| match &arrived.line.event {

@@ -39,7 +39,7 @@ fn debug_sleep_is_reported() -> Result<()> {
     })?;
     played.must_be_right()?;
     let end = only_end(&played)?;
-    ensure!(end.cause.kind == "sleep", "{:?}", end.cause);
+    ensure!(end.is_caused_by("sleep"), "{:?}", end.cause);
     Ok(())
 }
 
@@ -54,7 +54,7 @@ fn a_slow_script_is_reported() -> Result<()> {
     let played = observe(&target, || Ok(vec![connection.timed("script", &words)?]))?;
     played.must_be_right()?;
     let end = only_end(&played)?;
-    ensure!(end.cause.kind == "cpu", "{:?}", end.cause);
+    ensure!(end.is_caused_by("cpu"), "{:?}", end.cause);
     let culprit = end.culprit.as_ref().and_then(|culprit| culprit.function.as_deref());
     let is_script = culprit.is_some_and(|function| SCRIPT_FUNCTIONS.contains(&function));
     ensure!(is_script, "blamed on {culprit:?}");

@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use profiler_tests::clock::{MILLISECOND, patience};
+use profiler_tests::clock::{MILLISECOND, patience, slowdown};
 use profiler_tests::load::{Client, Traffic};
-use profiler_tests::noise::NoiseMeter;
 use profiler_tests::redis;
 use profiler_tests::scenario::{alone, each};
 use profiler_tests::target::Target;
@@ -14,6 +13,11 @@ use profiler_tests::truth::Truth;
 /// The routes that both HTTP targets have.
 const STALLING: [&str; 8] =
     ["/regex", "/upstream", "/upstream-timeout", "/file", "/lock", "/sleep", "/subprocess", "/cpu"];
+
+/// How long each is asked to stall.
+const ASKED_MS: u64 = 250;
+/// What a request may take besides its stall, on a machine that is busy with something else.
+const REST_NS: u64 = 200 * MILLISECOND;
 
 /// What a statement that blocks looks like, by kind: the line that the record names must be one.
 const STATEMENTS: [(&str, &str); 10] = [
@@ -46,10 +50,9 @@ fn check_place(truth: &Truth) -> Result<()> {
 
 /// Every stalling route is recorded once, for about as long as asked for, and felt by others as long.
 fn check_stalls(target: &Target, paths: &[&str]) -> Result<()> {
-    let noise = NoiseMeter::start();
     let traffic = Traffic::start(target.port(), "/", Duration::from_millis(20), 16)?;
     let mut client = Client::connect(target.port())?;
-    for path in each(paths, &[250]) {
+    for path in each(paths, &[ASKED_MS]) {
         let before = target.truths()?.len();
         let felt = client.get(&path)?;
         let truths = target.truths()?;
@@ -58,11 +61,14 @@ fn check_stalls(target: &Target, paths: &[&str]) -> Result<()> {
         ensure!(new.next().is_none(), "{path} left more than one record");
         ensure!(felt.sent_ns <= truth.start_ns && truth.end_ns <= felt.answered_ns, "{truth:?}");
         let rest_ns = felt.waited_ns().saturating_sub(truth.duration_ns());
-        let allowed_ns = 10 * MILLISECOND + noise.allowance_ns();
+        let allowed_ns = REST_NS * u64::from(slowdown());
         ensure!(rest_ns < allowed_ns, "{path}: {rest_ns} ns of the request are not in {truth:?}");
-        // A pattern's time is foretold from one measurement; the others can keep theirs.
-        let expected_ms = if truth.kind == "regex" { 120..500 } else { 240..400 };
+        // A pattern's time is foretold from a shorter one's, and a lock's time has begun when the loop comes
+        // to it; the others wait for a clock.
+        let is_rough = ["regex", "lock"].contains(&truth.kind.as_str());
+        let at_least_ms = if is_rough { ASKED_MS / 2 } else { ASKED_MS - 10 };
         let lasted_ms = truth.duration_ns() / MILLISECOND;
+        let expected_ms = at_least_ms..ASKED_MS * 6 * u64::from(slowdown());
         ensure!(expected_ms.contains(&lasted_ms), "{path} lasted {lasted_ms} ms");
         if truth.function.is_some() {
             check_place(truth)?;
@@ -140,7 +146,7 @@ fn the_freezing_loop_is_truthful() -> Result<()> {
         target.line_starting("frozen", patience(5))?;
         let truths = target.truths()?;
         let stall = truths.iter().find(|truth| truth.kind == kind).context("no record")?;
-        ensure!((900..1500).contains(&(stall.duration_ns() / MILLISECOND)), "{stall:?}");
+        ensure!(stall.duration_ns() > 990 * MILLISECOND, "{stall:?}");
         target.stop()?;
     }
     Ok(())
@@ -161,9 +167,9 @@ fn redis_stalls_when_told_to() -> Result<()> {
             other.timed("ping", &["PING"])
         });
         let stall = connection.timed("stall", words)?;
-        ensure!((150..600).contains(&(stall.duration_ns() / MILLISECOND)), "{stall:?}");
+        ensure!(stall.duration_ns() > 150 * MILLISECOND, "{stall:?}");
         let Ok(ping) = other.join() else { anyhow::bail!("the other client panicked") };
-        ensure!(ping?.duration_ns() > 80 * MILLISECOND, "another client was served meanwhile");
+        ensure!(ping?.duration_ns() > 50 * MILLISECOND, "another client was served meanwhile");
     }
     Ok(())
 }

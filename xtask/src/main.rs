@@ -1,1 +1,72 @@
-fn main() {}
+//! The commands of `cargo xtask`: what cargo alone cannot do, one line on each.
+
+mod apt;
+mod build;
+mod initrd;
+mod kernel;
+mod process;
+mod python;
+mod report;
+mod setup;
+mod test;
+mod tidy;
+mod toolchain;
+mod vm;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+const EXAMPLES: &str = "\
+Examples:
+  cargo xtask demo                          see stalls of a sample service reported, in half a minute
+  cargo xtask test --fast                   what needs neither root nor set-up
+  sudo -E env PATH=\"$PATH\" cargo xtask test all tests, also those in a virtual machine
+  cargo xtask setup vm                      install and fetch only what the virtual machine needs
+  cargo xtask vm -- 'uname -r; bpftool prog'  run a command on Debian's kernel";
+
+/// Sets up, builds, tests and shows stalltrace.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask", after_help = EXAMPLES, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Install whatever is missing; does nothing where all is there.
+    Setup {
+        /// Only these groups.
+        groups: Vec<setup::Group>,
+    },
+    /// Build target/release/stalltrace with the probes inside.
+    Build,
+    /// Build, then attach to a sample service that stalls in known ways, and show the reports.
+    Demo,
+    /// Run all tests; as root also those against real targets and in a virtual machine.
+    Test {
+        /// Only what needs neither root nor set-up.
+        #[arg(long)]
+        fast: bool,
+    },
+    /// Run a command as root on another kernel, with this machine's files (its changes are lost).
+    Vm(vm::Vm),
+    /// Check the rules that the sources keep.
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
+        Task::Setup { groups } => setup::setup(&groups).map(|()| ExitCode::SUCCESS),
+        Task::Build => build::release().map(|_| ExitCode::SUCCESS),
+        Task::Demo => build::demo(),
+        Task::Test { fast } => test::test(fast),
+        Task::Vm(vm) => vm.run(),
+        Task::Tidy => tidy::tidy().map(|()| ExitCode::SUCCESS),
+    };
+    done.unwrap_or_else(|error| {
+        report::failure(&error);
+        ExitCode::FAILURE
+    })
+}

@@ -28,9 +28,7 @@ fn bracketed<'a>(link: &'a str, before: &str) -> Option<&'a str> {
 }
 
 fn socket(pid: u32, inode: &str) -> String {
-    for (protocol, table) in
-        [("tcp", "tcp"), ("tcp", "tcp6"), ("udp", "udp"), ("udp", "udp6")]
-    {
+    for (protocol, table) in [("tcp", "tcp"), ("tcp", "tcp6"), ("udp", "udp"), ("udp", "udp6")] {
         let Some(text) = read(&format!("/proc/{pid}/net/{table}")) else { continue };
         if let Some(ends) = internet(&text, inode) {
             return format!("{protocol} {ends}");

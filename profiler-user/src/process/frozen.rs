@@ -43,7 +43,7 @@ pub fn in_turn(candidates: &[Candidate], has_epoll: bool) -> Vec<ThreadSnapshot>
 pub fn seed(thread: &ThreadSnapshot, now_ns: u64) -> (Loop, CaptureHead) {
     let mut watched = Loop { tid: thread.tid, ..Loop::default() };
     // The first epoll wait ends the turn, on whatever instance; a poll before it is a callback's.
-    watched.adopt(wait::EPOLL, u32::MAX, 0);
+    watched.adopt(wait::EPOLL, u32::MAX);
     watched.begin(now_ns, START_UNKNOWN);
     if thread.task_state == 0 {
         return (watched, CaptureHead::default());
@@ -54,6 +54,7 @@ pub fn seed(thread: &ThreadSnapshot, now_ns: u64) -> (Loop, CaptureHead) {
         at_ns: now_ns,
         turn_start_ns: now_ns,
         reason: reason::SWITCH_OUT,
+        state: state::BLOCKED,
         registers: thread.registers,
         stack_top: thread.stack_top,
         fsbase: thread.fsbase,

@@ -8,7 +8,7 @@ pub use super::page::Colour;
 use super::page::{Page, Style};
 use crate::report::Report;
 use crate::report::schema::session::{Probe, SessionEnd, SessionStart, TopCulprit, WaitHooks};
-use crate::report::schema::stall::{Confidence, Culprit, Frame, Stack, StallLine, State};
+use crate::report::schema::stall::{Confidence, Culprit, Frame, Language, Stack, StallLine, State};
 use crate::report::schema::{Process, Runtime, Severity};
 
 /// Stacks told in one line each, below the one that is shown whole.
@@ -16,6 +16,9 @@ const MORE_STACKS: usize = 4;
 
 /// A bar that stands for the whole stall.
 const BAR_COLUMNS: u64 = 24;
+
+/// As many frames in a row that are not the application's are told in one line.
+const FOLDED: usize = 3;
 
 /// Function names are padded up to here; longer ones push their file to the right.
 const FUNCTION_COLUMNS: usize = 40;
@@ -166,16 +169,31 @@ fn weight(stack: &Stack) -> String {
     format!("{state} {}, {samples}", milliseconds(stack.time_ns))
 }
 
-/// Innermost first. What is not the application's own stays, dimmed.
+/// Innermost first. What is not the application's own is dimmed. Folded is what is the same in every
+/// stall: outside the culprit the plumbing of loop and framework, and between Python frames that of
+/// the interpreter. JSON has all of it.
 fn frames(page: &mut Page, stack: &Stack, culprit: Option<&Culprit>) {
-    let all = || stack.kernel.iter().chain(&stack.frames);
-    let widest = all().map(|frame| function(frame).chars().count()).max().unwrap_or_default();
-    let columns = widest.min(FUNCTION_COLUMNS);
-    let mut culprit = culprit;
-    for frame in all() {
-        let style = if is(culprit, frame) {
-            // Of a recursive function the innermost.
-            culprit = None;
+    let all: Vec<&Frame> = stack.kernel.iter().chain(&stack.frames).collect();
+    // Of a recursive function the innermost.
+    let blamed = all.iter().position(|frame| is(culprit, frame));
+    let names = all.iter().map(|frame| function(frame).chars().count());
+    let columns = names.max().unwrap_or_default().min(FUNCTION_COLUMNS);
+    let mut next = 0;
+    while let Some(frame) = all.get(next) {
+        let outside = blamed.is_some_and(|blamed| blamed < next);
+        let interpreted = all[..next].iter().any(|frame| frame.language == Language::Python);
+        let is_plumbing = |frame: &&&Frame| {
+            let native = interpreted && frame.language == Language::Native;
+            !frame.in_app && (outside || native)
+        };
+        let run = all[next..].iter().take_while(is_plumbing).count();
+        if run >= FOLDED {
+            let text = format!("… {run} frames, out to {}", function(all[next + run - 1]));
+            page.label("").put(Style::Dim, &text).end_line();
+            next += run;
+            continue;
+        }
+        let style = if blamed == Some(next) {
             page.label("        >");
             Style::Bold
         } else {
@@ -184,6 +202,7 @@ fn frames(page: &mut Page, stack: &Stack, culprit: Option<&Culprit>) {
         };
         let text = format!("{:<columns$}  {}", function(frame), source(frame));
         page.put(style, &text).end_line();
+        next += 1;
     }
 }
 
@@ -425,6 +444,22 @@ uvicorn[4242]: 1 of 1200 turns stalled, 5012 ms in all, the longest 5012 ms; the
         let text = plain(&sample::report(Moment::End, &stall));
         assert_eq!(text.matches("  also      running").count(), 4);
         assert!(text.contains("  also      2 further stacks of less time\n"), "{text}");
+    }
+
+    /// Libraries' frames are folded outside the culprit, and never between it and where it is stuck.
+    #[test]
+    fn plumbing_is_folded() {
+        let mut stall = sample::stall();
+        let frames = &mut stall.stacks[0].stack.frames;
+        frames.extend(
+            ["run_once", "main", "_start"].map(|name| sample::native(name, "/usr/lib/libc.so.6")),
+        );
+        for name in ["do_recv", "ssl_read", "ssl_io"] {
+            frames.insert(1, sample::native(name, "/usr/lib/libssl.so.3"));
+        }
+        let text = plain(&sample::report(Moment::End, &stall));
+        assert!(text.contains("            … 4 frames, out to _start\n"), "{text}");
+        assert!(text.contains("ssl_read") && !text.contains("Handle._run"), "{text}");
     }
 
     /// Where nothing was lost, the end of a session says so.

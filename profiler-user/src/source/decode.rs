@@ -91,7 +91,10 @@ mod tests {
         bytes[offset_of!(Capture, kernel)] = 9;
         bytes[offset_of!(Capture, stack)..].copy_from_slice(b"abc");
         let Ok(Event::Captured(captured)) = record(&bytes) else { panic!("no capture") };
-        assert_eq!((captured.kernel.as_slice(), captured.stack.as_slice()), (&[9][..], &b"abc"[..]));
+        assert_eq!(
+            (captured.kernel.as_slice(), captured.stack.as_slice()),
+            (&[9][..], &b"abc"[..])
+        );
 
         head.stack_bytes = 0;
         let Ok(Event::Captured(captured)) = record(head.as_bytes()) else { panic!("no capture") };

@@ -51,6 +51,8 @@ fn agreement_is_right() {
     let verdict = verdict(&[truth("sleep", 1000, 1300)], &reported("7", 999, 1301, "pay"));
     assert!(verdict.is_right(), "{verdict}");
     assert_eq!((verdict.confirmed, verdict.only_late), (1, 0));
+    let apart = (verdict.start_apart_ns, verdict.duration_apart_ns, verdict.opened_after_ns);
+    assert_eq!(apart, (MS, 2 * MS, 109 * MS));
 }
 
 /// No report is right where nothing reached twice the threshold, and wrong where something did.

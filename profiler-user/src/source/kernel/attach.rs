@@ -65,7 +65,12 @@ pub enum WaitHooks {
 }
 
 /// Attaches everything, the scheduler first: a turn whose switches were not all seen must not begin.
-pub fn all(ebpf: &mut Ebpf, btf: &Btf, waits: Waits, hooks: WaitHooks) -> anyhow::Result<Vec<Probe>> {
+pub fn all(
+    ebpf: &mut Ebpf,
+    btf: &Btf,
+    waits: Waits,
+    hooks: WaitHooks,
+) -> anyhow::Result<Vec<Probe>> {
     let mut probes = vec![
         scheduler(ebpf, btf, "sched_switch").map_err(refused)?,
         scheduler(ebpf, btf, "sched_wakeup").map_err(refused)?,
@@ -159,9 +164,11 @@ fn by_fentry(ebpf: &mut Ebpf, btf: &Btf, syscall: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The entry first, as with fentry: a return that is missed meanwhile leaves the loop waiting, which
+/// is harmless, where a missed entry would make one turn of two and the idleness between them.
 fn by_tracepoint(ebpf: &mut Ebpf, syscall: &str) -> anyhow::Result<()> {
     let entered = if syscall == "io_uring_enter" { "ring_entered" } else { "wait_entered" };
-    for (name, event) in [("wait_left", "sys_exit"), (entered, "sys_enter")] {
+    for (name, event) in [(entered, "sys_enter"), ("wait_left", "sys_exit")] {
         let program: &mut TracePoint = program(ebpf, name)?.try_into()?;
         // One program serves all syscalls; the kernel takes it once.
         if program.fd().is_err() {

@@ -1,7 +1,7 @@
 //! Offsets of the kernel's own fields, from its BTF.
 
 use anyhow::{Context, bail};
-use btf_rs::{Btf, Type};
+use btf_rs::{Backend, Btf, Type};
 use profiler_ebpf::param::Offsets;
 
 /// Where the running kernel describes its types. Since 4.18 with `CONFIG_DEBUG_INFO_BTF`.
@@ -19,9 +19,11 @@ pub struct KernelLayout {
 }
 
 impl KernelLayout {
-    /// Reads the running kernel's BTF; the memory mapped for it is given back on return.
+    /// Reads the running kernel's BTF; what it takes is given back on return.
     pub fn of_running_kernel() -> anyhow::Result<Self> {
-        let btf = Btf::from_file_with_backend(BTF_PATH, btf_rs::Backend::Mmap)
+        // Mapping the file saves its 5 MB; older kernels (6.1 is one) refuse to map it.
+        let btf = Btf::from_file_with_backend(BTF_PATH, Backend::Mmap)
+            .or_else(|_| Btf::from_file_with_backend(BTF_PATH, Backend::Cache))
             .with_context(|| format!("cannot read {BTF_PATH}"))?;
         let field = |structure, path: &[&str]| offset(&btf, structure, path);
         let offsets = Offsets {
@@ -36,6 +38,7 @@ impl KernelLayout {
             files_fdt: field("files_struct", &["fdt"])?,
             fdtable_max_fds: field("fdtable", &["max_fds"])?,
             fdtable_fd: field("fdtable", &["fd"])?,
+            file_f_op: field("file", &["f_op"])?,
         };
         Ok(Self { offsets, switch_has_state: tracepoint_arguments(&btf, "sched_switch")? >= 4 })
     }

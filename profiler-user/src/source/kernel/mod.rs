@@ -55,6 +55,8 @@ pub struct KernelSource {
     ticks: ticks::Ticks,
     malformed: u64,
     probes: Vec<Probe>,
+    #[cfg(feature = "probe-log")]
+    log: aya_log::EbpfLogger<&'static dyn log::Log>,
     ebpf: Ebpf,
 }
 
@@ -107,11 +109,8 @@ impl KernelSource {
         for slot in 0..MAX_LOOPS {
             free.push(slot, 0)?;
         }
-        let table = Table::new(
-            descriptor(&ebpf, "LOOPS")?,
-            descriptor(&ebpf, "CAPTURES")?,
-            MAX_LOOPS,
-        )?;
+        let table =
+            Table::new(descriptor(&ebpf, "LOOPS")?, descriptor(&ebpf, "CAPTURES")?, MAX_LOOPS)?;
         let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF")?;
         let probes = attach::all(&mut ebpf, &btf, watch.waits, watch.hooks)?;
         let threads: &mut Iter =
@@ -127,6 +126,8 @@ impl KernelSource {
             ticks: ticks::Ticks::default(),
             malformed: 0,
             probes,
+            #[cfg(feature = "probe-log")]
+            log: aya_log::EbpfLogger::init(&mut ebpf)?,
             ebpf,
         })
     }
@@ -161,6 +162,8 @@ impl KernelSource {
 
 impl EventSource for KernelSource {
     fn drain(&mut self) -> Vec<Event> {
+        #[cfg(feature = "probe-log")]
+        self.log.flush();
         let mut events = Vec::new();
         while let Some(bytes) = self.ring.next() {
             match decode::record(&bytes) {

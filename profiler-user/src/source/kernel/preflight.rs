@@ -50,7 +50,9 @@ fn architecture() -> Check {
 fn capabilities() -> Check {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let state = match effective(&status) {
-        None => State::Missing("/proc/self/status has no CapEff line: is /proc mounted?".to_owned()),
+        None => {
+            State::Missing("/proc/self/status has no CapEff line: is /proc mounted?".to_owned())
+        }
         Some(set) => match missing(set).as_slice() {
             [] => State::Fine("sufficient".to_owned()),
             names => State::Missing(format!(
@@ -99,7 +101,8 @@ fn tracefs() -> Check {
     let state = match tracefs_path() {
         Some(path) => State::Fine(path.to_owned()),
         None => State::Worse(
-            "not mounted: it is mounted for stalltrace alone where fentry cannot be used".to_owned(),
+            "not mounted: it is mounted for stalltrace alone where fentry cannot be used"
+                .to_owned(),
         ),
     };
     Check { what: "tracefs", state }
@@ -131,9 +134,11 @@ const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 pub fn kernel_numbers_are_ours() -> Result<(), String> {
     match std::fs::read_link("/proc/self/ns/pid") {
         Ok(link) if link.as_os_str() == FIRST_PID_NAMESPACE => Ok(()),
-        _ => Err("stalltrace runs in a PID namespace of its own, where process numbers differ from \
+        _ => {
+            Err("stalltrace runs in a PID namespace of its own, where process numbers differ from \
                   the kernel's: run it on the host, or as a container with --pid=host"
-            .to_owned()),
+                .to_owned())
+        }
     }
 }
 

@@ -103,7 +103,12 @@ impl Table {
     pub fn set_python_state(&self, slot: u32, tstate: u64) {
         if let Some(at) = self.loops.at::<Loop>(slot) {
             // SAFETY: within the mapping and aligned; the probes only read this field.
-            unsafe { at.cast::<u8>().add(offset_of!(Loop, python_tstate)).cast::<u64>().write_volatile(tstate) };
+            unsafe {
+                at.cast::<u8>()
+                    .add(offset_of!(Loop, python_tstate))
+                    .cast::<u64>()
+                    .write_volatile(tstate)
+            };
         }
     }
 
@@ -120,7 +125,9 @@ impl Table {
         let mut copy = vec![0; bytes.min(size_of::<Capture>())];
         // SAFETY: both are at least as long, and the copy is new. The kernel may write meanwhile;
         // the bytes are plain data, and torn ones are found out by the caller.
-        unsafe { std::ptr::copy_nonoverlapping(at.cast::<u8>().as_ptr(), copy.as_mut_ptr(), copy.len()) };
+        unsafe {
+            std::ptr::copy_nonoverlapping(at.cast::<u8>().as_ptr(), copy.as_mut_ptr(), copy.len())
+        };
         Some(copy)
     }
 }

@@ -24,7 +24,11 @@ impl Ticks {
 
     pub fn switch_on(&mut self, ebpf: &mut Ebpf) -> anyhow::Result<()> {
         let program = program(ebpf)?;
-        for cpu in aya::util::online_cpus().map_err(|(_, error)| error)?.into_iter().collect::<BTreeSet<_>>() {
+        for cpu in aya::util::online_cpus()
+            .map_err(|(_, error)| error)?
+            .into_iter()
+            .collect::<BTreeSet<_>>()
+        {
             let link = program.attach(
                 PerfEventConfig::Software(SoftwareEvent::CpuClock),
                 PerfEventScope::AllProcessesOneCpu { cpu },

@@ -1,0 +1,41 @@
+//! Builds the release binary with the probes inside, and hands it to the demo.
+
+use std::env;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+
+use crate::process::{cargo, is_root, run, workspace};
+use crate::report::note;
+use crate::setup::{Group, ensure};
+
+/// Builds `stalltrace` and says where it is. Fails where the probes would be missing in it.
+pub fn release() -> Result<PathBuf> {
+    ensure(&[Group::Probes])?;
+    run(cargo(&["build", "--release", "--package", "profiler-user"])
+        .env("STALLTRACE_PROBES", "require"))?;
+    let binary = output_folder()?.join("release/stalltrace");
+    note(&format!("built {}", binary.display()));
+    Ok(binary)
+}
+
+/// Shows stalltrace at work. Does not return where the demo could be started.
+pub fn demo() -> Result<ExitCode> {
+    if !is_root() {
+        bail!("attaching probes needs root: sudo -E env PATH=\"$PATH\" cargo xtask demo");
+    }
+    let binary = release()?;
+    let failed = cargo(&["run", "--quiet", "--package", "profiler-tests", "--bin", "demo"])
+        .env("STALLTRACE_BIN", binary)
+        .exec();
+    Err(failed).context("cannot start cargo")
+}
+
+/// Where cargo leaves what it builds.
+pub fn output_folder() -> Result<PathBuf> {
+    let chosen = env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    let workspace = workspace().canonicalize().context("the sources are gone")?;
+    Ok(workspace.join(chosen))
+}

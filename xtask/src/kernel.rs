@@ -1,0 +1,201 @@
+//! Fetches a kernel and what its first process needs into `target/vm/VERSION`; nothing is installed.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::apt;
+use crate::process::{output, target, which};
+use crate::report::note;
+
+/// The package whose dependency is a distribution's current kernel: Debian's, Ubuntu's.
+const KERNELS: [&str; 2] = ["linux-image-amd64", "linux-image-generic"];
+
+/// A distribution may split one kernel over packages that begin so, followed by the version.
+const PARTS: [&str; 4] =
+    ["linux-image-", "linux-image-unsigned-", "linux-binary-", "linux-modules-"];
+
+/// The modules that lead to the host's files. One that a kernel does not have is built in there.
+const MODULES: [&str; 4] = ["virtio_pci", "9pnet_virtio", "9p", "overlay"];
+
+/// The folder with `vmlinuz`, `busybox` and `modules` of this version, else of the distribution's
+/// own kernel.
+pub fn ensure(version: Option<&str>) -> Result<PathBuf> {
+    let all = target().join("vm");
+    let ready = all.join(version.unwrap_or("own"));
+    if ready.join("vmlinuz").is_file() {
+        return Ok(ready);
+    }
+    if std::env::consts::ARCH != "x86_64" {
+        bail!("the virtual machine is set up for x86_64 only");
+    }
+    apt::update()?;
+    let parts = parts()?;
+    let own = parts.iter().find_map(|part| version_of(part)).context("a kernel without version")?;
+    if version.is_some_and(|wanted| wanted != own) {
+        bail!(
+            "this distribution's kernel is {own}; for another one put its `vmlinuz`, a static \
+             `busybox` and its `modules` into {}",
+            ready.display()
+        );
+    }
+    let folder = all.join(own);
+    if !folder.join("vmlinuz").is_file() {
+        fetch(&parts, &folder).with_context(|| format!("cannot prepare kernel {own}"))?;
+    }
+    let link = all.join("own");
+    let _ = fs::remove_file(&link);
+    symlink(own, &link).context("cannot remember which kernel is the distribution's own")?;
+    Ok(folder)
+}
+
+/// The names of the packages that hold the distribution's current kernel.
+fn parts() -> Result<Vec<String>> {
+    for kernel in KERNELS {
+        let Ok(closure) = apt::closure(kernel) else { continue };
+        let parts: Vec<_> = closure.into_iter().filter(|name| version_of(name).is_some()).collect();
+        if !parts.is_empty() {
+            return Ok(parts);
+        }
+    }
+    bail!("apt knows no kernel package; tried {}", KERNELS.join(", "))
+}
+
+/// `6.1` out of `linux-image-6.1.0-56-amd64`, nothing out of other packages' names.
+fn version_of(package: &str) -> Option<&str> {
+    let rest = PARTS.iter().filter_map(|part| package.strip_prefix(part));
+    let version = rest.min_by_key(|rest| rest.len())?;
+    let minor_at = version.find('.')? + 1;
+    let digits = version[minor_at..].find(|c: char| !c.is_ascii_digit())?;
+    let found = &version[..minor_at + digits];
+    found.starts_with(|c: char| c.is_ascii_digit()).then_some(found)
+}
+
+fn fetch(parts: &[String], folder: &Path) -> Result<()> {
+    let unpacked = folder.with_extension("unpacked");
+    let packages: Vec<_> = parts.iter().cloned().chain(["busybox-static".to_owned()]).collect();
+    apt::unpack(&packages, &unpacked)?;
+
+    let files = files_below(&unpacked)?;
+    let mut modules = Vec::new();
+    for module in MODULES {
+        with_dependencies(module, &files, &mut modules)?;
+    }
+    fs::create_dir_all(folder.join("modules"))?;
+    for (position, (module, content)) in modules.iter().enumerate() {
+        // The names' order is the order of loading.
+        fs::write(folder.join(format!("modules/{position:02}-{module}.ko")), content)?;
+    }
+    fs::copy(find(&files, "bin/busybox")?, folder.join("busybox"))?;
+    // Last: it is what makes the folder count as ready.
+    fs::copy(find(&files, "boot/vmlinuz-")?, folder.join("vmlinuz"))?;
+    fs::remove_dir_all(&unpacked)?;
+    note(&format!("kernel ready in {}", folder.display()));
+    Ok(())
+}
+
+fn find<'a>(files: &'a [PathBuf], path_part: &str) -> Result<&'a PathBuf> {
+    files
+        .iter()
+        .find(|file| file.to_string_lossy().contains(path_part))
+        .with_context(|| format!("the packages hold no {path_part}"))
+}
+
+/// Adds a module to the list, after those that it depends on.
+fn with_dependencies(
+    module: &str,
+    files: &[PathBuf],
+    list: &mut Vec<(String, Vec<u8>)>,
+) -> Result<()> {
+    if list.iter().any(|(listed, _)| listed == module) {
+        return Ok(());
+    }
+    let Some(file) = files.iter().find(|file| is_module(file, module)) else { return Ok(()) };
+    let content = decompressed(file)?;
+    for dependency in dependencies(&content) {
+        with_dependencies(&dependency, files, list)?;
+    }
+    list.push((module.to_owned(), content));
+    Ok(())
+}
+
+/// What a module says of itself in its `.modinfo`: `depends=a,b` between two zero bytes.
+fn dependencies(module: &[u8]) -> Vec<String> {
+    let mut entries = module.split(|byte| *byte == 0);
+    let named = entries.find_map(|entry| entry.strip_prefix(b"depends="));
+    let named = String::from_utf8_lossy(named.unwrap_or_default()).into_owned();
+    named.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}
+
+fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            files.extend(files_below(&entry.path())?);
+        } else if entry.file_type()?.is_file() {
+            files.push(entry.path());
+        }
+    }
+    Ok(files)
+}
+
+fn name(file: &Path) -> &str {
+    file.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+}
+
+/// Whether a file is this module, compressed or not. File names may have hyphens instead.
+fn is_module(file: &Path, module: &str) -> bool {
+    let name = name(file).replace('-', "_");
+    name.strip_prefix(module).is_some_and(|rest| rest == ".ko" || rest.starts_with(".ko."))
+}
+
+fn decompressed(file: &Path) -> Result<Vec<u8>> {
+    let tool = match file.extension().and_then(|extension| extension.to_str()) {
+        Some("xz") => ("xz", "xz-utils"),
+        Some("zst") => ("zstd", "zstd"),
+        _ => return Ok(fs::read(file)?),
+    };
+    if which(tool.0).is_none() {
+        apt::install(&[tool.1])?;
+    }
+    let plain = file.with_extension("");
+    output(Command::new(tool.0).args(["-d", "-q", "-k"]).arg(file))?;
+    Ok(fs::read(plain)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{dependencies, is_module, version_of};
+
+    /// Names of kernel packages, as Debian and Ubuntu have them, and of packages that are none.
+    #[test]
+    fn versions_of_packages() {
+        assert_eq!(version_of("linux-image-6.1.0-56-amd64"), Some("6.1"));
+        assert_eq!(version_of("linux-image-unsigned-6.8.0-31-generic"), Some("6.8"));
+        assert_eq!(version_of("linux-binary-7.2.13+deb15-amd64"), Some("7.2"));
+        assert_eq!(version_of("linux-image-amd64"), None);
+        assert_eq!(version_of("linux-base"), None);
+    }
+
+    /// A module is found by its whole name, however it is compressed.
+    #[test]
+    fn modules_by_name() {
+        assert!(is_module(Path::new("/lib/9p.ko"), "9p"));
+        assert!(is_module(Path::new("/lib/9p.ko.xz"), "9p"));
+        assert!(is_module(Path::new("/lib/virtio-rng.ko"), "virtio_rng"));
+        assert!(!is_module(Path::new("/lib/9pnet.ko"), "9p"));
+    }
+
+    /// A module's dependencies are its own words.
+    #[test]
+    fn dependencies_of_a_module() {
+        assert_eq!(dependencies(b"\x7fELF\0author=x\0depends=virtio,9pnet\0"), ["virtio", "9pnet"]);
+        assert_eq!(dependencies(b"author=x\0depends=\0name=9pnet\0"), [""; 0]);
+    }
+}
