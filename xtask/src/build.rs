@@ -1,4 +1,4 @@
-//! Builds the release binary with the probes inside, and hands it to the demo.
+//! Builds the release binary with the probes inside, and hands it to the demo and the benchmark.
 
 use std::env;
 use std::os::unix::process::CommandExt;
@@ -23,11 +23,25 @@ pub fn release() -> Result<PathBuf> {
 
 /// Shows stalltrace at work. Does not return where the demo could be started.
 pub fn demo() -> Result<ExitCode> {
+    hand_over("demo", &[], &[])
+}
+
+/// Measures what being watched costs. Does not return where the benchmark could be started.
+pub fn bench(arguments: &[String]) -> Result<ExitCode> {
+    ensure(&[Group::Targets])?;
+    hand_over("bench", &["--release"], arguments)
+}
+
+/// Runs a program of the tests' package with the daemon as it is now.
+fn hand_over(program: &str, options: &[&str], arguments: &[String]) -> Result<ExitCode> {
     if !is_root() {
-        bail!("attaching probes needs root: sudo -E env PATH=\"$PATH\" cargo xtask demo");
+        bail!("attaching probes needs root: sudo -E env PATH=\"$PATH\" cargo xtask {program}");
     }
     let binary = release()?;
-    let failed = cargo(&["run", "--quiet", "--package", "profiler-tests", "--bin", "demo"])
+    let failed = cargo(&["run", "--quiet", "--package", "profiler-tests", "--bin", program])
+        .args(options)
+        .arg("--")
+        .args(arguments)
         .env("STALLTRACE_BIN", binary)
         .exec();
     Err(failed).context("cannot start cargo")

@@ -22,6 +22,7 @@ Examples:
   cargo xtask demo                          see stalls of a sample service reported, in half a minute
   cargo xtask test --fast                   what needs neither root nor set-up
   sudo -E env PATH=\"$PATH\" cargo xtask test all tests, also those in a virtual machine
+  cargo xtask bench -- --quick              what it costs, in under a minute
   cargo xtask setup vm                      install and fetch only what the virtual machine needs
   cargo xtask vm -- 'uname -r; bpftool prog'  run a command on Debian's kernel";
 
@@ -50,6 +51,12 @@ enum Task {
         #[arg(long)]
         fast: bool,
     },
+    /// Measure what being watched costs, as ratios within one run (see `cargo xtask bench -- --help`).
+    Bench {
+        /// For the benchmark itself.
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
     /// Run a command as root on another kernel, with this machine's files (its changes are lost).
     Vm(vm::Vm),
     /// Check the rules that the sources keep.
@@ -62,6 +69,7 @@ fn main() -> ExitCode {
         Task::Build => build::release().map(|_| ExitCode::SUCCESS),
         Task::Demo => build::demo(),
         Task::Test { fast } => test::test(fast),
+        Task::Bench { arguments } => build::bench(&arguments),
         Task::Vm(vm) => vm.run(),
         Task::Tidy => tidy::tidy().map(|()| ExitCode::SUCCESS),
     };

@@ -31,9 +31,10 @@ const fn need(what: &'static str, package: &'static str) -> Need {
     Need { what, package }
 }
 
-const TARGETS: [Need; 6] = [
+const TARGETS: [Need; 7] = [
     need("redis-server", "redis-server"),
     need("redis-benchmark", "redis-tools"),
+    need("wrk", "wrk"),
     need("gcc", "gcc"),
     need("/usr/include/stdio.h", "libc6-dev"),
     need("python3", "python3"),
