@@ -14,73 +14,115 @@ use crate::echo::Echo;
 use crate::stats::{self, Empties, Hook, Ran, TICK, WaitHooks};
 use crate::table::{Aim, Compare, Measured, Row};
 
-/// Whose events the probes see.
+/// Whose loop is driven.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Whose {
-    Others,
+enum Driven {
+    Bystander,
     Target,
 }
 
-/// What one round gave.
+/// What was counted on one hook.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Counted {
+    /// ns per call of the empty program.
+    off_ns: f64,
+    /// ns per call of the probe.
+    on_ns: f64,
+    /// Calls of the probe.
+    calls: u64,
+}
+
+impl Counted {
+    fn added_ns(self) -> f64 {
+        self.on_ns - self.off_ns
+    }
+
+    /// The events of the target alone: `self` counts those of everybody while the target made `own` of
+    /// them, and an event of somebody else costs what it did when the target slept.
+    fn without(self, others: Self, own: f64) -> f64 {
+        let foreign = (self.calls as f64 - own).max(0.0);
+        (self.added_ns() * self.calls as f64 - others.added_ns() * foreign) / own
+    }
+}
+
+/// What one look at a busy loop gave.
 #[derive(Debug, Default)]
-struct Round {
-    /// ns per call of the empty program and of the probe.
-    costs: BTreeMap<Hook, (f64, f64)>,
-    /// Of all probes together less the empty ones, for each turn of the echo.
-    ns_per_turn: f64,
+struct Look {
+    hooks: BTreeMap<Hook, Counted>,
+    turns: u64,
     ticks: u64,
     stalls: usize,
 }
+
+/// Figures by hook, a value a round: off, on.
+type ByHook = BTreeMap<Hook, (Vec<f64>, Vec<f64>)>;
 
 pub fn measure(rounds: usize, run: Duration) -> Result<Measured> {
     stats::see_tracepoints()?;
     let waits = wait_hooks()?;
     let _counting = stats::counting()?;
-    let (mut rows, mut ticks, mut stalls) = (Vec::new(), Vec::new(), 0);
-    for (whose, name) in [(Whose::Others, "of others"), (Whose::Target, "of the target")] {
-        let mut taken = Vec::new();
-        for _ in 0..rounds {
-            taken.push(round(whose, waits, run)?);
+    let (mut of_others, mut of_target) = (ByHook::new(), ByHook::new());
+    let (mut turns_of_others, mut turns_of_target) = (Vec::new(), Vec::new());
+    let (mut ticks, mut stalls) = (Vec::new(), 0);
+    for _ in 0..rounds {
+        let others = look(Driven::Bystander, waits, run)?;
+        let mixed = look(Driven::Target, waits, run)?;
+        let (mut turn_of_others, mut turn_of_target) = (0.0, 0.0);
+        for (hook, all) in &mixed.hooks {
+            let Some(foreign) = others.hooks.get(hook) else { continue };
+            let each = hook.of_the_loop();
+            let own_ns = all.without(*foreign, each * mixed.turns.max(1) as f64);
+            turn_of_others += foreign.added_ns() * each;
+            turn_of_target += own_ns * each;
+            push(&mut of_others, *hook, foreign.off_ns, foreign.on_ns);
+            push(&mut of_target, *hook, all.off_ns, all.off_ns + own_ns);
         }
-        for hook in Hook::ALL {
-            let costs = taken.iter().filter_map(|round| round.costs.get(&hook));
-            let (off, on) = costs.copied().unzip();
-            let aim = (whose == Whose::Others && hook == Hook::Switch).then_some(Aim::AtMost(8.0));
-            let what = format!("{} {name}", hook.name());
-            rows.push(Row { what, unit: "ns/event", off, on, compare: Compare::Difference, aim });
-        }
-        rows.push(Row {
-            what: format!("all probes, a turn {name}"),
-            unit: "ns/turn",
-            off: Vec::new(),
-            on: taken.iter().map(|round| round.ns_per_turn).collect(),
-            compare: Compare::Alone,
-            aim: None,
-        });
-        ticks.extend(taken.iter().map(|round| round.ticks as f64));
-        stalls += taken.iter().map(|round| round.stalls).sum::<usize>();
+        turns_of_others.push(turn_of_others);
+        turns_of_target.push(turn_of_target);
+        ticks.push((others.ticks + mixed.ticks) as f64);
+        stalls += others.stalls + mixed.stalls;
     }
-    rows.push(Row {
-        what: "ticks while nothing stalls".to_owned(),
-        unit: "calls",
-        off: Vec::new(),
-        on: ticks,
-        compare: Compare::Alone,
-        aim: Some(Aim::AtMost(0.0)),
-    });
-    let mut notes = vec![format!(
-        "waits are hooked by {}",
-        match waits {
-            WaitHooks::Fentry => "fentry",
-            WaitHooks::Tracepoint => "syscall tracepoints",
-        }
-    )];
+    let mut rows =
+        by_hook("of others", of_others, |hook| (hook == Hook::Switch).then_some(Aim::AtMost(8.0)));
+    rows.push(alone("all four, a turn of others", "ns/turn", turns_of_others, None));
+    rows.extend(by_hook("of the target", of_target, |_| None));
+    rows.push(alone("all four, a turn of the target", "ns/turn", turns_of_target, None));
+    rows.push(alone("ticks while nothing stalls", "calls", ticks, Some(Aim::AtMost(0.0))));
+    let waits = match waits {
+        WaitHooks::Fentry => "fentry",
+        WaitHooks::Tracepoint => "syscall tracepoints",
+    };
+    let mut notes =
+        vec![format!("waits are hooked by {waits}; the way to the hook is not counted")];
     notes.extend(about_stalls(stalls));
     Ok(Measured {
         meaning: "off: an empty program on the same hook; on: the probe; both with the cost of being measured",
         rows,
         notes,
     })
+}
+
+fn push(figures: &mut ByHook, hook: Hook, off: f64, on: f64) {
+    let (offs, ons) = figures.entry(hook).or_default();
+    offs.push(off);
+    ons.push(on);
+}
+
+fn by_hook(whose: &str, figures: ByHook, aim: impl Fn(Hook) -> Option<Aim>) -> Vec<Row> {
+    let row = |(hook, (off, on)): (Hook, _)| Row {
+        what: format!("{} {whose}", hook.name()),
+        unit: "ns/event",
+        off,
+        on,
+        compare: Compare::Difference,
+        aim: aim(hook),
+    };
+    figures.into_iter().map(row).collect()
+}
+
+fn alone(what: &str, unit: &'static str, on: Vec<f64>, aim: Option<Aim>) -> Row {
+    let (what, off) = (what.to_owned(), Vec::new());
+    Row { what, unit, off, on, compare: Compare::Alone, aim }
 }
 
 /// Which hooks the daemon takes here.
@@ -94,12 +136,12 @@ fn wait_hooks() -> Result<WaitHooks> {
     })
 }
 
-/// The echo and whoever drives it share a CPU: every turn of it is two switches and two wakeups.
-fn round(whose: Whose, waits: WaitHooks, run: Duration) -> Result<Round> {
+/// An echo and whoever drives it share a CPU: in each turn the echo sleeps and is woken once.
+fn look(driven: Driven, waits: WaitHooks, run: Duration) -> Result<Look> {
     let place = Places::find()?.server;
     let mut echo = Echo::start()?;
-    let bystander = Echo::start()?;
-    let target = if whose == Whose::Target { echo.pid() } else { bystander.pid() };
+    let sleeper = Echo::start()?;
+    let target = if driven == Driven::Target { echo.pid() } else { sleeper.pid() };
 
     // The first program on a hook finds colder caches than the second: an empty one before the probe
     // and one after it, and their mean.
@@ -108,31 +150,27 @@ fn round(whose: Whose, waits: WaitHooks, run: Duration) -> Result<Round> {
     let after = Empties::attach(waits)?;
     std::thread::sleep(SETTLE);
     let ids = held_by(tracer.pid())?;
-    let look = || -> Result<_> {
+    let count = || -> Result<_> {
         let probes = stats::of(&ids);
-        let mut empties = Vec::new();
-        for hook in Hook::ALL {
-            empties.push((before.ran(hook)?, after.ran(hook)?));
-        }
-        Ok((probes, empties))
+        let empties = Hook::ALL.map(|hook| Ok([before.ran(hook)?, after.ran(hook)?]));
+        Ok((probes, empties.into_iter().collect::<Result<Vec<_>>>()?))
     };
-    let (probes_0, empties_0) = look()?;
+    let (probes_before, empties_before) = count()?;
     let turns = on(place, || echo.keep_busy(run))?;
-    let (probes_1, empties_1) = look()?;
+    let (probes_after, empties_after) = count()?;
 
-    let mut taken = Round { stalls: detach(tracer)?, ..Round::default() };
-    for ((hook, first), last) in Hook::ALL.into_iter().zip(&empties_0).zip(&empties_1) {
-        let probe = grown(&probes_0, &probes_1, &hook.programs())
+    let mut hooks = BTreeMap::new();
+    for ((hook, first), last) in Hook::ALL.into_iter().zip(empties_before).zip(empties_after) {
+        let probe = grown(&probes_before, &probes_after, &hook.programs())
             .with_context(|| format!("no probe on {} was seen", hook.name()))?;
-        let empties = [last.0.since(first.0), last.1.since(first.1)];
-        let [Some(before_ns), Some(after_ns)] = empties.map(Ran::ns_per_call) else { continue };
-        let Some(on_ns) = probe.ns_per_call() else { continue };
-        let off_ns = (before_ns + after_ns) / 2.0;
-        taken.costs.insert(hook, (off_ns, on_ns));
-        taken.ns_per_turn += (on_ns - off_ns) * probe.calls as f64 / turns.max(1) as f64;
+        let empty = |[a, b]: [Ran; 2]| Some((a.ns_per_call()? + b.ns_per_call()?) / 2.0);
+        let since = [0, 1].map(|index| last[index].since(first[index]));
+        if let (Some(off_ns), Some(on_ns)) = (empty(since), probe.ns_per_call()) {
+            hooks.insert(hook, Counted { off_ns, on_ns, calls: probe.calls });
+        }
     }
-    taken.ticks = grown(&probes_0, &probes_1, &[TICK]).context("no program `tick`")?.calls;
-    Ok(taken)
+    let ticks = grown(&probes_before, &probes_after, &[TICK]).context("no program `tick`")?.calls;
+    Ok(Look { hooks, turns, ticks, stalls: detach(tracer)? })
 }
 
 /// What the first of these programs that is there has added.
@@ -147,8 +185,18 @@ fn grown(
 
 #[cfg(test)]
 mod tests {
-    use super::{Ran, grown};
+    use super::{Counted, Ran, grown};
     use std::collections::BTreeMap;
+
+    /// Events of others are taken out at their own price.
+    #[test]
+    fn the_targets_share_is_found() {
+        let others = Counted { off_ns: 50.0, on_ns: 54.0, calls: 1_000 };
+        // 100 events of the target at 104 ns, and 300 of others.
+        let mixed = Counted { off_ns: 50.0, on_ns: 79.0, calls: 400 };
+        assert_eq!(mixed.without(others, 100.0), 104.0);
+        assert_eq!(mixed.without(others, 400.0), 29.0);
+    }
 
     /// The program goes by either of its names, and one that was never loaded is not taken for idle.
     #[test]

@@ -25,18 +25,18 @@ use serde_json::json;
 use crate::table::{Measured, Section};
 
 const EXAMPLES: &str = "\
-Figures are taken with and without by turns; a result is the median over the rounds of the ratio (or
-difference) within a round, its quartiles beside it. Nothing else should be busy meanwhile.
+Figures are taken with and without by turns; a result is the median over the rounds of the ratio
+(or difference) within a round, its quartiles beside it. Nothing else should be busy meanwhile.
 
 Examples:
   bench                          everything, in about four minutes
-  bench --quick                  the same in under one, with wider quartiles
+  bench --quick                  the same in about one, with wider quartiles
   bench --only redis --only probes
   bench --json bench.json        every figure of every round
 
-STALLTRACE_BIN names the release binary of stalltrace, STALLTRACE_VENV the virtual environment with
-uvicorn and FastAPI. Exit code 1 if something could not be measured; aims that are missed are told, not
-failed.";
+STALLTRACE_BIN names the release binary of stalltrace, STALLTRACE_VENV the virtual environment
+with uvicorn and FastAPI. Exit code 1 if something could not be measured; an aim that is missed
+is told, not failed.";
 
 /// Measures what stalltrace costs those that it watches, everybody else, and itself.
 #[derive(Debug, Parser)]
@@ -91,7 +91,7 @@ impl Measurement {
                 let loops: &[&str] = if quick { &["uvloop"] } else { &["asyncio", "uvloop"] };
                 uvicorn::measure(rounds(7, 3), milliseconds(2000, 1000), loops)
             }
-            Self::Probes => events::measure(rounds(7, 2), milliseconds(1000, 500)),
+            Self::Probes => events::measure(rounds(7, 3), milliseconds(1000, 400)),
             Self::Syscalls => syscalls::measure(rounds(9, 3), milliseconds(300, 150)),
             Self::Daemon => healthy::measure(milliseconds(20_000, 8_000)),
         }
@@ -120,13 +120,13 @@ fn bench(cli: &Cli) -> Result<ExitCode> {
         }
         let title = measurement.title();
         eprintln!("[{:>3} s] {title}", start.elapsed().as_secs());
-        let foreign = stats::probes_loaded();
+        let before = stats::probes_loaded();
         let (mut measured, failure) = match measurement.measure(cli.quick) {
             Ok(measured) => (measured, None),
             Err(error) => (Measured::default(), Some(format!("{error:#}"))),
         };
-        if foreign > 0 {
-            let note = "somebody else has a stalltrace attached: `off` is not without its hooks";
+        if before + stats::probes_loaded() > 0 {
+            let note = "somebody else had a stalltrace attached: `off` is not without its hooks";
             measured.notes.push(note.to_owned());
         }
         sections.push(Section { title, measured, failure });

@@ -42,9 +42,9 @@ pub fn measure(rounds: usize, run: Duration) -> Result<Measured> {
         rows.push(Row { what, unit: "requests/s", off, on, compare: Compare::Ratio, aim });
     }
     for (arm, who) in ARMS.iter().enumerate() {
-        for compare in [Compare::Ratio, Compare::Difference] {
+        for (what, compare) in [("", Compare::Ratio), (" added", Compare::Difference)] {
             let (off, on) = (figures.of(0, 1), figures.of(arm + 1, 1));
-            let what = format!("server's CPU, {who}");
+            let what = format!("server's CPU{what}, {who}");
             rows.push(Row { what, unit: "ns/request", off, on, compare, aim: None });
         }
     }

@@ -59,6 +59,14 @@ impl Hook {
         }
     }
 
+    /// How often a turn that sleeps once comes by: the thread leaves the CPU and comes back.
+    pub fn of_the_loop(self) -> f64 {
+        match self {
+            Self::Switch => 2.0,
+            Self::Wakeup | Self::WaitEntered | Self::WaitLeft => 1.0,
+        }
+    }
+
     /// The daemon's program on it, by tracepoint or by fentry. The kernel keeps 15 bytes of a name.
     pub fn programs(self) -> [&'static str; 2] {
         match self {

@@ -42,7 +42,7 @@ pub fn measure(rounds: usize, run: Duration, loops: &[&str]) -> Result<Measured>
         };
         rows.push(row("throughput", "requests/s", 0, Some(Aim::AtLeast(0.99))));
         rows.push(row("server's CPU", "ns/request", 1, None));
-        notes.extend(figures.notes(2));
+        notes.extend(figures.notes(2).iter().map(|note| format!("{event_loop}: {note}")));
     }
     Ok(Measured { meaning: "off: nobody is watched; on: the server is", rows, notes })
 }
