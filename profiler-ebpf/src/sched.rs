@@ -29,7 +29,9 @@ pub fn woken(task: Task) {
     if u64::from(task.tgid()) != param!(tgid) {
         return;
     }
-    if let Some(state) = slot_of(task.tid()).and_then(loop_at) {
+    if let Some(state) = slot_of(task.tid()).and_then(loop_at)
+        && state.phase == phase::TURN
+    {
         // SAFETY: the helper has no preconditions.
         let now_ns = unsafe { bpf_ktime_get_ns() };
         change(state, |state| state.woken(now_ns));
@@ -39,6 +41,9 @@ pub fn woken(task: Task) {
 #[inline(always)]
 fn left_cpu(slot: u32, preempted: bool, task_state: u64) {
     let Some(state) = loop_at(slot) else { return };
+    if !state.minds_leaving(task_state) {
+        return;
+    }
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     match change(state, |state| state.switched_out(preempted, task_state, now_ns)) {

@@ -226,6 +226,13 @@ impl Loop {
         };
     }
 
+    /// Whether leaving the CPU means anything to a turn: asked first, because even the clock costs
+    /// more than the answer, and idle loops sleep often.
+    #[inline(always)]
+    pub const fn minds_leaving(&self, task_state: u64) -> bool {
+        self.phase == phase::TURN || task_state & task::DEAD != 0
+    }
+
     /// The thread leaves the CPU. `task_state` is its `__state`, 0 where it could go on running.
     #[inline(always)]
     pub fn switched_out(&mut self, preempted: bool, task_state: u64, now_ns: u64) -> Left {

@@ -23,7 +23,7 @@ const NAMELESS: [&str; 7] = ["util", "utils", "helper", "helpers", "common", "mi
 /// The only folders that know the eBPF library: the loader, the probes (only the binary half of their
 /// package), and what measures programs that are none of ours.
 const KNOW_AYA: [&str; 3] =
-    ["profiler-user/src/source/kernel/", "profiler-ebpf/src/", "tests/src/bin/bench/"];
+    ["profiler-user/src/source/kernel/", "profiler-ebpf/src/", "tests/src/"];
 
 /// The only files with unsafe code; each block in them says why it is sound.
 const UNSAFE: [&str; 8] = [
