@@ -12,6 +12,7 @@ use profiler_ebpf::record::reason;
 
 use crate::frame::{Frame, Language, Stack};
 use crate::gap::Gap;
+use crate::job::{Job, KernelStack, Losses, PythonFrames};
 use crate::process::descriptors::describe;
 use crate::process::live::{LiveMemory, open_region};
 use crate::process::modules::Modules;
@@ -22,7 +23,6 @@ use crate::report::schema::session::EndReason;
 use crate::report::syscalls::{Operand, operand};
 use crate::report::{Finish, Report};
 use crate::runtime::cpython::{FrameKind, NamedFrame};
-use crate::session::{Job, Losses, PythonFrames};
 use crate::sink::Sink;
 use crate::source::Captured;
 use crate::symbolize::kernel::{KernelSymbols, parse_proc_stack};
@@ -131,8 +131,8 @@ impl Analyst {
                 self.warm_up(&warm_up);
                 self.sink.accept(&Report::session_start(&self.facts, now_ns, *start))
             }
-            Job::Sample { captured, python, kernel_stack } => {
-                self.sample(&captured, &python, kernel_stack.as_deref());
+            Job::Sample { captured, python, kernel } => {
+                self.sample(&captured, &python, &kernel);
                 Ok(())
             }
             Job::BlockEnded { captured } => {
@@ -169,11 +169,16 @@ impl Analyst {
         self.sink.accept(&Report::session_end(&self.facts, now_ns, &finish))
     }
 
-    fn sample(&mut self, captured: &Captured, python: &PythonFrames, kernel_stack: Option<&str>) {
+    fn sample(&mut self, captured: &Captured, python: &PythonFrames, kernel: &KernelStack) {
         let mut stack = self.stack(captured, python);
-        stack.kernel = match kernel_stack {
-            Some(text) => parse_proc_stack(text),
-            None => self.kernel_frames(&captured.kernel, &mut stack.gaps),
+        stack.kernel = match kernel {
+            KernelStack::Text(Some(text)) => parse_proc_stack(text),
+            KernelStack::Text(None) => {
+                let why = "/proc/PID/task/TID/stack cannot be read: it needs CAP_SYS_ADMIN";
+                stack.gaps.push(Gap::new("kernel stack", why));
+                Vec::new()
+            }
+            KernelStack::Captured => self.kernel_frames(&captured.kernel, &mut stack.gaps),
         };
         let loop_kind = loop_kind(&stack.frames);
         let (head, pid) = (&captured.head, self.target.pid());

@@ -11,6 +11,7 @@ pub mod check;
 pub mod watch;
 pub mod start;
 pub mod session;
+pub mod job;
 pub mod analyst;
 
 pub mod gap;

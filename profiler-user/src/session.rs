@@ -6,16 +6,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use profiler_ebpf::limits::{PAGE_BYTES, STACK_BYTES};
+use profiler_ebpf::limits::{MIN_BLOCK_NS, PAGE_BYTES, STACK_BYTES};
 use profiler_ebpf::python::PythonWalk;
 use profiler_ebpf::record::{CaptureHead, ThreadSnapshot, reason};
 use profiler_ebpf::turn::{phase, state};
 
 use crate::gap::Gap;
+use crate::job::{Job, KernelStack, PythonFrames};
 use crate::process::TargetMemory;
 use crate::process::frozen::{Candidate, Evidence, in_turn, seed};
 use crate::process::target::{Target, WaitDescriptors};
-use crate::report::Start;
 use crate::runtime::cpython::{NamedFrame, Python};
 use crate::source::{Captured, Event, EventSource, Slot, Ticks};
 use crate::turn::tracker::{Due, Tracker};
@@ -37,35 +37,6 @@ const LOOP_FILES: [&str; 5] = [
     "/trio/_core/_run.py",
     "/tornado/ioloop.py",
 ];
-
-/// Interpreter frames of one capture, or why there are none.
-#[derive(Debug, Clone)]
-pub enum PythonFrames {
-    /// The target runs no CPython that we know.
-    NotPython,
-    Named {
-        frames: Vec<NamedFrame>,
-        walk: PythonWalk,
-    },
-    Missing(Gap),
-}
-
-/// What was lost, by name.
-pub type Losses = Vec<(&'static str, u64)>;
-
-/// Work for the analyst, in order.
-#[derive(Debug)]
-pub enum Job {
-    /// The session's first line is due, once what the first stall needs has been read by way of
-    /// these captures.
-    Begin { start: Box<Start>, warm_up: Vec<Captured> },
-    /// Where a loop's thread was at one moment.
-    Sample { captured: Box<Captured>, python: PythonFrames, kernel_stack: Option<String> },
-    /// A blocked stretch is over whose stack may have been sent before.
-    BlockEnded { captured: Box<Captured> },
-    /// A line is due; with what has been lost so far.
-    Report { tid: u32, due: Box<Due>, losses: Losses },
-}
 
 /// One loop that is followed.
 #[derive(Debug)]
@@ -187,7 +158,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
                 if now_ns >= suspect_at_ns {
                     wants_ticks |= slot.state.state != state::BLOCKED;
                     self.suspected_ns = now_ns;
-                    self.complete_block(slot, jobs);
+                    self.complete_block(slot, now_ns, jobs);
                 }
                 next_ns = next_ns.min(suspect_at_ns.max(now_ns + CLOSE_LOOK_NS));
             }
@@ -291,22 +262,32 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             jobs.push(Job::BlockEnded { captured });
             return;
         }
+        if PythonWalk::from_u32(head.python_walk) == PythonWalk::WrongThread
+            && let Some(followed) = self.loops.get_mut(&head.head.tid)
+        {
+            // The state that we knew belongs to another thread by now: search again.
+            followed.tstate = None;
+        }
         let python = self.name_python(&captured);
-        jobs.push(Job::Sample { captured, python, kernel_stack: None });
+        jobs.push(Job::Sample { captured, python, kernel: KernelStack::Captured });
     }
 
     /// Completes the stack of a thread that is blocked in a suspected turn: it cannot move, so its
     /// memory holds what it held when it gave up the CPU.
-    fn complete_block(&mut self, slot: Slot, jobs: &mut Vec<Job>) {
+    fn complete_block(&mut self, slot: Slot, now_ns: u64, jobs: &mut Vec<Job>) {
         if slot.state.state != state::BLOCKED && slot.state.state != state::STOPPED {
             return;
         }
         let Some(mut captured) = self.source.last_block(slot) else { return };
         let tid = slot.state.tid;
         let Some(followed) = self.loops.get(&tid) else { return };
-        if captured.head.reason != reason::SWITCH_OUT
-            || captured.head.at_ns == followed.completed_ns
-        {
+        let head = &captured.head;
+        // The capture is of this block only if both bear the same time. A young one may still be
+        // being written.
+        let is_of_block = head.reason == reason::SWITCH_OUT
+            && head.at_ns == slot.state.booked_until_ns
+            && now_ns.saturating_sub(head.at_ns) >= MIN_BLOCK_NS;
+        if !is_of_block || head.at_ns == followed.completed_ns {
             return;
         }
         let tstate = followed.tstate;
@@ -319,7 +300,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             }
         }
         let python = self.name_python(&captured);
-        let kernel_stack = self.target.kernel_stack(tid);
+        let kernel = KernelStack::Text(self.target.kernel_stack(tid));
         // Had it moved meanwhile, the stack would be another one's.
         let unmoved =
             self.source.last_block(slot).is_some_and(|now| now.head.at_ns == captured.head.at_ns);
@@ -330,7 +311,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             followed.completed_ns = captured.head.at_ns;
         }
         captured.head.blocked_ns = 0;
-        jobs.push(Job::Sample { captured: Box::new(captured), python, kernel_stack });
+        jobs.push(Job::Sample { captured: Box::new(captured), python, kernel });
     }
 
     fn name_python(&mut self, captured: &Captured) -> PythonFrames {
@@ -338,7 +319,11 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let walk = PythonWalk::from_u32(captured.head.python_walk);
         match walk {
             PythonWalk::NotTried => {
-                let why = "the thread has no interpreter state that we know";
+                let why = if captured.stack.is_empty() {
+                    "it blocked before the turn was suspected, and not for long after"
+                } else {
+                    "the thread has no interpreter state that we know"
+                };
                 PythonFrames::Missing(Gap::new("python frames", why))
             }
             PythonWalk::WrongThread => {
@@ -420,6 +405,14 @@ mod tests {
         events: VecDeque<Event>,
         ticks: Vec<Ticks>,
         released: u32,
+    }
+
+    impl Scripted {
+        /// The thread gave up its CPU at that time.
+        fn block_at(&mut self, at_ns: u64) {
+            self.state.booked_until_ns = at_ns;
+            self.block = Some(blocked_at(at_ns, self.state.turn.start_ns));
+        }
     }
 
     impl EventSource for Scripted {
@@ -516,7 +509,7 @@ mod tests {
     #[test]
     fn blocked_turn_is_completed_once() {
         let mut session = session(1000 * MS, state::BLOCKED);
-        session.source.block = Some(blocked_at(1001 * MS, 1000 * MS));
+        session.source.block_at(1001 * MS);
         let mut jobs = Vec::new();
         session.step(1060 * MS, &mut jobs);
         session.step(1101 * MS, &mut jobs);
@@ -527,11 +520,25 @@ mod tests {
         assert!(!session.source.ticks.contains(&Ticks::On), "a thread that sleeps needs no ticks");
     }
 
+    /// A capture of an earlier block, or one that may be half written, is not taken for this block's.
+    #[test]
+    fn capture_must_be_of_the_block() {
+        let mut session = session(1000 * MS, state::BLOCKED);
+        session.source.block_at(1055 * MS);
+        session.source.state.booked_until_ns = 1056 * MS;
+        let mut jobs = Vec::new();
+        session.step(1060 * MS, &mut jobs);
+        assert!(jobs.is_empty(), "of another block: {jobs:?}");
+        session.source.block_at(1060 * MS - 1000);
+        session.step(1060 * MS, &mut jobs);
+        assert!(jobs.is_empty(), "too young: {jobs:?}");
+    }
+
     /// Once a block whose stack was completed is over, only its length is told on.
     #[test]
     fn end_of_a_completed_block() {
         let mut session = session(1000 * MS, state::BLOCKED);
-        session.source.block = Some(blocked_at(1001 * MS, 1000 * MS));
+        session.source.block_at(1001 * MS);
         let mut jobs = Vec::new();
         session.step(1060 * MS, &mut jobs);
         jobs.clear();

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use stalltrace::gap::Gap;
 use stalltrace::process::live::{LiveMemory, open_region};
-use stalltrace::process::maps::{Backing, Region};
+use stalltrace::process::maps;
 use stalltrace::runtime::cpython::Python;
 
 /// What the target prints about itself.
@@ -124,38 +124,12 @@ fn spawn(program: &Path, arguments: &[&OsStr]) -> (Child, String) {
 /// Looks for an interpreter in a target.
 pub fn detect(target: &Target) -> Result<Option<Python>, Gap> {
     let pid = target.pid();
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("the target lives");
-    let regions: Vec<Region> = maps.lines().filter_map(region).collect();
-    Python::detect(&LiveMemory::new(pid), &regions, &|region| open_region(pid, region))
+    let text = fs::read_to_string(format!("/proc/{pid}/maps")).expect("the target lives");
+    Python::detect(&LiveMemory::new(pid), &maps::parse(&text), &|region| open_region(pid, region))
 }
 
 /// Whether the kernel lets us open files through `map_files`, which takes privileges.
 pub fn may_open_mappings() -> bool {
     let entries = fs::read_dir("/proc/self/map_files");
     entries.is_ok_and(|entries| entries.flatten().any(|entry| fs::File::open(entry.path()).is_ok()))
-}
-
-/// One line of maps, as far as it matters here.
-fn region(line: &str) -> Option<Region> {
-    let mut words = line.split_ascii_whitespace();
-    let (start, end) = words.next()?.split_once('-')?;
-    let permissions = words.next()?;
-    let offset = words.next()?;
-    let (major, minor) = words.next()?.split_once(':')?;
-    let inode = words.next()?;
-    let hex = |text| u64::from_str_radix(text, 16).ok();
-    Some(Region {
-        start: hex(start)?,
-        end: hex(end)?,
-        executable: permissions.contains('x'),
-        writable: permissions.contains('w'),
-        offset: hex(offset)?,
-        device: (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?),
-        inode: inode.parse().ok()?,
-        backing: match words.next() {
-            Some(path) if path.starts_with('/') => Backing::File(PathBuf::from(path)),
-            Some(name) => Backing::Special(name.to_owned()),
-            None => Backing::Anonymous,
-        },
-    })
 }
