@@ -150,6 +150,8 @@ impl Analyst {
         for captured in captured {
             self.stack(captured, &PythonFrames::NotPython);
         }
+        // On a healthy target that may be all for days. Reading again takes 5 ms.
+        self.rest();
     }
 
     /// Gives back memory that can be had again by reading files: names that were found are kept.

@@ -14,6 +14,7 @@ use crate::process::frozen::polls;
 use crate::process::live::{LiveMemory, open_region};
 use crate::process::target::Target;
 use crate::report::Start;
+use crate::report::application::interpreter;
 use crate::report::facts::{ProcessFacts, RuntimeFacts, SessionFacts};
 use crate::report::schema::session::{Configuration, Probe, WaitHooks};
 use crate::runtime::cpython::Python;
@@ -53,7 +54,7 @@ pub fn attach(pid: u32, config: &Config) -> anyhow::Result<Begun> {
     let target = Arc::new(Target::open(pid)?);
     let descriptors = target.wait_descriptors();
     let memory = LiveMemory::new(pid);
-    let (python, python_gap) = interpreter(&target, &memory);
+    let (python, python_gap) = detect_python(&target, &memory);
 
     let mut source = KernelSource::attach(Watch {
         tgid: pid,
@@ -80,7 +81,7 @@ pub fn attach(pid: u32, config: &Config) -> anyhow::Result<Begun> {
     Ok(Begun { session, target, facts, first: Job::Begin { start, warm_up } })
 }
 
-fn interpreter(target: &Target, memory: &LiveMemory) -> (Option<Python>, Option<Gap>) {
+fn detect_python(target: &Target, memory: &LiveMemory) -> (Option<Python>, Option<Gap>) {
     let pid = target.pid();
     match Python::detect(memory, &target.regions(), &|region| open_region(pid, region)) {
         Ok(python) => (python, None),
@@ -184,7 +185,18 @@ fn facts(target: &Target, python: Option<&Python>, python_gap: Option<Gap>) -> S
         name: "cpython".to_owned(),
         version: Some(python.version().to_owned()),
     });
+    let foreign = process.exe.as_deref().and_then(interpreter).filter(|_| python.is_none());
+    let foreign_gap = foreign.map(|name| {
+        Gap::new(&format!("frames that {name} interprets"), "only those of CPython are read")
+    });
     // Unique enough: one process attaches once at one moment.
     let id = format!("{:x}-{pid:x}-{:x}", anchor.wall_ns_since_epoch, std::process::id());
-    SessionFacts { id, host, process, runtime, anchor, gaps: python_gap.into_iter().collect() }
+    SessionFacts {
+        id,
+        host,
+        process,
+        runtime,
+        anchor,
+        gaps: python_gap.or(foreign_gap).into_iter().collect(),
+    }
 }

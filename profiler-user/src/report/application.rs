@@ -45,6 +45,12 @@ const SYSTEM_LIBRARIES: [&str; 13] = [
 /// Namespaces of the standard libraries of Rust and C++, which are compiled into the program.
 const STANDARD_NAMESPACES: [&str; 4] = ["std::", "core::", "alloc::", "__gnu_cxx::"];
 
+/// The interpreter that an executable is, if it is one that is known.
+pub fn interpreter(exe: &str) -> Option<&'static str> {
+    let name = basename(exe);
+    INTERPRETERS.into_iter().find(|prefix| name.starts_with(prefix))
+}
+
 /// Tells whose code the frames of one process are.
 #[derive(Debug, Clone, Copy)]
 pub struct Owner<'a> {
@@ -57,8 +63,7 @@ pub struct Owner<'a> {
 impl<'a> Owner<'a> {
     pub fn new(process: &'a ProcessFacts) -> Self {
         let exe = process.exe.as_deref().map(|path| path.trim_end_matches(" (deleted)"));
-        let interprets = exe.is_some_and(|path| starts_with_any(basename(path), &INTERPRETERS));
-        if interprets {
+        if exe.is_some_and(|path| interpreter(path).is_some()) {
             Self { program: None, interpreter: exe }
         } else {
             Self { program: exe, interpreter: None }

@@ -5,7 +5,7 @@
 //! ([`culprit`]); [`schema`] is what a line looks like.
 
 mod account;
-mod application;
+pub mod application;
 mod cause;
 mod culprit;
 pub mod facts;
