@@ -4,16 +4,15 @@
 //! second): the event path does not wait for it.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use profiler_ebpf::python::PythonWalk;
-use profiler_ebpf::record::reason;
+use profiler_ebpf::record::{Registers, reason};
 
 use crate::frame::{Frame, Language, Stack};
 use crate::gap::Gap;
+use crate::gathered::{Gathered, loop_kind};
 use crate::job::{Job, KernelStack, Losses, PythonFrames};
-use crate::process::descriptors::describe;
 use crate::process::live::{LiveMemory, open_region};
 use crate::process::modules::Modules;
 use crate::process::target::Target;
@@ -27,49 +26,10 @@ use crate::sink::Sink;
 use crate::source::Captured;
 use crate::symbolize::kernel::{KernelSymbols, parse_proc_stack};
 use crate::symbolize::native::NativeSymbolizer;
-use crate::turn::samples::Samples;
 use crate::turn::tracker::{Due, doing};
-use crate::turn::{Moment, Stall, ThreadState};
-use crate::unwind::merge::{PythonSpan, PythonStack, merge};
+use crate::turn::{Awaited, Moment, Stall, ThreadState};
+use crate::unwind::merge::{NamedNativeStack, PythonSpan, PythonStack, merge};
 use crate::unwind::native::NativeUnwinder;
-
-/// Descriptors described in one turn: each may cost a look through the socket tables.
-const MAX_DESCRIPTORS: usize = 8;
-
-/// The captures of one loop's present turn.
-#[derive(Debug, Default)]
-struct Gathered {
-    turn_start_ns: u64,
-    samples: Samples,
-    loop_kind: Option<&'static str>,
-    /// What the descriptors that it blocked on stood for at that time; none where one number stood
-    /// for several in the same turn.
-    descriptors: BTreeMap<u32, Option<String>>,
-}
-
-impl Gathered {
-    fn descriptors(&self) -> BTreeMap<u32, String> {
-        let known = |(fd, text): (&u32, &Option<String>)| Some((*fd, text.clone()?));
-        self.descriptors.iter().filter_map(known).collect()
-    }
-
-    fn describe(&mut self, fd: u32, pid: u32) {
-        if self.descriptors.len() >= MAX_DESCRIPTORS && !self.descriptors.contains_key(&fd) {
-            return;
-        }
-        let Some(text) = describe(pid, fd) else { return };
-        match self.descriptors.entry(fd) {
-            Entry::Vacant(entry) => {
-                entry.insert(Some(text));
-            }
-            Entry::Occupied(mut entry) => {
-                if entry.get().as_ref() != Some(&text) {
-                    entry.insert(None);
-                }
-            }
-        }
-    }
-}
 
 /// What the last line of a session needs.
 #[derive(Debug)]
@@ -131,8 +91,18 @@ impl Analyst {
                 self.warm_up(&warm_up);
                 self.sink.accept(&Report::session_start(&self.facts, now_ns, *start))
             }
-            Job::Sample { captured, python, kernel } => {
-                self.sample(&captured, &python, &kernel);
+            Job::Sample { captured, python, kernel, awaited } => {
+                self.sample(&captured, &python, &kernel, awaited);
+                Ok(())
+            }
+            Job::Holder { loop_tid, turn_start_ns, tid, frames, walk } => {
+                // Read from outside, so of the interpreter's frames alone.
+                let stack = merge(NamedNativeStack::default(), python_stack(&frames, walk));
+                let target = Arc::clone(&self.target);
+                let holders = &mut self.gathered(loop_tid, turn_start_ns).holders;
+                let holding = holders.entry(tid).or_default();
+                holding.name = holding.name.take().or_else(|| target.thread_name(tid));
+                holding.samples.tick(stack, ThreadState::RunningUser, Registers::default());
                 Ok(())
             }
             Job::BlockEnded { captured } => {
@@ -171,7 +141,13 @@ impl Analyst {
         self.sink.accept(&Report::session_end(&self.facts, now_ns, &finish))
     }
 
-    fn sample(&mut self, captured: &Captured, python: &PythonFrames, kernel: &KernelStack) {
+    fn sample(
+        &mut self,
+        captured: &Captured,
+        python: &PythonFrames,
+        kernel: &KernelStack,
+        awaited: Awaited,
+    ) {
         let mut stack = self.stack(captured, python);
         stack.kernel = match kernel {
             KernelStack::Text(Some(text)) => parse_proc_stack(text),
@@ -198,17 +174,21 @@ impl Analyst {
             if let Operand::Descriptor(fd) = operand(&registers) {
                 gathered.describe(fd, pid);
             }
-            gathered.samples.block(head.at_ns, blocked_ns, stack, doing(head.state), registers);
+            gathered.samples.block(
+                head.at_ns,
+                blocked_ns,
+                stack,
+                doing(head.state),
+                registers,
+                awaited,
+            );
         }
     }
 
     /// The captures of this turn; those of an earlier one are let go.
     fn gathered(&mut self, tid: u32, turn_start_ns: u64) -> &mut Gathered {
         let gathered = self.loops.entry(tid).or_default();
-        if gathered.turn_start_ns != turn_start_ns {
-            let loop_kind = gathered.loop_kind;
-            *gathered = Gathered { turn_start_ns, loop_kind, ..Gathered::default() };
-        }
+        gathered.keep_to(turn_start_ns);
         gathered
     }
 
@@ -279,7 +259,7 @@ impl Analyst {
         let report = Report::stall(moment, &stall, &context);
         if moment == Moment::End {
             self.tally.observe(&report);
-            self.loops.entry(tid).or_default().samples = Samples::default();
+            self.gathered(tid, 0);
         }
         self.sink.accept(&report)
     }
@@ -295,6 +275,8 @@ impl Analyst {
             );
             gaps.push(Gap::new("stacks", why));
         }
+        let stacks = gathered.samples.stacks(due.turn.running_ns, due.at_ns);
+        let holders = gathered.holders(&stacks);
         Stall {
             tid,
             turn: due.turn,
@@ -302,7 +284,8 @@ impl Analyst {
             now: due.now,
             ticks_user,
             ticks_kernel,
-            stacks: gathered.samples.stacks(due.turn.running_ns, due.at_ns),
+            stacks,
+            holders,
             ready_events: due.ready_events,
             gaps,
         }
@@ -357,26 +340,4 @@ fn python_frame(named: &NamedFrame) -> Frame {
         address: None,
         module_offset: None,
     }
-}
-
-/// Which event loop's code the stack runs in, by its own frames.
-fn loop_kind(frames: &[Frame]) -> Option<&'static str> {
-    let of = |frame: &Frame| {
-        let module = frame.module.as_deref().unwrap_or_default();
-        let file = frame.file.as_deref().unwrap_or_default();
-        let function = frame.function.as_deref().unwrap_or_default();
-        if module.contains("/uvloop/") {
-            Some("uvloop")
-        } else if file.ends_with("/asyncio/base_events.py") {
-            Some("asyncio")
-        } else if function == "uv_run" {
-            Some("libuv")
-        } else if function.starts_with("tokio::runtime::") {
-            Some("tokio")
-        } else {
-            None
-        }
-    };
-    // uvloop's frames lie inside libuv's and those of asyncio's runner around both.
-    frames.iter().find_map(of)
 }

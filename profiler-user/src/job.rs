@@ -6,6 +6,7 @@ use crate::gap::Gap;
 use crate::report::Start;
 use crate::runtime::cpython::NamedFrame;
 use crate::source::Captured;
+use crate::turn::Awaited;
 use crate::turn::tracker::Due;
 
 /// Interpreter frames of one capture, or why there are none.
@@ -39,7 +40,15 @@ pub enum Job {
     /// these captures.
     Begin { start: Box<Start>, warm_up: Vec<Captured> },
     /// Where a loop's thread was at one moment.
-    Sample { captured: Box<Captured>, python: PythonFrames, kernel: KernelStack },
+    Sample { captured: Box<Captured>, python: PythonFrames, kernel: KernelStack, awaited: Awaited },
+    /// Who held the interpreter's lock while a loop's thread waited for it.
+    Holder {
+        loop_tid: u32,
+        turn_start_ns: u64,
+        tid: u32,
+        frames: Vec<NamedFrame>,
+        walk: PythonWalk,
+    },
     /// A blocked stretch is over whose stack may have been sent before.
     BlockEnded { captured: Box<Captured> },
     /// A line is due; with what has been lost so far.

@@ -12,6 +12,7 @@ pub mod watch;
 pub mod start;
 pub mod session;
 pub mod job;
+pub mod gathered;
 pub mod analyst;
 
 pub mod gap;

@@ -6,18 +6,20 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use profiler_ebpf::limits::{MIN_BLOCK_NS, PAGE_BYTES, STACK_BYTES};
+use profiler_ebpf::limits::MIN_BLOCK_NS;
 use profiler_ebpf::python::PythonWalk;
-use profiler_ebpf::record::{CaptureHead, ThreadSnapshot, reason};
+use profiler_ebpf::record::{ThreadSnapshot, reason};
 use profiler_ebpf::turn::{phase, state};
 
 use crate::gap::Gap;
 use crate::job::{Job, KernelStack, PythonFrames};
 use crate::process::TargetMemory;
 use crate::process::frozen::{Candidate, Evidence, in_turn, seed};
+use crate::process::stack::read_stack;
 use crate::process::target::{Target, WaitDescriptors};
-use crate::runtime::cpython::{NamedFrame, Python};
+use crate::runtime::cpython::{Gil, NamedFrame, Python};
 use crate::source::{Captured, Event, EventSource, Slot, Ticks};
+use crate::turn::Awaited;
 use crate::turn::tracker::{Due, Tracker};
 
 /// Between two looks while a turn is suspected.
@@ -64,6 +66,8 @@ pub struct Session<S, M> {
     memory: M,
     target: Arc<Target>,
     python: Option<Python>,
+    /// The interpreter's lock, once it was found.
+    gil: Option<Gil>,
     threshold_ns: u64,
     loops: BTreeMap<u32, Followed>,
     /// Turns of loops whose threads have exited.
@@ -86,6 +90,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             memory,
             target,
             python,
+            gil: None,
             threshold_ns,
             loops: BTreeMap::new(),
             turns_of_gone: 0,
@@ -269,7 +274,8 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             followed.tstate = None;
         }
         let python = self.name_python(&captured);
-        jobs.push(Job::Sample { captured, python, kernel: KernelStack::Captured });
+        let awaited = self.awaited(&captured);
+        jobs.push(Job::Sample { captured, python, kernel: KernelStack::Captured, awaited });
     }
 
     /// Completes the stack of a thread that is blocked in a suspected turn: it cannot move, so its
@@ -299,6 +305,10 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
                 captured.head.python_walk = walk as u32;
             }
         }
+        let awaited = self.awaited(&captured);
+        if awaited == Awaited::Gil {
+            self.find_holder(&captured, jobs);
+        }
         let python = self.name_python(&captured);
         let kernel = KernelStack::Text(self.target.kernel_stack(tid));
         // Had it moved meanwhile, the stack would be another one's.
@@ -311,7 +321,36 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             followed.completed_ns = captured.head.at_ns;
         }
         captured.head.blocked_ns = 0;
-        jobs.push(Job::Sample { captured: Box::new(captured), python, kernel });
+        jobs.push(Job::Sample { captured: Box::new(captured), python, kernel, awaited });
+    }
+
+    /// What a blocked thread waits for, as far as its registers and the interpreter tell.
+    fn awaited(&mut self, captured: &Captured) -> Awaited {
+        const FUTEX: i64 = 202;
+        let Some(python) = &self.python else { return Awaited::Syscall };
+        if captured.head.reason != reason::SWITCH_OUT || captured.head.registers.syscall != FUTEX {
+            return Awaited::Syscall;
+        }
+        self.gil = self.gil.or_else(|| python.gil(&self.memory));
+        let [futex, ..] = captured.head.registers.args;
+        match self.gil {
+            Some(gil) if gil.contains(futex) => Awaited::Gil,
+            _ => Awaited::Syscall,
+        }
+    }
+
+    /// Tells who holds the interpreter's lock while the loop's thread waits for it.
+    fn find_holder(&mut self, captured: &Captured, jobs: &mut Vec<Job>) {
+        let (Some(python), Some(gil)) = (&mut self.python, self.gil) else { return };
+        let Some(holder) = python.holder(&self.memory, gil) else { return };
+        let Some(tid) = self.target.tid_of(holder.tid_in_container) else { return };
+        jobs.push(Job::Holder {
+            loop_tid: captured.head.head.tid,
+            turn_start_ns: captured.head.turn_start_ns,
+            tid,
+            frames: python.decode(&self.memory, &holder.frames),
+            walk: holder.walk,
+        });
     }
 
     fn name_python(&mut self, captured: &Captured) -> PythonFrames {
@@ -349,28 +388,6 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             self.ticks_refused = Some(format!("{error:#}"));
         }
     }
-}
-
-/// The stack of a frozen thread up to its top, or as much of it as can be read.
-pub fn read_stack(memory: &impl TargetMemory, head: &CaptureHead) -> Vec<u8> {
-    let sp = head.registers.sp;
-    // As in the probes: glibc puts a thread's control block at the end of its stack.
-    let top = if head.stack_top != 0 { head.stack_top } else { head.fsbase };
-    let length = top.saturating_sub(sp).min(STACK_BYTES as u64);
-    let mut stack = vec![0; length as usize];
-    if length > 0 && memory.read(sp, &mut stack).is_ok() {
-        return stack;
-    }
-    stack.clear();
-    while stack.len() < STACK_BYTES {
-        let at = sp.saturating_add(stack.len() as u64);
-        let mut page = vec![0; PAGE_BYTES - (at % PAGE_BYTES as u64) as usize];
-        if memory.read(at, &mut page).is_err() {
-            break;
-        }
-        stack.extend_from_slice(&page);
-    }
-    stack
 }
 
 fn report(tid: u32, due: Vec<Due>, source: &mut impl EventSource, jobs: &mut Vec<Job>) {

@@ -94,6 +94,7 @@ pub struct Culprit {
     pub function: Option<String>,
     pub file: Option<String>,
     pub line: Option<u32>,
+    pub thread: Option<u32>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

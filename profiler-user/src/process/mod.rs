@@ -8,6 +8,7 @@ pub mod frozen;
 pub mod descriptors;
 pub mod image;
 pub mod modules;
+pub mod stack;
 
 use std::fmt;
 

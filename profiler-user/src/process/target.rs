@@ -118,6 +118,18 @@ impl Target {
         field(&status, "NSpid:")?.split_whitespace().last()?.parse().ok()
     }
 
+    /// The thread that has this number in the innermost PID namespace.
+    pub fn tid_of(&self, tid_in_container: u32) -> Option<u32> {
+        // Mostly the two are the same.
+        if self.tid_in_container(tid_in_container) == Some(tid_in_container) {
+            return Some(tid_in_container);
+        }
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid)).ok()?;
+        let mut tids =
+            threads.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        tids.find(|tid| self.tid_in_container(*tid) == Some(tid_in_container))
+    }
+
     /// Where the thread is in the kernel, as the kernel itself names it. Needs CAP_SYS_ADMIN.
     pub fn kernel_stack(&self, tid: u32) -> Option<String> {
         text(format!("/proc/{}/task/{tid}/stack", self.pid))

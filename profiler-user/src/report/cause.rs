@@ -10,11 +10,11 @@ use profiler_ebpf::record::Registers;
 use super::account::Part;
 use super::application::inside_callback;
 use super::hexadecimal;
-use super::schema::stall::{Cause, CauseKind, Confidence};
+use super::schema::stall::{Cause, CauseKind, Confidence, Thread};
 use super::syscalls::{self, Operand};
 use crate::frame::Language;
 use crate::gap::Gap;
-use crate::turn::{Sampled, Stall};
+use crate::turn::{Awaited, Sampled, Stall};
 
 /// A wait seen for this much of the blocked time is what the thread was blocked in, whatever the
 /// short stretches were whose stacks are not taken.
@@ -33,6 +33,8 @@ pub struct Verdict<'a> {
     pub cause: Cause,
     /// The stacks that show it, heaviest first: the culprit is among their frames.
     pub evidence: Vec<&'a Sampled>,
+    /// Whose stacks they are: the loop's own thread, or the one that it waited for.
+    pub blamed: u32,
     pub gaps: Vec<Gap>,
 }
 
@@ -49,15 +51,17 @@ pub fn judge<'a>(stall: &'a Stall, descriptors: &BTreeMap<u32, String>) -> Verdi
                     measured(stall, Part::Runnable),
                 ),
                 evidence: first_shown(stall, &[Part::Runnable, Part::Running]),
+                blamed: stall.tid,
                 gaps: vec![Gap::new("preempted_by", reason)],
             }
         }
         Some(Part::Stopped) => Verdict {
             cause: cause(CauseKind::Stopped, measured(stall, Part::Stopped)),
             evidence: first_shown(stall, &[Part::Stopped]),
+            blamed: stall.tid,
             gaps: Vec::new(),
         },
-        None => unknown("none of the turn's time is booked yet"),
+        None => unknown(stall, "none of the turn's time is booked yet"),
     }
 }
 
@@ -67,10 +71,11 @@ fn cause(kind: CauseKind, confidence: Confidence) -> Cause {
     Cause { kind, summary, confidence }
 }
 
-fn unknown<'a>(reason: &str) -> Verdict<'a> {
+fn unknown<'a>(stall: &Stall, reason: &str) -> Verdict<'a> {
     Verdict {
         cause: cause(CauseKind::Unknown, Confidence::Unknown),
         evidence: Vec::new(),
+        blamed: stall.tid,
         gaps: vec![Gap::new("cause", reason)],
     }
 }
@@ -103,6 +108,7 @@ fn on_cpu(stall: &Stall) -> Verdict<'_> {
         return Verdict {
             cause: cause(CauseKind::Saturated, Confidence::Likely),
             evidence: Vec::new(),
+            blamed: stall.tid,
             gaps: Vec::new(),
         };
     }
@@ -113,7 +119,7 @@ fn on_cpu(stall: &Stall) -> Verdict<'_> {
     } else {
         (Confidence::Likely, Vec::new())
     };
-    Verdict { cause: cause(CauseKind::Cpu, confidence), evidence, gaps }
+    Verdict { cause: cause(CauseKind::Cpu, confidence), evidence, blamed: stall.tid, gaps }
 }
 
 /// Whether the loop ran several callbacks of which none had most of the time. Told by the outermost
@@ -151,9 +157,9 @@ struct Wait<'a> {
 
 /// The wait that blocked time went into, as far as it was seen.
 fn heaviest_wait(stall: &Stall) -> Option<Wait<'_>> {
-    let mut waits: Vec<((i64, bool), Wait<'_>)> = Vec::new();
+    let mut waits: Vec<((i64, Awaited, bool), Wait<'_>)> = Vec::new();
     for sampled in stall.stacks.iter().filter(|sampled| Part::Blocked.shows(sampled)) {
-        let key = (sampled.registers.syscall, is_disk(sampled));
+        let key = (sampled.registers.syscall, sampled.awaited, is_disk(sampled));
         match waits.iter_mut().find(|(seen, _)| *seen == key) {
             Some((_, wait)) => {
                 wait.time_ns = wait.time_ns.saturating_add(sampled.time_ns);
@@ -169,6 +175,7 @@ fn heaviest_wait(stall: &Stall) -> Option<Wait<'_>> {
 fn blocked<'a>(stall: &'a Stall, descriptors: &BTreeMap<u32, String>) -> Verdict<'a> {
     let Some(wait) = heaviest_wait(stall) else {
         return unknown(
+            stall,
             "no stack of the blocked time was taken; each block may have been too short",
         );
     };
@@ -176,7 +183,7 @@ fn blocked<'a>(stall: &'a Stall, descriptors: &BTreeMap<u32, String>) -> Verdict
     let kind = wait
         .stacks
         .first()
-        .map_or(CauseKind::Unknown, |heaviest| wait_kind(heaviest, descriptors, &mut gaps));
+        .map_or(CauseKind::Unknown, |heaviest| wait_kind(stall, heaviest, descriptors, &mut gaps));
     let blocked_ns = stall.turn.blocked_ns;
     let confidence = if kind == CauseKind::Unknown {
         Confidence::Unknown
@@ -189,11 +196,19 @@ fn blocked<'a>(stall: &'a Stall, descriptors: &BTreeMap<u32, String>) -> Verdict
     } else {
         Confidence::Likely
     };
-    Verdict { cause: cause(kind, confidence), evidence: wait.stacks, gaps }
+    if let CauseKind::Gil { holder_thread } = &kind {
+        // The waiting line is innocent: any line of Python would wait there.
+        let tid = holder_thread.as_ref().map_or(stall.tid, |thread| thread.tid);
+        let stacks = stall.holders.iter().filter(|holder| holder.tid == tid);
+        let evidence = stacks.map(|holder| &holder.seen).collect();
+        return Verdict { cause: cause(kind, confidence), evidence, blamed: tid, gaps };
+    }
+    Verdict { cause: cause(kind, confidence), evidence: wait.stacks, blamed: stall.tid, gaps }
 }
 
 /// What a blocked stack was waiting for.
 fn wait_kind(
+    stall: &Stall,
     sampled: &Sampled,
     descriptors: &BTreeMap<u32, String>,
     gaps: &mut Vec<Gap>,
@@ -215,6 +230,15 @@ fn wait_kind(
     let syscall = syscall_name(registers);
     if syscalls::is_sleep(registers) {
         return CauseKind::Sleep { syscall };
+    }
+    if sampled.awaited == Awaited::Gil {
+        let holder = stall.holders.first();
+        if holder.is_none() {
+            let reason = "nobody was found to hold the lock with a stack that stood still";
+            gaps.push(Gap::new("holder_thread", reason));
+        }
+        let thread = holder.map(|holder| Thread { tid: holder.tid, name: holder.name.clone() });
+        return CauseKind::Gil { holder_thread: thread };
     }
     if syscalls::is_futex(registers) {
         gaps.push(Gap::new("owner_thread", "the lock's owner was not read"));
@@ -310,8 +334,8 @@ mod tests {
 
     use super::judge;
     use crate::report::sample::{self, blocked_in, kernel, native, on_cpu, python};
-    use crate::report::schema::stall::{CauseKind, Confidence};
-    use crate::turn::{Sampled, Stall, ThreadState};
+    use crate::report::schema::stall::{CauseKind, Confidence, Thread};
+    use crate::turn::{Awaited, Holder, Sampled, Stall, ThreadState};
 
     const RECVFROM: i64 = 45;
     const FSYNC: i64 = 74;
@@ -457,6 +481,26 @@ mod tests {
         assert_eq!(kind(&["a", "b", "a", "b", "a", "b"], true), CauseKind::Cpu);
         assert_eq!(kind(&["a", "b", "c", "a", "b", "c"], false), CauseKind::Cpu);
         assert_eq!(kind(&["a", "b", "c", "d"], true), CauseKind::Cpu);
+    }
+
+    /// Who waits for the interpreter's lock is innocent: the holder's stacks are the evidence, and where
+    /// nobody was seen to hold it, nobody is blamed.
+    #[test]
+    fn the_holder_is_to_blame() {
+        let mut waiting = blocked_in(202, [0x7f10, 9, 0, 0, 0, 0], 95);
+        waiting.awaited = Awaited::Gil;
+        let mut stall = stall([5, 95, 0, 0], vec![waiting]);
+        let verdict = judge(&stall, &BTreeMap::new());
+        assert_eq!(verdict.cause.kind, CauseKind::Gil { holder_thread: None });
+        assert!(verdict.evidence.is_empty());
+        assert!(verdict.gaps[0].0.starts_with("holder_thread"), "{:?}", verdict.gaps);
+
+        let seen = on_cpu(vec![python("match_report", "/srv/app.py", 7)], 90);
+        stall.holders.push(Holder { tid: 77, name: None, seen: seen.clone() });
+        let verdict = judge(&stall, &BTreeMap::new());
+        let holder_thread = Some(Thread { tid: 77, name: None });
+        assert_eq!(verdict.cause.kind, CauseKind::Gil { holder_thread });
+        assert_eq!((verdict.blamed, verdict.evidence), (77, vec![&seen]));
     }
 
     /// A system call is told with its arguments, a lock with its address.

@@ -114,7 +114,7 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
     let verdict = cause::judge(seen, context.descriptors);
     gaps.extend(verdict.gaps);
     let owner = Owner::new(&session.process);
-    let culprit = culprit::find(&verdict.evidence, &owner, seen.tid);
+    let culprit = culprit::find(&verdict.evidence, &owner, verdict.blamed);
     if culprit.is_none() {
         gaps.push(missing_culprit(&verdict.evidence));
     }
@@ -138,7 +138,7 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
         culprit,
         task: None,
         advice: None,
-        stacks: seen.stacks.iter().map(|sampled| stack(sampled, context, &owner)).collect(),
+        stacks: stacks(seen, context, &owner),
         gaps: distinct(&gaps),
         lost: lost(context.losses),
         stall,
@@ -190,13 +190,24 @@ fn stall_facts(
     }
 }
 
-fn stack(sampled: &Sampled, context: &Context<'_>, owner: &Owner<'_>) -> Stack {
+/// The loop's own stacks, then those of whoever held what it waited for.
+fn stacks(seen: &SeenStall, context: &Context<'_>, owner: &Owner<'_>) -> Vec<Stack> {
+    let own = Thread { tid: context.thread.tid, name: context.thread.name.clone() };
+    let own = seen.stacks.iter().map(|sampled| stack(sampled, own.clone(), Role::Loop, owner));
+    let holders = seen.holders.iter().map(|holder| {
+        let thread = Thread { tid: holder.tid, name: holder.name.clone() };
+        stack(&holder.seen, thread, Role::Holder, owner)
+    });
+    own.chain(holders).collect()
+}
+
+fn stack(sampled: &Sampled, thread: Thread, role: Role, owner: &Owner<'_>) -> Stack {
     let named = |frames: &[frame::Frame]| -> Vec<Frame> {
         frames.iter().map(|seen| frame(seen, owner)).collect()
     };
     Stack {
-        thread: Thread { tid: context.thread.tid, name: context.thread.name.clone() },
-        role: Role::Loop,
+        thread,
+        role,
         state: sampled.state.into(),
         samples: sampled.samples,
         time_ns: sampled.time_ns,

@@ -11,7 +11,7 @@ use super::schema::session::{Configuration, EndReason, Probe, WaitHooks};
 use super::{Finish, Report, Start};
 use crate::frame::{Frame, Language, Stack};
 use crate::gap::Gap;
-use crate::turn::{End, Moment, Sampled, Stall, ThreadState};
+use crate::turn::{Awaited, End, Moment, Sampled, Stall, ThreadState};
 
 const LIBC: &str = "/usr/lib/x86_64-linux-gnu/libc.so.6";
 
@@ -53,6 +53,7 @@ pub fn on_cpu(frames: Vec<Frame>, time_ns: u64) -> Sampled {
         samples: 1,
         time_ns,
         registers: Registers { syscall: -1, ..Registers::default() },
+        awaited: Awaited::Syscall,
     }
 }
 
@@ -109,6 +110,7 @@ pub fn stall() -> Stall {
         ticks_user: 2,
         ticks_kernel: 1,
         stacks: vec![receiving, parsing],
+        holders: Vec::new(),
         ready_events: Some(17),
         gaps: Vec::new(),
     }

@@ -8,7 +8,9 @@ pub use super::page::Colour;
 use super::page::{Page, Style};
 use crate::report::Report;
 use crate::report::schema::session::{Probe, SessionEnd, SessionStart, TopCulprit, WaitHooks};
-use crate::report::schema::stall::{Confidence, Culprit, Frame, Language, Stack, StallLine, State};
+use crate::report::schema::stall::{
+    Confidence, Culprit, Frame, Language, Role, Stack, StallLine, State,
+};
 use crate::report::schema::{Process, Runtime, Severity};
 
 /// Stacks told in one line each, below the one that is shown whole.
@@ -135,7 +137,7 @@ fn stacks(page: &mut Page, line: &StallLine) {
     let Some(shown) = line.stacks.iter().find(holds_culprit).or(line.stacks.first()) else {
         return;
     };
-    page.label("stack").put(Style::Plain, &weight(shown)).end_line();
+    page.label(label(shown)).put(Style::Plain, &weight(shown)).end_line();
     frames(page, shown, culprit);
     if let Some(reason) = &shown.truncated {
         page.label("").put(Style::Dim, &format!("cut here: {reason}")).end_line();
@@ -157,6 +159,15 @@ fn stacks(page: &mut Page, line: &StallLine) {
     }
 }
 
+/// Whose stack it is.
+fn label(stack: &Stack) -> &'static str {
+    match stack.role {
+        Role::Loop => "stack",
+        Role::Holder => "holder",
+        Role::Other => "other",
+    }
+}
+
 /// `blocked 5000.000 ms, 1 sample`
 fn weight(stack: &Stack) -> String {
     let state = match stack.state {
@@ -166,7 +177,12 @@ fn weight(stack: &Stack) -> String {
         State::Stopped => "stopped",
     };
     let samples = counted(stack.samples, "sample");
-    format!("{state} {}, {samples}", milliseconds(stack.time_ns))
+    let told = format!("{state} {}, {samples}", milliseconds(stack.time_ns));
+    match (stack.role, &stack.thread.name) {
+        (Role::Loop, _) => told,
+        (_, Some(name)) => format!("thread {} ({name}), {told}", stack.thread.tid),
+        (_, None) => format!("thread {}, {told}", stack.thread.tid),
+    }
 }
 
 /// Innermost first. What is not the application's own is dimmed. Folded is what is the same in every

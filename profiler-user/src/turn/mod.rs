@@ -52,6 +52,27 @@ pub struct Sampled {
     pub time_ns: u64,
     /// The user registers of the last capture that showed it: which syscall it was in.
     pub registers: Registers,
+    /// What it waited for, where the syscall alone does not tell.
+    pub awaited: Awaited,
+}
+
+/// What a blocked thread waited for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Awaited {
+    /// What its syscall says.
+    #[default]
+    Syscall,
+    /// The interpreter's global lock. CPython waits for it in slices of 5 ms.
+    Gil,
+}
+
+/// A thread that held what the loop waited for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    pub tid: u32,
+    pub name: Option<String>,
+    /// One of its stacks. `time_ns` is its share of the time that the loop waited.
+    pub seen: Sampled,
 }
 
 /// One stalled turn of one loop, up to some moment. Times in ns of CLOCK_MONOTONIC.
@@ -69,6 +90,8 @@ pub struct Stall {
     pub ticks_kernel: u64,
     /// Heaviest first.
     pub stacks: Vec<Sampled>,
+    /// Who held what the loop waited for; heaviest first.
+    pub holders: Vec<Holder>,
     /// What the wait after the stall returned: file descriptors kept waiting.
     pub ready_events: Option<u64>,
     pub gaps: Vec<Gap>,

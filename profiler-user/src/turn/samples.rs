@@ -2,7 +2,7 @@
 
 use profiler_ebpf::record::Registers;
 
-use super::{Sampled, ThreadState};
+use super::{Awaited, Sampled, ThreadState};
 use crate::frame::Stack;
 
 /// Different stacks kept of one stall. A turn of thousands of short callbacks has as many; beyond
@@ -36,7 +36,7 @@ impl Samples {
             ThreadState::RunningUser => self.ticks_user += 1,
             _ => self.ticks_kernel += 1,
         }
-        self.add(stack, state, registers);
+        self.add(stack, state, registers, Awaited::Syscall);
     }
 
     /// The thread gave up its CPU at `at_ns`; `blocked_ns` is known once it came back.
@@ -47,8 +47,9 @@ impl Samples {
         stack: Stack,
         state: ThreadState,
         registers: Registers,
+        awaited: Awaited,
     ) {
-        if let Some(stack) = self.add(stack, state, registers) {
+        if let Some(stack) = self.add(stack, state, registers, awaited) {
             self.blocks.push(Block { at_ns, stack, blocked_ns });
         }
     }
@@ -83,8 +84,16 @@ impl Samples {
     }
 
     /// Where the stack is in the list; equal ones of the same state are one.
-    fn add(&mut self, stack: Stack, state: ThreadState, registers: Registers) -> Option<usize> {
-        let same = |known: &Sampled| known.state == state && looks_same(&known.stack, &stack);
+    fn add(
+        &mut self,
+        stack: Stack,
+        state: ThreadState,
+        registers: Registers,
+        awaited: Awaited,
+    ) -> Option<usize> {
+        let same = |known: &Sampled| {
+            (known.state, known.awaited) == (state, awaited) && looks_same(&known.stack, &stack)
+        };
         if let Some(index) = self.stacks.iter().position(same) {
             self.stacks[index].samples += 1;
             self.stacks[index].registers = registers;
@@ -94,7 +103,7 @@ impl Samples {
             self.dropped += 1;
             return None;
         }
-        self.stacks.push(Sampled { stack, state, samples: 1, time_ns: 0, registers });
+        self.stacks.push(Sampled { stack, state, samples: 1, time_ns: 0, registers, awaited });
         Some(self.stacks.len() - 1)
     }
 }
@@ -117,7 +126,7 @@ fn looks_same(one: &Stack, other: &Stack) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::Samples;
+    use super::{Awaited, Samples};
     use crate::frame::{Frame, Language, Stack};
     use crate::turn::ThreadState::{Blocked, RunningKernel, RunningUser};
     use profiler_ebpf::record::Registers;
@@ -156,10 +165,10 @@ mod tests {
         // ns   100        150      200            260
         //       ├ blocked ──┤ running  ├ blocked ... now
         let mut samples = Samples::default();
-        samples.block(100, None, stack("read", 1), Blocked, Registers::default());
+        samples.block(100, None, stack("read", 1), Blocked, Registers::default(), Awaited::Syscall);
         assert!(samples.block_ended(100, 50));
         samples.tick(stack("read", 1), RunningKernel, Registers::default());
-        samples.block(200, None, stack("read", 1), Blocked, Registers::default());
+        samples.block(200, None, stack("read", 1), Blocked, Registers::default(), Awaited::Syscall);
         let stacks = samples.stacks(50, 260);
         let seen: Vec<_> = stacks.iter().map(|s| (s.state, s.samples, s.time_ns)).collect();
         assert_eq!(seen, [(Blocked, 2, 110), (RunningKernel, 1, 50)]);

@@ -7,6 +7,7 @@
 
 use profiler_ebpf::python::{ABSENT, PythonLayout};
 
+use super::gil::Place;
 use super::lines::Format;
 use crate::gap::Gap;
 
@@ -58,9 +59,10 @@ pub struct Layout {
     pub text: StrLayout,
     pub lines: Format,
     pub shims: Shims,
+    pub gil: Place,
 }
 
-/// 3.8, and 3.9 without any difference.
+/// 3.9 differs in the place of the lock alone.
 const V3_8: Layout = Layout {
     walk: PythonLayout {
         known: 1,
@@ -94,13 +96,16 @@ const V3_8: Layout = Layout {
     text: StrLayout { length: 16, state: 32, ascii_data: 48, compact_data: 72 },
     lines: Format::Lnotab,
     shims: Shims::None,
+    gil: Place::Runtime(1152),
 };
 
+const V3_9: Layout = Layout { gil: Place::Runtime(352), ..V3_8 };
+
 const V3_10: Layout = Layout {
-    walk: PythonLayout { frame_instruction: 96, ..V3_8.walk },
+    walk: PythonLayout { frame_instruction: 96, ..V3_9.walk },
     index_bytes: 2,
     lines: Format::Ranges,
-    ..V3_8
+    ..V3_9
 };
 
 const V3_11: Layout = Layout {
@@ -127,6 +132,7 @@ const V3_11: Layout = Layout {
     code_function: 128,
     code_bytecode: Some(184),
     lines: Format::Locations,
+    gil: Place::Runtime(360),
     ..V3_8
 };
 
@@ -146,6 +152,7 @@ const V3_12: Layout = Layout {
     code_bytecode: Some(192),
     text: StrLayout { length: 16, state: 32, ascii_data: 40, compact_data: 56 },
     shims: Shims::Three,
+    gil: Place::Interpreter(384),
     ..V3_11
 };
 
@@ -161,6 +168,7 @@ const V3_13: Layout = Layout {
     interpreter_threads: 7344,
     tstate_native_id: Some(160),
     code_bytecode: Some(200),
+    gil: Place::Interpreter(16),
     ..V3_12
 };
 
@@ -181,7 +189,8 @@ const V3_14: Layout = Layout {
 /// The table of one minor version of CPython 3, or that there is none.
 pub fn of_minor(minor: u8) -> Result<Layout, Gap> {
     match minor {
-        8 | 9 => Ok(V3_8),
+        8 => Ok(V3_8),
+        9 => Ok(V3_9),
         10 => Ok(V3_10),
         11 => Ok(V3_11),
         12 => Ok(V3_12),

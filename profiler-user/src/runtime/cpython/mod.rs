@@ -16,6 +16,7 @@
 
 mod detect;
 mod frames;
+mod gil;
 mod layout;
 mod lines;
 mod names;
@@ -40,6 +41,7 @@ use detect::Image;
 use layout::Layout;
 use names::Names;
 
+pub use gil::Gil;
 pub use names::{FrameKind, NamedFrame};
 pub use threads::ThreadState;
 
@@ -50,6 +52,24 @@ pub struct Python {
     version: String,
     layout: Layout,
     names: Names,
+}
+
+/// The thread that holds the interpreter's lock.
+#[derive(Debug, Clone)]
+pub struct Holder {
+    pub tid_in_container: u32,
+    pub frames: Vec<PythonFrame>,
+    pub walk: PythonWalk,
+}
+
+/// Which functions are on a stack, and where in all but the innermost: that one may move on within
+/// its lines without the stack being another.
+fn callers(frames: &[PythonFrame]) -> Vec<(u64, u64)> {
+    let mut places: Vec<_> = frames.iter().map(|frame| (frame.code, frame.instruction)).collect();
+    if let Some(innermost) = places.first_mut() {
+        innermost.1 = 0;
+    }
+    places
 }
 
 impl Python {
@@ -91,6 +111,27 @@ impl Python {
     /// `3.11.7`; before 3.11 the patch release is not to be had: `3.9`.
     pub fn version(&self) -> &str {
         &self.version
+    }
+
+    /// Where the interpreter keeps its lock, once it has one.
+    pub fn gil(&self, memory: &dyn TargetMemory) -> Option<Gil> {
+        Gil::locate(memory, &self.layout, self.image.runtime)
+    }
+
+    /// The thread that holds the lock, and its frames: only where two readings agree, because that
+    /// thread may be running, and a stack that changes while it is read never existed.
+    pub fn holder(&self, memory: &dyn TargetMemory, gil: Gil) -> Option<Holder> {
+        let address = gil.holder(memory)?;
+        let once = self.walk(memory, address, None);
+        let (frames, walk) = self.walk(memory, address, None);
+        let agree = once.1 == walk && callers(&once.0) == callers(&frames);
+        if !agree || walk == PythonWalk::Unreadable || gil.holder(memory) != Some(address) {
+            return None;
+        }
+        let (states, _) = threads::list(memory, &self.layout, self.image.runtime);
+        let state = states.into_iter().find(|state| state.address == address)?;
+        let tid_in_container = threads::number(memory, &state)?;
+        Some(Holder { tid_in_container, frames, walk })
     }
 
     /// What the probes need to walk this interpreter's frames.

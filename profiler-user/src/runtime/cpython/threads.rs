@@ -13,6 +13,9 @@ const MAX_INTERPRETERS: usize = 256;
 /// Thread states walked at most, of all interpreters together. Thread pools of a thousand exist.
 const MAX_THREAD_STATES: usize = 8192;
 
+/// `PID_MAX_LIMIT` (include/linux/threads.h).
+const MAX_TID: u32 = 4 * 1024 * 1024;
+
 /// Where the `tid` lies from a thread's descriptor on, in glibc and in musl, x86-64.
 const DESCRIPTOR_TIDS: [u64; 2] = [0x2d0, 0x30];
 
@@ -118,6 +121,13 @@ pub fn of_thread(
     let mut found = states.iter().filter(|state| state.thread_id != 0).filter(matches).peekable();
     let first = found.peek().map(|state| state.address);
     found.find(has_frames).map(|state| state.address).or(first)
+}
+
+/// The thread's number in its PID namespace; before 3.11 by the first descriptor field that is one.
+pub fn number(memory: &dyn TargetMemory, state: &ThreadState) -> Option<u32> {
+    let kept = |offset: &u64| memory.read_u32(state.thread_id.wrapping_add(*offset)).ok();
+    let plausible = |number: &u32| (1..=MAX_TID).contains(number);
+    state.native_thread_id.or_else(|| DESCRIPTOR_TIDS.iter().filter_map(kept).find(plausible))
 }
 
 /// Before 3.11 only the C library knows which kernel thread a descriptor is of.

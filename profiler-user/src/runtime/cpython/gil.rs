@@ -1,0 +1,97 @@
+//! The global interpreter lock: whether a thread waits for it, and who holds it.
+//!
+//! Offsets from 3.8 to 3.14, by `offsetof` over each version's internal headers: `_gil_runtime_state`
+//! (Include/internal/pycore_gil.h) has kept its form throughout.
+
+use super::layout::Layout;
+use crate::process::TargetMemory;
+
+/// `last_holder`, a thread state.
+const HOLDER: u64 = 8;
+
+/// `locked`, an `int`: 1 while it is held.
+const LOCKED: u64 = 16;
+
+/// `cond`, `mutex`, `switch_cond` and `switch_mutex` lie next to each other: whoever waits on any of
+/// them waits for the lock. The last is followed by nothing.
+const WAITED_ON: std::ops::Range<u64> = 32..208;
+
+/// Where a version keeps the lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In the runtime, at this offset.
+    Runtime(u32),
+    /// Behind a pointer in the interpreter, at this offset.
+    Interpreter(u32),
+}
+
+/// The lock of the first interpreter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gil {
+    address: u64,
+}
+
+impl Gil {
+    /// None where the runtime cannot be read. Sub-interpreters may have locks of their own from 3.12
+    /// on; a wait for one of those is not recognised.
+    pub fn locate(memory: &dyn TargetMemory, layout: &Layout, runtime: u64) -> Option<Self> {
+        let address = match layout.gil {
+            Place::Runtime(offset) => runtime.checked_add(offset.into())?,
+            Place::Interpreter(offset) => {
+                let head = runtime.checked_add(layout.runtime_interpreters.into())?;
+                let interpreter = memory.read_u64(head).ok().filter(|address| *address != 0)?;
+                memory.read_u64(interpreter.checked_add(offset.into())?).ok()?
+            }
+        };
+        (address != 0).then_some(Self { address })
+    }
+
+    /// Whether a futex at this address is part of the lock.
+    pub fn contains(&self, futex: u64) -> bool {
+        futex.checked_sub(self.address).is_some_and(|offset| WAITED_ON.contains(&offset))
+    }
+
+    /// The thread state of the thread that holds it now.
+    pub fn holder(&self, memory: &dyn TargetMemory) -> Option<u64> {
+        let locked = memory.read_u32(self.address.checked_add(LOCKED)?).ok()?;
+        let holder = memory.read_u64(self.address.checked_add(HOLDER)?).ok()?;
+        (locked == 1 && holder != 0).then_some(holder)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Gil, Place};
+    use crate::process::{TargetMemory, Unreadable};
+    use crate::runtime::cpython::layout::of_minor;
+
+    /// Words by address.
+    struct Words(Vec<(u64, u64)>);
+
+    impl TargetMemory for Words {
+        fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), Unreadable> {
+            let found = self.0.iter().find(|(at, _)| *at == address);
+            let (_, word) = found.ok_or(Unreadable { address, bytes: buffer.len() })?;
+            buffer.copy_from_slice(&word.to_le_bytes()[..buffer.len()]);
+            Ok(())
+        }
+    }
+
+    /// In the runtime, or behind the interpreter's pointer; free or held.
+    #[test]
+    fn where_and_who() {
+        let layout = of_minor(11).expect("known");
+        let held = Words(vec![(1000 + 360 + 16, 1), (1000 + 360 + 8, 0x77)]);
+        let gil = Gil::locate(&held, &layout, 1000).expect("in the runtime");
+        assert_eq!(gil.holder(&held), Some(0x77));
+        assert_eq!(gil.holder(&Words(vec![(1376, 0), (1368, 0x77)])), None);
+        assert!(gil.contains(1360 + 72) && !gil.contains(1360 + 16) && !gil.contains(1360 + 208));
+
+        let layout = of_minor(12).expect("known");
+        assert_eq!(layout.gil, Place::Interpreter(384));
+        let words = Words(vec![(1000 + 40, 5000), (5000 + 384, 9000)]);
+        let gil = Gil::locate(&words, &layout, 1000).expect("behind the pointer");
+        assert!(gil.contains(9040));
+        assert_eq!(Gil::locate(&Words(Vec::new()), &layout, 1000), None);
+    }
+}

@@ -1,0 +1,48 @@
+"""A loop whose other thread keeps the interpreter's lock, or, as a healthy twin, gives it back.
+
+Prints `ready 0 PID`, then for every time `holding TID LINE START_NS` and `held END_NS`: who kept the lock, on
+which line, and from when until when. Ends by itself.
+"""
+
+import argparse
+import asyncio
+import os
+import re
+import threading
+import time
+
+
+def hold(times):
+    for _ in range(times):
+        time.sleep(1)
+        match_report(threading.get_native_id() if hasattr(threading, "get_native_id") else 0)
+
+
+def match_report(tid):
+    print("holding", tid, match_report.__code__.co_firstlineno + 2, time.monotonic_ns(), flush=True)
+    re.match(r"(a+)+$", "a" * 24 + "b")
+    print("held", time.monotonic_ns(), flush=True)
+
+
+def wait_for_report(times):
+    for _ in range(times):
+        time.sleep(1.5)
+
+
+async def serve(work, times):
+    print("ready 0", os.getpid(), flush=True)
+    thread = threading.Thread(target=work, args=[times], name="reports")
+    thread.start()
+    while thread.is_alive():
+        await asyncio.sleep(0.01)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--healthy", action="store_true", help="let the other thread sleep instead")
+    parser.add_argument("--times", type=int, default=3)
+    options = parser.parse_args()
+    asyncio.run(serve(wait_for_report if options.healthy else hold, options.times))
+
+
+main()
