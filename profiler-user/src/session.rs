@@ -57,6 +57,15 @@ impl Followed {
         let tracker = Tracker::new(threshold_ns);
         Self { tracker, completed_ns: 0, tstate: None, next_search_ns: 0, turns: 0 }
     }
+
+    /// Whether to search for the interpreter's state of this thread now; not at every look.
+    fn search_is_due(&mut self, now_ns: u64) -> bool {
+        let due = self.tstate.is_none() && now_ns >= self.next_search_ns;
+        if due {
+            self.next_search_ns = now_ns + SEARCH_EVERY_NS;
+        }
+        due
+    }
 }
 
 /// The event path. Generic over its two doors.
@@ -203,16 +212,13 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let followed =
             self.loops.entry(slot.state.tid).or_insert_with(|| Followed::new(threshold_ns));
         followed.turns = slot.state.turns;
-        if followed.tstate.is_none()
-            && now_ns >= followed.next_search_ns
+        if followed.search_is_due(now_ns)
             && let Some(python) = &self.python
             && let Some(tid) = self.target.tid_in_container(slot.state.tid)
             && let Ok(tstate) = python.thread_state(&self.memory, tid, None)
         {
             followed.tstate = Some(tstate);
             self.source.set_python_state(slot, tstate);
-        } else {
-            followed.next_search_ns = now_ns + SEARCH_EVERY_NS;
         }
     }
 
@@ -404,7 +410,7 @@ mod tests {
     use profiler_ebpf::record::{CaptureHead, RecordHead, Registers, reason};
     use profiler_ebpf::turn::{Loop, Turn, phase, state, wait};
 
-    use super::{Job, Session};
+    use super::{Followed, Job, Session};
     use crate::process::target::Target;
     use crate::process::{TargetMemory, Unreadable};
     use crate::source::{Captured, Event, EventSource, Slot, Ticks};
@@ -566,6 +572,18 @@ mod tests {
         assert!(
             matches!(&jobs[0], Job::BlockEnded { captured } if captured.head.blocked_ns == 70 * MS)
         );
+    }
+
+    /// A thread whose interpreter state was not found is searched for again, however often it is
+    /// looked at meanwhile; one that was found is not.
+    #[test]
+    fn state_is_searched_for_again() {
+        let mut followed = Followed::new(THRESHOLD);
+        let looks = (0..=40).map(|look| look * 50 * MS);
+        let searches: Vec<u64> = looks.filter(|now_ns| followed.search_is_due(*now_ns)).collect();
+        assert_eq!(searches, [0, 1000 * MS, 2000 * MS]);
+        followed.tstate = Some(1);
+        assert!(!followed.search_is_due(9000 * MS));
     }
 
     /// What was lost by the time of a report goes with it.

@@ -23,8 +23,7 @@ const CERTAIN_PERCENT: u64 = 80;
 /// Below half, something else may have cost more.
 const LIKELY_PERCENT: u64 = 50;
 
-/// Fewer callbacks, or fewer samples of them, may be chance.
-const SATURATED_CALLBACKS: usize = 3;
+/// Of fewer samples it may be chance that none of the callbacks has half.
 const SATURATED_SAMPLES: u64 = 5;
 
 /// A cause, and what it rests on.
@@ -144,9 +143,7 @@ fn is_saturated(evidence: &[&Sampled]) -> bool {
         time_ns += sampled.time_ns;
     }
     let heaviest_ns = callbacks.values().copied().max().unwrap_or_default();
-    samples >= SATURATED_SAMPLES
-        && callbacks.len() >= SATURATED_CALLBACKS
-        && !is_percent(heaviest_ns, time_ns, LIKELY_PERCENT)
+    samples >= SATURATED_SAMPLES && !is_percent(heaviest_ns, time_ns, LIKELY_PERCENT)
 }
 
 /// The blocked stacks that were in the same wait.
