@@ -14,7 +14,7 @@ use profiler_ebpf::turn::{phase, state};
 use crate::gap::Gap;
 use crate::job::{Job, KernelStack, PythonFrames};
 use crate::process::TargetMemory;
-use crate::process::frozen::{Candidate, Evidence, in_turn, seed};
+use crate::process::frozen::{Candidate, Evidence, in_turn, is_of_a_loop, seed};
 use crate::process::stack::read_stack;
 use crate::process::target::{Target, WaitDescriptors};
 use crate::runtime::cpython::{Gil, NamedFrame, Python};
@@ -30,15 +30,6 @@ const SEARCH_EVERY_NS: u64 = 1_000_000_000;
 
 /// Ticks stay on so long after the last suspicion: switching on the first one takes 13 ms.
 const TICKS_LINGER_NS: u64 = 250_000_000;
-
-/// Files whose frames on a stack show that the thread runs an event loop.
-const LOOP_FILES: [&str; 5] = [
-    "/asyncio/base_events.py",
-    "/asyncio/runners.py",
-    "/gevent/hub.py",
-    "/trio/_core/_run.py",
-    "/tornado/ioloop.py",
-];
 
 /// One loop that is followed.
 #[derive(Debug)]
@@ -139,10 +130,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             .and_then(|tid| python.thread_state(&self.memory, tid, Some(thread.fsbase)).ok());
         let Some(state) = state else { return Evidence::NoLoopOnStack };
         let (frames, _) = python.walk(&self.memory, state, Some(thread.fsbase));
-        let shows_loop = |frame: &NamedFrame| {
-            let file = frame.file.as_deref().unwrap_or_default();
-            LOOP_FILES.iter().any(|known| file.ends_with(known))
-        };
+        let shows_loop = |frame: &NamedFrame| frame.file.as_deref().is_some_and(is_of_a_loop);
         match python.decode(&self.memory, &frames).iter().any(shows_loop) {
             true => Evidence::LoopOnStack,
             false => Evidence::NoLoopOnStack,
@@ -207,17 +195,21 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         self.threshold_ns / 2
     }
 
-    fn follow(&mut self, slot: Slot, now_ns: u64) {
+    fn followed(&mut self, tid: u32) -> &mut Followed {
         let threshold_ns = self.threshold_ns;
-        let followed =
-            self.loops.entry(slot.state.tid).or_insert_with(|| Followed::new(threshold_ns));
+        self.loops.entry(tid).or_insert_with(|| Followed::new(threshold_ns))
+    }
+
+    fn follow(&mut self, slot: Slot, now_ns: u64) {
+        let tid = slot.state.tid;
+        let followed = self.followed(tid);
         followed.turns = slot.state.turns;
         if followed.search_is_due(now_ns)
             && let Some(python) = &self.python
-            && let Some(tid) = self.target.tid_in_container(slot.state.tid)
-            && let Ok(tstate) = python.thread_state(&self.memory, tid, None)
+            && let Some(number) = self.target.tid_in_container(tid)
+            && let Ok(tstate) = python.thread_state(&self.memory, number, None)
         {
-            followed.tstate = Some(tstate);
+            self.followed(tid).tstate = Some(tstate);
             self.source.set_python_state(slot, tstate);
         }
     }
@@ -255,10 +247,8 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         jobs: &mut Vec<Job>,
         rule: impl FnOnce(&mut Tracker, &mut Vec<Due>),
     ) {
-        let threshold_ns = self.threshold_ns;
-        let followed = self.loops.entry(tid).or_insert_with(|| Followed::new(threshold_ns));
         let mut due = Vec::new();
-        rule(&mut followed.tracker, &mut due);
+        rule(&mut self.followed(tid).tracker, &mut due);
         report(tid, due, &mut self.source, jobs);
     }
 

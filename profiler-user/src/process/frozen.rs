@@ -3,6 +3,20 @@
 use profiler_ebpf::record::{CaptureHead, RecordHead, ThreadSnapshot, kind, reason};
 use profiler_ebpf::turn::{Loop, START_UNKNOWN, state, wait, wait_of};
 
+/// Files whose frames on a stack show that the thread runs an event loop.
+const LOOP_FILES: [&str; 5] = [
+    "/asyncio/base_events.py",
+    "/asyncio/runners.py",
+    "/gevent/hub.py",
+    "/trio/_core/_run.py",
+    "/tornado/ioloop.py",
+];
+
+/// Whether a frame of this source file shows that its thread runs an event loop.
+pub fn is_of_a_loop(file: &str) -> bool {
+    LOOP_FILES.iter().any(|known| file.ends_with(known))
+}
+
 /// A thread, and what else speaks for its running an event loop.
 #[derive(Debug, Clone, Copy)]
 pub struct Candidate {
@@ -86,7 +100,7 @@ pub fn polls(thread: &ThreadSnapshot) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Candidate, Evidence, in_turn, seed};
+    use super::{Candidate, Evidence, in_turn, is_of_a_loop, seed};
     use profiler_ebpf::record::{Registers, ThreadSnapshot};
     use profiler_ebpf::turn::{START_UNKNOWN, phase, state};
 
@@ -114,6 +128,13 @@ mod tests {
         assert_eq!(tids(&[main, pool], true), [1]);
         assert!(tids(&[main, pool], false).is_empty());
         assert!(tids(&[main, thread(3, EPOLL_WAIT, Evidence::Unknown)], true).is_empty());
+    }
+
+    /// A file is a loop's by where it ends, not by its name alone.
+    #[test]
+    fn files_of_loops() {
+        assert!(is_of_a_loop("/usr/lib/python3.11/asyncio/base_events.py"));
+        assert!(!is_of_a_loop("/srv/app/base_events.py"));
     }
 
     /// The interpreter's frames decide, whichever thread it is.
