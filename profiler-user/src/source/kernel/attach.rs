@@ -1,9 +1,10 @@
 //! The table of probes: which hook each takes here, required or optional, attached or why not.
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use aya::programs::{BtfTracePoint, FEntry, FExit, PerfEvent, Program, ProgramError, TracePoint};
 use aya::{Btf, Ebpf};
 
+use super::preflight;
 use crate::error::Failure;
 
 /// The hook that costs others nothing, as a report names it.
@@ -167,6 +168,12 @@ fn by_fentry(ebpf: &mut Ebpf, btf: &Btf, syscall: &str) -> anyhow::Result<()> {
 /// The entry first, as with fentry: a return that is missed meanwhile leaves the loop waiting, which
 /// is harmless, where a missed entry would make one turn of two and the idleness between them.
 fn by_tracepoint(ebpf: &mut Ebpf, syscall: &str) -> anyhow::Result<()> {
+    if preflight::tracefs_path().is_none() {
+        bail!(
+            "tracefs is not mounted, and without CAP_SYS_ADMIN stalltrace cannot mount it for itself: \
+             mount -t tracefs tracefs /sys/kernel/tracing (or give it to the container)"
+        );
+    }
     let entered = if syscall == "io_uring_enter" { "ring_entered" } else { "wait_entered" };
     for (name, event) in [(entered, "sys_enter"), ("wait_left", "sys_exit")] {
         let program: &mut TracePoint = program(ebpf, name)?.try_into()?;

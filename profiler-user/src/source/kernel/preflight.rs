@@ -108,7 +108,8 @@ fn tracefs() -> Check {
     Check { what: "tracefs", state }
 }
 
-fn tracefs_path() -> Option<&'static str> {
+/// Where tracefs is mounted, if it is.
+pub fn tracefs_path() -> Option<&'static str> {
     TRACEFS.into_iter().find(|path| Path::new(path).join("events/syscalls").exists())
 }
 
