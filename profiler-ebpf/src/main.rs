@@ -7,6 +7,7 @@ mod maps;
 mod task;
 mod emit;
 mod capture;
+mod park;
 mod wait;
 mod sched;
 

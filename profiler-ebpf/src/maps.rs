@@ -8,7 +8,7 @@ use profiler_ebpf::limits::{MAX_LOOPS, RING_BYTES};
 use profiler_ebpf::param::Params;
 use profiler_ebpf::python::PythonLayout;
 use profiler_ebpf::record::Capture;
-use profiler_ebpf::turn::Loop;
+use profiler_ebpf::turn::{Loop, Parks};
 
 /// Set by the daemon before loading, frozen after.
 #[unsafe(no_mangle)]
@@ -59,6 +59,10 @@ static LOOPS: Array<Loop> = Array::with_max_entries(MAX_LOOPS, BPF_F_MMAPABLE);
 /// Where each loop's thread last gave up its CPU in a turn; also the place where ticks are put together.
 #[map]
 static CAPTURES: Array<Capture> = Array::with_max_entries(MAX_LOOPS, BPF_F_MMAPABLE);
+
+/// Where each loop's thread sleeps when it is idle, if not in a wait that is hooked; written by the daemon.
+#[map]
+static PARKS: Array<Parks> = Array::with_max_entries(MAX_LOOPS, BPF_F_MMAPABLE);
 
 /// How the target's CPython is laid out; written by the daemon.
 #[map]
@@ -123,6 +127,12 @@ pub fn loop_at(slot: u32) -> Option<&'static mut Loop> {
 pub fn capture_at(slot: u32) -> Option<&'static mut Capture> {
     // SAFETY: as for `loop_at`; captures are written on the thread's own CPU only.
     CAPTURES.get_ptr_mut(slot).map(|capture| unsafe { &mut *capture })
+}
+
+/// How the thread in a slot parks.
+#[inline(always)]
+pub fn parks_at(slot: u32) -> Option<&'static Parks> {
+    PARKS.get(slot)
 }
 
 /// How the target's CPython is laid out, if it runs one.

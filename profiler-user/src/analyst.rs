@@ -5,14 +5,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 
 use profiler_ebpf::python::PythonWalk;
 use profiler_ebpf::record::{Registers, reason};
 
+use crate::config::Config;
 use crate::frame::{Frame, Language, Stack};
 use crate::gap::Gap;
 use crate::gathered::{Gathered, loop_kind};
-use crate::job::{Job, KernelStack, Losses, PythonFrames};
+use crate::job::{Job, KernelStack, Losses, PythonFrames, Verdict};
 use crate::process::live::{LiveMemory, open_region};
 use crate::process::modules::Modules;
 use crate::process::target::Target;
@@ -22,6 +24,7 @@ use crate::report::schema::session::EndReason;
 use crate::report::syscalls::{Operand, operand};
 use crate::report::{Finish, Report};
 use crate::runtime::cpython::{FrameKind, NamedFrame};
+use crate::runtime::pool::{Pool, Posture, posture};
 use crate::sink::Sink;
 use crate::source::Captured;
 use crate::symbolize::kernel::{KernelSymbols, parse_proc_stack};
@@ -51,9 +54,9 @@ pub struct Analyst {
     /// Read when the first kernel stack is to be named.
     kernel: Option<Result<KernelSymbols, Gap>>,
     loops: BTreeMap<u32, Gathered>,
+    verdicts: SyncSender<Verdict>,
     facts: SessionFacts,
-    threshold_ns: u64,
-    error_threshold_ns: u64,
+    config: Config,
     tally: Tally,
     sink: Box<dyn Sink + Send>,
 }
@@ -62,8 +65,8 @@ impl Analyst {
     pub fn new(
         target: Arc<Target>,
         facts: SessionFacts,
-        threshold_ns: u64,
-        error_threshold_ns: u64,
+        config: Config,
+        verdicts: SyncSender<Verdict>,
         sink: Box<dyn Sink + Send>,
     ) -> Self {
         let mut analyst = Self {
@@ -74,9 +77,9 @@ impl Analyst {
             symbolizer: NativeSymbolizer::new(),
             kernel: None,
             loops: BTreeMap::new(),
+            verdicts,
             facts,
-            threshold_ns,
-            error_threshold_ns,
+            config,
             tally: Tally::default(),
             sink,
         };
@@ -93,6 +96,11 @@ impl Analyst {
             }
             Job::Sample { captured, python, kernel, awaited } => {
                 self.sample(&captured, &python, &kernel, awaited);
+                Ok(())
+            }
+            Job::Look { captured, python } => {
+                let (_, posture) = self.stack(&captured, &python);
+                self.tell(&captured, posture);
                 Ok(())
             }
             Job::Holder { loop_tid, turn_start_ns, tid, frames, walk } => {
@@ -148,7 +156,13 @@ impl Analyst {
         kernel: &KernelStack,
         awaited: Awaited,
     ) {
-        let mut stack = self.stack(captured, python);
+        let (mut stack, posture) = self.stack(captured, python);
+        self.tell(captured, posture);
+        if posture.is_idle() {
+            let head = &captured.head;
+            self.gathered(head.head.tid, head.turn_start_ns).parked_ns = Some(head.at_ns);
+            return;
+        }
         stack.kernel = match kernel {
             KernelStack::Text(Some(text)) => parse_proc_stack(text),
             KernelStack::Text(None) => {
@@ -192,7 +206,19 @@ impl Analyst {
         gathered
     }
 
-    fn stack(&mut self, captured: &Captured, python: &PythonFrames) -> Stack {
+    /// Lets the session know where a thread parks. A full queue drops it: the next park tells as well.
+    fn tell(&mut self, captured: &Captured, posture: Posture) {
+        let gathered = self.loops.entry(captured.head.head.tid).or_default();
+        match posture {
+            Posture::Parked(pool, _) | Posture::Working(pool) => gathered.pool = Some(pool),
+            Posture::Looping { .. } => gathered.pool = None,
+            Posture::Unknown => return,
+        }
+        let _ = self.verdicts.try_send(Verdict { head: captured.head, posture });
+    }
+
+    /// The stack, and what the thread is about if it sleeps on a futex.
+    fn stack(&mut self, captured: &Captured, python: &PythonFrames) -> (Stack, Posture) {
         let registers = &captured.head.registers;
         let mut native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
         // Code that nobody had mapped when we last looked: a library loaded since.
@@ -202,7 +228,8 @@ impl Analyst {
             native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
         }
         let named = self.symbolizer.name_stack(&self.modules, &native);
-        match python {
+        let posture = posture(registers, &native, &named, &captured.python, python);
+        let stack = match python {
             PythonFrames::NotPython => merge(named, PythonStack::default()),
             PythonFrames::Missing(gap) => {
                 let mut stack = merge(named, PythonStack::default());
@@ -214,7 +241,8 @@ impl Analyst {
                 stack.gaps.extend(frames.iter().filter_map(|frame| frame.gap.clone()));
                 stack
             }
-        }
+        };
+        (stack, posture)
     }
 
     /// False where the process is gone: what we know of it is all there will be.
@@ -243,6 +271,9 @@ impl Analyst {
 
     fn report(&mut self, tid: u32, due: Due, losses: &Losses, now_ns: u64) -> std::io::Result<()> {
         let moment = due.moment;
+        if self.gathered(tid, due.turn.start_ns).is_idle_at(due.at_ns) || !self.is_wanted(tid) {
+            return Ok(());
+        }
         let stall = self.stall(tid, due);
         let (thread, gaps) = self.thread_facts(tid);
         let descriptors = self.loops.get(&tid).map(Gathered::descriptors).unwrap_or_default();
@@ -250,8 +281,8 @@ impl Analyst {
             session: &self.facts,
             now_ns,
             thread: &thread,
-            threshold_ns: self.threshold_ns,
-            error_threshold_ns: self.error_threshold_ns,
+            threshold_ns: self.config.threshold_ns,
+            error_threshold_ns: self.config.error_threshold_ns,
             descriptors: &descriptors,
             losses,
             gaps: &gaps,
@@ -291,13 +322,19 @@ impl Analyst {
         }
     }
 
+    /// Work that a pool was handed may take its time, unless the user says otherwise.
+    fn is_wanted(&self, tid: u32) -> bool {
+        let pool = self.loops.get(&tid).and_then(|gathered| gathered.pool);
+        self.config.watch_workers || pool != Some(Pool::Python)
+    }
+
     fn thread_facts(&self, tid: u32) -> (ThreadFacts, Vec<Gap>) {
         let name = self.target.thread_name(tid);
         let mut gaps = Vec::new();
         if name.is_none() {
             gaps.push(Gap::new("thread.name", "the thread has exited"));
         }
-        let kind = self.loops.get(&tid).and_then(|gathered| gathered.loop_kind).unwrap_or("epoll");
+        let kind = self.loops.get(&tid).and_then(Gathered::kind).unwrap_or("epoll");
         let tid_in_container = self.target.tid_in_container(tid);
         (ThreadFacts { tid, tid_in_container, name, loop_kind: kind.to_owned() }, gaps)
     }

@@ -22,6 +22,7 @@ pub struct Config {
     pub duration: Option<Duration>,
     pub output: Output,
     pub wait_hooks: WaitHooks,
+    pub watch_workers: bool,
 }
 
 /// Where reports go and how they look.
@@ -70,6 +71,7 @@ impl Config {
                 cli::WaitHooks::Fentry => WaitHooks::Fentry,
                 cli::WaitHooks::Tracepoint => WaitHooks::Tracepoint,
             },
+            watch_workers: attach.watch_workers,
         })
     }
 }

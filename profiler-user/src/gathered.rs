@@ -6,6 +6,7 @@ use std::collections::btree_map::Entry;
 
 use crate::frame::Frame;
 use crate::process::descriptors::describe;
+use crate::runtime::pool::Pool;
 use crate::turn::samples::Samples;
 use crate::turn::{Awaited, Holder, Sampled};
 
@@ -24,8 +25,13 @@ pub struct Holding {
 #[derive(Debug, Default)]
 pub struct Gathered {
     turn_start_ns: u64,
+    /// Since when the thread has not been in a turn at all, although the probes took it for one: they
+    /// had yet to learn where it parks.
+    pub parked_ns: Option<u64>,
     pub samples: Samples,
     pub loop_kind: Option<&'static str>,
+    /// The pool whose worker the thread is.
+    pub pool: Option<Pool>,
     /// Who was seen to hold what the thread waited for.
     pub holders: BTreeMap<u32, Holding>,
     /// What the descriptors that it blocked on stood for at that time; none where one number stood
@@ -37,8 +43,19 @@ impl Gathered {
     /// Lets go of what belongs to another turn. Of what kind the loop is stays known.
     pub fn keep_to(&mut self, turn_start_ns: u64) {
         if self.turn_start_ns != turn_start_ns {
-            *self = Self { turn_start_ns, loop_kind: self.loop_kind, ..Self::default() };
+            let (loop_kind, pool) = (self.loop_kind, self.pool);
+            *self = Self { turn_start_ns, loop_kind, pool, ..Self::default() };
         }
+    }
+
+    /// Whether the thread was only waiting for work at that time.
+    pub fn is_idle_at(&self, at_ns: u64) -> bool {
+        self.parked_ns.is_some_and(|parked_ns| at_ns > parked_ns)
+    }
+
+    /// As a report's `thread.loop` has it.
+    pub fn kind(&self) -> Option<&'static str> {
+        self.pool.map(Pool::name).or(self.loop_kind)
     }
 
     pub fn descriptors(&self) -> BTreeMap<u32, String> {

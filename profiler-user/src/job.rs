@@ -1,10 +1,13 @@
-//! What the session leaves to the analyst: samples to unwind and name, and lines that are due.
+//! What the session leaves to the analyst (samples to unwind and name, lines that are due), and the one
+//! thing that it is told in return.
 
 use profiler_ebpf::python::PythonWalk;
+use profiler_ebpf::record::CaptureHead;
 
 use crate::gap::Gap;
 use crate::report::Start;
 use crate::runtime::cpython::NamedFrame;
+use crate::runtime::pool::Posture;
 use crate::source::Captured;
 use crate::turn::Awaited;
 use crate::turn::tracker::Due;
@@ -41,6 +44,8 @@ pub enum Job {
     Begin { start: Box<Start>, warm_up: Vec<Captured> },
     /// Where a loop's thread was at one moment.
     Sample { captured: Box<Captured>, python: PythonFrames, kernel: KernelStack, awaited: Awaited },
+    /// A thread that is no loop of ours sleeps on a futex: it may be a worker.
+    Look { captured: Box<Captured>, python: PythonFrames },
     /// Who held the interpreter's lock while a loop's thread waited for it.
     Holder {
         loop_tid: u32,
@@ -53,4 +58,12 @@ pub enum Job {
     BlockEnded { captured: Box<Captured> },
     /// A line is due; with what has been lost so far.
     Report { tid: u32, due: Box<Due>, losses: Losses },
+}
+
+/// What the analyst made of a thread that sleeps on a futex.
+#[derive(Debug, Clone, Copy)]
+pub struct Verdict {
+    /// Of the capture that it was made of.
+    pub head: CaptureHead,
+    pub posture: Posture,
 }

@@ -3,14 +3,17 @@
 //! Everything here happens while the target may be frozen, so nothing here is slow: what needs the
 //! target's live memory is read at once, what needs files, symbols or sinks is left to the analyst.
 
+mod workers;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use profiler_ebpf::limits::MIN_BLOCK_NS;
 use profiler_ebpf::python::PythonWalk;
 use profiler_ebpf::record::{ThreadSnapshot, reason};
-use profiler_ebpf::turn::{phase, state};
+use profiler_ebpf::turn::{FUTEX, Loop, phase, state};
 
+use self::workers::Workers;
 use crate::gap::Gap;
 use crate::job::{Job, KernelStack, PythonFrames};
 use crate::process::TargetMemory;
@@ -41,12 +44,21 @@ struct Followed {
     tstate: Option<u64>,
     next_search_ns: u64,
     turns: u64,
+    /// The sleep that was found to be a park, by its beginning.
+    parked_ns: Option<u64>,
 }
 
 impl Followed {
     fn new(threshold_ns: u64) -> Self {
         let tracker = Tracker::new(threshold_ns);
-        Self { tracker, completed_ns: 0, tstate: None, next_search_ns: 0, turns: 0 }
+        Self {
+            tracker,
+            completed_ns: 0,
+            tstate: None,
+            next_search_ns: 0,
+            turns: 0,
+            parked_ns: None,
+        }
     }
 
     /// Whether to search for the interpreter's state of this thread now; not at every look.
@@ -56,6 +68,11 @@ impl Followed {
             self.next_search_ns = now_ns + SEARCH_EVERY_NS;
         }
         due
+    }
+
+    /// Whether the thread is where it waits for work, although its state says that it is in a turn.
+    fn is_parked(&self, seen: &Loop) -> bool {
+        seen.state == state::BLOCKED && self.parked_ns == Some(seen.booked_until_ns)
     }
 }
 
@@ -75,6 +92,7 @@ pub struct Session<S, M> {
     suspected_ns: u64,
     /// Why running threads cannot be sampled, if they cannot.
     ticks_refused: Option<String>,
+    workers: Workers,
 }
 
 impl<S: EventSource, M: TargetMemory> Session<S, M> {
@@ -96,6 +114,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             turns_of_gone: 0,
             suspected_ns: 0,
             ticks_refused: None,
+            workers: Workers::default(),
         }
     }
 
@@ -151,10 +170,14 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
                 if let Some(gone) = self.loops.remove(&slot.state.tid) {
                     self.turns_of_gone += gone.turns;
                 }
+                self.workers.forget(slot.state.tid);
                 self.source.release(slot);
                 continue;
             }
             self.follow(slot, now_ns);
+            if self.loops.get(&slot.state.tid).is_some_and(|known| known.is_parked(&slot.state)) {
+                continue;
+            }
             if slot.state.phase == phase::TURN {
                 let suspect_at_ns = slot.state.turn.start_ns + self.suspect_ns();
                 if now_ns >= suspect_at_ns {
@@ -322,7 +345,6 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
 
     /// What a blocked thread waits for, as far as its registers and the interpreter tell.
     fn awaited(&mut self, captured: &Captured) -> Awaited {
-        const FUTEX: i64 = 202;
         let Some(python) = &self.python else { return Awaited::Syscall };
         if captured.head.reason != reason::SWITCH_OUT || captured.head.registers.syscall != FUTEX {
             return Awaited::Syscall;
@@ -397,8 +419,8 @@ mod tests {
     use std::collections::VecDeque;
     use std::sync::Arc;
 
-    use profiler_ebpf::record::{CaptureHead, RecordHead, Registers, reason};
-    use profiler_ebpf::turn::{Loop, Turn, phase, state, wait};
+    use profiler_ebpf::record::{CaptureHead, RecordHead, Registers, ThreadSnapshot, reason};
+    use profiler_ebpf::turn::{Loop, Parks, Turn, phase, state, wait};
 
     use super::{Followed, Job, Session};
     use crate::process::target::Target;
@@ -418,6 +440,8 @@ mod tests {
         events: VecDeque<Event>,
         ticks: Vec<Ticks>,
         released: u32,
+        threads: Vec<ThreadSnapshot>,
+        parks: Parks,
     }
 
     impl Scripted {
@@ -444,6 +468,18 @@ mod tests {
         fn seed(&mut self, state: Loop, _capture: CaptureHead) -> anyhow::Result<bool> {
             self.state = state;
             Ok(true)
+        }
+
+        fn threads(&mut self) -> anyhow::Result<Vec<ThreadSnapshot>> {
+            Ok(self.threads.clone())
+        }
+
+        fn set_parks(&mut self, _slot: Slot, parks: Parks) {
+            self.parks = parks;
+        }
+
+        fn set_handed_work(&mut self, _slot: Slot, is_handed: bool) {
+            self.state.handed_work = u64::from(is_handed);
         }
 
         fn set_python_state(&mut self, _slot: Slot, _tstate: u64) {}

@@ -355,6 +355,7 @@ fn clock_gettime(modules: &Modules) -> u64 {
             address: *address,
             is_return_address: false,
             module: Some(vdso.id),
+            sp: 0,
             file_offset: Some(vdso.file_offset(*address)),
         };
         let names = symbolizer.name(modules, &frame);

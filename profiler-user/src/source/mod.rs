@@ -4,8 +4,8 @@ pub mod decode;
 pub mod kernel;
 
 use profiler_ebpf::python::PythonFrame;
-use profiler_ebpf::record::CaptureHead;
-use profiler_ebpf::turn::{Loop, Turn};
+use profiler_ebpf::record::{CaptureHead, ThreadSnapshot};
+use profiler_ebpf::turn::{Loop, Parks, Turn};
 
 /// Something that the kernel side told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +53,16 @@ pub trait EventSource {
 
     /// Watches a thread that was inside a turn when we came. False where it is watched already.
     fn seed(&mut self, state: Loop, capture: CaptureHead) -> anyhow::Result<bool>;
+
+    /// Every thread of the target as it is now, asleep or not.
+    fn threads(&mut self) -> anyhow::Result<Vec<ThreadSnapshot>>;
+
+    /// Tells the probes how the thread in a slot parks.
+    fn set_parks(&mut self, slot: Slot, parks: Parks);
+
+    /// Tells the probes whether the thread in a slot is handed work through a queue: then none of its
+    /// waits is its own.
+    fn set_handed_work(&mut self, slot: Slot, is_handed: bool);
 
     /// Tells the probes where a thread keeps its interpreter's state.
     fn set_python_state(&mut self, slot: Slot, tstate: u64);

@@ -165,6 +165,11 @@ impl Tracker {
     fn settle(&mut self, seen: &Loop, now_ns: u64, due: &mut Vec<Due>) {
         let Some(over) = &mut self.over else { return };
         let same = seen.turn.start_ns == over.turn.start_ns;
+        if same && seen.phase == phase::PARKED {
+            // No wait returns events to such a thread.
+            self.settle_now(due);
+            return;
+        }
         let waits = same && seen.phase == phase::WAITING;
         if waits && now_ns.saturating_sub(over.end_ns) >= READY_PATIENCE_NS {
             over.ready = Some(0);

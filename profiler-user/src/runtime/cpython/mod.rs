@@ -188,6 +188,11 @@ impl Python {
         frames::walk(memory, &self.layout.walk, tstate, thread_id)
     }
 
+    /// Where the address of the innermost frame of a thread stands now.
+    pub fn innermost_at(&self, memory: &dyn TargetMemory, tstate: u64) -> Option<u64> {
+        frames::innermost_at(memory, &self.layout.walk, tstate).ok()
+    }
+
     /// One named frame for each raw one, in the same order.
     pub fn decode(&mut self, memory: &dyn TargetMemory, frames: &[PythonFrame]) -> Vec<NamedFrame> {
         let code_type = self.image.code_type;
