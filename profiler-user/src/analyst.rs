@@ -334,9 +334,11 @@ impl Analyst {
         if name.is_none() {
             gaps.push(Gap::new("thread.name", "the thread has exited"));
         }
-        let kind = self.loops.get(&tid).and_then(Gathered::kind).unwrap_or("epoll");
+        let gathered = self.loops.get(&tid);
+        let kind = gathered.and_then(Gathered::kind).unwrap_or("epoll");
+        let is_worker = gathered.is_some_and(|gathered| gathered.pool.is_some());
         let tid_in_container = self.target.tid_in_container(tid);
-        (ThreadFacts { tid, tid_in_container, name, loop_kind: kind.to_owned() }, gaps)
+        (ThreadFacts { tid, tid_in_container, name, loop_kind: kind.to_owned(), is_worker }, gaps)
     }
 }
 

@@ -44,7 +44,7 @@ pub enum Job {
     Begin { start: Box<Start>, warm_up: Vec<Captured> },
     /// Where a loop's thread was at one moment.
     Sample { captured: Box<Captured>, python: PythonFrames, kernel: KernelStack, awaited: Awaited },
-    /// A thread that is no loop of ours sleeps on a futex: it may be a worker.
+    /// A thread that is no loop of ours sleeps: it may be a worker.
     Look { captured: Box<Captured>, python: PythonFrames },
     /// Who held the interpreter's lock while a loop's thread waited for it.
     Holder {
@@ -60,7 +60,7 @@ pub enum Job {
     Report { tid: u32, due: Box<Due>, losses: Losses },
 }
 
-/// What the analyst made of a thread that sleeps on a futex.
+/// What the analyst made of a thread's stack.
 #[derive(Debug, Clone, Copy)]
 pub struct Verdict {
     /// Of the capture that it was made of.

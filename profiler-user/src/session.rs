@@ -3,6 +3,7 @@
 //! Everything here happens while the target may be frozen, so nothing here is slow: what needs the
 //! target's live memory is read at once, what needs files, symbols or sinks is left to the analyst.
 
+mod items;
 mod workers;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use profiler_ebpf::python::PythonWalk;
 use profiler_ebpf::record::{ThreadSnapshot, reason};
 use profiler_ebpf::turn::{FUTEX, Loop, phase, state};
 
+use self::items::{Cut, Item};
 use self::workers::Workers;
 use crate::gap::Gap;
 use crate::job::{Job, KernelStack, PythonFrames};
@@ -46,6 +48,9 @@ struct Followed {
     turns: u64,
     /// The sleep that was found to be a park, by its beginning.
     parked_ns: Option<u64>,
+    /// The work that a worker has in hand, and where its turn was cut because that changed.
+    item: Option<Item>,
+    cut: Option<Cut>,
 }
 
 impl Followed {
@@ -58,6 +63,8 @@ impl Followed {
             next_search_ns: 0,
             turns: 0,
             parked_ns: None,
+            item: None,
+            cut: None,
         }
     }
 
@@ -178,14 +185,17 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             if self.loops.get(&slot.state.tid).is_some_and(|known| known.is_parked(&slot.state)) {
                 continue;
             }
+            let whole = slot;
+            let slot = self.cut_at_work(whole, now_ns, jobs);
             if slot.state.phase == phase::TURN {
                 let suspect_at_ns = slot.state.turn.start_ns + self.suspect_ns();
+                let look_at_ns = whole.state.turn.start_ns + self.suspect_ns();
                 if now_ns >= suspect_at_ns {
                     wants_ticks |= slot.state.state != state::BLOCKED;
                     self.suspected_ns = now_ns;
-                    self.complete_block(slot, now_ns, jobs);
+                    self.complete_block(whole, now_ns, jobs);
                 }
-                next_ns = next_ns.min(suspect_at_ns.max(now_ns + CLOSE_LOOK_NS));
+                next_ns = next_ns.min(look_at_ns.max(now_ns + CLOSE_LOOK_NS));
             }
             self.look(slot, now_ns, jobs);
         }
@@ -252,13 +262,19 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     fn take(&mut self, event: Event, jobs: &mut Vec<Job>) {
         match event {
             Event::Captured(captured) => self.captured(captured, jobs),
-            Event::TurnEnded { tid, end_ns, turn } => {
-                self.with(tid, jobs, |tracker, due| tracker.ended(turn, end_ns, due));
+            Event::TurnEnded { tid, end_ns, mut turn } => {
+                self.followed(tid).cut(&mut turn);
+                if turn.booked_ns() >= self.threshold_ns {
+                    self.with(tid, jobs, |tracker, due| tracker.ended(turn, end_ns, due));
+                }
             }
             Event::Ready { tid, turn_start_ns, returned } => {
                 self.with(tid, jobs, |tracker, due| tracker.ready(turn_start_ns, returned, due));
             }
-            Event::Exited { tid, at_ns, turn } => {
+            Event::Exited { tid, at_ns, mut turn } => {
+                if let Some(turn) = &mut turn {
+                    self.followed(tid).cut(turn);
+                }
                 self.with(tid, jobs, |tracker, due| tracker.exited(turn, at_ns, due));
             }
         }
@@ -276,13 +292,14 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     }
 
     /// A capture out of the ring: a tick, or a blocked stretch that is over.
-    fn captured(&mut self, captured: Box<Captured>, jobs: &mut Vec<Job>) {
+    fn captured(&mut self, mut captured: Box<Captured>, jobs: &mut Vec<Job>) {
         let head = captured.head;
         let completed = self
             .loops
             .get(&head.head.tid)
             .is_some_and(|followed| followed.completed_ns == head.at_ns);
         if head.reason == reason::SWITCH_OUT && completed {
+            self.followed(head.head.tid).cut_capture(&mut captured);
             jobs.push(Job::BlockEnded { captured });
             return;
         }
@@ -293,6 +310,8 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             followed.tstate = None;
         }
         let python = self.name_python(&captured);
+        self.note_work(&captured, &python);
+        self.followed(head.head.tid).cut_capture(&mut captured);
         let awaited = self.awaited(&captured);
         jobs.push(Job::Sample { captured, python, kernel: KernelStack::Captured, awaited });
     }
@@ -324,10 +343,6 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
                 captured.head.python_walk = walk as u32;
             }
         }
-        let awaited = self.awaited(&captured);
-        if awaited == Awaited::Gil {
-            self.find_holder(&captured, jobs);
-        }
         let python = self.name_python(&captured);
         let kernel = KernelStack::Text(self.target.kernel_stack(tid));
         // Had it moved meanwhile, the stack would be another one's.
@@ -336,8 +351,14 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         if !unmoved {
             return;
         }
+        self.note_work(&captured, &python);
         if let Some(followed) = self.loops.get_mut(&tid) {
             followed.completed_ns = captured.head.at_ns;
+            followed.cut_capture(&mut captured);
+        }
+        let awaited = self.awaited(&captured);
+        if awaited == Awaited::Gil {
+            self.find_holder(&captured, jobs);
         }
         captured.head.blocked_ns = 0;
         jobs.push(Job::Sample { captured: Box::new(captured), python, kernel, awaited });

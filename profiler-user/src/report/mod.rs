@@ -124,7 +124,9 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
         Severity::Warn
     };
     let culprit_seen = culprit.as_ref();
-    let message = message::stall(&session.process, moment, &stall, &verdict.cause, culprit_seen);
+    let subject = if context.thread.is_worker { "worker" } else { "event loop" };
+    let process = &session.process;
+    let message = message::stall(process, subject, moment, &stall, &verdict.cause, culprit_seen);
     StallLine {
         common: common(session, context.now_ns, severity, message),
         thread: LoopThread {
@@ -171,7 +173,12 @@ fn stall_facts(
             gaps.push(Gap::new("end", "the stall was still going on when it was closed"));
         }
         End::Seen if seen.ready_events.is_none() => {
-            gaps.push(Gap::new("ready_events", "the return of the next wait was not seen"));
+            let why = if context.thread.is_worker {
+                "the thread is a worker, and was handed its next work by other means"
+            } else {
+                "the return of the next wait was not seen"
+            };
+            gaps.push(Gap::new("ready_events", why));
         }
         End::NotYet | End::Seen => {}
     }

@@ -158,6 +158,7 @@ pub fn session() -> SessionFacts {
 
 pub fn thread() -> ThreadFacts {
     ThreadFacts {
+        is_worker: false,
         tid: 4242,
         tid_in_container: Some(7),
         name: Some("uvicorn".to_owned()),

@@ -130,6 +130,22 @@ fn of_python(raw: &[PythonFrame], frames: &[NamedFrame]) -> Option<Posture> {
     None
 }
 
+/// The frame of the call with which a pool's loop does one piece of work, as long as the thread is inside.
+/// Its first variable is that work: another object for every piece.
+pub fn work_frame(raw: &[PythonFrame], frames: &[NamedFrame]) -> Option<u64> {
+    let outwards = raw.iter().zip(frames);
+    let mut shown = outwards.filter(|(_, frame)| frame.kind == FrameKind::Shown);
+    let mut within = None;
+    let is_loop = |(raw, frame): (&PythonFrame, &NamedFrame)| {
+        let found = is_python_loop(frame);
+        if !found {
+            within = Some(raw.frame);
+        }
+        found
+    };
+    shown.any(is_loop).then_some(within).flatten()
+}
+
 fn is_event_loop(frame: &NamedFrame) -> bool {
     frame.file.as_deref().is_some_and(is_of_a_loop)
 }
@@ -210,7 +226,7 @@ mod tests {
     use profiler_ebpf::record::Registers;
     use profiler_ebpf::turn::FUTEX;
 
-    use super::{Pool, Posture, Word, posture};
+    use super::{Pool, Posture, Word, posture, work_frame};
     use crate::frame::{Frame, Language};
     use crate::job::PythonFrames;
     use crate::runtime::cpython::{FrameKind, NamedFrame};
@@ -291,6 +307,20 @@ mod tests {
         let asleep = Registers { syscall: 230, ..ON_FUTEX };
         let (native, named) = (NativeStack::default(), NamedNativeStack::default());
         assert_eq!(posture(&asleep, &native, &named, &raw, &frames), Posture::Unknown);
+    }
+
+    /// The piece of work is found in the frame that the pool's loop called.
+    #[test]
+    fn work_in_hand() {
+        let named = |calls: &[(&str, &str)]| match python(calls) {
+            (raw, PythonFrames::Named { frames, .. }) => work_frame(&raw, &frames),
+            _ => None,
+        };
+        let thread = ("Thread.run", "/lib/threading.py");
+        let run = ("_WorkItem.run", "/usr/lib/python3.11/concurrent/futures/thread.py");
+        assert_eq!(named(&[("handle", "/srv/app.py"), run, POOL, thread]), Some(0x101));
+        assert_eq!(named(&[POOL, thread]), None);
+        assert_eq!(named(&[("handle", "/srv/app.py"), run, thread]), None);
     }
 
     /// uWSGI's thread is idle where no Python runs in it.

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use profiler_ebpf::python::PythonWalk;
 use profiler_ebpf::record::{CaptureHead, RecordHead, ThreadSnapshot, kind};
-use profiler_ebpf::turn::{FUTEX, Loop, MAX_PARKS, Park, Parks, phase, state, wait};
+use profiler_ebpf::turn::{Loop, MAX_PARKS, Park, Parks, phase, state, wait};
 
 use super::Session;
 use crate::job::{Job, PythonFrames, Verdict};
@@ -59,7 +59,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         self.workers.wanted = true;
     }
 
-    /// Hands threads that sleep on a futex to the analyst: those that it has not seen sleep there.
+    /// Hands sleeping threads to the analyst: those that it has not seen sleep there.
     pub fn search_workers(&mut self, now_ns: u64, jobs: &mut Vec<Job>) -> anyhow::Result<()> {
         if !self.workers.wanted || now_ns < self.workers.next_search_ns {
             return Ok(());
@@ -122,17 +122,17 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
 
     /// A sleep that the probes took for part of a turn was none: the turn had ended before.
     fn turn_ended_at(&mut self, slot: Slot, head: &CaptureHead, jobs: &mut Vec<Job>) {
-        let seen = &slot.state;
-        let is_that_sleep = seen.phase == phase::TURN
-            && seen.turn.start_ns == head.turn_start_ns
-            && seen.booked_until_ns == head.at_ns;
-        if !is_that_sleep {
+        let Loop { tid, phase, booked_until_ns, mut turn, .. } = slot.state;
+        if phase != phase::TURN || booked_until_ns != head.at_ns {
             return;
         }
-        let threshold_ns = self.threshold_ns;
-        self.followed(seen.tid).parked_ns = Some(head.at_ns);
-        if seen.turn.booked_ns() >= threshold_ns {
-            self.with(seen.tid, jobs, |tracker, due| tracker.ended(seen.turn, head.at_ns, due));
+        let followed = self.followed(tid);
+        followed.parked_ns = Some(head.at_ns);
+        followed.cut(&mut turn);
+        if turn.booked_ns() >= self.threshold_ns {
+            self.with(tid, jobs, |tracker, due| {
+                tracker.ended_without_wait(turn, head.at_ns, due);
+            });
         }
     }
 
@@ -141,7 +141,6 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             (before.registers.sp, before.registers.ip) != (thread.registers.sp, thread.registers.ip)
         };
         thread.task_state != 0
-            && thread.registers.syscall == FUTEX
             && !self.loops.contains_key(&thread.tid)
             && self.workers.looked_at.get(&thread.tid).is_none_or(sleeps_elsewhere)
     }

@@ -71,6 +71,12 @@ impl Tracker {
         self.over = Some(Over { turn, end_ns, end: End::Seen, ready: None });
     }
 
+    /// The same where no wait follows that would return anything.
+    pub fn ended_without_wait(&mut self, turn: Turn, end_ns: u64, due: &mut Vec<Due>) {
+        self.ended(turn, end_ns, due);
+        self.settle_now(due);
+    }
+
     /// What the wait after that turn returned. Errors mean that it found nothing.
     pub fn ready(&mut self, turn_start_ns: u64, returned: i64, due: &mut Vec<Due>) {
         if let Some(over) = self.over.as_mut().filter(|over| over.turn.start_ns == turn_start_ns) {

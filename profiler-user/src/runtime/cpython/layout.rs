@@ -44,6 +44,8 @@ pub struct Layout {
     pub tstate_next: u32,
     /// Since 3.11.
     pub tstate_native_id: Option<u32>,
+    /// The first of a frame's local variables.
+    pub frame_variables: u32,
     pub object_type: u32,
     pub code_flags: u32,
     pub code_filename: u32,
@@ -85,6 +87,7 @@ const V3_8: Layout = Layout {
     interpreter_threads: 8,
     tstate_next: 8,
     tstate_native_id: None,
+    frame_variables: 360,
     object_type: 8,
     code_flags: 36,
     code_filename: 104,
@@ -103,6 +106,7 @@ const V3_9: Layout = Layout { gil: Place::Runtime(352), ..V3_8 };
 
 const V3_10: Layout = Layout {
     walk: PythonLayout { frame_instruction: 96, ..V3_9.walk },
+    frame_variables: 352,
     index_bytes: 2,
     lines: Format::Ranges,
     ..V3_9
@@ -127,6 +131,7 @@ const V3_11: Layout = Layout {
     runtime_interpreters: 40,
     interpreter_threads: 16,
     tstate_native_id: Some(160),
+    frame_variables: 72,
     code_flags: 48,
     code_filename: 112,
     code_function: 128,
@@ -181,6 +186,7 @@ const V3_14: Layout = Layout {
     },
     runtime_interpreters: 808,
     interpreter_next: 7272,
+    frame_variables: 80,
     code_bytecode: Some(208),
     shims: Shims::ThreeAndFour,
     ..V3_13
@@ -258,6 +264,7 @@ impl Layout {
         self.walk.frame_previous = object(group.frame + 1)?;
         self.walk.frame_code = object(group.frame + 2)?;
         self.walk.frame_instruction = object(group.frame + 3)?;
+        self.frame_variables = object(group.frame + 4)?;
         self.walk.frame_owner = object(group.frame + 5)?;
 
         self.code_filename = object(group.code + 1)?;
@@ -312,6 +319,7 @@ mod tests {
         words[group.frame + 1] = previous;
         words[group.frame + 2] = 0;
         words[group.frame + 3] = 56;
+        words[group.frame + 4] = if version >> 16 == 0x030e { 80 } else { 72 };
         words[group.frame + 5] = owner;
         for (place, value) in [(1, 112), (2, 120), (3, 128), (4, 136), (5, 68), (9, bytecode)] {
             words[group.code + place] = value;

@@ -188,6 +188,12 @@ impl Python {
         frames::walk(memory, &self.layout.walk, tstate, thread_id)
     }
 
+    /// The first local variable of a frame: of a method, the object.
+    pub fn first_variable(&self, memory: &dyn TargetMemory, frame: u64) -> Option<u64> {
+        let word = memory.read_u64(frame.wrapping_add(self.layout.frame_variables.into())).ok()?;
+        Some(word & !u64::from(self.layout.walk.code_tag_mask))
+    }
+
     /// Where the address of the innermost frame of a thread stands now.
     pub fn innermost_at(&self, memory: &dyn TargetMemory, tstate: u64) -> Option<u64> {
         frames::innermost_at(memory, &self.layout.walk, tstate).ok()

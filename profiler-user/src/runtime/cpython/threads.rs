@@ -110,17 +110,22 @@ pub fn of_thread(
     tid: u32,
     fsbase: Option<u64>,
 ) -> Option<u64> {
-    let matches = |state: &&ThreadState| match (fsbase, state.native_thread_id) {
-        (Some(fsbase), _) => state.thread_id == fsbase,
-        (None, Some(native)) => native == tid,
-        (None, None) => has_tid(memory, state, tid),
-    };
     let has_frames = |state: &&ThreadState| {
         innermost(memory, &layout.walk, state.address).is_ok_and(|frame| frame != 0)
     };
-    let mut found = states.iter().filter(|state| state.thread_id != 0).filter(matches).peekable();
-    let first = found.peek().map(|state| state.address);
-    found.find(has_frames).map(|state| state.address).or(first)
+    let find = |matches: &dyn Fn(&ThreadState) -> bool| {
+        let bound = states.iter().filter(|state| state.thread_id != 0);
+        let mut found = bound.filter(|state| matches(state)).peekable();
+        let first = found.peek().map(|state| state.address);
+        found.find(has_frames).map(|state| state.address).or(first)
+    };
+    match fsbase {
+        Some(fsbase) => find(&|state| state.thread_id == fsbase),
+        // A process that forked without telling the interpreter, as uWSGI does, has an old number in
+        // its first thread's state; the C library knows better.
+        None => find(&|state| state.native_thread_id == Some(tid))
+            .or_else(|| find(&|state| has_tid(memory, state, tid))),
+    }
 }
 
 /// The thread's number in its PID namespace; before 3.11 by the first descriptor field that is one.
@@ -130,7 +135,7 @@ pub fn number(memory: &dyn TargetMemory, state: &ThreadState) -> Option<u32> {
     state.native_thread_id.or_else(|| DESCRIPTOR_TIDS.iter().filter_map(kept).find(plausible))
 }
 
-/// Before 3.11 only the C library knows which kernel thread a descriptor is of.
+/// Which kernel thread a descriptor is of, as the C library has it.
 fn has_tid(memory: &dyn TargetMemory, state: &ThreadState, tid: u32) -> bool {
     DESCRIPTOR_TIDS
         .iter()
