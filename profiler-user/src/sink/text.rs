@@ -164,6 +164,7 @@ fn label(stack: &Stack) -> &'static str {
     match stack.role {
         Role::Loop => "stack",
         Role::Holder => "holder",
+        Role::Waker => "waker",
         Role::Other => "other",
     }
 }

@@ -1,0 +1,273 @@
+//! A suspected loop that waits for another thread: what for, who holds that, and whom the probes are to watch for it.
+
+use std::collections::BTreeMap;
+
+use profiler_ebpf::record::{ThreadSnapshot, reason};
+use profiler_ebpf::wanted::{FUTEX, Wanted};
+
+use crate::job::{Job, PythonFrames, Sight};
+use crate::process::TargetMemory;
+use crate::process::lock;
+use crate::process::target::Target;
+use crate::runtime::cpython::{Gil, Python};
+use crate::source::{Captured, EventSource};
+use crate::standing;
+use crate::turn::Awaited;
+
+/// Between two looks from outside at who holds what a loop waits for; in a long stall a tenth of its
+/// age so far.
+const LOOK_EVERY_NS: u64 = 50_000_000;
+
+/// Between two listings of the interpreter's threads for the probes: threads come and go.
+const LIST_EVERY_NS: u64 = 1_000_000_000;
+
+/// The probes go on watching so long after the last wait: the next is often of the same kind.
+const LINGER_NS: u64 = 250_000_000;
+
+/// One loop that waits, or has waited, for another thread in its suspected turn.
+#[derive(Debug, Clone, Copy)]
+struct Wait {
+    turn_start_ns: u64,
+    gil: bool,
+    futex: bool,
+    /// The thread that owns the lock, as far as the lock says.
+    owner: Option<u32>,
+    looked_ns: u64,
+    next_look_ns: u64,
+}
+
+/// What the session needs of the target while it looks for a holder.
+#[derive(Debug)]
+pub struct Outside<'a, S, M> {
+    pub source: &'a mut S,
+    pub memory: &'a M,
+    pub target: &'a Target,
+    pub python: Option<&'a mut Python>,
+}
+
+/// What a loop is blocked in, and since which turn.
+#[derive(Debug, Clone, Copy)]
+pub struct Blocked<'a> {
+    pub captured: &'a Captured,
+    pub awaited: Awaited,
+    pub now_ns: u64,
+}
+
+/// Who is to blame, as far as is known now.
+#[derive(Debug, Default)]
+pub struct Blame {
+    /// The interpreter's lock, once it was found.
+    gil: Option<Gil>,
+    waits: BTreeMap<u32, Wait>,
+    /// Whether every thread is of interest, and in which suspected turns.
+    everyone: bool,
+    suspected: Vec<(u32, u64)>,
+    next_list_ns: u64,
+    wakers_until_ns: u64,
+    /// Why other threads cannot be watched, if they cannot.
+    pub refused: Option<String>,
+}
+
+impl Blame {
+    /// With `everyone`, every thread of the target is of interest while a turn is suspected.
+    pub fn new(everyone: bool) -> Self {
+        Self { everyone, ..Self::default() }
+    }
+
+    /// What a blocked thread waits for, as far as its registers and the interpreter tell.
+    pub fn awaited(
+        &mut self,
+        python: Option<&Python>,
+        memory: &impl TargetMemory,
+        captured: &Captured,
+    ) -> Awaited {
+        let head = &captured.head;
+        if head.reason != reason::SWITCH_OUT || head.registers.syscall != FUTEX {
+            return Awaited::Syscall;
+        }
+        self.gil = self.gil.or_else(|| python?.gil(memory));
+        let [futex, ..] = head.registers.args;
+        let awaited = match self.gil {
+            Some(gil) if gil.contains(futex) => Awaited::Gil,
+            _ => Awaited::Futex,
+        };
+        let wait = self.wait(head.head.tid, head.turn_start_ns);
+        wait.gil |= awaited == Awaited::Gil;
+        wait.futex |= awaited == Awaited::Futex;
+        awaited
+    }
+
+    /// The turns that are suspected now. What is known of others is forgotten.
+    pub fn keep(&mut self, suspected: Vec<(u32, u64)>) {
+        self.waits.retain(|tid, wait| suspected.contains(&(*tid, wait.turn_start_ns)));
+        self.suspected = suspected;
+    }
+
+    /// Whether running threads are to be sampled although the loops are blocked.
+    pub fn wants_ticks(&self) -> bool {
+        self.wanted() != Wanted::default()
+    }
+
+    /// Has the probes watch for what is of interest now.
+    pub fn watch<S: EventSource, M: TargetMemory>(
+        &mut self,
+        outside: Outside<'_, S, M>,
+        now_ns: u64,
+    ) {
+        if self.waits.values().any(|wait| wait.futex) {
+            self.wakers_until_ns = now_ns + LINGER_NS;
+        }
+        let told = self.tell(outside, now_ns);
+        if let Err(error) = told {
+            self.refused = Some(format!("{error:#}"));
+        }
+    }
+
+    fn tell<S: EventSource, M: TargetMemory>(
+        &mut self,
+        outside: Outside<'_, S, M>,
+        now_ns: u64,
+    ) -> anyhow::Result<()> {
+        let wanted = self.wanted();
+        if let Some(python) = outside.python
+            && wanted != Wanted::default()
+            && now_ns >= self.next_list_ns
+        {
+            self.next_list_ns = now_ns + LIST_EVERY_NS;
+            outside.source.set_thread_states(&python.states_by_thread(outside.memory))?;
+        }
+        outside.source.set_wanted(wanted)?;
+        outside.source.watch_wakers(now_ns < self.wakers_until_ns)
+    }
+
+    fn wanted(&self) -> Wanted {
+        let owners: Vec<u32> = self.waits.values().filter_map(|wait| wait.owner).collect();
+        let gil = self.gil.filter(|_| self.waits.values().any(|wait| wait.gil));
+        // The probes compare with one owner; of several, everybody's ticks are sorted here.
+        let several = owners.iter().any(|owner| owners.first() != Some(owner));
+        let everyone = several || (self.everyone && !self.suspected.is_empty());
+        Wanted {
+            gil: u32::from(gil.is_some()),
+            everyone: u32::from(everyone),
+            owner: owners.first().copied().unwrap_or(0),
+            reserved: 0,
+            gil_holder_at: gil.map_or(0, |gil| gil.holder_at()),
+            gil_locked_at: gil.map_or(0, |gil| gil.locked_at()),
+        }
+    }
+
+    /// The loops to which it matters where a thread was, and as the holder of what.
+    pub fn concerned(&self, captured: &Captured) -> Vec<Sight> {
+        let head = &captured.head;
+        let mut sights = Vec::new();
+        for (tid, wait) in self.waits.iter().filter(|(tid, _)| **tid != head.head.tid) {
+            let sight = |held| Sight { loop_tid: *tid, turn_start_ns: wait.turn_start_ns, held };
+            if wait.gil && head.holds_gil == 1 {
+                sights.push(sight(Some(Awaited::Gil)));
+            }
+            if wait.futex && wait.owner == Some(head.head.tid) {
+                sights.push(sight(Some(Awaited::Futex)));
+            }
+        }
+        if self.everyone {
+            let bystander = |(loop_tid, turn_start_ns): &(u32, u64)| Sight {
+                loop_tid: *loop_tid,
+                turn_start_ns: *turn_start_ns,
+                held: None,
+            };
+            let others = self.suspected.iter().filter(|(tid, _)| *tid != head.head.tid);
+            sights.extend(others.map(bystander));
+        }
+        sights
+    }
+
+    /// Looks from outside who holds what a blocked loop waits for, if it is time to.
+    pub fn look<S: EventSource, M: TargetMemory>(
+        &mut self,
+        mut outside: Outside<'_, S, M>,
+        blocked: Blocked<'_>,
+        jobs: &mut Vec<Job>,
+    ) {
+        let Blocked { captured, awaited, now_ns } = blocked;
+        let (loop_tid, turn_start_ns) = (captured.head.head.tid, captured.head.turn_start_ns);
+        let wait = *self.wait(loop_tid, turn_start_ns);
+        if awaited == Awaited::Syscall || now_ns < wait.next_look_ns {
+            return;
+        }
+        let pause_ns = LOOK_EVERY_NS.max(now_ns.saturating_sub(turn_start_ns) / 10);
+        let weight_ns = match wait.looked_ns {
+            0 => LOOK_EVERY_NS,
+            before_ns => now_ns.saturating_sub(before_ns),
+        };
+        let holder = self.holder(&mut outside, awaited, captured);
+        let wait = self.wait(loop_tid, turn_start_ns);
+        (wait.looked_ns, wait.next_look_ns) = (now_ns, now_ns + pause_ns);
+        wait.owner = holder.filter(|_| awaited == Awaited::Futex);
+        let Some(tid) = holder else { return };
+        let is_running = || outside.target.is_running(tid);
+        let seen = if tid == loop_tid || is_running() {
+            // The loop's own stack is known; whoever runs is met by ticks.
+            None
+        } else {
+            self.standing(&mut outside, tid, now_ns)
+        };
+        // What was read counts only if the thread still holds it.
+        if self.holder(&mut outside, awaited, captured) != Some(tid) {
+            return;
+        }
+        let sight = Sight { loop_tid, turn_start_ns, held: Some(awaited) };
+        jobs.push(Job::Holder { sight, tid, seen: seen.map(Box::new), weight_ns });
+    }
+
+    /// The thread that holds what is waited for, now.
+    fn holder<S, M: TargetMemory>(
+        &self,
+        outside: &mut Outside<'_, S, M>,
+        awaited: Awaited,
+        captured: &Captured,
+    ) -> Option<u32> {
+        let tid_in_container = match (awaited, self.gil) {
+            (Awaited::Gil, Some(gil)) => outside.python.as_ref()?.holder(outside.memory, gil)?,
+            (Awaited::Futex, _) => lock::owner(outside.memory, &captured.head.registers)?,
+            _ => return None,
+        };
+        outside.target.tid_of(tid_in_container)
+    }
+
+    fn standing<S: EventSource, M: TargetMemory>(
+        &mut self,
+        outside: &mut Outside<'_, S, M>,
+        tid: u32,
+        now_ns: u64,
+    ) -> Option<(Captured, PythonFrames)> {
+        let is_it = |thread: &ThreadSnapshot| thread.tid == tid;
+        let python = outside.python.as_deref();
+        let found = standing::read(outside.source, outside.memory, python, is_it, now_ns);
+        let captured = match found {
+            Ok(mut found) => found.still.pop()?,
+            Err(error) => {
+                self.refused = Some(format!("{error:#}"));
+                return None;
+            }
+        };
+        let python =
+            PythonFrames::of(&captured, outside.python.as_deref_mut(), outside.memory);
+        Some((captured, python))
+    }
+
+    fn wait(&mut self, loop_tid: u32, turn_start_ns: u64) -> &mut Wait {
+        let new = Wait {
+            turn_start_ns,
+            gil: false,
+            futex: false,
+            owner: None,
+            looked_ns: 0,
+            next_look_ns: 0,
+        };
+        let wait = self.waits.entry(loop_tid).or_insert(new);
+        if wait.turn_start_ns != turn_start_ns {
+            *wait = new;
+        }
+        wait
+    }
+}
