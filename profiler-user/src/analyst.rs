@@ -285,7 +285,7 @@ impl Analyst {
         }
         let stacks = gathered.samples.stacks(due.turn.running_ns, due.at_ns);
         let holders = gathered.holders(&stacks);
-        gaps.extend(gathered.gaps.iter().cloned().chain(gathered.unmet()));
+        gaps.extend(gathered.gaps());
         let (owner, wakers) = (gathered.owner(), gathered.wakers());
         let others = gathered.others();
         Stall {

@@ -1,17 +1,20 @@
 //! A suspected loop that waits for another thread: what for, who holds that, and whom the probes are to watch for it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use profiler_ebpf::record::{ThreadSnapshot, reason};
 use profiler_ebpf::wanted::{FUTEX, Wanted};
 
+use crate::gap::Gap;
 use crate::job::{Job, PythonFrames, Sight};
 use crate::process::TargetMemory;
 use crate::process::lock;
+use crate::process::stack::read_stack;
 use crate::process::target::Target;
 use crate::runtime::cpython::{Gil, Python};
 use crate::source::{Captured, EventSource};
-use crate::standing;
+use crate::standing::{self, MAX_THREADS, Standing};
 use crate::turn::Awaited;
 
 /// Between two looks from outside at who holds what a loop waits for; in a long stall a tenth of its
@@ -68,10 +71,27 @@ pub struct Blame {
     pub refused: Option<String>,
 }
 
+/// The owner of the lock that a thread is blocked on, by the lock's own words.
+fn lock_owner<S, M: TargetMemory>(
+    outside: &Outside<'_, S, M>,
+    captured: &Captured,
+) -> Option<u32> {
+    let registers = &captured.head.registers;
+    lock::owner(outside.memory, registers).or_else(|| {
+        let python = outside.python.as_ref()?;
+        let [futex, ..] = registers.args;
+        let stack = match captured.stack.is_empty() {
+            true => Cow::Owned(read_stack(outside.memory, &captured.head)),
+            false => Cow::Borrowed(&captured.stack),
+        };
+        python.lock_owner(outside.memory, &stack, futex)
+    })
+}
+
 impl Blame {
-    /// With `everyone`, every thread of the target is of interest while a turn is suspected.
-    pub fn new(everyone: bool) -> Self {
-        Self { everyone, ..Self::default() }
+    /// From now on every thread of the target is of interest.
+    pub fn want_everyone(&mut self) {
+        self.everyone = true;
     }
 
     /// What a blocked thread waits for, as far as its registers and the interpreter tell.
@@ -129,15 +149,16 @@ impl Blame {
         now_ns: u64,
     ) -> anyhow::Result<()> {
         let wanted = self.wanted();
+        let wakers = now_ns < self.wakers_until_ns;
         if let Some(python) = outside.python
-            && wanted != Wanted::default()
+            && (wakers || wanted != Wanted::default())
             && now_ns >= self.next_list_ns
         {
             self.next_list_ns = now_ns + LIST_EVERY_NS;
             outside.source.set_thread_states(&python.states_by_thread(outside.memory))?;
         }
         outside.source.set_wanted(wanted)?;
-        outside.source.watch_wakers(now_ns < self.wakers_until_ns)
+        outside.source.watch_wakers(wakers)
     }
 
     fn wanted(&self) -> Wanted {
@@ -228,7 +249,7 @@ impl Blame {
     ) -> Option<u32> {
         let tid_in_container = match (awaited, self.gil) {
             (Awaited::Gil, Some(gil)) => outside.python.as_ref()?.holder(outside.memory, gil)?,
-            (Awaited::Futex, _) => lock::owner(outside.memory, &captured.head.registers)?,
+            (Awaited::Futex, _) => lock_owner(outside, captured)?,
             _ => return None,
         };
         outside.target.tid_of(tid_in_container)
@@ -264,10 +285,44 @@ impl Blame {
             looked_ns: 0,
             next_look_ns: 0,
         };
-        let wait = self.waits.entry(loop_tid).or_insert(new);
-        if wait.turn_start_ns != turn_start_ns {
-            *wait = new;
+        let known = self.waits.get(&loop_tid).map(|wait| wait.turn_start_ns);
+        if known != Some(turn_start_ns) {
+            // Threads may have come since they were last listed, and one of them may be the holder.
+            self.next_list_ns = 0;
+            self.waits.insert(loop_tid, new);
         }
-        wait
+        self.waits.entry(loop_tid).or_insert(new)
+    }
+
+    /// Every other thread of the process where it stands, if all are of interest.
+    pub fn bystanders<S: EventSource, M: TargetMemory>(
+        &mut self,
+        mut outside: Outside<'_, S, M>,
+        loop_tid: u32,
+        turn_start_ns: u64,
+        now_ns: u64,
+    ) -> Option<Job> {
+        if !self.everyone {
+            return None;
+        }
+        let is_other = |thread: &ThreadSnapshot| thread.tid != loop_tid;
+        let python = outside.python.as_deref();
+        let read = standing::read(outside.source, outside.memory, python, is_other, now_ns);
+        let mut gaps = Vec::new();
+        let found = read.unwrap_or_else(|error| {
+            gaps.push(Gap::new("stacks of the other threads", format!("{error:#}")));
+            Standing::default()
+        });
+        if found.left_out > 0 {
+            let what = format!("stacks of {} more threads", found.left_out);
+            gaps.push(Gap::new(&what, format!("no more than {MAX_THREADS} are read")));
+        }
+        let name = |captured: Captured| {
+            let python =
+                PythonFrames::of(&captured, outside.python.as_deref_mut(), outside.memory);
+            (captured, python)
+        };
+        let still = found.still.into_iter().map(name).collect();
+        Some(Job::Bystanders { loop_tid, turn_start_ns, still, moving: found.moving, gaps })
     }
 }

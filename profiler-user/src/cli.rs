@@ -67,6 +67,9 @@ pub struct Attach {
     /// Write reports to this file instead of standard output.
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// Report of each stall where all other threads of the process were, too.
+    #[arg(long)]
+    pub all_threads: bool,
     /// How waits are hooked. `best` tries fentry and falls back to syscall tracepoints.
     #[arg(long, value_enum, default_value_t = WaitHooks::Best)]
     pub wait_hooks: WaitHooks,

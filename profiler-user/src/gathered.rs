@@ -17,8 +17,8 @@ const MAX_DESCRIPTORS: usize = 8;
 /// Ends of waits kept of one turn; beyond this they are counted.
 const MAX_WAKES: usize = 256;
 
-/// Other threads kept of one turn: more are told by their number alone.
-pub const MAX_OTHERS: usize = 128;
+/// Other threads kept of one turn; beyond this they are counted.
+const MAX_OTHERS: usize = 256;
 
 /// One end of a wait on a futex.
 #[derive(Debug)]
@@ -45,7 +45,8 @@ pub struct Gathered {
     ran: BTreeSet<u32>,
     /// What the threads above are called: some may exit before they are reported.
     names: BTreeMap<u32, String>,
-    pub dropped: u64,
+    /// What there was no room for.
+    dropped: u64,
     pub gaps: Vec<Gap>,
     /// What the descriptors that it blocked on stood for at that time; none where one number stood
     /// for several in the same turn.
@@ -166,7 +167,14 @@ impl Gathered {
     }
 
     /// What is missing of the other threads.
-    pub fn unmet(&self) -> Option<Gap> {
+    pub fn gaps(&self) -> Vec<Gap> {
+        let dropped = self.dropped + self.holders.dropped;
+        let why = || format!("{dropped} records of them are more than are kept of one turn");
+        let dropped = (dropped > 0).then(|| Gap::new("other threads", why()));
+        self.gaps.iter().cloned().chain(self.unmet()).chain(dropped).collect()
+    }
+
+    fn unmet(&self) -> Option<Gap> {
         let unmet: Vec<String> = self
             .ran
             .iter()

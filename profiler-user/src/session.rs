@@ -20,7 +20,7 @@ use crate::process::stack::read_stack;
 use crate::process::target::{Target, WaitDescriptors};
 use crate::runtime::cpython::{NamedFrame, Python};
 use crate::source::{Captured, Event, EventSource, Slot, Ticks};
-use crate::turn::Awaited;
+use crate::turn::{Awaited, Moment};
 use crate::turn::tracker::{Due, Tracker};
 
 /// Between two looks while a turn is suspected.
@@ -97,6 +97,11 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             suspected_ns: 0,
             ticks_refused: None,
         }
+    }
+
+    /// Tells, of every stall, where all other threads were as well.
+    pub fn watch_all_threads(&mut self) {
+        self.blame.want_everyone();
     }
 
     pub fn python(&self) -> Option<&Python> {
@@ -231,6 +236,11 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             if let Some(why) = &self.blame.refused {
                 due.gaps.push(Gap::new("other threads", why));
             }
+        }
+        if due.iter().any(|due| due.moment == Moment::Open) {
+            let (blame, outside) = self.outside();
+            let (tid, turn_start_ns) = (slot.state.tid, slot.state.turn.start_ns);
+            jobs.extend(blame.bystanders(outside, tid, turn_start_ns, now_ns));
         }
         report(slot.state.tid, due, &mut self.source, jobs);
     }

@@ -16,6 +16,9 @@ use crate::source::{Captured, EventSource};
 /// Threads read between two looks at all of them: the longer that takes, the more of them move.
 const AT_ONCE: usize = 16;
 
+/// Threads read at most: a server's pool is smaller, and each costs a look at its memory.
+pub const MAX_THREADS: usize = 128;
+
 /// What came of it.
 #[derive(Debug, Default)]
 pub struct Standing {
@@ -23,6 +26,8 @@ pub struct Standing {
     pub still: Vec<Captured>,
     /// Threads that were on a CPU, or were on one meanwhile.
     pub moving: Vec<u32>,
+    /// How many more there are than are read.
+    pub left_out: usize,
 }
 
 /// Reads those threads that are wanted.
@@ -37,7 +42,9 @@ pub fn read(
     before.retain(wanted);
     let states: BTreeMap<u64, u64> =
         python.map(|python| python.states_by_thread(memory)).unwrap_or_default().into_iter().collect();
-    let mut standing = Standing::default();
+    let left_out = before.len().saturating_sub(MAX_THREADS);
+    before.truncate(MAX_THREADS);
+    let mut standing = Standing { left_out, ..Standing::default() };
     for some in before.chunks(AT_ONCE) {
         let capture = |thread: &ThreadSnapshot| {
             let tstate = states.get(&thread.fsbase).copied();

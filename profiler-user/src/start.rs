@@ -74,6 +74,9 @@ pub fn attach(pid: u32, config: &Config) -> anyhow::Result<Begun> {
     let threads = source.threads()?;
     let mut session =
         Session::new(source, memory, Arc::clone(&target), python, config.threshold_ns);
+    if config.all_threads {
+        session.watch_all_threads();
+    }
     session.adopt_frozen(&threads, descriptors, monotonic_ns())?;
 
     let warm_up = threads.iter().take(ENOUGH_THREADS).map(|thread| standing(thread, pid)).collect();

@@ -142,14 +142,11 @@ fn stacks(page: &mut Page, line: &StallLine) {
     if let Some(reason) = &shown.truncated {
         page.label("").put(Style::Dim, &format!("cut here: {reason}")).end_line();
     }
-    let others = line.stacks.iter().filter(|stack| !std::ptr::eq(*stack, shown));
+    let (bystanders, stacks): (Vec<&Stack>, Vec<&Stack>) =
+        line.stacks.iter().partition(|stack| stack.role == Role::Other);
+    let others = stacks.into_iter().filter(|stack| !std::ptr::eq(*stack, shown));
     for other in others.clone().take(MORE_STACKS) {
-        let mut told = weight(other);
-        let mut named = other.frames.iter().filter(|frame| frame.function.is_some());
-        let first = named.clone().find(|frame| frame.in_app).or_else(|| named.next());
-        if let Some(frame) = first {
-            told = format!("{told}, at {}  {}", function(frame), source(frame));
-        }
+        let told = weight(other) + &innermost(other);
         page.label("also").put(Style::Plain, &told).end_line();
     }
     let untold = others.count().saturating_sub(MORE_STACKS);
@@ -157,6 +154,19 @@ fn stacks(page: &mut Page, line: &StallLine) {
         let told = format!("{} of less time", counted(untold as u64, "further stack"));
         page.label("also").put(Style::Dim, &told).end_line();
     }
+    for other in bystanders {
+        let told = format!("{}, {}{}", thread(other), state(other), innermost(other));
+        page.label("other").put(Style::Dim, &told).end_line();
+    }
+}
+
+/// Where a stack's innermost frame of the application is, or else its innermost named one.
+fn innermost(stack: &Stack) -> String {
+    let mut named = stack.frames.iter().filter(|frame| frame.function.is_some());
+    let first = named.clone().find(|frame| frame.in_app).or_else(|| named.next());
+    first
+        .map(|frame| format!(", at {}  {}", function(frame), source(frame)))
+        .unwrap_or_default()
 }
 
 /// Whose stack it is.
@@ -171,19 +181,29 @@ fn label(stack: &Stack) -> &'static str {
 
 /// `blocked 5000.000 ms, 1 sample`
 fn weight(stack: &Stack) -> String {
-    let state = match stack.state {
+    let state = state(stack);
+    let samples = counted(stack.samples, "sample");
+    let told = format!("{state} {}, {samples}", milliseconds(stack.time_ns));
+    match stack.role {
+        Role::Loop => told,
+        _ => format!("{}, {told}", thread(stack)),
+    }
+}
+
+fn state(stack: &Stack) -> &'static str {
+    match stack.state {
         State::Running => "running",
         State::Blocked => "blocked",
         State::Runnable => "ready, no CPU",
         State::Stopped => "stopped",
-    };
-    let samples = counted(stack.samples, "sample");
-    let told = format!("{state} {}, {samples}", milliseconds(stack.time_ns));
-    match (stack.role, &stack.thread.name) {
-        (Role::Loop, _) => told,
-        (_, Some(name)) => format!("thread {} ({name}), {told}", stack.thread.tid),
-        (_, None) => format!("thread {}, {told}", stack.thread.tid),
     }
+}
+
+/// `thread 4242 (uvicorn)`
+fn thread(stack: &Stack) -> String {
+    let tid = stack.thread.tid;
+    let name = stack.thread.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+    format!("thread {tid}{name}")
 }
 
 /// Innermost first. What is not the application's own is dimmed. Folded is what is the same in every

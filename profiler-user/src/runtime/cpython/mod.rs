@@ -21,6 +21,7 @@ mod layout;
 mod lines;
 mod names;
 mod object;
+mod rlock;
 mod strings;
 mod threads;
 mod version;
@@ -105,6 +106,20 @@ impl Python {
         let address = gil.holder(memory)?;
         let (states, _) = threads::list(memory, &self.layout, self.image.runtime);
         let state = states.into_iter().find(|state| state.address == address)?;
+        threads::number(memory, &state)
+    }
+
+    /// The owner of the re-entrant lock that a thread with this stack waits for at this futex, if that
+    /// is what it waits for; by its number in the innermost PID namespace.
+    pub fn lock_owner(
+        &self,
+        memory: &dyn TargetMemory,
+        stack: &[u8],
+        futex: u64,
+    ) -> Option<u32> {
+        let thread_id = rlock::owner(memory, stack, futex)?;
+        let (states, _) = threads::list(memory, &self.layout, self.image.runtime);
+        let state = states.into_iter().find(|state| state.thread_id == thread_id)?;
         threads::number(memory, &state)
     }
 
