@@ -71,9 +71,8 @@ pub fn tick(context: PerfEventContext) -> u32 {
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let slot = maps::slot_of(pid_tgid as u32);
-    let in_turn = |state: &&mut Loop| {
-        state.phase == phase::TURN && sched::is_suspected(state, now_ns)
-    };
+    let in_turn =
+        |state: &&mut Loop| state.phase == phase::TURN && sched::is_suspected(state, now_ns);
     let Some(state) = slot.and_then(maps::loop_at).filter(in_turn) else {
         others::tick(&context, pid_tgid as u32, in_user, now_ns);
         return 0;

@@ -72,10 +72,7 @@ pub struct Blame {
 }
 
 /// The owner of the lock that a thread is blocked on, by the lock's own words.
-fn lock_owner<S, M: TargetMemory>(
-    outside: &Outside<'_, S, M>,
-    captured: &Captured,
-) -> Option<u32> {
+fn lock_owner<S, M: TargetMemory>(outside: &Outside<'_, S, M>, captured: &Captured) -> Option<u32> {
     let registers = &captured.head.registers;
     lock::owner(outside.memory, registers).or_else(|| {
         let python = outside.python.as_ref()?;
@@ -271,8 +268,7 @@ impl Blame {
                 return None;
             }
         };
-        let python =
-            PythonFrames::of(&captured, outside.python.as_deref_mut(), outside.memory);
+        let python = PythonFrames::of(&captured, outside.python.as_deref_mut(), outside.memory);
         Some((captured, python))
     }
 
@@ -318,8 +314,7 @@ impl Blame {
             gaps.push(Gap::new(&what, format!("no more than {MAX_THREADS} are read")));
         }
         let name = |captured: Captured| {
-            let python =
-                PythonFrames::of(&captured, outside.python.as_deref_mut(), outside.memory);
+            let python = PythonFrames::of(&captured, outside.python.as_deref_mut(), outside.memory);
             (captured, python)
         };
         let still = found.still.into_iter().map(name).collect();

@@ -1,8 +1,8 @@
 //! What was gathered about one loop's present turn: its stacks, who held what it waited for, and what
 //! its descriptors stood for.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::frame::Frame;
 use crate::gap::Gap;

@@ -25,11 +25,7 @@ pub enum PythonFrames {
 
 impl PythonFrames {
     /// Names what the probes, or a reader from outside, walked. At once: the target may free it.
-    pub fn of(
-        captured: &Captured,
-        python: Option<&mut Python>,
-        memory: &dyn TargetMemory,
-    ) -> Self {
+    pub fn of(captured: &Captured, python: Option<&mut Python>, memory: &dyn TargetMemory) -> Self {
         let Some(python) = python else { return Self::NotPython };
         let walk = PythonWalk::from_u32(captured.head.python_walk);
         match walk {

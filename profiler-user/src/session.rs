@@ -20,8 +20,8 @@ use crate::process::stack::read_stack;
 use crate::process::target::{Target, WaitDescriptors};
 use crate::runtime::cpython::{NamedFrame, Python};
 use crate::source::{Captured, Event, EventSource, Slot, Ticks};
-use crate::turn::{Awaited, Moment};
 use crate::turn::tracker::{Due, Tracker};
+use crate::turn::{Awaited, Moment};
 
 /// Between two looks while a turn is suspected.
 const CLOSE_LOOK_NS: u64 = 10_000_000;

@@ -40,8 +40,11 @@ pub fn read(
 ) -> anyhow::Result<Standing> {
     let mut before = source.threads()?;
     before.retain(wanted);
-    let states: BTreeMap<u64, u64> =
-        python.map(|python| python.states_by_thread(memory)).unwrap_or_default().into_iter().collect();
+    let states: BTreeMap<u64, u64> = python
+        .map(|python| python.states_by_thread(memory))
+        .unwrap_or_default()
+        .into_iter()
+        .collect();
     let left_out = before.len().saturating_sub(MAX_THREADS);
     before.truncate(MAX_THREADS);
     let mut standing = Standing { left_out, ..Standing::default() };

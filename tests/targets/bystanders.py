@@ -1,7 +1,7 @@
-"""A loop that sleeps while other threads wait in ways of their own, and that knows where they were.
+"""A loop that sleeps while other threads wait in ways of their own, or run, and that knows where they were.
 
-Prints `ready 0 PID`, then for every stall `stalled JSON`: its time, and the stack of every other thread as the
-interpreter itself had it at its beginning, innermost frame first. Ends by itself.
+Prints `ready 0 PID`, then `stalled JSON`: its time, the stack of every thread that waited as the interpreter itself
+had it at its beginning, innermost frame first, and the function of the one that ran. Ends by itself.
 """
 
 import argparse
@@ -30,6 +30,12 @@ def wait_for_bytes(connection):
     connection.recv(1)
 
 
+def count_up():
+    number = 0
+    while not DONE.is_set():
+        number += 1
+
+
 def outer(depth, inner, *arguments):
     if depth:
         outer(depth - 1, inner, *arguments)
@@ -46,12 +52,13 @@ def stack_of(frame):
     return frames
 
 
-def stall(threads, seconds):
+def stall(threads, counter, seconds):
     frames = sys._current_frames()
     others = {thread.native_id: stack_of(frames[thread.ident]) for thread in threads}
     start_ns = time.monotonic_ns()
     time.sleep(seconds)
-    return {"others": others, "start_ns": start_ns, "end_ns": time.monotonic_ns()}
+    running = {counter.native_id: count_up.__name__}
+    return {"others": others, "running": running, "start_ns": start_ns, "end_ns": time.monotonic_ns()}
 
 
 async def serve(seconds):
@@ -59,10 +66,11 @@ async def serve(seconds):
     near, far = socket.socketpair()
     works = [(0, wait_for_event), (3, wait_for_job), (30, wait_for_bytes, near)]
     threads = [threading.Thread(target=outer, args=work) for work in works]
-    for thread in threads:
+    counter = threading.Thread(target=count_up)
+    for thread in [*threads, counter]:
         thread.start()
     await asyncio.sleep(1.2)
-    told = stall(threads, seconds)
+    told = stall(threads, counter, seconds)
     print("stalled", json.dumps(told), flush=True)
     DONE.set()
     JOBS.put(None)

@@ -40,12 +40,7 @@ impl Analyst {
     }
 
     /// A tick found another thread, or it woke a loop's.
-    pub(super) fn other(
-        &mut self,
-        sights: &[Sight],
-        captured: &Captured,
-        python: &PythonFrames,
-    ) {
+    pub(super) fn other(&mut self, sights: &[Sight], captured: &Captured, python: &PythonFrames) {
         let head = &captured.head;
         let (tid, at_ns) = (head.head.tid, head.at_ns);
         if head.reason == reason::WAKING {

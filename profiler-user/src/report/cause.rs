@@ -9,8 +9,8 @@ use profiler_ebpf::record::Registers;
 
 use super::account::Part;
 use super::application::inside_callback;
-use super::hexadecimal;
 use super::held;
+use super::hexadecimal;
 use super::schema::stall::{Cause, CauseKind, Confidence};
 use super::syscalls::{self, Operand};
 use crate::frame::Language;

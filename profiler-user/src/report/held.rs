@@ -8,7 +8,8 @@ use crate::turn::{Awaited, End, Sampled, Stall};
 pub fn gil(stall: &Stall, gaps: &mut Vec<Gap>) -> CauseKind {
     let holders = shares(stall, Awaited::Gil);
     if holders.is_empty() {
-        let reason = "no sample fell onto a thread that held the lock, and none stood still with it";
+        let reason =
+            "no sample fell onto a thread that held the lock, and none stood still with it";
         gaps.push(Gap::new("holder_thread", reason));
     }
     let holder_thread = holders.first().map(|holder| thread(holder.tid, &holder.name));
@@ -69,7 +70,10 @@ pub fn phrase(kind: &CauseKind) -> String {
     match kind {
         CauseKind::Gil { holder_thread: Some(holder), holders } if holders.len() > 1 => {
             let most = words(holder);
-            format!("waiting for the GIL, held by {} threads in turn, most by {most}", holders.len())
+            format!(
+                "waiting for the GIL, held by {} threads in turn, most by {most}",
+                holders.len()
+            )
         }
         CauseKind::Gil { holder_thread: Some(holder), .. } => {
             format!("waiting for the GIL, held by {}", words(holder))

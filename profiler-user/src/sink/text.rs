@@ -164,9 +164,7 @@ fn stacks(page: &mut Page, line: &StallLine) {
 fn innermost(stack: &Stack) -> String {
     let mut named = stack.frames.iter().filter(|frame| frame.function.is_some());
     let first = named.clone().find(|frame| frame.in_app).or_else(|| named.next());
-    first
-        .map(|frame| format!(", at {}  {}", function(frame), source(frame)))
-        .unwrap_or_default()
+    first.map(|frame| format!(", at {}  {}", function(frame), source(frame))).unwrap_or_default()
 }
 
 /// Whose stack it is.

@@ -111,12 +111,7 @@ impl Python {
 
     /// The owner of the re-entrant lock that a thread with this stack waits for at this futex, if that
     /// is what it waits for; by its number in the innermost PID namespace.
-    pub fn lock_owner(
-        &self,
-        memory: &dyn TargetMemory,
-        stack: &[u8],
-        futex: u64,
-    ) -> Option<u32> {
+    pub fn lock_owner(&self, memory: &dyn TargetMemory, stack: &[u8], futex: u64) -> Option<u32> {
         let thread_id = rlock::owner(memory, stack, futex)?;
         let (states, _) = threads::list(memory, &self.layout, self.image.runtime);
         let state = states.into_iter().find(|state| state.thread_id == thread_id)?;

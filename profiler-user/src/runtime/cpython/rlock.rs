@@ -56,7 +56,11 @@ fn owner_of(
     let mut object = [0; COUNT + 8];
     memory.read(address, &mut object)?;
     let word = |offset: usize| {
-        object.get(offset..).and_then(|rest| rest.first_chunk()).copied().map_or(0, u64::from_le_bytes)
+        object
+            .get(offset..)
+            .and_then(|rest| rest.first_chunk())
+            .copied()
+            .map_or(0, u64::from_le_bytes)
     };
     if word(SEMAPHORE) != futex || word(COUNT) == 0 || word(OWNER) == 0 {
         return Ok(None);
