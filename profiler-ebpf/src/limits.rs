@@ -23,6 +23,10 @@ pub const RING_BYTES: u32 = 1024 * 1024;
 /// many CPUs at once.
 pub const MAX_DESKS: u32 = 16;
 
+/// Where every thread is asked for, one capture for so long, lest they crowd out the loops' own: a
+/// machine with many CPUs has thousands of ticks a second.
+pub const BYSTANDER_EVERY_NS: u64 = 1_000_000;
+
 /// Thread states of an interpreter that the probes know at most: enough for a pool of a thousand.
 pub const MAX_THREAD_STATES: u32 = 2048;
 

@@ -83,6 +83,8 @@ pub fn tick(context: PerfEventContext) -> u32 {
         maps::count(Counter::SwitchMissed);
     }
     if capture::take_registers(capture, state, reason::TICK, in_user, now_ns) {
+        // Another loop may wait for what this one holds.
+        capture.head.holds_gil = others::gil_is_held_by(state.python_tstate);
         if in_user == 0 {
             capture::take_kernel_stack(&context, capture);
         }

@@ -6,7 +6,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, Queue};
 use aya_ebpf::programs::PerfEventContext;
 use profiler_ebpf::counter::Counter;
-use profiler_ebpf::limits::{MAX_DESKS, MAX_THREAD_STATES};
+use profiler_ebpf::limits::{BYSTANDER_EVERY_NS, MAX_DESKS, MAX_THREAD_STATES};
 use profiler_ebpf::python::PythonWalk;
 use profiler_ebpf::record::{Capture, CaptureHead, RecordHead, Woken, kind, reason};
 use profiler_ebpf::turn::{phase, state};
@@ -29,6 +29,10 @@ static THREAD_STATES: HashMap<u64, u64> = HashMap::with_max_entries(MAX_THREAD_S
 #[map]
 static FREE_DESKS: Queue<u32> = Queue::with_max_entries(MAX_DESKS, 0);
 
+/// When a thread was last captured for no other reason than that all are wanted.
+#[map]
+static LAST_BYSTANDER: Array<u64> = Array::with_max_entries(1, 0);
+
 /// How a thread was met.
 struct Met {
     tid: u32,
@@ -48,12 +52,18 @@ pub fn tick(context: &PerfEventContext, tid: u32, in_user: u32, now_ns: u64) {
     }
     let tstate = thread_state(Task::current().fsbase());
     let holds_gil = wanted.gil == 1 && holds_gil(wanted, tstate);
-    if !holds_gil && wanted.everyone == 0 && wanted.owner != tid {
+    if !holds_gil && wanted.owner != tid && !(wanted.everyone == 1 && is_time(now_ns)) {
         return;
     }
     let holds_gil = u32::from(holds_gil);
     let met = Met { tid, reason: reason::TICK, in_user, holds_gil, tstate, now_ns };
     take(Some(context), &met);
+}
+
+/// 1 where the current thread, with this state, holds the interpreter's lock and somebody asks.
+#[inline(always)]
+pub fn gil_is_held_by(tstate: u64) -> u32 {
+    WANTED.get(0).map_or(0, |wanted| u32::from(wanted.gil == 1 && holds_gil(wanted, tstate)))
 }
 
 /// Somebody wakes a task. Runs in the waker's context, or in whatever an interrupt came upon.
@@ -105,6 +115,21 @@ pub fn waking(task: Task) {
             Met { tid: by_tid, reason: reason::WAKING, in_user: 0, holds_gil: 0, tstate, now_ns };
         take(None, &met);
     }
+}
+
+/// Whether the last bystander was captured long enough ago. Two CPUs that ask at the same moment may
+/// both be told yes.
+#[inline(always)]
+fn is_time(now_ns: u64) -> bool {
+    let Some(last) = LAST_BYSTANDER.get_ptr_mut(0) else { return false };
+    // SAFETY: the pointer is to the map's one element, of that type.
+    let before_ns = unsafe { last.read_volatile() };
+    let is_time = now_ns.saturating_sub(before_ns) >= BYSTANDER_EVERY_NS;
+    if is_time {
+        // SAFETY: as above.
+        unsafe { last.write_volatile(now_ns) };
+    }
+    is_time
 }
 
 /// The interpreter's state of a thread, as far as the daemon has told.

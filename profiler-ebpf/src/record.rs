@@ -151,7 +151,7 @@ pub struct CaptureHead {
     pub in_user: u32,
     /// What the thread was about to be: one of [`crate::turn::state`].
     pub state: u32,
-    /// 1 where the thread held the interpreter's lock at that moment; asked only of [`kind::OTHER`].
+    /// 1 where a tick found the thread to hold the interpreter's lock, and the daemon had asked.
     pub holds_gil: u32,
     /// The user registers.
     pub registers: Registers,

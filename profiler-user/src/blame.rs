@@ -65,6 +65,9 @@ pub struct Blame {
     /// Whether every thread is of interest, and in which suspected turns.
     everyone: bool,
     suspected: Vec<(u32, u64)>,
+    /// Each loop's last turn that is known to be over: where other threads are since does not matter
+    /// to it, however long a state that was read before still shows it.
+    over: BTreeMap<u32, u64>,
     next_list_ns: u64,
     wakers_until_ns: u64,
     /// Why other threads cannot be watched, if they cannot.
@@ -115,9 +118,17 @@ impl Blame {
     }
 
     /// The turns that are suspected now. What is known of others is forgotten.
-    pub fn keep(&mut self, suspected: Vec<(u32, u64)>) {
+    pub fn keep(&mut self, mut suspected: Vec<(u32, u64)>) {
+        suspected.retain(|(tid, turn_start_ns)| self.over.get(tid) != Some(turn_start_ns));
         self.waits.retain(|tid, wait| suspected.contains(&(*tid, wait.turn_start_ns)));
         self.suspected = suspected;
+    }
+
+    /// A turn is over, say the records, which are in order.
+    pub fn turn_over(&mut self, loop_tid: u32, turn_start_ns: u64) {
+        self.over.insert(loop_tid, turn_start_ns);
+        let suspected = std::mem::take(&mut self.suspected);
+        self.keep(suspected);
     }
 
     /// Whether running threads are to be sampled although the loops are blocked.
@@ -222,12 +233,10 @@ impl Blame {
         (wait.looked_ns, wait.next_look_ns) = (now_ns, now_ns + pause_ns);
         wait.owner = holder.filter(|_| awaited == Awaited::Futex);
         let Some(tid) = holder else { return };
-        let is_running = || outside.target.is_running(tid);
-        let seen = if tid == loop_tid || is_running() {
-            // The loop's own stack is known; whoever runs is met by ticks.
-            None
-        } else {
-            self.standing(&mut outside, tid, now_ns)
+        // The loop's own stack is known. Whoever is on a CPU is met by ticks.
+        let seen = match tid == loop_tid {
+            true => None,
+            false => self.standing(&mut outside, tid, now_ns),
         };
         // What was read counts only if the thread still holds it.
         if self.holder(&mut outside, awaited, captured) != Some(tid) {
@@ -319,5 +328,104 @@ impl Blame {
         };
         let still = found.still.into_iter().map(name).collect();
         Some(Job::Bystanders { loop_tid, turn_start_ns, still, moving: found.moving, gaps })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use profiler_ebpf::record::{CaptureHead, RecordHead, Registers, reason};
+    use profiler_ebpf::wanted::{FUTEX, Wanted};
+
+    use super::Blame;
+    use crate::job::Sight;
+    use crate::process::{TargetMemory, Unreadable};
+    use crate::source::Captured;
+    use crate::turn::Awaited;
+
+    const LOOP: u32 = 77;
+    const TURN: u64 = 5000;
+
+    struct Nothing;
+
+    impl TargetMemory for Nothing {
+        fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), Unreadable> {
+            Err(Unreadable { address, bytes: buffer.len() })
+        }
+    }
+
+    fn captured(tid: u32, reason: u32, syscall: i64) -> Captured {
+        let head = CaptureHead {
+            head: RecordHead { kind: 0, tid },
+            turn_start_ns: TURN,
+            reason,
+            registers: Registers { syscall, ..Registers::default() },
+            ..CaptureHead::default()
+        };
+        Captured { head, kernel: Vec::new(), python: Vec::new(), stack: Vec::new() }
+    }
+
+    /// One loop that waits for another thread by a futex.
+    fn waiting() -> Blame {
+        let mut blame = Blame::default();
+        let blocked = captured(LOOP, reason::SWITCH_OUT, FUTEX);
+        assert_eq!(blame.awaited(None, &Nothing, &blocked), Awaited::Futex);
+        blame.keep(vec![(LOOP, TURN)]);
+        blame
+    }
+
+    /// Only a thread that gave up its CPU in a futex call waits for another.
+    #[test]
+    fn what_is_waited_for() {
+        let mut blame = Blame::default();
+        for (reason, syscall) in [(reason::SWITCH_OUT, 0), (reason::TICK, FUTEX)] {
+            let blocked = captured(LOOP, reason, syscall);
+            assert_eq!(blame.awaited(None, &Nothing, &blocked), Awaited::Syscall);
+        }
+        assert!(blame.waits.is_empty());
+    }
+
+    /// An owner is watched for from when it is known; of several, everybody is, and they are told apart
+    /// here.
+    #[test]
+    fn owners_are_watched() {
+        let mut blame = waiting();
+        assert_eq!(blame.wanted(), Wanted::default(), "nobody is known to own it");
+        blame.wait(LOOP, TURN).owner = Some(8);
+        assert_eq!(blame.wanted(), Wanted { owner: 8, ..Wanted::default() });
+        let held = Some(Awaited::Futex);
+        let sight = Sight { loop_tid: LOOP, turn_start_ns: TURN, held };
+        assert_eq!(blame.concerned(&captured(8, reason::TICK, -1)), [sight]);
+        assert_eq!(blame.concerned(&captured(9, reason::TICK, -1)), []);
+
+        let second = blame.wait(LOOP + 1, TURN);
+        (second.futex, second.owner) = (true, Some(9));
+        assert_eq!((blame.wanted().owner, blame.wanted().everyone), (8, 1));
+        let sight = Sight { loop_tid: LOOP + 1, ..sight };
+        assert_eq!(blame.concerned(&captured(9, reason::TICK, -1)), [sight]);
+    }
+
+    /// Once a turn is over nobody is watched for it, though a state that was read before still shows it.
+    #[test]
+    fn what_is_over_concerns_nobody() {
+        let mut blame = waiting();
+        blame.wait(LOOP, TURN).owner = Some(8);
+        blame.turn_over(LOOP, TURN);
+        assert_eq!(blame.concerned(&captured(8, reason::TICK, -1)), []);
+        blame.keep(vec![(LOOP, TURN)]);
+        assert!(blame.suspected.is_empty());
+        blame.keep(vec![(LOOP, TURN + 1)]);
+        assert_eq!(blame.suspected, [(LOOP, TURN + 1)]);
+    }
+
+    /// The loop itself is none of the others.
+    #[test]
+    fn everyone_but_the_loop() {
+        let mut blame = Blame::default();
+        blame.want_everyone();
+        assert_eq!(blame.wanted(), Wanted::default(), "nothing is suspected");
+        blame.keep(vec![(LOOP, TURN), (LOOP + 1, TURN)]);
+        assert_eq!(blame.wanted().everyone, 1);
+        let sight = Sight { loop_tid: LOOP + 1, turn_start_ns: TURN, held: None };
+        assert_eq!(blame.concerned(&captured(LOOP, reason::TICK, -1)), [sight]);
     }
 }

@@ -251,6 +251,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             Event::Other(captured) => self.other(captured, jobs),
             Event::Woken(woken) => jobs.push(Job::Woken(woken)),
             Event::TurnEnded { tid, end_ns, turn } => {
+                self.blame.turn_over(tid, turn.start_ns);
                 self.with(tid, jobs, |tracker, due| tracker.ended(turn, end_ns, due));
             }
             Event::Ready { tid, turn_start_ns, returned } => {
@@ -292,6 +293,15 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         }
         let python = self.name_python(&captured);
         let awaited = self.awaited(&captured);
+        // Other loops may wait for what this one holds.
+        let sights = match captured.head.reason {
+            reason::TICK => self.blame.concerned(&captured),
+            _ => Vec::new(),
+        };
+        if !sights.is_empty() {
+            let (captured, python) = (captured.clone(), python.clone());
+            jobs.push(Job::Other { sights, captured, python });
+        }
         jobs.push(Job::Sample { captured, python, kernel: KernelStack::Captured, awaited });
     }
 
@@ -559,6 +569,46 @@ mod tests {
         assert_eq!(moments(&jobs[1..]), [Moment::Open]);
         assert_eq!(jobs.len(), 2);
         assert!(!session.source.ticks.contains(&Ticks::On), "a thread that sleeps needs no ticks");
+    }
+
+    /// While a loop is blocked on a futex, whoever wakes it is watched for; sampled is nobody, because a
+    /// semaphore has no owner. Afterwards the watch ends.
+    #[test]
+    fn wakers_are_watched_for() {
+        let mut session = session(1000 * MS, state::BLOCKED);
+        session.source.block_at(1001 * MS);
+        if let Some(block) = &mut session.source.block {
+            block.head.registers.syscall = FUTEX;
+        }
+        let mut jobs = Vec::new();
+        session.step(1020 * MS, &mut jobs);
+        assert!(!session.source.wakers, "nothing is suspected yet");
+        session.step(1060 * MS, &mut jobs);
+        assert!(session.source.wakers);
+        assert_eq!(session.source.wanted, Wanted::default());
+        assert!(!session.source.ticks.contains(&Ticks::On));
+        session.source.state.phase = phase::WAITING;
+        session.step(1100 * MS, &mut jobs);
+        assert!(session.source.wakers, "the next wait may be of the same kind");
+        session.step(1400 * MS, &mut jobs);
+        assert!(!session.source.wakers);
+    }
+
+    /// Where all threads are asked for, a suspected turn has everybody sampled, and its first report
+    /// brings them.
+    #[test]
+    fn everybody_is_watched() {
+        let mut session = session(1000 * MS, state::BLOCKED);
+        session.watch_all_threads();
+        let mut jobs = Vec::new();
+        session.step(1020 * MS, &mut jobs);
+        assert_eq!(session.source.wanted, Wanted::default());
+        session.step(1060 * MS, &mut jobs);
+        assert_eq!(session.source.wanted, Wanted { everyone: 1, ..Wanted::default() });
+        assert_eq!(session.source.ticks.last(), Some(&Ticks::On));
+        session.step(1101 * MS, &mut jobs);
+        assert!(matches!(jobs[0], Job::Bystanders { loop_tid: TID, .. }), "{jobs:?}");
+        assert_eq!(moments(&jobs), [Moment::Open]);
     }
 
     /// A capture of an earlier block, or one that may be half written, is not taken for this block's.

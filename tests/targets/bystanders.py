@@ -1,6 +1,6 @@
 """A loop that sleeps while other threads wait in ways of their own, or run, and that knows where they were.
 
-Prints `ready 0 PID`, then `stalled JSON`: its time, the stack of every thread that waited as the interpreter itself
+Prints `ready 0 PID`, and after SIGUSR1 `stalled JSON`: its time, the stack of every thread that waited as the interpreter itself
 had it at its beginning, innermost frame first, and the function of the one that ran. Ends by itself.
 """
 
@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import queue
+import signal
 import socket
 import sys
 import threading
@@ -62,6 +63,8 @@ def stall(threads, counter, seconds):
 
 
 async def serve(seconds):
+    watched = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, watched.set)
     print("ready 0", os.getpid(), flush=True)
     near, far = socket.socketpair()
     works = [(0, wait_for_event), (3, wait_for_job), (30, wait_for_bytes, near)]
@@ -69,7 +72,7 @@ async def serve(seconds):
     counter = threading.Thread(target=count_up)
     for thread in [*threads, counter]:
         thread.start()
-    await asyncio.sleep(1.2)
+    await watched.wait()
     told = stall(threads, counter, seconds)
     print("stalled", json.dumps(told), flush=True)
     DONE.set()

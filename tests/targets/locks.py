@@ -1,7 +1,7 @@
 """A loop that waits for what another thread or process holds, or, as a healthy twin, gets it at once.
 
-Prints `ready 0 PID`, then for every time `waited JSON`: who held what the loop waited for, in which function and on
-which lines; which function of the loop waited; and from when until when. Ends by itself.
+Prints `ready 0 PID`, and after SIGUSR1 for every time `waited JSON`: who held what the loop waited for, in which
+function and on which lines; which function of the loop waited; and from when until when. Ends by itself.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import ctypes
 import json
 import multiprocessing
 import os
+import signal
 import threading
 import time
 
@@ -18,6 +19,8 @@ LIBC = ctypes.CDLL(None)
 LIBC_KEEPING_GIL = ctypes.PyDLL(None)
 # Larger than glibc's mutex on any machine; all zeros is one that nobody holds.
 MUTEX = ctypes.create_string_buffer(128)
+# The same whose holder inherits the priority of whoever waits.
+INHERITING_MUTEX = ctypes.create_string_buffer(128)
 LOCK = threading.Lock()
 RLOCK = threading.RLock()
 PROCESS_LOCK = multiprocessing.get_context("fork").Lock()
@@ -88,6 +91,25 @@ def compress_journal(seconds, held):
     LIBC.pthread_mutex_unlock(MUTEX)
 
 
+def send_batch(seconds, held):
+    LIBC.pthread_mutex_lock(INHERITING_MUTEX)
+    held.set()
+    time.sleep(seconds)
+    LIBC.pthread_mutex_unlock(INHERITING_MUTEX)
+
+
+def send_one():
+    LIBC.pthread_mutex_lock(INHERITING_MUTEX)
+    LIBC.pthread_mutex_unlock(INHERITING_MUTEX)
+
+
+def make_inheriting(mutex):
+    attributes = ctypes.create_string_buffer(64)
+    LIBC.pthread_mutexattr_init(attributes)
+    LIBC.pthread_mutexattr_setprotocol(attributes, 1)
+    LIBC.pthread_mutex_init(mutex, attributes)
+
+
 def append_entry():
     LIBC.pthread_mutex_lock(MUTEX)
     LIBC.pthread_mutex_unlock(MUTEX)
@@ -119,6 +141,7 @@ LOCKS = {
     "rlock": (rebuild_index, 1, 3, search, 1, 1),
     "mutex": (write_journal, 3, 3, append_entry, 1, 1),
     "busy": (compress_journal, 3, 5, append_entry, 1, 1),
+    "inheriting": (send_batch, 3, 3, send_one, 1, 1),
     "process": (back_up, 1, 3, save, 1, 1),
 }
 
@@ -167,8 +190,10 @@ def keep_a_lock(kind, healthy):
 
 
 async def serve(kinds, healthy, times):
+    watched = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, watched.set)
     print("ready 0", os.getpid(), flush=True)
-    await asyncio.sleep(1.2)
+    await watched.wait()
     for _ in range(times):
         for kind in kinds:
             keepers, told = (keep_the_gil if kind in GIL else keep_a_lock)(kind, healthy)
@@ -184,6 +209,7 @@ def main():
     parser.add_argument("--times", type=int, default=1)
     parser.add_argument("kinds", nargs="+", choices=[*GIL, *LOCKS])
     options = parser.parse_args()
+    make_inheriting(INHERITING_MUTEX)
     asyncio.run(serve(options.kinds, options.healthy, options.times))
 
 

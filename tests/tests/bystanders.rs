@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
 use profiler_tests::clock::patience;
 use profiler_tests::lives::broken_contract;
 use profiler_tests::report::{Event, Stack, StallLine};
@@ -32,6 +33,7 @@ fn watch(options: &[&str], tracer_options: &[&str]) -> Result<(Stalled, Vec<Stal
     let target = Target::program(command)?;
     target.line_starting("ready", patience(10))?;
     let (tracer, _) = Tracer::attach(target.pid(), tracer_options)?;
+    target.signal(Signal::SIGUSR1)?;
     let finished = tracer.finish()?;
     let broken = broken_contract(&finished.lines);
     ensure!(broken.is_empty(), "{broken:?}\n{}", finished.logs);

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::Signal;
 use profiler_tests::clock::{milliseconds, patience};
 use profiler_tests::lives::broken_contract;
 use profiler_tests::report::{Arrived, Event, Line, Stack, StallLine};
@@ -87,6 +88,7 @@ fn watch(options: &[&str]) -> Result<Seen> {
     let target = Target::program(command)?;
     target.line_starting("ready", patience(10))?;
     let (tracer, _) = Tracer::attach(target.pid(), &[])?;
+    target.signal(Signal::SIGUSR1)?;
     let finished = tracer.finish()?;
     let broken = broken_contract(&finished.lines);
     ensure!(broken.is_empty(), "{broken:?}\n{}", finished.logs);
@@ -117,12 +119,12 @@ fn blamed<'a>(waited: &'a Waited, stall: &StallLine) -> Result<&'a Keeper> {
     Ok(keeper)
 }
 
-/// A mutex says who owns it, asleep or on a CPU, and so does Python's re-entrant lock: its owner is to
-/// blame, where it is.
+/// A mutex says who owns it, asleep or on a CPU, with priority inheritance or without, and so does
+/// Python's re-entrant lock: its owner is to blame, where it is.
 #[test]
 fn an_owner_is_blamed() -> Result<()> {
     let _machine = alone();
-    let seen = watch(&["mutex", "busy", "rlock"])?;
+    let seen = watch(&["mutex", "busy", "inheriting", "rlock"])?;
     for (waited, stall) in seen.judged("lock")? {
         let keeper = blamed(waited, stall)?;
         let owner = stall.cause.owner_thread.as_ref().map(|thread| thread.tid);
@@ -194,7 +196,8 @@ fn keepers_of_the_gil_are_blamed() -> Result<()> {
 #[test]
 fn what_is_given_back_is_no_stall() -> Result<()> {
     let _machine = alone();
-    let kinds = ["spin", "spinners", "asleep", "lock", "rlock", "mutex", "busy", "process"];
+    let kinds =
+        ["spin", "spinners", "asleep", "lock", "rlock", "mutex", "busy", "inheriting", "process"];
     let seen = watch(&[&["--healthy"], &kinds[..]].concat())?;
     ensure!(seen.waits.len() == kinds.len(), "{} waits", seen.waits.len());
     // A machine that keeps its CPUs from the loop does stall it.

@@ -130,13 +130,6 @@ impl Target {
         tids.find(|tid| self.tid_in_container(*tid) == Some(tid_in_container))
     }
 
-    /// Whether the thread runs, or would if it had a CPU.
-    pub fn is_running(&self, tid: u32) -> bool {
-        text(format!("/proc/{}/task/{tid}/stat", self.pid))
-            .and_then(|text| Stat::parse(&text))
-            .is_some_and(|stat| stat.state == 'R')
-    }
-
     /// Where the thread is in the kernel, as the kernel itself names it. Needs CAP_SYS_ADMIN.
     pub fn kernel_stack(&self, tid: u32) -> Option<String> {
         text(format!("/proc/{}/task/{tid}/stack", self.pid))

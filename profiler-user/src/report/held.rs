@@ -27,8 +27,8 @@ pub fn lock(stall: &Stall, address: String, gaps: &mut Vec<Gap>) -> CauseKind {
         name: waker.name.clone(),
     });
     if owner_thread.is_none() {
-        let reason = "the futex names nobody: mutexes of glibc do, and those with priority \
-                      inheritance; semaphores, conditions and other libraries' locks do not";
+        let reason = "the futex names nobody: mutexes of glibc do, and Python's RLock up to 3.13; \
+                      semaphores, conditions and other locks do not";
         gaps.push(Gap::new("owner_thread", reason));
     }
     if woken_by.is_none() && stall.end != End::NotYet {
