@@ -184,7 +184,11 @@ fn weight(stack: &Stack) -> String {
     let told = format!("{state} {}, {samples}", milliseconds(stack.time_ns));
     match stack.role {
         Role::Loop => told,
-        _ => format!("{}, {told}", thread(stack)),
+        Role::Waker => {
+            let ended = milliseconds(stack.time_ns);
+            format!("{}, ended {ended} of waiting", thread(stack))
+        }
+        Role::Holder | Role::Other => format!("{}, {told}", thread(stack)),
     }
 }
 
@@ -353,7 +357,7 @@ mod tests {
     use super::{Colour, Text, bar, render};
     use crate::report::{Report, sample};
     use crate::sink::Sink;
-    use crate::turn::{End, Moment};
+    use crate::turn::{Awaited, End, Holder, Moment, Other, Sampled, ThreadState, Waker};
 
     const SESSION_START: &str = "\
 stalltrace 0.1.0 watches uvicorn[4242] for event loop stalls past 100 ms
@@ -404,6 +408,31 @@ uvicorn[4242]: 1 of 1200 turns stalled, 5012 ms in all, the longest 5012 ms; the
 
     fn plain(report: &Report) -> String {
         render(report, Colour::Off)
+    }
+
+    /// Other threads are told in a line each: what they held, that they ended the wait, or nothing but
+    /// where they were.
+    #[test]
+    fn other_threads() {
+        let mut stall = sample::stall();
+        let at = |function: &str| {
+            let seen =
+                sample::on_cpu(vec![sample::python(function, "/srv/pay/app.py", 7)], 9_000_000);
+            Sampled { state: ThreadState::Blocked, ..seen }
+        };
+        let (tid, name, held) = (7, Some("writer".to_owned()), Awaited::Futex);
+        stall.holders = vec![Holder { tid, name, held, seen: at("flush") }];
+        let (pid, name, seen) = (4242, "writer".to_owned(), Some(at("release")));
+        stall.wakers = vec![Waker { pid, tid, name, ended_ns: 9_000_000, seen }];
+        stall.others = vec![Other { tid: 8, name: None, seen: at("idle") }];
+        let text = plain(&sample::report(Moment::End, &stall));
+        for line in [
+            "  also      thread 7 (writer), blocked 9.000 ms, 1 sample, at flush  /srv/pay/app.py:7\n",
+            "  also      thread 7 (writer), ended 9.000 ms of waiting, at release  /srv/pay/app.py:7\n",
+            "  other     thread 8, blocked, at idle  /srv/pay/app.py:7\n",
+        ] {
+            assert!(text.contains(line), "{line}{text}");
+        }
     }
 
     /// The lines of a session, as they stand on a terminal.

@@ -240,7 +240,9 @@ pub struct Stack {
     pub state: State,
     /// How many captures showed it.
     pub samples: u64,
-    /// Exact for a blocked stretch, a share of the samples for running time.
+    /// Exact for a blocked stretch of the loop's, a share of the samples for running time. Of a holder
+    /// its share of the time that the loop waited, of a waker what the waits had lasted that it ended,
+    /// of others 0.
     pub time_ns: u64,
     /// Innermost first; empty where the thread was in user code.
     pub kernel: Vec<Frame>,
