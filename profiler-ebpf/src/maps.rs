@@ -4,7 +4,7 @@ use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, Queue, RingBuf};
 use profiler_ebpf::counter::Counter;
-use profiler_ebpf::limits::{MAX_LOOPS, RING_BYTES};
+use profiler_ebpf::limits::{MAX_DESKS, MAX_LOOPS, RING_BYTES};
 use profiler_ebpf::param::Params;
 use profiler_ebpf::python::PythonLayout;
 use profiler_ebpf::record::Capture;
@@ -30,6 +30,9 @@ pub static PARAMS: Params = Params {
         fdtable_max_fds: 0,
         fdtable_fd: 0,
         file_f_op: 0,
+        task_nvcsw: 0,
+        task_nivcsw: 0,
+        task_on_cpu: 0,
     },
 };
 
@@ -57,8 +60,9 @@ static FREE_SLOTS: Queue<u32> = Queue::with_max_entries(MAX_LOOPS, 0);
 static LOOPS: Array<Loop> = Array::with_max_entries(MAX_LOOPS, BPF_F_MMAPABLE);
 
 /// Where each loop's thread last gave up its CPU in a turn; also the place where ticks are put together.
+/// Behind them the desks: places for the captures of threads that have no slot.
 #[map]
-static CAPTURES: Array<Capture> = Array::with_max_entries(MAX_LOOPS, BPF_F_MMAPABLE);
+static CAPTURES: Array<Capture> = Array::with_max_entries(MAX_LOOPS + MAX_DESKS, BPF_F_MMAPABLE);
 
 /// Where each loop's thread sleeps when it is idle, if not in a wait that is hooked; written by the daemon.
 #[map]

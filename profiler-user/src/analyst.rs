@@ -3,12 +3,14 @@
 //! Runs in a thread of its own. It may be slow (a first look at a large binary takes a tenth of a
 //! second): the event path does not wait for it.
 
+mod other_threads;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
 use profiler_ebpf::python::PythonWalk;
-use profiler_ebpf::record::{Registers, reason};
+use profiler_ebpf::record::reason;
 
 use crate::config::Config;
 use crate::frame::{Frame, Language, Stack};
@@ -31,7 +33,7 @@ use crate::symbolize::kernel::{KernelSymbols, parse_proc_stack};
 use crate::symbolize::native::NativeSymbolizer;
 use crate::turn::tracker::{Due, doing};
 use crate::turn::{Awaited, Moment, Stall, ThreadState};
-use crate::unwind::merge::{NamedNativeStack, PythonSpan, PythonStack, merge};
+use crate::unwind::merge::{PythonSpan, PythonStack, merge};
 use crate::unwind::native::NativeUnwinder;
 
 /// What the last line of a session needs.
@@ -103,19 +105,26 @@ impl Analyst {
                 self.tell(&captured, posture);
                 Ok(())
             }
-            Job::Holder { loop_tid, turn_start_ns, tid, frames, walk } => {
-                // Read from outside, so of the interpreter's frames alone.
-                let stack = merge(NamedNativeStack::default(), python_stack(&frames, walk));
-                let target = Arc::clone(&self.target);
-                let holders = &mut self.gathered(loop_tid, turn_start_ns).holders;
-                let holding = holders.entry(tid).or_default();
-                holding.name = holding.name.take().or_else(|| target.thread_name(tid));
-                holding.samples.tick(stack, ThreadState::RunningUser, Registers::default());
+            Job::Holder { sight, tid, seen, weight_ns } => {
+                self.holder(sight, tid, seen.as_deref(), weight_ns);
+                Ok(())
+            }
+            Job::Other { sights, captured, python } => {
+                self.other(&sights, &captured, &python);
+                Ok(())
+            }
+            Job::Woken(woken) => {
+                self.woken(&woken);
+                Ok(())
+            }
+            Job::Bystanders { loop_tid, turn_start_ns, still, moving, gaps } => {
+                self.bystanders(loop_tid, turn_start_ns, &still, &moving, gaps);
                 Ok(())
             }
             Job::BlockEnded { captured } => {
                 let gathered = self.gathered(captured.head.head.tid, captured.head.turn_start_ns);
                 gathered.samples.block_ended(captured.head.at_ns, captured.head.blocked_ns);
+                gathered.block_over(captured.head.at_ns, captured.head.blocked_ns);
                 Ok(())
             }
             Job::Report { tid, due, losses } => self.report(tid, *due, &losses, now_ns),
@@ -177,11 +186,7 @@ impl Analyst {
         let gathered = self.gathered(head.head.tid, head.turn_start_ns);
         gathered.loop_kind = gathered.loop_kind.or(loop_kind);
         if head.reason == reason::TICK {
-            let state = match head.in_user {
-                1 => ThreadState::RunningUser,
-                _ => ThreadState::RunningKernel,
-            };
-            gathered.samples.tick(stack, state, head.registers);
+            gathered.samples.tick(stack, tick_state(head.in_user), head.registers);
         } else {
             let blocked_ns = (head.blocked_ns > 0).then_some(head.blocked_ns);
             let registers = head.registers;
@@ -196,6 +201,9 @@ impl Analyst {
                 registers,
                 awaited,
             );
+            if let Some(blocked_ns) = blocked_ns {
+                gathered.block_over(head.at_ns, blocked_ns);
+            }
         }
     }
 
@@ -308,6 +316,9 @@ impl Analyst {
         }
         let stacks = gathered.samples.stacks(due.turn.running_ns, due.at_ns);
         let holders = gathered.holders(&stacks);
+        gaps.extend(gathered.gaps());
+        let (owner, wakers) = (gathered.owner(), gathered.wakers());
+        let others = gathered.others();
         Stall {
             tid,
             turn: due.turn,
@@ -317,6 +328,9 @@ impl Analyst {
             ticks_kernel,
             stacks,
             holders,
+            owner,
+            wakers,
+            others,
             ready_events: due.ready_events,
             gaps,
         }
@@ -339,6 +353,14 @@ impl Analyst {
         let is_worker = gathered.is_some_and(|gathered| gathered.pool.is_some());
         let tid_in_container = self.target.tid_in_container(tid);
         (ThreadFacts { tid, tid_in_container, name, loop_kind: kind.to_owned(), is_worker }, gaps)
+    }
+}
+
+/// What a tick found.
+fn tick_state(in_user: u32) -> ThreadState {
+    match in_user {
+        1 => ThreadState::RunningUser,
+        _ => ThreadState::RunningKernel,
     }
 }
 

@@ -23,6 +23,7 @@ pub struct Config {
     pub output: Output,
     pub wait_hooks: WaitHooks,
     pub watch_workers: bool,
+    pub all_threads: bool,
 }
 
 /// Where reports go and how they look.
@@ -66,6 +67,7 @@ impl Config {
             error_threshold_ns,
             duration: attach.duration,
             output: Output { file: attach.output.clone(), format },
+            all_threads: attach.all_threads,
             wait_hooks: match attach.wait_hooks {
                 cli::WaitHooks::Best => WaitHooks::Best,
                 cli::WaitHooks::Fentry => WaitHooks::Fentry,

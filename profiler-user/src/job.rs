@@ -2,11 +2,12 @@
 //! thing that it is told in return.
 
 use profiler_ebpf::python::PythonWalk;
-use profiler_ebpf::record::CaptureHead;
+use profiler_ebpf::record::{CaptureHead, Woken};
 
 use crate::gap::Gap;
+use crate::process::TargetMemory;
 use crate::report::Start;
-use crate::runtime::cpython::NamedFrame;
+use crate::runtime::cpython::{NamedFrame, Python};
 use crate::runtime::pool::Posture;
 use crate::source::Captured;
 use crate::turn::Awaited;
@@ -22,6 +23,40 @@ pub enum PythonFrames {
         walk: PythonWalk,
     },
     Missing(Gap),
+}
+
+impl PythonFrames {
+    /// Names what the probes, or a reader from outside, walked. At once: the target may free it.
+    pub fn of(captured: &Captured, python: Option<&mut Python>, memory: &dyn TargetMemory) -> Self {
+        let Some(python) = python else { return Self::NotPython };
+        let walk = PythonWalk::from_u32(captured.head.python_walk);
+        match walk {
+            PythonWalk::NotTried => {
+                let why = if captured.stack.is_empty() {
+                    "it blocked before the turn was suspected, and not for long after"
+                } else {
+                    "the thread has no interpreter state that we know"
+                };
+                Self::Missing(Gap::new("python frames", why))
+            }
+            PythonWalk::WrongThread => {
+                let why = "the interpreter state that we know belongs to another thread";
+                Self::Missing(Gap::new("python frames", why))
+            }
+            PythonWalk::Complete | PythonWalk::Unreadable | PythonWalk::TooDeep => {
+                Self::Named { frames: python.decode(memory, &captured.python), walk }
+            }
+        }
+    }
+}
+
+/// To which suspected turn it matters where another thread is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sight {
+    pub loop_tid: u32,
+    pub turn_start_ns: u64,
+    /// What the thread holds, if that is why.
+    pub held: Option<Awaited>,
 }
 
 /// What was lost, by name.
@@ -46,13 +81,27 @@ pub enum Job {
     Sample { captured: Box<Captured>, python: PythonFrames, kernel: KernelStack, awaited: Awaited },
     /// A thread that is no loop of ours sleeps: it may be a worker.
     Look { captured: Box<Captured>, python: PythonFrames },
-    /// Who held the interpreter's lock while a loop's thread waited for it.
+    /// Who held what a loop's thread waited for, by a look from outside, and where it stood, if it
+    /// stood still.
     Holder {
+        sight: Sight,
+        tid: u32,
+        seen: Option<Box<(Captured, PythonFrames)>>,
+        /// The time that the look stands for.
+        weight_ns: u64,
+    },
+    /// A tick found another thread on a CPU, or it woke a loop's.
+    Other { sights: Vec<Sight>, captured: Box<Captured>, python: PythonFrames },
+    /// Who ended a loop's wait on a futex.
+    Woken(Woken),
+    /// All other threads that stood still when a stall was first told, and what is missing of the rest.
+    Bystanders {
         loop_tid: u32,
         turn_start_ns: u64,
-        tid: u32,
-        frames: Vec<NamedFrame>,
-        walk: PythonWalk,
+        still: Vec<(Captured, PythonFrames)>,
+        /// Threads that ran, and whose ticks are to show where.
+        moving: Vec<u32>,
+        gaps: Vec<Gap>,
     },
     /// A blocked stretch is over whose stack may have been sent before.
     BlockEnded { captured: Box<Captured> },

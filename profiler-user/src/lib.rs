@@ -12,6 +12,8 @@ pub mod watch;
 pub mod start;
 pub mod session;
 pub mod job;
+pub mod standing;
+pub mod blame;
 pub mod gathered;
 pub mod analyst;
 

@@ -12,20 +12,21 @@ use std::sync::Arc;
 use profiler_ebpf::limits::MIN_BLOCK_NS;
 use profiler_ebpf::python::PythonWalk;
 use profiler_ebpf::record::{ThreadSnapshot, reason};
-use profiler_ebpf::turn::{FUTEX, Loop, phase, state};
+use profiler_ebpf::turn::{Loop, phase, state};
 
 use self::items::{Cut, Item};
 use self::workers::Workers;
+use crate::blame::{Blame, Blocked, Outside};
 use crate::gap::Gap;
 use crate::job::{Job, KernelStack, PythonFrames};
 use crate::process::TargetMemory;
 use crate::process::frozen::{Candidate, Evidence, in_turn, is_of_a_loop, seed};
 use crate::process::stack::read_stack;
 use crate::process::target::{Target, WaitDescriptors};
-use crate::runtime::cpython::{Gil, NamedFrame, Python};
+use crate::runtime::cpython::{NamedFrame, Python};
 use crate::source::{Captured, Event, EventSource, Slot, Ticks};
-use crate::turn::Awaited;
 use crate::turn::tracker::{Due, Tracker};
+use crate::turn::{Awaited, Moment};
 
 /// Between two looks while a turn is suspected.
 const CLOSE_LOOK_NS: u64 = 10_000_000;
@@ -90,8 +91,7 @@ pub struct Session<S, M> {
     memory: M,
     target: Arc<Target>,
     python: Option<Python>,
-    /// The interpreter's lock, once it was found.
-    gil: Option<Gil>,
+    blame: Blame,
     threshold_ns: u64,
     loops: BTreeMap<u32, Followed>,
     /// Turns of loops whose threads have exited.
@@ -115,7 +115,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             memory,
             target,
             python,
-            gil: None,
+            blame: Blame::default(),
             threshold_ns,
             loops: BTreeMap::new(),
             turns_of_gone: 0,
@@ -123,6 +123,11 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             ticks_refused: None,
             workers: Workers::default(),
         }
+    }
+
+    /// Tells, of every stall, where all other threads were as well.
+    pub fn watch_all_threads(&mut self) {
+        self.blame.want_everyone();
     }
 
     pub fn python(&self) -> Option<&Python> {
@@ -172,6 +177,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         }
         let mut next_ns = now_ns + self.suspect_ns();
         let mut wants_ticks = false;
+        let mut suspected = Vec::new();
         for slot in slots {
             if slot.state.phase == phase::DEAD {
                 if let Some(gone) = self.loops.remove(&slot.state.tid) {
@@ -193,12 +199,17 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
                 if now_ns >= suspect_at_ns {
                     wants_ticks |= slot.state.state != state::BLOCKED;
                     self.suspected_ns = now_ns;
+                    suspected.push((slot.state.tid, slot.state.turn.start_ns));
                     self.complete_block(whole, now_ns, jobs);
                 }
                 next_ns = next_ns.min(look_at_ns.max(now_ns + CLOSE_LOOK_NS));
             }
             self.look(slot, now_ns, jobs);
         }
+        self.blame.keep(suspected);
+        let (blame, outside) = self.outside();
+        blame.watch(outside, now_ns);
+        let wants_ticks = wants_ticks || self.blame.wants_ticks();
         self.sample_running(wants_ticks, now_ns);
         next_ns
     }
@@ -255,6 +266,14 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             if let Some(why) = &self.ticks_refused {
                 due.gaps.push(Gap::new("stacks of the running thread", why));
             }
+            if let Some(why) = &self.blame.refused {
+                due.gaps.push(Gap::new("other threads", why));
+            }
+        }
+        if due.iter().any(|due| due.moment == Moment::Open) {
+            let (blame, outside) = self.outside();
+            let (tid, turn_start_ns) = (slot.state.tid, slot.state.turn.start_ns);
+            jobs.extend(blame.bystanders(outside, tid, turn_start_ns, now_ns));
         }
         report(slot.state.tid, due, &mut self.source, jobs);
     }
@@ -262,8 +281,14 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     fn take(&mut self, event: Event, jobs: &mut Vec<Job>) {
         match event {
             Event::Captured(captured) => self.captured(captured, jobs),
+            Event::Other(captured) => self.other(captured, jobs),
+            Event::Woken(mut woken) => {
+                self.followed(woken.head.tid).cut_wake(&mut woken);
+                jobs.push(Job::Woken(woken));
+            }
             Event::TurnEnded { tid, end_ns, mut turn } => {
                 self.followed(tid).cut(&mut turn);
+                self.blame.turn_over(tid, turn.start_ns);
                 if turn.booked_ns() >= self.threshold_ns {
                     self.with(tid, jobs, |tracker, due| tracker.ended(turn, end_ns, due));
                 }
@@ -313,6 +338,15 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         self.note_work(&captured, &python);
         self.followed(head.head.tid).cut_capture(&mut captured);
         let awaited = self.awaited(&captured);
+        // Other loops may wait for what this one holds.
+        let sights = match captured.head.reason {
+            reason::TICK => self.blame.concerned(&captured),
+            _ => Vec::new(),
+        };
+        if !sights.is_empty() {
+            let (captured, python) = (captured.clone(), python.clone());
+            jobs.push(Job::Other { sights, captured, python });
+        }
         jobs.push(Job::Sample { captured, python, kernel: KernelStack::Captured, awaited });
     }
 
@@ -331,7 +365,12 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let is_of_block = head.reason == reason::SWITCH_OUT
             && head.at_ns == slot.state.booked_until_ns
             && now_ns.saturating_sub(head.at_ns) >= MIN_BLOCK_NS;
-        if !is_of_block || head.at_ns == followed.completed_ns {
+        if !is_of_block {
+            return;
+        }
+        if head.at_ns == followed.completed_ns {
+            followed.cut_capture(&mut captured);
+            self.find_holder(&captured, now_ns, jobs);
             return;
         }
         let tstate = followed.tstate;
@@ -357,61 +396,44 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             followed.cut_capture(&mut captured);
         }
         let awaited = self.awaited(&captured);
-        if awaited == Awaited::Gil {
-            self.find_holder(&captured, jobs);
-        }
         captured.head.blocked_ns = 0;
+        self.find_holder(&captured, now_ns, jobs);
         jobs.push(Job::Sample { captured: Box::new(captured), python, kernel, awaited });
+    }
+
+    /// Looks who holds what a thread waits for that is blocked like this.
+    fn find_holder(&mut self, captured: &Captured, now_ns: u64, jobs: &mut Vec<Job>) {
+        let awaited = self.awaited(captured);
+        let (blame, outside) = self.outside();
+        blame.look(outside, Blocked { captured, awaited, now_ns }, jobs);
     }
 
     /// What a blocked thread waits for, as far as its registers and the interpreter tell.
     fn awaited(&mut self, captured: &Captured) -> Awaited {
-        let Some(python) = &self.python else { return Awaited::Syscall };
-        if captured.head.reason != reason::SWITCH_OUT || captured.head.registers.syscall != FUTEX {
-            return Awaited::Syscall;
-        }
-        self.gil = self.gil.or_else(|| python.gil(&self.memory));
-        let [futex, ..] = captured.head.registers.args;
-        match self.gil {
-            Some(gil) if gil.contains(futex) => Awaited::Gil,
-            _ => Awaited::Syscall,
-        }
+        self.blame.awaited(self.python.as_ref(), &self.memory, captured)
     }
 
-    /// Tells who holds the interpreter's lock while the loop's thread waits for it.
-    fn find_holder(&mut self, captured: &Captured, jobs: &mut Vec<Job>) {
-        let (Some(python), Some(gil)) = (&mut self.python, self.gil) else { return };
-        let Some(holder) = python.holder(&self.memory, gil) else { return };
-        let Some(tid) = self.target.tid_of(holder.tid_in_container) else { return };
-        jobs.push(Job::Holder {
-            loop_tid: captured.head.head.tid,
-            turn_start_ns: captured.head.turn_start_ns,
-            tid,
-            frames: python.decode(&self.memory, &holder.frames),
-            walk: holder.walk,
-        });
+    /// Another thread, as far as a suspected loop has to do with it.
+    fn other(&mut self, captured: Box<Captured>, jobs: &mut Vec<Job>) {
+        let sights = self.blame.concerned(&captured);
+        if !sights.is_empty() || captured.head.reason == reason::WAKING {
+            let python = self.name_python(&captured);
+            jobs.push(Job::Other { sights, captured, python });
+        }
     }
 
     fn name_python(&mut self, captured: &Captured) -> PythonFrames {
-        let Some(python) = &mut self.python else { return PythonFrames::NotPython };
-        let walk = PythonWalk::from_u32(captured.head.python_walk);
-        match walk {
-            PythonWalk::NotTried => {
-                let why = if captured.stack.is_empty() {
-                    "it blocked before the turn was suspected, and not for long after"
-                } else {
-                    "the thread has no interpreter state that we know"
-                };
-                PythonFrames::Missing(Gap::new("python frames", why))
-            }
-            PythonWalk::WrongThread => {
-                let why = "the interpreter state that we know belongs to another thread";
-                PythonFrames::Missing(Gap::new("python frames", why))
-            }
-            PythonWalk::Complete | PythonWalk::Unreadable | PythonWalk::TooDeep => {
-                PythonFrames::Named { frames: python.decode(&self.memory, &captured.python), walk }
-            }
-        }
+        PythonFrames::of(captured, self.python.as_mut(), &self.memory)
+    }
+
+    fn outside(&mut self) -> (&mut Blame, Outside<'_, S, M>) {
+        let outside = Outside {
+            source: &mut self.source,
+            memory: &self.memory,
+            target: &self.target,
+            python: self.python.as_mut(),
+        };
+        (&mut self.blame, outside)
     }
 
     fn sample_running(&mut self, wanted: bool, now_ns: u64) {
@@ -441,7 +463,8 @@ mod tests {
     use std::sync::Arc;
 
     use profiler_ebpf::record::{CaptureHead, RecordHead, Registers, ThreadSnapshot, reason};
-    use profiler_ebpf::turn::{Loop, Parks, Turn, phase, state, wait};
+    use profiler_ebpf::turn::{FUTEX, Loop, Parks, Turn, phase, state, wait};
+    use profiler_ebpf::wanted::Wanted;
 
     use super::{Followed, Job, Session};
     use crate::process::target::Target;
@@ -461,8 +484,9 @@ mod tests {
         events: VecDeque<Event>,
         ticks: Vec<Ticks>,
         released: u32,
-        threads: Vec<ThreadSnapshot>,
         parks: Parks,
+        wanted: Wanted,
+        wakers: bool,
     }
 
     impl Scripted {
@@ -491,10 +515,6 @@ mod tests {
             Ok(true)
         }
 
-        fn threads(&mut self) -> anyhow::Result<Vec<ThreadSnapshot>> {
-            Ok(self.threads.clone())
-        }
-
         fn set_parks(&mut self, _slot: Slot, parks: Parks) {
             self.parks = parks;
         }
@@ -507,6 +527,24 @@ mod tests {
 
         fn set_ticks(&mut self, wanted: Ticks) -> anyhow::Result<()> {
             self.ticks.push(wanted);
+            Ok(())
+        }
+
+        fn threads(&mut self) -> anyhow::Result<Vec<ThreadSnapshot>> {
+            Ok(Vec::new())
+        }
+
+        fn set_wanted(&mut self, wanted: Wanted) -> anyhow::Result<()> {
+            self.wanted = wanted;
+            Ok(())
+        }
+
+        fn set_thread_states(&mut self, _states: &[(u64, u64)]) -> anyhow::Result<()> {
+            Ok(())
+        }
+
+        fn watch_wakers(&mut self, wanted: bool) -> anyhow::Result<()> {
+            self.wakers = wanted;
             Ok(())
         }
 
@@ -588,6 +626,46 @@ mod tests {
         assert_eq!(moments(&jobs[1..]), [Moment::Open]);
         assert_eq!(jobs.len(), 2);
         assert!(!session.source.ticks.contains(&Ticks::On), "a thread that sleeps needs no ticks");
+    }
+
+    /// While a loop is blocked on a futex, whoever wakes it is watched for; sampled is nobody, because a
+    /// semaphore has no owner. Afterwards the watch ends.
+    #[test]
+    fn wakers_are_watched_for() {
+        let mut session = session(1000 * MS, state::BLOCKED);
+        session.source.block_at(1001 * MS);
+        if let Some(block) = &mut session.source.block {
+            block.head.registers.syscall = FUTEX;
+        }
+        let mut jobs = Vec::new();
+        session.step(1020 * MS, &mut jobs);
+        assert!(!session.source.wakers, "nothing is suspected yet");
+        session.step(1060 * MS, &mut jobs);
+        assert!(session.source.wakers);
+        assert_eq!(session.source.wanted, Wanted::default());
+        assert!(!session.source.ticks.contains(&Ticks::On));
+        session.source.state.phase = phase::WAITING;
+        session.step(1100 * MS, &mut jobs);
+        assert!(session.source.wakers, "the next wait may be of the same kind");
+        session.step(1400 * MS, &mut jobs);
+        assert!(!session.source.wakers);
+    }
+
+    /// Where all threads are asked for, a suspected turn has everybody sampled, and its first report
+    /// brings them.
+    #[test]
+    fn everybody_is_watched() {
+        let mut session = session(1000 * MS, state::BLOCKED);
+        session.watch_all_threads();
+        let mut jobs = Vec::new();
+        session.step(1020 * MS, &mut jobs);
+        assert_eq!(session.source.wanted, Wanted::default());
+        session.step(1060 * MS, &mut jobs);
+        assert_eq!(session.source.wanted, Wanted { everyone: 1, ..Wanted::default() });
+        assert_eq!(session.source.ticks.last(), Some(&Ticks::On));
+        session.step(1101 * MS, &mut jobs);
+        assert!(matches!(jobs[0], Job::Bystanders { loop_tid: TID, .. }), "{jobs:?}");
+        assert_eq!(moments(&jobs), [Moment::Open]);
     }
 
     /// A capture of an earlier block, or one that may be half written, is not taken for this block's.

@@ -76,6 +76,9 @@ pub fn attach(pid: u32, config: &Config) -> anyhow::Result<Begun> {
     let threads = source.threads()?;
     let mut session =
         Session::new(source, memory, Arc::clone(&target), python, config.threshold_ns);
+    if config.all_threads {
+        session.watch_all_threads();
+    }
     session.adopt_frozen(&threads, descriptors, monotonic_ns())?;
     if config.watch_workers {
         session.watch_workers();

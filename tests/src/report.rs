@@ -87,6 +87,20 @@ pub struct Thread {
 pub struct Cause {
     pub kind: String,
     pub summary: String,
+    /// Of a lock.
+    pub owner_thread: Option<Thread>,
+    pub woken_by: Option<Waker>,
+    /// Of the interpreter's lock.
+    pub holder_thread: Option<Thread>,
+    #[serde(default)]
+    pub holders: Vec<Thread>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Waker {
+    pub pid: u32,
+    pub tid: u32,
+    pub name: String,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -99,7 +113,9 @@ pub struct Culprit {
 
 #[derive(Debug, Clone, Deserialize)]
 pub struct Stack {
+    pub thread: Thread,
     pub role: String,
+    pub state: String,
     pub samples: u64,
     pub time_ns: u64,
     pub frames: Vec<Frame>,

@@ -9,8 +9,9 @@ use profiler_ebpf::record::Registers;
 
 use super::account::Part;
 use super::application::inside_callback;
+use super::held;
 use super::hexadecimal;
-use super::schema::stall::{Cause, CauseKind, Confidence, Thread};
+use super::schema::stall::{Cause, CauseKind, Confidence};
 use super::syscalls::{self, Operand};
 use crate::frame::Language;
 use crate::gap::Gap;
@@ -193,12 +194,8 @@ fn blocked<'a>(stall: &'a Stall, descriptors: &BTreeMap<u32, String>) -> Verdict
     } else {
         Confidence::Likely
     };
-    if let CauseKind::Gil { holder_thread } = &kind {
-        // The waiting line is innocent: any line of Python would wait there.
-        let tid = holder_thread.as_ref().map_or(stall.tid, |thread| thread.tid);
-        let stacks = stall.holders.iter().filter(|holder| holder.tid == tid);
-        let evidence = stacks.map(|holder| &holder.seen).collect();
-        return Verdict { cause: cause(kind, confidence), evidence, blamed: tid, gaps };
+    if let Some((evidence, blamed)) = held::evidence(stall, &kind, &mut gaps) {
+        return Verdict { cause: cause(kind, confidence), evidence, blamed, gaps };
     }
     Verdict { cause: cause(kind, confidence), evidence: wait.stacks, blamed: stall.tid, gaps }
 }
@@ -229,18 +226,11 @@ fn wait_kind(
         return CauseKind::Sleep { syscall };
     }
     if sampled.awaited == Awaited::Gil {
-        let holder = stall.holders.first();
-        if holder.is_none() {
-            let reason = "nobody was found to hold the lock with a stack that stood still";
-            gaps.push(Gap::new("holder_thread", reason));
-        }
-        let thread = holder.map(|holder| Thread { tid: holder.tid, name: holder.name.clone() });
-        return CauseKind::Gil { holder_thread: thread };
+        return held::gil(stall, gaps);
     }
     if syscalls::is_futex(registers) {
-        gaps.push(Gap::new("owner_thread", "the lock's owner was not read"));
         let [address, ..] = registers.args;
-        return CauseKind::Lock { address: hexadecimal(address), owner_thread: None };
+        return held::lock(stall, hexadecimal(address), gaps);
     }
     let target = target(registers, &syscall, descriptors, gaps);
     if is_disk(sampled) {
@@ -312,8 +302,7 @@ fn phrase(kind: &CauseKind) -> String {
         CauseKind::Disk { syscall: None, .. } => "waiting for the disk in a page fault",
         CauseKind::Cpu => "on the CPU",
         CauseKind::Saturated => "on the CPU in many short callbacks",
-        CauseKind::Lock { .. } => "waiting for another thread (futex)",
-        CauseKind::Gil { .. } => "waiting for the GIL",
+        CauseKind::Lock { .. } | CauseKind::Gil { .. } => return held::phrase(kind),
         CauseKind::Memory => "waiting for memory",
         CauseKind::RunQueue { .. } => "ready, but without a CPU",
         CauseKind::CpuQuota { .. } => "out of its CPU quota",
@@ -331,7 +320,7 @@ mod tests {
 
     use super::judge;
     use crate::report::sample::{self, blocked_in, kernel, native, on_cpu, python};
-    use crate::report::schema::stall::{CauseKind, Confidence, Thread};
+    use crate::report::schema::stall::{CauseKind, Confidence};
     use crate::turn::{Awaited, Holder, Sampled, Stall, ThreadState};
 
     const RECVFROM: i64 = 45;
@@ -488,15 +477,16 @@ mod tests {
         waiting.awaited = Awaited::Gil;
         let mut stall = stall([5, 95, 0, 0], vec![waiting]);
         let verdict = judge(&stall, &BTreeMap::new());
-        assert_eq!(verdict.cause.kind, CauseKind::Gil { holder_thread: None });
+        let kind = CauseKind::Gil { holder_thread: None, holders: Vec::new() };
+        assert_eq!(verdict.cause.kind, kind);
         assert!(verdict.evidence.is_empty());
         assert!(verdict.gaps[0].0.starts_with("holder_thread"), "{:?}", verdict.gaps);
 
         let seen = on_cpu(vec![python("match_report", "/srv/app.py", 7)], 90);
-        stall.holders.push(Holder { tid: 77, name: None, seen: seen.clone() });
+        let held = Awaited::Gil;
+        stall.holders.push(Holder { tid: 77, name: None, held, seen: seen.clone() });
         let verdict = judge(&stall, &BTreeMap::new());
-        let holder_thread = Some(Thread { tid: 77, name: None });
-        assert_eq!(verdict.cause.kind, CauseKind::Gil { holder_thread });
+        assert_eq!(verdict.cause.summary, "waiting for the GIL, held by thread 77");
         assert_eq!((verdict.blamed, verdict.evidence), (77, vec![&seen]));
     }
 
@@ -513,6 +503,7 @@ mod tests {
         let locking = stall(202, [0x7f10, 0, 0, 0, 0, 0]);
         let verdict = judge(&locking, &BTreeMap::new());
         let address = "0x7f10".to_owned();
-        assert_eq!(verdict.cause.kind, CauseKind::Lock { address, owner_thread: None });
+        let kind = CauseKind::Lock { address, owner_thread: None, woken_by: None };
+        assert_eq!(verdict.cause.kind, kind);
     }
 }

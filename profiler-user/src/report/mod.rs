@@ -8,6 +8,7 @@ mod account;
 pub mod application;
 mod cause;
 mod culprit;
+mod held;
 pub mod facts;
 pub mod group;
 mod message;
@@ -197,7 +198,8 @@ fn stall_facts(
     }
 }
 
-/// The loop's own stacks, then those of whoever held what it waited for.
+/// The loop's own stacks, then those of whoever held what it waited for or ended the wait, and all
+/// the others.
 fn stacks(seen: &SeenStall, context: &Context<'_>, owner: &Owner<'_>) -> Vec<Stack> {
     let own = Thread { tid: context.thread.tid, name: context.thread.name.clone() };
     let own = seen.stacks.iter().map(|sampled| stack(sampled, own.clone(), Role::Loop, owner));
@@ -205,7 +207,15 @@ fn stacks(seen: &SeenStall, context: &Context<'_>, owner: &Owner<'_>) -> Vec<Sta
         let thread = Thread { tid: holder.tid, name: holder.name.clone() };
         stack(&holder.seen, thread, Role::Holder, owner)
     });
-    own.chain(holders).collect()
+    let wakers = seen.wakers.iter().filter_map(|waker| {
+        let thread = Thread { tid: waker.tid, name: Some(waker.name.clone()) };
+        Some(stack(waker.seen.as_ref()?, thread, Role::Waker, owner))
+    });
+    let others = seen.others.iter().map(|other| {
+        let thread = Thread { tid: other.tid, name: other.name.clone() };
+        stack(&other.seen, thread, Role::Other, owner)
+    });
+    own.chain(holders).chain(wakers).chain(others).collect()
 }
 
 fn stack(sampled: &Sampled, thread: Thread, role: Role, owner: &Owner<'_>) -> Stack {

@@ -111,6 +111,9 @@ pub fn stall() -> Stall {
         ticks_kernel: 1,
         stacks: vec![receiving, parsing],
         holders: Vec::new(),
+        owner: None,
+        wakers: Vec::new(),
+        others: Vec::new(),
         ready_events: Some(17),
         gaps: Vec::new(),
     }

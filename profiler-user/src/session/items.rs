@@ -4,6 +4,7 @@
 //! pool's loop holds is looked at every few milliseconds, and the turn is cut where it is another one. What
 //! begins there has an unknown beginning, at most one look before.
 
+use profiler_ebpf::record::Woken;
 use profiler_ebpf::turn::{Loop, START_UNKNOWN, Turn, phase, state};
 
 use super::{Followed, Session};
@@ -61,11 +62,18 @@ impl Followed {
     /// The same for the turn that a capture lies in.
     pub fn cut_capture(&self, captured: &mut Captured) {
         let head = &mut captured.head;
-        if let Some(cut) = self.cut.filter(|cut| cut.turn_start_ns == head.turn_start_ns)
-            && head.at_ns >= cut.at_ns
-        {
-            head.turn_start_ns = cut.at_ns;
-        }
+        head.turn_start_ns = self.start_at(head.turn_start_ns, head.at_ns);
+    }
+
+    /// And for the turn in which a thread was woken.
+    pub fn cut_wake(&self, woken: &mut Woken) {
+        woken.turn_start_ns = self.start_at(woken.turn_start_ns, woken.blocked_at_ns);
+    }
+
+    /// Where the turn began that a moment lies in, if the probes have it begin at `turn_start_ns`.
+    fn start_at(&self, turn_start_ns: u64, at_ns: u64) -> u64 {
+        let cut = self.cut.filter(|cut| cut.turn_start_ns == turn_start_ns && cut.at_ns <= at_ns);
+        cut.map_or(turn_start_ns, |cut| cut.at_ns)
     }
 }
 

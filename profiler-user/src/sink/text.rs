@@ -142,14 +142,11 @@ fn stacks(page: &mut Page, line: &StallLine) {
     if let Some(reason) = &shown.truncated {
         page.label("").put(Style::Dim, &format!("cut here: {reason}")).end_line();
     }
-    let others = line.stacks.iter().filter(|stack| !std::ptr::eq(*stack, shown));
+    let (bystanders, stacks): (Vec<&Stack>, Vec<&Stack>) =
+        line.stacks.iter().partition(|stack| stack.role == Role::Other);
+    let others = stacks.into_iter().filter(|stack| !std::ptr::eq(*stack, shown));
     for other in others.clone().take(MORE_STACKS) {
-        let mut told = weight(other);
-        let mut named = other.frames.iter().filter(|frame| frame.function.is_some());
-        let first = named.clone().find(|frame| frame.in_app).or_else(|| named.next());
-        if let Some(frame) = first {
-            told = format!("{told}, at {}  {}", function(frame), source(frame));
-        }
+        let told = weight(other) + &innermost(other);
         page.label("also").put(Style::Plain, &told).end_line();
     }
     let untold = others.count().saturating_sub(MORE_STACKS);
@@ -157,6 +154,17 @@ fn stacks(page: &mut Page, line: &StallLine) {
         let told = format!("{} of less time", counted(untold as u64, "further stack"));
         page.label("also").put(Style::Dim, &told).end_line();
     }
+    for other in bystanders {
+        let told = format!("{}, {}{}", thread(other), state(other), innermost(other));
+        page.label("other").put(Style::Dim, &told).end_line();
+    }
+}
+
+/// Where a stack's innermost frame of the application is, or else its innermost named one.
+fn innermost(stack: &Stack) -> String {
+    let mut named = stack.frames.iter().filter(|frame| frame.function.is_some());
+    let first = named.clone().find(|frame| frame.in_app).or_else(|| named.next());
+    first.map(|frame| format!(", at {}  {}", function(frame), source(frame))).unwrap_or_default()
 }
 
 /// Whose stack it is.
@@ -164,25 +172,40 @@ fn label(stack: &Stack) -> &'static str {
     match stack.role {
         Role::Loop => "stack",
         Role::Holder => "holder",
+        Role::Waker => "waker",
         Role::Other => "other",
     }
 }
 
 /// `blocked 5000.000 ms, 1 sample`
 fn weight(stack: &Stack) -> String {
-    let state = match stack.state {
+    let state = state(stack);
+    let samples = counted(stack.samples, "sample");
+    let told = format!("{state} {}, {samples}", milliseconds(stack.time_ns));
+    match stack.role {
+        Role::Loop => told,
+        Role::Waker => {
+            let ended = milliseconds(stack.time_ns);
+            format!("{}, ended {ended} of waiting", thread(stack))
+        }
+        Role::Holder | Role::Other => format!("{}, {told}", thread(stack)),
+    }
+}
+
+fn state(stack: &Stack) -> &'static str {
+    match stack.state {
         State::Running => "running",
         State::Blocked => "blocked",
         State::Runnable => "ready, no CPU",
         State::Stopped => "stopped",
-    };
-    let samples = counted(stack.samples, "sample");
-    let told = format!("{state} {}, {samples}", milliseconds(stack.time_ns));
-    match (stack.role, &stack.thread.name) {
-        (Role::Loop, _) => told,
-        (_, Some(name)) => format!("thread {} ({name}), {told}", stack.thread.tid),
-        (_, None) => format!("thread {}, {told}", stack.thread.tid),
     }
+}
+
+/// `thread 4242 (uvicorn)`
+fn thread(stack: &Stack) -> String {
+    let tid = stack.thread.tid;
+    let name = stack.thread.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+    format!("thread {tid}{name}")
 }
 
 /// Innermost first. What is not the application's own is dimmed. Folded is what is the same in every
@@ -334,7 +357,7 @@ mod tests {
     use super::{Colour, Text, bar, render};
     use crate::report::{Report, sample};
     use crate::sink::Sink;
-    use crate::turn::{End, Moment};
+    use crate::turn::{Awaited, End, Holder, Moment, Other, Sampled, ThreadState, Waker};
 
     const SESSION_START: &str = "\
 stalltrace 0.1.0 watches uvicorn[4242] for event loop stalls past 100 ms
@@ -385,6 +408,31 @@ uvicorn[4242]: 1 of 1200 turns stalled, 5012 ms in all, the longest 5012 ms; the
 
     fn plain(report: &Report) -> String {
         render(report, Colour::Off)
+    }
+
+    /// Other threads are told in a line each: what they held, that they ended the wait, or nothing but
+    /// where they were.
+    #[test]
+    fn other_threads() {
+        let mut stall = sample::stall();
+        let at = |function: &str| {
+            let seen =
+                sample::on_cpu(vec![sample::python(function, "/srv/pay/app.py", 7)], 9_000_000);
+            Sampled { state: ThreadState::Blocked, ..seen }
+        };
+        let (tid, name, held) = (7, Some("writer".to_owned()), Awaited::Futex);
+        stall.holders = vec![Holder { tid, name, held, seen: at("flush") }];
+        let (pid, name, seen) = (4242, "writer".to_owned(), Some(at("release")));
+        stall.wakers = vec![Waker { pid, tid, name, ended_ns: 9_000_000, seen }];
+        stall.others = vec![Other { tid: 8, name: None, seen: at("idle") }];
+        let text = plain(&sample::report(Moment::End, &stall));
+        for line in [
+            "  also      thread 7 (writer), blocked 9.000 ms, 1 sample, at flush  /srv/pay/app.py:7\n",
+            "  also      thread 7 (writer), ended 9.000 ms of waiting, at release  /srv/pay/app.py:7\n",
+            "  other     thread 8, blocked, at idle  /srv/pay/app.py:7\n",
+        ] {
+            assert!(text.contains(line), "{line}{text}");
+        }
     }
 
     /// The lines of a session, as they stand on a terminal.

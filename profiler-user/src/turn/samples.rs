@@ -60,6 +60,19 @@ impl Samples {
         block.map(|block| block.blocked_ns = Some(blocked_ns)).is_some()
     }
 
+    /// What the thread waited for in the stretch that began at `at_ns`, and for how long; none while
+    /// it lasts.
+    pub fn wait_at(&self, at_ns: u64) -> Option<(Awaited, Option<u64>)> {
+        let block = self.blocks.iter().rev().find(|block| block.at_ns == at_ns)?;
+        Some((self.stacks.get(block.stack)?.awaited, block.blocked_ns))
+    }
+
+    /// The stretch that still lasts: since when, and what for.
+    pub fn open_wait(&self) -> Option<(u64, Awaited)> {
+        let block = self.blocks.last().filter(|block| block.blocked_ns.is_none())?;
+        Some((block.at_ns, self.stacks.get(block.stack)?.awaited))
+    }
+
     pub fn ticks(&self) -> (u64, u64) {
         (self.ticks_user, self.ticks_kernel)
     }
@@ -113,7 +126,7 @@ fn is_running(state: ThreadState) -> bool {
 }
 
 /// Equal to a reader: the same functions at the same lines, whatever the addresses.
-fn looks_same(one: &Stack, other: &Stack) -> bool {
+pub fn looks_same(one: &Stack, other: &Stack) -> bool {
     one.frames.len() == other.frames.len()
         && one.frames.iter().zip(&other.frames).all(|(a, b)| {
             a.function == b.function

@@ -21,6 +21,7 @@ mod layout;
 mod lines;
 mod names;
 mod object;
+mod rlock;
 mod strings;
 mod threads;
 mod version;
@@ -52,24 +53,6 @@ pub struct Python {
     version: String,
     layout: Layout,
     names: Names,
-}
-
-/// The thread that holds the interpreter's lock.
-#[derive(Debug, Clone)]
-pub struct Holder {
-    pub tid_in_container: u32,
-    pub frames: Vec<PythonFrame>,
-    pub walk: PythonWalk,
-}
-
-/// Which functions are on a stack, and where in all but the innermost: that one may move on within
-/// its lines without the stack being another.
-fn callers(frames: &[PythonFrame]) -> Vec<(u64, u64)> {
-    let mut places: Vec<_> = frames.iter().map(|frame| (frame.code, frame.instruction)).collect();
-    if let Some(innermost) = places.first_mut() {
-        innermost.1 = 0;
-    }
-    places
 }
 
 impl Python {
@@ -118,20 +101,27 @@ impl Python {
         Gil::locate(memory, &self.layout, self.image.runtime)
     }
 
-    /// The thread that holds the lock, and its frames: only where two readings agree, because that
-    /// thread may be running, and a stack that changes while it is read never existed.
-    pub fn holder(&self, memory: &dyn TargetMemory, gil: Gil) -> Option<Holder> {
+    /// The thread that holds the lock now, by its number in the innermost PID namespace.
+    pub fn holder(&self, memory: &dyn TargetMemory, gil: Gil) -> Option<u32> {
         let address = gil.holder(memory)?;
-        let once = self.walk(memory, address, None);
-        let (frames, walk) = self.walk(memory, address, None);
-        let agree = once.1 == walk && callers(&once.0) == callers(&frames);
-        if !agree || walk == PythonWalk::Unreadable || gil.holder(memory) != Some(address) {
-            return None;
-        }
         let (states, _) = threads::list(memory, &self.layout, self.image.runtime);
         let state = states.into_iter().find(|state| state.address == address)?;
-        let tid_in_container = threads::number(memory, &state)?;
-        Some(Holder { tid_in_container, frames, walk })
+        threads::number(memory, &state)
+    }
+
+    /// The owner of the re-entrant lock that a thread with this stack waits for at this futex, if that
+    /// is what it waits for; by its number in the innermost PID namespace.
+    pub fn lock_owner(&self, memory: &dyn TargetMemory, stack: &[u8], futex: u64) -> Option<u32> {
+        let thread_id = rlock::owner(memory, stack, futex)?;
+        let (states, _) = threads::list(memory, &self.layout, self.image.runtime);
+        let state = states.into_iter().find(|state| state.thread_id == thread_id)?;
+        threads::number(memory, &state)
+    }
+
+    /// The thread state of each thread, by its thread pointer; of several the one in use.
+    pub fn states_by_thread(&self, memory: &dyn TargetMemory) -> Vec<(u64, u64)> {
+        let (states, _) = threads::list(memory, &self.layout, self.image.runtime);
+        threads::by_thread(memory, &self.layout, &states)
     }
 
     /// What the probes need to walk this interpreter's frames.

@@ -1,5 +1,8 @@
 //! The runtime's lists to its thread states, and from those to the one of a given thread.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
 use super::frames::innermost;
 use super::layout::Layout;
 use super::object::{Object, Width};
@@ -128,6 +131,29 @@ pub fn of_thread(
     }
 }
 
+/// The state of each thread, by its thread pointer; of several the one with frames.
+pub fn by_thread(
+    memory: &dyn TargetMemory,
+    layout: &Layout,
+    states: &[ThreadState],
+) -> Vec<(u64, u64)> {
+    let mut of_threads: BTreeMap<u64, u64> = BTreeMap::new();
+    for state in states.iter().filter(|state| state.thread_id != 0) {
+        match of_threads.entry(state.thread_id) {
+            Entry::Vacant(entry) => {
+                entry.insert(state.address);
+            }
+            Entry::Occupied(mut entry) => {
+                let in_use = |state| innermost(memory, &layout.walk, state).is_ok_and(|at| at != 0);
+                if !in_use(*entry.get()) && in_use(state.address) {
+                    entry.insert(state.address);
+                }
+            }
+        }
+    }
+    of_threads.into_iter().collect()
+}
+
 /// The thread's number in its PID namespace; before 3.11 by the first descriptor field that is one.
 pub fn number(memory: &dyn TargetMemory, state: &ThreadState) -> Option<u32> {
     let kept = |offset: &u64| memory.read_u32(state.thread_id.wrapping_add(*offset)).ok();
@@ -144,7 +170,7 @@ fn has_tid(memory: &dyn TargetMemory, state: &ThreadState, tid: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{MAX_THREAD_STATES, ThreadState, list, of_thread};
+    use super::{MAX_THREAD_STATES, ThreadState, by_thread, list, of_thread};
     use crate::runtime::cpython::layout::{Layout, of_minor};
     use crate::runtime::cpython::pages::Pages;
 
@@ -222,6 +248,7 @@ mod tests {
         let (states, _) = list(&memory, &layout, RUNTIME);
         let used = states.get(1).map(|state| state.address);
         assert_eq!(of_thread(&memory, &layout, &states, 11, None), used);
+        assert_eq!(by_thread(&memory, &layout, &states), [(0x7000, used.unwrap_or(0))]);
         assert_eq!(of_thread(&memory, &layout, &states, 0, None), None);
         let idle: Vec<ThreadState> = states.iter().copied().take(1).collect();
         let first = idle.first().map(|state| state.address);

@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod layout;
+mod others;
 pub mod preflight;
 mod table;
 pub mod ticks;
@@ -18,6 +19,7 @@ use profiler_ebpf::param::Params;
 use profiler_ebpf::python::PythonLayout;
 use profiler_ebpf::record::{CaptureHead, ThreadSnapshot};
 use profiler_ebpf::turn::{Loop, Parks, phase};
+use profiler_ebpf::wanted::Wanted;
 use zerocopy::{FromBytes, IntoBytes};
 
 use self::attach::{Probe, WaitHooks, Waits};
@@ -53,6 +55,7 @@ pub struct KernelSource {
     python: Array<MapData, [u8; size_of::<PythonLayout>()]>,
     counters: PerCpuArray<MapData, u64>,
     ticks: ticks::Ticks,
+    others: others::Others,
     malformed: u64,
     probes: Vec<Probe>,
     #[cfg(feature = "probe-log")]
@@ -125,6 +128,7 @@ impl KernelSource {
             python: take(&mut ebpf, "PYTHON")?.try_into()?,
             counters: take(&mut ebpf, "COUNTERS")?.try_into()?,
             ticks: ticks::Ticks::default(),
+            others: others::Others::new(&mut ebpf)?,
             malformed: 0,
             probes,
             #[cfg(feature = "probe-log")]
@@ -223,6 +227,18 @@ impl EventSource for KernelSource {
             (super::Ticks::Off, true) => self.ticks.switch_off(&mut self.ebpf),
             _ => Ok(()),
         }
+    }
+
+    fn set_wanted(&mut self, wanted: Wanted) -> anyhow::Result<()> {
+        self.others.want(wanted)
+    }
+
+    fn set_thread_states(&mut self, states: &[(u64, u64)]) -> anyhow::Result<()> {
+        self.others.tell_states(states)
+    }
+
+    fn watch_wakers(&mut self, wanted: bool) -> anyhow::Result<()> {
+        self.others.watch_wakers(&mut self.ebpf, wanted)
     }
 
     fn release(&mut self, slot: Slot) {
