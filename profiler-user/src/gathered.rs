@@ -131,6 +131,7 @@ mod tests {
             time_ns,
             registers: Registers::default(),
             awaited,
+            shares: Vec::new(),
         };
         let stacks = [waited(Awaited::Gil, 400), waited(Awaited::Syscall, 1000)];
         let holders = gathered.holders(&stacks);

@@ -6,6 +6,7 @@ use crate::gap::Gap;
 use crate::report::Start;
 use crate::runtime::cpython::NamedFrame;
 use crate::source::Captured;
+use crate::task::Running;
 use crate::turn::Awaited;
 use crate::turn::tracker::Due;
 
@@ -17,8 +18,20 @@ pub enum PythonFrames {
     Named {
         frames: Vec<NamedFrame>,
         walk: PythonWalk,
+        /// The coroutines among them, and whose task they are.
+        running: Option<Running>,
     },
     Missing(Gap),
+}
+
+impl PythonFrames {
+    /// The thread had left the turn of the capture by the time that its task was asked for: whatever
+    /// the answer was, the task may have been another.
+    pub fn came_too_late(&mut self) {
+        if let Self::Named { running: Some(running), .. } = self {
+            running.task = Err(Gap::new("task", "the turn was over by the time it was asked"));
+        }
+    }
 }
 
 /// What was lost, by name.

@@ -269,7 +269,10 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             // The state that we knew belongs to another thread by now: search again.
             followed.tstate = None;
         }
-        let python = self.name_python(&captured);
+        let mut python = self.name_python(&captured);
+        if !self.source.is_in_turn(head.head.tid, head.turn_start_ns) {
+            python.came_too_late();
+        }
         let awaited = self.awaited(&captured);
         jobs.push(Job::Sample { captured, python, kernel: KernelStack::Captured, awaited });
     }
@@ -366,7 +369,10 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
                 PythonFrames::Missing(Gap::new("python frames", why))
             }
             PythonWalk::Complete | PythonWalk::Unreadable | PythonWalk::TooDeep => {
-                PythonFrames::Named { frames: python.decode(&self.memory, &captured.python), walk }
+                let frames = python.decode(&self.memory, &captured.python);
+                let tstate = self.loops.get(&captured.head.head.tid).and_then(|it| it.tstate);
+                let running = python.running(&self.memory, tstate, &captured.python, &frames);
+                PythonFrames::Named { frames, walk, running }
             }
         }
     }

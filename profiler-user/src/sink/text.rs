@@ -9,7 +9,7 @@ use super::page::{Page, Style};
 use crate::report::Report;
 use crate::report::schema::session::{Probe, SessionEnd, SessionStart, TopCulprit, WaitHooks};
 use crate::report::schema::stall::{
-    Confidence, Culprit, Frame, Language, Role, Stack, StallLine, State,
+    Confidence, Culprit, Frame, Language, Role, Stack, StallLine, State, Task,
 };
 use crate::report::schema::{Process, Runtime, Severity};
 
@@ -83,6 +83,7 @@ fn stall(page: &mut Page, line: &StallLine, word: &str) {
         let kept = format!("{} kept waiting", counted(events, "file descriptor"));
         page.label("events").put(Style::Plain, &kept).end_line();
     }
+    task(page, line.task.as_ref());
     stacks(page, line);
     list(page, "gaps", &line.gaps);
     lost(page, &line.lost);
@@ -128,6 +129,22 @@ fn bar(part_ns: u64, whole_ns: u64) -> String {
     let (part, whole) = (u128::from(part_ns), u128::from(whole_ns.max(1)));
     let columns = (part * u128::from(BAR_COLUMNS) + whole / 2) / whole;
     "█".repeat(usize::try_from(columns).unwrap_or_default())
+}
+
+/// `Task-7, pay  /srv/pay/app.py:12`
+fn task(page: &mut Page, task: Option<&Task>) {
+    let Some(task) = task else { return };
+    let name = task.name.as_deref().unwrap_or("of unknown name");
+    let mut told = name.to_owned();
+    if let Some(function) = &task.function {
+        told = format!("{told}, {function}");
+    }
+    match (&task.file, task.line) {
+        (Some(file), Some(line)) => told = format!("{told}  {file}:{line}"),
+        (Some(file), None) => told = format!("{told}  {file}"),
+        (None, _) => {}
+    }
+    page.label("task").put(Style::Plain, &told).end_line();
 }
 
 /// The stack that the culprit was found in, whole; of the others the innermost of the application.

@@ -4,16 +4,22 @@ use profiler_ebpf::record::Registers;
 
 use super::{Awaited, Sampled, ThreadState};
 use crate::frame::Stack;
+use crate::task::{Running, Share};
 
 /// Different stacks kept of one stall. A turn of thousands of short callbacks has as many; beyond
 /// this the rest is counted.
 const MAX_STACKS: usize = 256;
+
+/// Tasks told apart in one stack. A task that is to blame is among the first.
+const MAX_SHARES: usize = 64;
 
 /// A stretch in which the thread was blocked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Block {
     at_ns: u64,
     stack: usize,
+    /// Which of the stack's shares it is in.
+    share: Option<usize>,
     /// Unknown while it lasts.
     blocked_ns: Option<u64>,
 }
@@ -49,8 +55,8 @@ impl Samples {
         registers: Registers,
         awaited: Awaited,
     ) {
-        if let Some(stack) = self.add(stack, state, registers, awaited) {
-            self.blocks.push(Block { at_ns, stack, blocked_ns });
+        if let Some((stack, share)) = self.add(stack, state, registers, awaited) {
+            self.blocks.push(Block { at_ns, stack, share, blocked_ns });
         }
     }
 
@@ -71,41 +77,75 @@ impl Samples {
         let ticks = self.ticks_user + self.ticks_kernel;
         for sampled in &mut stacks {
             if is_running(sampled.state) {
-                let share = u128::from(running_ns) * u128::from(sampled.samples);
-                sampled.time_ns = (share / u128::from(ticks.max(1))) as u64;
+                let part = |samples: u64| {
+                    let part = u128::from(running_ns) * u128::from(samples);
+                    (part / u128::from(ticks.max(1))) as u64
+                };
+                sampled.time_ns = part(sampled.samples);
+                for share in &mut sampled.shares {
+                    share.time_ns = part(share.samples);
+                }
             }
         }
         for block in &self.blocks {
             let blocked_ns = block.blocked_ns.unwrap_or(now_ns.saturating_sub(block.at_ns));
-            stacks[block.stack].time_ns += blocked_ns;
+            let sampled = &mut stacks[block.stack];
+            sampled.time_ns += blocked_ns;
+            if let Some(share) = block.share {
+                sampled.shares[share].time_ns += blocked_ns;
+            }
         }
         stacks.sort_by_key(|sampled| std::cmp::Reverse((sampled.time_ns, sampled.samples)));
         stacks
     }
 
-    /// Where the stack is in the list; equal ones of the same state are one.
+    /// Where the stack is in the list, and in which of its shares; equal ones of the same state are one.
     fn add(
         &mut self,
         stack: Stack,
         state: ThreadState,
         registers: Registers,
         awaited: Awaited,
-    ) -> Option<usize> {
+    ) -> Option<(usize, Option<usize>)> {
         let same = |known: &Sampled| {
             (known.state, known.awaited) == (state, awaited) && looks_same(&known.stack, &stack)
         };
         if let Some(index) = self.stacks.iter().position(same) {
-            self.stacks[index].samples += 1;
-            self.stacks[index].registers = registers;
-            return Some(index);
+            let sampled = &mut self.stacks[index];
+            sampled.samples += 1;
+            sampled.registers = registers;
+            return Some((index, share_of(&mut sampled.shares, stack.running)));
         }
         if self.stacks.len() == MAX_STACKS {
             self.dropped += 1;
             return None;
         }
-        self.stacks.push(Sampled { stack, state, samples: 1, time_ns: 0, registers, awaited });
-        Some(self.stacks.len() - 1)
+        let mut shares = Vec::new();
+        let share = share_of(&mut shares, stack.running.clone());
+        self.stacks.push(Sampled {
+            stack,
+            state,
+            samples: 1,
+            time_ns: 0,
+            registers,
+            awaited,
+            shares,
+        });
+        Some((self.stacks.len() - 1, share))
     }
+}
+
+/// Counts one more sample in which this ran, and tells which share it is, unless there are too many.
+fn share_of(shares: &mut Vec<Share>, running: Option<Running>) -> Option<usize> {
+    if let Some(index) = shares.iter().position(|share| share.running == running) {
+        shares[index].samples += 1;
+        return Some(index);
+    }
+    if shares.len() == MAX_SHARES {
+        return None;
+    }
+    shares.push(Share { running, samples: 1, time_ns: 0 });
+    Some(shares.len() - 1)
 }
 
 fn is_running(state: ThreadState) -> bool {

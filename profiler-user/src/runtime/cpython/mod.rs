@@ -15,6 +15,7 @@
 //! frames after it to the next one outwards. A thread's outermost frame ends a call as well.
 
 mod detect;
+mod dict;
 mod frames;
 mod gil;
 mod layout;
@@ -22,6 +23,7 @@ mod lines;
 mod names;
 mod object;
 mod strings;
+mod tasks;
 mod threads;
 mod version;
 #[cfg(test)]
@@ -36,10 +38,12 @@ use profiler_ebpf::python::{PythonFrame, PythonLayout, PythonWalk};
 use crate::gap::Gap;
 use crate::process::TargetMemory;
 use crate::process::maps::Region;
+use crate::task::Running;
 
 use detect::Image;
 use layout::Layout;
 use names::Names;
+use tasks::Tasks;
 
 pub use gil::Gil;
 pub use names::{FrameKind, NamedFrame};
@@ -52,6 +56,7 @@ pub struct Python {
     version: String,
     layout: Layout,
     names: Names,
+    tasks: Tasks,
 }
 
 /// The thread that holds the interpreter's lock.
@@ -99,7 +104,7 @@ impl Python {
 
     fn attach(memory: &dyn TargetMemory, image: Image) -> Result<Self, Gap> {
         let (version, layout) = version::of(memory, &image)?;
-        Ok(Self { image, version, layout, names: Names::default() })
+        Ok(Self { image, version, layout, names: Names::default(), tasks: Tasks::default() })
     }
 
     /// False also while the interpreter is still being started.
@@ -192,5 +197,17 @@ impl Python {
     pub fn decode(&mut self, memory: &dyn TargetMemory, frames: &[PythonFrame]) -> Vec<NamedFrame> {
         let code_type = self.image.code_type;
         frames.iter().map(|raw| self.names.decode(memory, &self.layout, code_type, raw)).collect()
+    }
+
+    /// The coroutines that ran when frames were captured, and whose task that was: by the frames as
+    /// captured and as named.
+    pub fn running(
+        &mut self,
+        memory: &dyn TargetMemory,
+        tstate: Option<u64>,
+        raw: &[PythonFrame],
+        named: &[NamedFrame],
+    ) -> Option<Running> {
+        self.tasks.running(memory, &self.layout, tstate, raw, named)
     }
 }
