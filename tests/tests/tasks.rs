@@ -1,5 +1,6 @@
 //! Whose task froze the loop: name, function, file and line as the program itself has them, on every CPython.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -88,11 +89,12 @@ fn must_agree(finished: &Finished, records: &[Record], what: &str) -> Result<usi
 }
 
 /// Runs the script once under a Python; returns what both sides said.
-fn watch(python: &Path, options: &[&str]) -> Result<(Finished, Vec<Record>)> {
+fn watch(launcher: &[OsString], options: &[&str]) -> Result<(Finished, Vec<Record>)> {
     let scratch = Scratch::new()?;
     let truth = scratch.file("tasks.jsonl");
-    let mut command = Command::new(python);
-    command.arg(folder().join("tasks.py")).args(options).env("TASK_TRUTH", &truth);
+    let (program, before) = launcher.split_first().context("no interpreter")?;
+    let mut command = Command::new(program);
+    command.args(before).arg(folder().join("tasks.py")).args(options).env("TASK_TRUTH", &truth);
     let target = Target::program(command)?;
     target.line_starting("ready", patience(20))?;
     let (tracer, _) = Tracer::attach(target.pid(), &[])?;
@@ -101,24 +103,36 @@ fn watch(python: &Path, options: &[&str]) -> Result<(Finished, Vec<Record>)> {
     Ok((finished, records(&truth)?))
 }
 
-/// The interpreters that are installed, by version; the others are named and passed over.
-fn pythons() -> Vec<(String, PathBuf)> {
+/// How the interpreters that are installed are started, by version; the others are named and passed over.
+fn pythons() -> Vec<(String, Vec<OsString>)> {
     let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
     let versions =
         std::env::var_os("PYENV_ROOT").map_or_else(|| home.join(".pyenv"), PathBuf::from);
     let versions = versions.join("versions");
-    let mut found = vec![("system".to_owned(), system_python())];
+    let mut found = vec![("system".to_owned(), vec![system_python().into()])];
     for minor in 8..=14 {
         let prefix = format!("3.{minor}.");
         let entries = std::fs::read_dir(&versions).into_iter().flatten().flatten();
         let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
         let newest = names.filter(|name| name.starts_with(&prefix)).max();
-        match newest {
-            Some(name) => found.push((name.clone(), versions.join(name).join("bin/python3"))),
-            None => println!("CPython 3.{minor} is not below {}: skipped", versions.display()),
+        let installed = newest.map(|name| vec![versions.join(name).join("bin/python3").into()]);
+        match installed.or_else(|| unpacked(minor)) {
+            Some(launcher) => found.push((format!("3.{minor}"), launcher)),
+            None => println!("skipped: CPython 3.{minor} is not installed here"),
         }
     }
     found
+}
+
+/// One that lies beside this system with a C library of its own, started by its own loader.
+fn unpacked(minor: u8) -> Option<Vec<OsString>> {
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
+    let root = target.join(format!("python-3.{minor}")).canonicalize().ok()?;
+    let python = root.join(format!("usr/bin/python3.{minor}"));
+    let loader = root.join("lib64/ld-linux-x86-64.so.2");
+    let libraries = root.join("usr/lib/x86_64-linux-gnu");
+    let launcher = vec![loader.into(), "--library-path".into(), libraries.into(), python.into()];
+    root.join("complete").exists().then_some(launcher)
 }
 
 /// Named and numbered tasks, nested coroutines, generators, two tasks in a turn, eager tasks, callbacks.
@@ -126,8 +140,8 @@ fn pythons() -> Vec<(String, PathBuf)> {
 fn tasks_are_told_apart() -> Result<()> {
     require_root()?;
     let _machine = alone();
-    for (version, python) in pythons() {
-        let (finished, records) = watch(&python, &[])?;
+    for (version, launcher) in pythons() {
+        let (finished, records) = watch(&launcher, &[])?;
         let compared = must_agree(&finished, &records, &version)?;
         ensure!(compared >= 11, "{version}: {compared} of {}", records.len());
     }
@@ -139,7 +153,7 @@ fn tasks_are_told_apart() -> Result<()> {
 fn short_tasks_are_left_in_peace() -> Result<()> {
     require_root()?;
     let _machine = alone();
-    let (finished, records) = watch(&system_python(), &["--healthy"])?;
+    let (finished, records) = watch(&[system_python().into()], &["--healthy"])?;
     let longest_ns = records.iter().map(|it| it.end_ns - it.start_ns).max().unwrap_or(0);
     let reported = ends(&finished).count();
     if longest_ns < THRESHOLD_NS / 2 {
