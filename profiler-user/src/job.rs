@@ -67,3 +67,25 @@ pub enum Job {
     /// A line is due; with what has been lost so far.
     Report { tid: u32, due: Box<Due>, losses: Losses },
 }
+
+#[cfg(test)]
+mod tests {
+    use profiler_ebpf::python::PythonWalk;
+
+    use super::PythonFrames;
+    use crate::task::{Running, Task};
+
+    /// What was asked too late is no proof, whatever the answer was; a callback stays one.
+    #[test]
+    fn too_late() {
+        let task = Task { name: Ok("t".to_owned()), frame: 1, root: 0, middleware: Vec::new() };
+        let coroutine = Running { coroutines: vec![1], task: Ok(task) };
+        for running in [Some(coroutine), None] {
+            let walk = PythonWalk::Complete;
+            let mut late = PythonFrames::Named { frames: Vec::new(), walk, running };
+            late.came_too_late();
+            let PythonFrames::Named { running, .. } = late else { panic!("frames were lost") };
+            assert!(running.is_none_or(|running| running.task.is_err()));
+        }
+    }
+}

@@ -582,6 +582,17 @@ mod tests {
         assert!(!followed.search_is_due(9000 * MS));
     }
 
+    /// A thread is in its turn until that is over, and in none before it or after.
+    #[test]
+    fn a_turn_is_one() {
+        let mut session = session(1000 * MS, state::RUNNING);
+        assert!(session.source.is_in_turn(TID, 1000 * MS));
+        assert!(!session.source.is_in_turn(TID, 900 * MS));
+        assert!(!session.source.is_in_turn(TID + 1, 1000 * MS));
+        session.source.state.phase = phase::WAITING;
+        assert!(!session.source.is_in_turn(TID, 1000 * MS));
+    }
+
     /// What was lost by the time of a report goes with it.
     #[test]
     fn losses_go_with_reports() {

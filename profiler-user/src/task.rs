@@ -10,6 +10,8 @@ pub struct Task {
     pub frame: u64,
     /// Which of the stack's Python frames is the task's coroutine, counted from the innermost.
     pub root: usize,
+    /// Which of those up to there are called with what to call next, as middleware is.
+    pub middleware: Vec<usize>,
 }
 
 /// The coroutines that ran when a stack was taken. Tasks that are started eagerly run inside the

@@ -11,7 +11,7 @@ use crate::turn::{Awaited, Sampled, Stall};
 
 /// Files of web frameworks and servers that call handlers and middleware: what lies further out
 /// belongs to every request alike, and so does the application's own middleware there.
-const DISPATCHERS: [&str; 12] = [
+const DISPATCHERS: [&str; 14] = [
     "/starlette/routing.py",
     "/starlette/applications.py",
     "/starlette/middleware/",
@@ -24,6 +24,8 @@ const DISPATCHERS: [&str; 12] = [
     "/quart/app.py",
     "/sanic/app.py",
     "/tornado/web.py",
+    "/litestar/_asgi/",
+    "/litestar/routes/",
 ];
 
 /// The task that most of the culprit's time was spent in. None where that was a plain callback's, and
@@ -141,7 +143,7 @@ fn who<'a>(stall: &'a Stall, share: &'a Share) -> Who<'a> {
 fn described(task: &Proved, sampled: &Sampled, owner: &Owner<'_>) -> Task {
     let python = sampled.stack.frames.iter().filter(|frame| frame.language == Language::Python);
     let inside: Vec<&Frame> = python.take(task.root + 1).collect();
-    let place = handler(&inside, owner).or(inside.last().copied());
+    let place = handler(&inside, &task.middleware, owner).or(inside.last().copied());
     Task {
         name: task.name.clone().ok(),
         function: place.and_then(|frame| frame.function.clone()),
@@ -150,16 +152,205 @@ fn described(task: &Proved, sampled: &Sampled, owner: &Owner<'_>) -> Task {
     }
 }
 
-/// The application's outermost frame, of those that the framework called last.
-fn handler<'a>(inside: &[&'a Frame], owner: &Owner<'_>) -> Option<&'a Frame> {
-    let is_application = |frame: &&&Frame| owner.of(frame) == Origin::Application;
-    let innermost = inside.iter().position(|frame| is_application(&frame))?;
-    let outwards = inside.get(innermost..)?;
-    let called = outwards.iter().take_while(|frame| !is_dispatcher(frame));
-    called.filter(is_application).last().copied()
+/// The application's outermost frame, of those that the framework called last; middleware only where
+/// nothing else is.
+fn handler<'a>(inside: &[&'a Frame], middleware: &[usize], owner: &Owner<'_>) -> Option<&'a Frame> {
+    let is_application = |frame: &Frame| owner.of(frame) == Origin::Application;
+    let innermost = inside.iter().position(|frame| is_application(frame))?;
+    let outwards = inside.iter().enumerate().skip(innermost);
+    let called = outwards.take_while(|(_, frame)| !is_dispatcher(frame));
+    let own = called.filter(|(_, frame)| is_application(frame));
+    let (outer, handlers): (Vec<_>, Vec<_>) = own.partition(|(at, _)| middleware.contains(at));
+    handlers.last().or(outer.last()).map(|(_, frame)| **frame)
 }
 
 fn is_dispatcher(frame: &Frame) -> bool {
     let file = frame.file.as_deref().unwrap_or_default();
     DISPATCHERS.iter().any(|part| file.contains(part)) && file.contains("-packages/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::find;
+    use crate::frame::Frame;
+    use crate::gap::Gap;
+    use crate::report::application::Owner;
+    use crate::report::facts::ProcessFacts;
+    use crate::report::sample::{blocked_in, native, on_cpu, python};
+    use crate::report::{cause, culprit, sample};
+    use crate::task::{Running, Share, Task as Proved};
+    use crate::turn::{Awaited, Sampled, Stall};
+
+    const PACKAGES: &str = "/v/lib/python3.11/site-packages";
+
+    /// What is said of a turn with these stacks: the task's name, function and line, and the gaps.
+    fn said(stacks: Vec<Sampled>) -> (Option<(String, String, u32)>, Vec<String>) {
+        let mut stall = Stall { stacks, ..sample::stall() };
+        let blocked = stall.stacks.iter().any(|it| it.registers.syscall >= 0);
+        let whole_ns = stall.stacks.iter().map(|sampled| sampled.time_ns).sum();
+        (stall.turn.running_ns, stall.turn.blocked_ns) =
+            if blocked { (0, whole_ns) } else { (whole_ns, 0) };
+        let process = ProcessFacts::default();
+        let owner = Owner::new(&process);
+        let verdict = cause::judge(&stall, &std::collections::BTreeMap::new());
+        let culprit = culprit::find(&verdict.evidence, &owner, verdict.blamed);
+        let mut gaps = Vec::new();
+        let task = find(&stall, &verdict, culprit.as_ref(), &owner, &mut gaps);
+        let told = task.map(|task| {
+            let function = task.function.unwrap_or_default();
+            (task.name.unwrap_or_default(), function, task.line.unwrap_or_default())
+        });
+        (told, gaps.into_iter().map(|gap| gap.0).collect())
+    }
+
+    fn place(stacks: Vec<Sampled>) -> Option<String> {
+        said(stacks).0.map(|(_, function, _)| function)
+    }
+
+    fn proved(name: &str, frame: u64, root: usize) -> Proved {
+        Proved { name: Ok(name.to_owned()), frame, root, middleware: Vec::new() }
+    }
+
+    fn share(samples: u64, time_ns: u64, task: Result<Proved, Gap>) -> Share {
+        let coroutines = task.as_ref().map_or_else(|_| vec![1], |task| vec![task.frame]);
+        Share { running: Some(Running { coroutines, task }), samples, time_ns }
+    }
+
+    fn callback(time_ns: u64) -> Share {
+        Share { running: None, samples: 1, time_ns }
+    }
+
+    /// A stack on a CPU that one task was seen in, its coroutine the outermost of these frames.
+    fn of_task(frames: Vec<Frame>, name: &str, time_ns: u64) -> Sampled {
+        let root = frames.len() - 1;
+        let shares = vec![share(1, time_ns, Ok(proved(name, 1, root)))];
+        Sampled { shares, ..on_cpu(frames, time_ns) }
+    }
+
+    fn app(function: &str, line: u32) -> Frame {
+        python(function, "/srv/app.py", line)
+    }
+
+    fn library(function: &str, file: &str) -> Frame {
+        python(function, &format!("{PACKAGES}/{file}"), 1)
+    }
+
+    /// The application's outermost frame inside the task, past library code further in and further
+    /// out; what is outside of the task belongs to others.
+    #[test]
+    fn outermost_of_the_application() {
+        let frames = vec![
+            native("clock_nanosleep", "/usr/lib/libc.so.6"),
+            app("charge", 31),
+            library("retry", "tenacity/__init__.py"),
+            app("pay", 12),
+            library("coro", "anyio/_backends/_asyncio.py"),
+            app("creator", 99),
+        ];
+        let shares = vec![share(1, 10, Ok(proved("billing", 1, 3)))];
+        let (told, gaps) = said(vec![Sampled { shares, ..on_cpu(frames, 10) }]);
+        assert_eq!(told, Some(("billing".to_owned(), "pay".to_owned(), 12)));
+        assert!(gaps.is_empty(), "{gaps:?}");
+    }
+
+    /// Of a web framework it is the handler, below middleware of the application's own; and where the
+    /// middleware itself is what runs, it is that.
+    #[test]
+    fn handlers() {
+        let outside = [
+            app("CountRequests.__call__", 5),
+            library("ServerErrorMiddleware.__call__", "starlette/middleware/errors.py"),
+            library("RequestResponseCycle.run_asgi", "uvicorn/protocols/http/h11_impl.py"),
+        ];
+        let mut frames = vec![
+            app("charge", 31),
+            app("pay", 12),
+            library("run_endpoint_function", "fastapi/routing.py"),
+            library("Router.app", "starlette/routing.py"),
+        ];
+        frames.extend(outside.clone());
+        assert_eq!(place(vec![of_task(frames, "t", 10)]).as_deref(), Some("pay"));
+        let middleware = vec![of_task(outside.to_vec(), "t", 10)];
+        assert_eq!(place(middleware).as_deref(), Some("CountRequests.__call__"));
+        // A file of the application may be called like one of a framework.
+        let frames = vec![app("charge", 3), python("run", "/srv/uvicorn/app.py", 9)];
+        assert_eq!(place(vec![of_task(frames, "t", 10)]).as_deref(), Some("run"));
+    }
+
+    /// Middleware that calls the handler itself is told by the interpreter's word.
+    #[test]
+    fn middleware_without_a_frame_between() {
+        let frames =
+            || vec![app("pay", 12), app("auth", 8), library("_handle", "aiohttp/web_app.py")];
+        for (middleware, expected) in [(vec![1], "pay"), (vec![0, 1], "auth"), (vec![], "auth")] {
+            let mut stack = of_task(frames(), "t", 10);
+            let task = Proved { middleware: middleware.clone(), ..proved("t", 1, 2) };
+            stack.shares = vec![share(1, 10, Ok(task))];
+            assert_eq!(place(vec![stack]).as_deref(), Some(expected), "{middleware:?}");
+        }
+    }
+
+    /// A task of library code alone is placed at its own coroutine.
+    #[test]
+    fn library_task() {
+        let frames = vec![library("loads", "msgpack/x.py"), library("worker", "pool/x.py")];
+        assert_eq!(place(vec![of_task(frames, "t", 10)]).as_deref(), Some("worker"));
+    }
+
+    /// Of several tasks in a turn it is the one of the culprit, and not the one of most time at all.
+    #[test]
+    fn of_the_culprit() {
+        let one = of_task(vec![app("slow", 1), app("one", 2)], "one", 40);
+        let two = of_task(vec![app("quick", 3), app("two", 4)], "two", 35);
+        let again = of_task(vec![app("quick", 3), app("again", 5)], "two", 25);
+        let (told, gaps) = said(vec![one, two, again]);
+        assert_eq!(told, Some(("two".to_owned(), "two".to_owned(), 4)), "{gaps:?}");
+    }
+
+    /// Where several tasks ran the same and none has half, none is picked.
+    #[test]
+    fn none_of_several() {
+        let shares = (1..=3).map(|at| share(1, 10, Ok(proved(&format!("t{at}"), at, 0)))).collect();
+        let (told, gaps) = said(vec![Sampled { shares, ..on_cpu(vec![app("score", 1)], 30) }]);
+        assert_eq!(told, None);
+        assert_eq!(gaps, ["task: 3 ran what is to blame, none of them for most of the time"]);
+    }
+
+    /// A callback has no task, and that is no gap; what cannot be proved is one.
+    #[test]
+    fn callbacks_and_doubt() {
+        let of =
+            |shares: Vec<Share>| said(vec![Sampled { shares, ..on_cpu(vec![app("f", 1)], 9) }]);
+        assert_eq!(of(vec![callback(9)]), (None, Vec::new()));
+        let doubt = || Err(Gap::new("task", "the turn was over"));
+        let (told, gaps) = of(vec![share(1, 9, doubt())]);
+        assert_eq!((told, gaps), (None, vec!["task: the turn was over".to_owned()]));
+        // Another sample of the same coroutines tells.
+        let (told, gaps) = of(vec![share(5, 8, doubt()), share(1, 1, Ok(proved("t", 1, 0)))]);
+        assert_eq!(told.map(|(name, ..)| name).as_deref(), Some("t"));
+        assert!(gaps.is_empty(), "{gaps:?}");
+    }
+
+    /// A task whose name could not be read is told without it, and why.
+    #[test]
+    fn nameless() {
+        let name = Err(Gap::new("task.name", "it is neither a text nor a number"));
+        let task = Proved { name, ..proved("", 1, 0) };
+        let shares = vec![share(1, 9, Ok(task))];
+        let (told, gaps) = said(vec![Sampled { shares, ..on_cpu(vec![app("f", 1)], 9) }]);
+        assert_eq!(told, Some((String::new(), "f".to_owned(), 1)));
+        assert_eq!(gaps, ["task.name: it is neither a text nor a number"]);
+    }
+
+    /// Where another thread holds the interpreter's lock, it is the task that waited for it.
+    #[test]
+    fn waiting_for_the_lock() {
+        let waiting = blocked_in(202, [0; 6], 80);
+        let shares = vec![share(1, 80, Ok(proved("waits", 1, 0)))];
+        let stack = crate::frame::Stack { frames: vec![app("f", 1)], ..waiting.stack.clone() };
+        let waiting = Sampled { stack, shares, awaited: Awaited::Gil, ..waiting };
+        let asleep = blocked_in(230, [0; 6], 5);
+        let asleep = Sampled { shares: vec![callback(5)], ..asleep };
+        assert_eq!(said(vec![waiting, asleep]).0.map(|(name, ..)| name).as_deref(), Some("waits"));
+    }
 }

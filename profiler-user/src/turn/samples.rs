@@ -166,8 +166,10 @@ fn looks_same(one: &Stack, other: &Stack) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Awaited, Samples};
+    use super::{Awaited, MAX_SHARES, Samples};
     use crate::frame::{Frame, Language, Stack};
+    use crate::gap::Gap;
+    use crate::task::Running;
     use crate::turn::ThreadState::{Blocked, RunningKernel, RunningUser};
     use profiler_ebpf::record::Registers;
 
@@ -213,5 +215,36 @@ mod tests {
         let seen: Vec<_> = stacks.iter().map(|s| (s.state, s.samples, s.time_ns)).collect();
         assert_eq!(seen, [(Blocked, 2, 110), (RunningKernel, 1, 50)]);
         assert!(!samples.block_ended(99, 1), "no stack of that stretch is known");
+    }
+
+    /// One stack that several tasks were seen in tells each one's share; past a bound they count in
+    /// the stack alone.
+    #[test]
+    fn shares_of_tasks() {
+        let running = |frame| {
+            let task = Err(Gap::new("task", "not proved"));
+            Some(Running { coroutines: vec![frame], task })
+        };
+        let seen_in = |running| Stack { running, ..stack("hot", 1) };
+        let mut samples = Samples::default();
+        for frame in [Some(1), Some(2), Some(1), None] {
+            let stack = seen_in(frame.and_then(running));
+            samples.tick(stack, RunningUser, Registers::default());
+        }
+        let [stack] = &samples.stacks(400, 0)[..] else { panic!("not one stack") };
+        let shares: Vec<_> = stack.shares.iter().map(|it| (it.samples, it.time_ns)).collect();
+        assert_eq!((shares, stack.time_ns), (vec![(2, 200), (1, 100), (1, 100)], 400));
+
+        let mut samples = Samples::default();
+        for frame in 0..MAX_SHARES as u64 + 5 {
+            let at_ns = 100 * frame;
+            let stack = seen_in(running(frame));
+            let registers = Registers::default();
+            samples.block(at_ns, Some(7), stack, Blocked, registers, Awaited::Syscall);
+        }
+        let [stack] = &samples.stacks(0, 0)[..] else { panic!("not one stack") };
+        assert_eq!((stack.shares.len(), stack.samples), (MAX_SHARES, MAX_SHARES as u64 + 5));
+        assert!(stack.shares.iter().all(|share| share.time_ns == 7));
+        assert_eq!(stack.time_ns, 7 * (MAX_SHARES as u64 + 5));
     }
 }

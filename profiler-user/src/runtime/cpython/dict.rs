@@ -103,7 +103,7 @@ pub fn value_of(
 }
 
 /// Whether a key is this ASCII text. Most differ in length, which is one short read.
-fn is_text(memory: &dyn TargetMemory, layout: &StrLayout, key: u64, wanted: &str) -> bool {
+pub fn is_text(memory: &dyn TargetMemory, layout: &StrLayout, key: u64, wanted: &str) -> bool {
     let length = memory.read_u64(key.wrapping_add(layout.length.into()));
     if length != Ok(wanted.len() as u64) {
         return false;
@@ -148,6 +148,7 @@ pub mod tests {
     /// Puts an ASCII text there.
     pub fn put_text(pages: &mut Pages, minor: u8, address: u64, text: &str) {
         let layout = of_minor(minor).expect("known").text;
+        pages.put(address, &[0; 72]);
         pages.put_u64(address + u64::from(layout.length), text.len() as u64);
         pages.put(address + u64::from(layout.state), &0x65_u32.to_le_bytes());
         pages.put(address + u64::from(layout.ascii_data), text.as_bytes());

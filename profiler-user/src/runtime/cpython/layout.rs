@@ -104,6 +104,8 @@ const V3_8: Layout = Layout {
         task_coroutine: 112,
         frame: FrameOf::Behind(16),
         lazy_names: false,
+        code_parameters: 16,
+        code_names: 72,
     },
 };
 
@@ -155,6 +157,8 @@ const V3_11: Layout = Layout {
         task_coroutine: 136,
         frame: FrameOf::Inside(80),
         lazy_names: false,
+        code_parameters: 56,
+        code_names: 96,
     },
     ..V3_8
 };
@@ -180,6 +184,7 @@ const V3_12: Layout = Layout {
         current: Current::Table { modules: 944, form: Form::Logarithmic },
         frame: FrameOf::Inside(72),
         lazy_names: true,
+        code_parameters: 52,
         ..V3_11.tasks
     },
     ..V3_11
@@ -304,6 +309,8 @@ impl Layout {
         self.code_function = object(group.code + 3)?;
         self.walk.code_linetable = object(group.code + 4)?;
         self.walk.code_firstlineno = object(group.code + 5)?;
+        self.tasks.code_parameters = object(group.code + 6)?;
+        self.tasks.code_names = object(group.code + 7)?;
         self.code_bytecode = Some(object(group.code + 9)?);
 
         self.object_type = object(group.object + 1)?;
@@ -360,7 +367,9 @@ mod tests {
         words[group.frame + 2] = 0;
         words[group.frame + 3] = 56;
         words[group.frame + 5] = owner;
-        for (place, value) in [(1, 112), (2, 120), (3, 128), (4, 136), (5, 68), (9, bytecode)] {
+        for (place, value) in
+            [(1, 112), (2, 120), (3, 128), (4, 136), (5, 68), (6, 52), (7, 96), (9, bytecode)]
+        {
             words[group.code + place] = value;
         }
         words[group.object + 1] = 8;
