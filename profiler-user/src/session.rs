@@ -369,9 +369,9 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
                 PythonFrames::Missing(Gap::new("python frames", why))
             }
             PythonWalk::Complete | PythonWalk::Unreadable | PythonWalk::TooDeep => {
-                let frames = python.decode(&self.memory, &captured.python);
                 let tstate = self.loops.get(&captured.head.head.tid).and_then(|it| it.tstate);
-                let running = python.running(&self.memory, tstate, &captured.python, &frames);
+                let (frames, running) =
+                    python.decode_running(&self.memory, &captured.python, walk, tstate);
                 PythonFrames::Named { frames, walk, running }
             }
         }

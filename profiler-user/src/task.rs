@@ -18,8 +18,8 @@ pub struct Task {
 /// coroutine that started them, so these may belong to more than one task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Running {
-    /// The addresses of their frames, innermost first. Within a turn they tell apart whose turn it
-    /// was: what is created in one turn is first run in the next.
+    /// The addresses of their frames, innermost first. Within a turn they tell tasks apart, for what
+    /// is created in one turn is first run in the next; but eager ones may follow each other.
     pub coroutines: Vec<u64>,
     /// Whose turn it was, or why that could not be proved.
     pub task: Result<Task, Gap>,

@@ -180,16 +180,52 @@ fn handlers_are_named(event_loop: &str) -> Result<()> {
         ensure!(Instant::now() < deadline, "uvicorn does not answer");
         std::thread::sleep(BREATH);
     }
+    let paths = ["/pay", "/", "/account", "/pay"];
+    must_name_handlers(&target, port, &truth, &paths, event_loop)
+}
+
+/// Requests each path; every one but `/` freezes the loop.
+fn must_name_handlers(
+    target: &Target,
+    port: u16,
+    truth: &Path,
+    paths: &[&str],
+    what: &str,
+) -> Result<()> {
     let (tracer, _) = Tracer::attach(target.pid(), &[])?;
     let mut client = Client::connect(port)?;
-    for path in ["/pay", "/", "/account", "/pay"] {
+    for path in paths {
         client.get(&format!("{path}?ms={FREEZE_MS}"))?;
         std::thread::sleep(BREATH);
     }
     let finished = tracer.interrupt()?;
-    let compared = must_agree(&finished, &records(&truth)?, event_loop)?;
-    ensure!(compared == 3, "{event_loop}: {compared} of 3");
+    let compared = must_agree(&finished, &records(truth)?, what)?;
+    let freezing = paths.iter().filter(|path| **path != "/").count();
+    ensure!(compared == freezing, "{what}: {compared} of {freezing}");
+    let reported = ends(&finished).count();
+    ensure!(reported == freezing, "{what}: {reported} stalls of {freezing}");
     Ok(())
+}
+
+/// aiohttp calls middleware and handlers without a frame of its own between them.
+#[test]
+fn handlers_of_aiohttp_are_named() -> Result<()> {
+    require_root()?;
+    let _machine = alone();
+    let python = venv_python()?;
+    let installed = Command::new(&python).args(["-c", "import aiohttp"]).output()?;
+    if !installed.status.success() {
+        println!("skipped: aiohttp is not installed");
+        return Ok(());
+    }
+    let scratch = Scratch::new()?;
+    let truth = scratch.file("tasks.jsonl");
+    let mut command = Command::new(python);
+    command.arg(folder().join("tasks_aiohttp.py")).env("TASK_TRUTH", &truth);
+    let target = Target::program(command)?;
+    let ready = target.line_starting("ready ", patience(20))?;
+    let port = ready.split(' ').nth(1).context("no port")?.parse()?;
+    must_name_handlers(&target, port, &truth, &["/pay", "/", "/pay"], "aiohttp")
 }
 
 /// Below middleware that runs in the request's task and middleware that starts another, it is the handler.

@@ -6,7 +6,7 @@ use super::culprit;
 use super::schema::stall::{CauseKind, Culprit, Task};
 use crate::frame::{Frame, Language};
 use crate::gap::Gap;
-use crate::task::{Running, Share, Task as Proved};
+use crate::task::{Share, Task as Proved};
 use crate::turn::{Awaited, Sampled, Stall};
 
 /// Files of web frameworks and servers that call handlers and middleware: what lies further out
@@ -124,7 +124,8 @@ impl Who<'_> {
     }
 }
 
-/// What could not be proved of one sample may be known from another of the same coroutines.
+/// What could not be proved of one sample may be known from others of the same coroutines: from all
+/// alike, as tasks that are started eagerly may follow each other at one address.
 fn who<'a>(stall: &'a Stall, share: &'a Share) -> Who<'a> {
     let Some(running) = &share.running else { return Who::Callback };
     let gap = match &running.task {
@@ -132,12 +133,13 @@ fn who<'a>(stall: &'a Stall, share: &'a Share) -> Who<'a> {
         Err(gap) => gap,
     };
     let shares = stall.stacks.iter().flat_map(|sampled| &sampled.shares);
-    let proved = |other: &'a Running| {
-        let same = other.coroutines == running.coroutines;
-        other.task.as_ref().ok().filter(|_| same)
-    };
-    let known = shares.filter_map(|share| share.running.as_ref()).find_map(proved);
-    known.map_or(Who::Unproved(gap), Who::Task)
+    let others = shares.filter_map(|share| share.running.as_ref());
+    let alike = others.filter(|other| other.coroutines == running.coroutines);
+    let mut known = alike.filter_map(|other| other.task.as_ref().ok()).map(Who::Task);
+    match known.next() {
+        Some(task) if known.all(|other| other.is_same(&task)) => task,
+        _ => Who::Unproved(gap),
+    }
 }
 
 fn described(task: &Proved, sampled: &Sampled, owner: &Owner<'_>) -> Task {
@@ -329,6 +331,10 @@ mod tests {
         let (told, gaps) = of(vec![share(5, 8, doubt()), share(1, 1, Ok(proved("t", 1, 0)))]);
         assert_eq!(told.map(|(name, ..)| name).as_deref(), Some("t"));
         assert!(gaps.is_empty(), "{gaps:?}");
+        // Unless they tell of several.
+        let eager = [share(1, 1, Ok(proved("t", 1, 0))), share(1, 1, Ok(proved("u", 1, 0)))];
+        let shares = eager.into_iter().chain([share(5, 8, doubt())]).collect();
+        assert_eq!(of(shares).0, None);
     }
 
     /// A task whose name could not be read is told without it, and why.

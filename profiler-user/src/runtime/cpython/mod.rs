@@ -43,7 +43,7 @@ use crate::task::Running;
 use detect::Image;
 use layout::Layout;
 use names::Names;
-use tasks::Tasks;
+use tasks::{Seen, Tasks};
 
 pub use gil::Gil;
 pub use names::{FrameKind, NamedFrame};
@@ -199,15 +199,17 @@ impl Python {
         frames.iter().map(|raw| self.names.decode(memory, &self.layout, code_type, raw)).collect()
     }
 
-    /// The coroutines that ran when frames were captured, and whose task that was: by the frames as
-    /// captured and as named.
-    pub fn running(
+    /// The same, and whose coroutine ran in this thread when the frames were captured.
+    pub fn decode_running(
         &mut self,
         memory: &dyn TargetMemory,
-        tstate: Option<u64>,
         raw: &[PythonFrame],
-        named: &[NamedFrame],
-    ) -> Option<Running> {
-        self.tasks.running(memory, &self.layout, tstate, raw, named)
+        walk: PythonWalk,
+        tstate: Option<u64>,
+    ) -> (Vec<NamedFrame>, Option<Running>) {
+        let named = self.decode(memory, raw);
+        let seen = Seen { raw, named: &named, walk };
+        let running = self.tasks.running(memory, &self.layout, tstate, &seen);
+        (named, running)
     }
 }

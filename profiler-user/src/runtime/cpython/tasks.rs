@@ -5,7 +5,7 @@
 //! a task counts only if its own coroutine is one of the frames that were captured. That holds for
 //! uvloop as well, whose tasks are asyncio's, and for tasks that are started eagerly.
 
-use profiler_ebpf::python::PythonFrame;
+use profiler_ebpf::python::{PythonFrame, PythonWalk};
 
 use super::dict::{self, Form};
 use super::layout::Layout;
@@ -95,30 +95,42 @@ struct Table {
     kind: u64,
 }
 
+/// The frames of one capture.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen<'a> {
+    pub raw: &'a [PythonFrame],
+    /// The same, in the same order.
+    pub named: &'a [NamedFrame],
+    pub walk: PythonWalk,
+}
+
 impl Tasks {
-    /// What ran when these frames were captured: raw and named, in the same order. None where no
-    /// coroutine did, as in a plain callback.
+    /// What ran when these frames were captured. None where no coroutine did, as in a plain callback.
     pub fn running(
         &mut self,
         memory: &dyn TargetMemory,
         layout: &Layout,
         tstate: Option<u64>,
-        raw: &[PythonFrame],
-        named: &[NamedFrame],
+        seen: &Seen<'_>,
     ) -> Option<Running> {
+        let &Seen { raw, named, walk } = seen;
         let inside = named.iter().position(runs_callbacks).unwrap_or(named.len());
         let named = named.get(..inside)?;
         let raw = raw.get(..inside)?;
         let of_coroutine = |pair: &(&PythonFrame, &NamedFrame)| pair.1.is_coroutine;
         let coroutines = raw.iter().zip(named).filter(of_coroutine).map(|(raw, _)| raw.frame);
         let coroutines: Vec<u64> = coroutines.collect();
-        if coroutines.is_empty() {
+        // Further out than the walk went there may be coroutines still.
+        let is_cut = walk != PythonWalk::Complete && inside == seen.named.len();
+        if coroutines.is_empty() && !is_cut {
             return None;
         }
         let task = match tstate {
             Some(tstate) => self.prove(memory, layout, tstate, raw, named),
-            None => Err(Gap::new("task", "the thread's interpreter state is not known")),
+            None => Err(no_task("the thread's interpreter state is not known")),
         };
+        let cut = |_| no_task("the stack is cut before it shows whose coroutine it is");
+        let task = if is_cut { task.map_err(cut) } else { task };
         Some(Running { coroutines, task })
     }
 
@@ -344,9 +356,9 @@ fn number(memory: &dyn TargetMemory, object: u64) -> Result<Option<u64>, Unreada
 
 #[cfg(test)]
 mod tests {
-    use profiler_ebpf::python::PythonFrame;
+    use profiler_ebpf::python::{PythonFrame, PythonWalk};
 
-    use super::{Current, FrameOf, IS_DICT, IS_INT, IS_TEXT, SEARCH_EVERY, Tasks};
+    use super::{Current, FrameOf, IS_DICT, IS_INT, IS_TEXT, SEARCH_EVERY, Seen, Tasks};
     use crate::runtime::cpython::dict::Form;
     use crate::runtime::cpython::dict::tests::{put_dict, put_text};
     use crate::runtime::cpython::layout::{Layout, of_minor};
@@ -370,12 +382,14 @@ mod tests {
         minor: u8,
         layout: Layout,
         pages: Pages,
+        walk: PythonWalk,
     }
 
     impl Target {
         fn new(minor: u8) -> Self {
             let layout = of_minor(minor).expect("known");
-            let mut target = Self { minor, layout, pages: Pages::default() };
+            let mut target =
+                Self { minor, layout, pages: Pages::default(), walk: PythonWalk::Complete };
             for (place, flags) in [(0, IS_TEXT), (1, IS_INT), (2, IS_DICT)] {
                 target.pages.put_u64(TYPES + place * 0x1000 + 168, flags);
             }
@@ -419,7 +433,8 @@ mod tests {
             let raw = |frame| PythonFrame { frame, ..PythonFrame::default() };
             let raw: Vec<_> = frames.iter().map(|(_, at)| raw(*at)).collect();
             let named: Vec<_> = frames.iter().map(|(name, _)| named(name)).collect();
-            tasks.running(&self.pages, &self.layout, Some(TSTATE), &raw, &named)
+            let seen = Seen { raw: &raw, named: &named, walk: self.walk };
+            tasks.running(&self.pages, &self.layout, Some(TSTATE), &seen)
         }
 
         fn task(&self, frames: &[(&str, u64)]) -> Result<Task, String> {
@@ -492,6 +507,20 @@ mod tests {
         let outside = frame_of(&target, COROUTINE);
         let frames = [("retry", 1), ("Handle._run", 2), ("co_outside", outside)];
         assert_eq!(target.running(&mut Tasks::default(), &frames), None);
+    }
+
+    /// A walk that ended early may have missed the coroutine; it has not where it came to the loop.
+    #[test]
+    fn cut() {
+        let mut target = Target::new(12);
+        target.walk = PythonWalk::TooDeep;
+        for frames in [&[("f", 1), ("co_inner", 2)][..], &[("f", 1)]] {
+            let gap = target.task(frames).expect_err("its root is not there");
+            assert!(gap.contains("the stack is cut"), "{gap}");
+        }
+        let callback = [("retry", 1), ("Handle._run", 2), ("f", 3)];
+        assert_eq!(target.running(&mut Tasks::default(), &callback), None);
+        assert!(target.task(&[("co_root", frame_of(&target, COROUTINE)), ("f", 2)]).is_ok());
     }
 
     /// A task that was started eagerly runs inside the coroutine that started it: it is the one that
@@ -582,7 +611,8 @@ mod tests {
             let raw: Vec<_> = frames.iter().map(|&(_, frame, code)| raw(frame, code)).collect();
             let named: Vec<_> = frames.iter().map(|(name, ..)| named(name)).collect();
             let mut tasks = Tasks::default();
-            let running = tasks.running(&target.pages, &target.layout, Some(TSTATE), &raw, &named);
+            let seen = Seen { raw: &raw, named: &named, walk: PythonWalk::Complete };
+            let running = tasks.running(&target.pages, &target.layout, Some(TSTATE), &seen);
             running.expect("coroutines run").task.expect("proved").middleware
         };
         let frames =
