@@ -192,6 +192,7 @@ mod tests {
         let whole_ns = stall.stacks.iter().map(|sampled| sampled.time_ns).sum();
         (stall.turn.running_ns, stall.turn.blocked_ns) =
             if blocked { (0, whole_ns) } else { (whole_ns, 0) };
+        stall.turn.runnable_ns = 0;
         let process = ProcessFacts::default();
         let owner = Owner::new(&process);
         let verdict = cause::judge(&stall, &std::collections::BTreeMap::new());
@@ -302,11 +303,12 @@ mod tests {
     /// Of several tasks in a turn it is the one of the culprit, and not the one of most time at all.
     #[test]
     fn of_the_culprit() {
-        let one = of_task(vec![app("slow", 1), app("one", 2)], "one", 40);
-        let two = of_task(vec![app("quick", 3), app("two", 4)], "two", 35);
-        let again = of_task(vec![app("quick", 3), app("again", 5)], "two", 25);
-        let (told, gaps) = said(vec![one, two, again]);
-        assert_eq!(told, Some(("two".to_owned(), "two".to_owned(), 4)), "{gaps:?}");
+        let one = of_task(vec![app("slow", 1), app("one", 2)], "one", 25);
+        let again = of_task(vec![app("slow", 3), app("again", 4)], "one", 15);
+        let two = of_task(vec![app("quick", 5), app("two", 6)], "two", 30);
+        let more = of_task(vec![app("other", 7), app("two", 8)], "two", 30);
+        let (told, gaps) = said(vec![two, more, one, again]);
+        assert_eq!(told, Some(("one".to_owned(), "one".to_owned(), 2)), "{gaps:?}");
     }
 
     /// Where several tasks ran the same and none has half, none is picked.
@@ -355,8 +357,11 @@ mod tests {
         let shares = vec![share(1, 80, Ok(proved("waits", 1, 0)))];
         let stack = crate::frame::Stack { frames: vec![app("f", 1)], ..waiting.stack.clone() };
         let waiting = Sampled { stack, shares, awaited: Awaited::Gil, ..waiting };
-        let asleep = blocked_in(230, [0; 6], 5);
-        let asleep = Sampled { shares: vec![callback(5)], ..asleep };
-        assert_eq!(said(vec![waiting, asleep]).0.map(|(name, ..)| name).as_deref(), Some("waits"));
+        let elsewhere = |syscall| {
+            let shares = vec![callback(60)];
+            Sampled { shares, ..blocked_in(syscall, [0; 6], 60) }
+        };
+        let stacks = vec![waiting, elsewhere(230), elsewhere(45)];
+        assert_eq!(said(stacks).0.map(|(name, ..)| name).as_deref(), Some("waits"));
     }
 }

@@ -564,6 +564,7 @@ mod tests {
         for (minor, kind) in [(11, 0x1000), (12, 0x2000)] {
             let mut target = Target::new(minor);
             target.pages.put_u64(TASK + 0x808, TYPES + kind);
+            target.pages.put_u64(TASK + 0x810, 1 << 3);
             let task = target.task(&[("co_root", frame_of(&target, COROUTINE))]).expect("proved");
             assert!(task.name.is_err_and(|gap| gap.0.starts_with("task.name: ")), "3.{minor}");
         }
