@@ -105,4 +105,4 @@ async def main(ms):
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--healthy", action="store_true", help="never keep the loop for long")
 options = parser.parse_args()
-asyncio.run(main(20 if options.healthy else 200))
+asyncio.run(main(20 if options.healthy else 250))

@@ -17,7 +17,7 @@ use profiler_tests::tracer::{Finished, Tracer};
 use serde::Deserialize;
 
 /// How long each is asked to freeze the loop.
-const FREEZE_MS: u64 = 200;
+const FREEZE_MS: u64 = 250;
 const BREATH: Duration = Duration::from_millis(100);
 
 /// What the program wrote down about one freeze.
@@ -62,6 +62,20 @@ fn report_of<'a>(finished: &'a Finished, record: &Record) -> Option<&'a StallLin
     ends(finished).find(|end| {
         end.stall.start_monotonic_ns <= record.start_ns && record.end_ns <= end.end_ns()
     })
+}
+
+/// Reports of turns in which nothing long was recorded, and in which the machine did not keep its CPU from
+/// the loop either.
+fn unexplained<'a>(finished: &'a Finished, records: &[Record]) -> Vec<&'a StallLine> {
+    let starved = |end: &StallLine| end.stall.time.runnable_ns > end.stall.duration_ns / 2;
+    let is_long = |record: &&Record| record.end_ns - record.start_ns > THRESHOLD_NS / 2;
+    let explains = |end: &StallLine, record: &Record| {
+        end.stall.start_monotonic_ns < record.end_ns && record.start_ns < end.end_ns()
+    };
+    ends(finished)
+        .filter(|end| !starved(end))
+        .filter(|end| !records.iter().filter(is_long).any(|record| explains(end, record)))
+        .collect()
 }
 
 /// Every freeze past the threshold is reported with its task; returns how many there were.
@@ -142,6 +156,8 @@ fn tasks_are_told_apart() -> Result<()> {
     let _machine = alone();
     for (version, launcher) in pythons() {
         let (finished, records) = watch(&launcher, &[])?;
+        let invented = unexplained(&finished, &records);
+        ensure!(invented.is_empty(), "{version}: {invented:?}");
         let compared = must_agree(&finished, &records, &version)?;
         ensure!(compared >= 11, "{version}: {compared} of {}", records.len());
     }
@@ -154,13 +170,8 @@ fn short_tasks_are_left_in_peace() -> Result<()> {
     require_root()?;
     let _machine = alone();
     let (finished, records) = watch(&[system_python().into()], &["--healthy"])?;
-    let longest_ns = records.iter().map(|it| it.end_ns - it.start_ns).max().unwrap_or(0);
-    let reported = ends(&finished).count();
-    if longest_ns < THRESHOLD_NS / 2 {
-        ensure!(reported == 0, "{reported} stalls, the longest sleep was {longest_ns} ns");
-    } else {
-        println!("the machine was too busy: a sleep of 20 ms lasted {longest_ns} ns");
-    }
+    let invented = unexplained(&finished, &records);
+    ensure!(invented.is_empty(), "{invented:?}");
     Ok(())
 }
 
@@ -202,8 +213,8 @@ fn must_name_handlers(
     let compared = must_agree(&finished, &records(truth)?, what)?;
     let freezing = paths.iter().filter(|path| **path != "/").count();
     ensure!(compared == freezing, "{what}: {compared} of {freezing}");
-    let reported = ends(&finished).count();
-    ensure!(reported == freezing, "{what}: {reported} stalls of {freezing}");
+    let invented = unexplained(&finished, &records(truth)?);
+    ensure!(invented.is_empty(), "{what}: {invented:?}");
     Ok(())
 }
 

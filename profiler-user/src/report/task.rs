@@ -145,7 +145,8 @@ fn who<'a>(stall: &'a Stall, share: &'a Share) -> Who<'a> {
 fn described(task: &Proved, sampled: &Sampled, owner: &Owner<'_>) -> Task {
     let python = sampled.stack.frames.iter().filter(|frame| frame.language == Language::Python);
     let inside: Vec<&Frame> = python.take(task.root + 1).collect();
-    let place = handler(&inside, &task.middleware, owner).or(inside.last().copied());
+    let own = handler(&inside, &task.middleware, owner);
+    let place = own.or_else(|| called_last(&inside)).or(inside.last().copied());
     Task {
         name: task.name.clone().ok(),
         function: place.and_then(|frame| frame.function.clone()),
@@ -164,6 +165,12 @@ fn handler<'a>(inside: &[&'a Frame], middleware: &[usize], owner: &Owner<'_>) ->
     let own = called.filter(|(_, frame)| is_application(frame));
     let (outer, handlers): (Vec<_>, Vec<_>) = own.partition(|(at, _)| middleware.contains(at));
     handlers.last().or(outer.last()).map(|(_, frame)| **frame)
+}
+
+/// What a framework called last, in a task without code of the application.
+fn called_last<'a>(inside: &[&'a Frame]) -> Option<&'a Frame> {
+    let dispatcher = inside.iter().position(|frame| is_dispatcher(frame))?;
+    inside.get(dispatcher.checked_sub(1)?).copied()
 }
 
 fn is_dispatcher(frame: &Frame) -> bool {
@@ -293,11 +300,21 @@ mod tests {
         }
     }
 
-    /// A task of library code alone is placed at its own coroutine.
+    /// A task of library code alone is placed at what a framework called, else at its own coroutine.
     #[test]
     fn library_task() {
         let frames = vec![library("loads", "msgpack/x.py"), library("worker", "pool/x.py")];
         assert_eq!(place(vec![of_task(frames, "t", 10)]).as_deref(), Some("worker"));
+        let mut frames = vec![
+            library("collect", "prometheus_client/registry.py"),
+            library("metrics", "prometheus_client/asgi.py"),
+            library("Route.handle", "starlette/routing.py"),
+            library("RequestResponseCycle.run_asgi", "uvicorn/protocols/http/h11_impl.py"),
+        ];
+        assert_eq!(place(vec![of_task(frames.clone(), "t", 10)]).as_deref(), Some("metrics"));
+        frames.drain(..2);
+        let server = place(vec![of_task(frames, "t", 10)]);
+        assert_eq!(server.as_deref(), Some("RequestResponseCycle.run_asgi"));
     }
 
     /// Of several tasks in a turn it is the one of the culprit, and not the one of most time at all.

@@ -195,7 +195,8 @@ pub struct Culprit {
 
 /// A task of the loop. Function, file and line are of the application's outermost code in it: of a web
 /// framework the handler, whatever middleware is above it. Where none of its code is the
-/// application's, they are of the task's own coroutine. The line is the one where that now stands.
+/// application's, they are of the handler all the same, or else of the task's own coroutine. The line
+/// is the one where that now stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Task {

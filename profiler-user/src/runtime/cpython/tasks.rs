@@ -41,6 +41,9 @@ const TUPLE_ITEMS: u64 = 24;
 /// Parameters of one function looked at.
 const MAX_PARAMETERS: u32 = 16;
 
+/// Current tasks looked at: there is one a loop, and a loop has a thread of its own.
+const MAX_CURRENT: usize = 1024;
+
 /// Stacks with coroutines between two searches for a table that was not found: a search reads
 /// through the names of all modules.
 const SEARCH_EVERY: u32 = 100;
@@ -196,7 +199,7 @@ impl Tasks {
         }
         let table = self.table.ok_or_else(not_found)?;
         let pairs = dict::entries(memory, form, table.dict).map_err(no_task)?;
-        Ok(pairs.into_iter().map(|(_, task)| task).collect())
+        Ok(pairs.into_iter().map(|(_, task)| task).take(MAX_CURRENT).collect())
     }
 
     fn search(
