@@ -244,8 +244,9 @@ impl Analyst {
                 stack.gaps.push(gap.clone());
                 stack
             }
-            PythonFrames::Named { frames, walk } => {
+            PythonFrames::Named { frames, walk, running } => {
                 let mut stack = merge(named, python_stack(frames, *walk));
+                stack.running.clone_from(running);
                 stack.gaps.extend(frames.iter().filter_map(|frame| frame.gap.clone()));
                 stack
             }

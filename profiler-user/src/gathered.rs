@@ -323,6 +323,7 @@ mod tests {
             time_ns: 0,
             registers: Registers::default(),
             awaited: Awaited::Syscall,
+            shares: Vec::new(),
         };
         gathered.wake_seen(8, 3080, &seen);
         gathered.wake_seen(7, 3080, &seen);

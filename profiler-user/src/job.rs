@@ -10,6 +10,7 @@ use crate::report::Start;
 use crate::runtime::cpython::{NamedFrame, Python};
 use crate::runtime::pool::Posture;
 use crate::source::Captured;
+use crate::task::Running;
 use crate::turn::Awaited;
 use crate::turn::tracker::Due;
 
@@ -21,6 +22,8 @@ pub enum PythonFrames {
     Named {
         frames: Vec<NamedFrame>,
         walk: PythonWalk,
+        /// The coroutines among them, and whose task they are.
+        running: Option<Running>,
     },
     Missing(Gap),
 }
@@ -44,8 +47,17 @@ impl PythonFrames {
                 Self::Missing(Gap::new("python frames", why))
             }
             PythonWalk::Complete | PythonWalk::Unreadable | PythonWalk::TooDeep => {
-                Self::Named { frames: python.decode(memory, &captured.python), walk }
+                let frames = python.decode(memory, &captured.python);
+                Self::Named { frames, walk, running: None }
             }
+        }
+    }
+
+    /// The thread had left the turn of the capture by the time that its task was asked for: whatever
+    /// the answer was, the task may have been another.
+    pub fn came_too_late(&mut self) {
+        if let Self::Named { running: Some(running), .. } = self {
+            running.task = Err(Gap::new("task", "the turn was over by the time it was asked"));
         }
     }
 }
@@ -115,4 +127,26 @@ pub struct Verdict {
     /// Of the capture that it was made of.
     pub head: CaptureHead,
     pub posture: Posture,
+}
+
+#[cfg(test)]
+mod tests {
+    use profiler_ebpf::python::PythonWalk;
+
+    use super::PythonFrames;
+    use crate::task::{Running, Task};
+
+    /// What was asked too late is no proof, whatever the answer was; a callback stays one.
+    #[test]
+    fn too_late() {
+        let task = Task { name: Ok("t".to_owned()), frame: 1, root: 0, middleware: Vec::new() };
+        let coroutine = Running { coroutines: vec![1], task: Ok(task) };
+        for running in [Some(coroutine), None] {
+            let walk = PythonWalk::Complete;
+            let mut late = PythonFrames::Named { frames: Vec::new(), walk, running };
+            late.came_too_late();
+            let PythonFrames::Named { running, .. } = late else { panic!("frames were lost") };
+            assert!(running.is_none_or(|running| running.task.is_err()));
+        }
+    }
 }

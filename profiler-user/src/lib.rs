@@ -19,6 +19,7 @@ pub mod analyst;
 
 pub mod gap;
 pub mod frame;
+pub mod task;
 pub mod process;
 pub mod source;
 pub mod turn;

@@ -334,7 +334,10 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             // The state that we knew belongs to another thread by now: search again.
             followed.tstate = None;
         }
-        let python = self.name_python(&captured);
+        let mut python = self.name_python(&captured);
+        if !self.source.is_in_turn(head.head.tid, head.turn_start_ns) {
+            python.came_too_late();
+        }
         self.note_work(&captured, &python);
         self.followed(head.head.tid).cut_capture(&mut captured);
         let awaited = self.awaited(&captured);
@@ -417,13 +420,20 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     fn other(&mut self, captured: Box<Captured>, jobs: &mut Vec<Job>) {
         let sights = self.blame.concerned(&captured);
         if !sights.is_empty() || captured.head.reason == reason::WAKING {
-            let python = self.name_python(&captured);
+            let python = PythonFrames::of(&captured, self.python.as_mut(), &self.memory);
             jobs.push(Job::Other { sights, captured, python });
         }
     }
 
     fn name_python(&mut self, captured: &Captured) -> PythonFrames {
-        PythonFrames::of(captured, self.python.as_mut(), &self.memory)
+        let mut named = PythonFrames::of(captured, self.python.as_mut(), &self.memory);
+        let tstate = self.loops.get(&captured.head.head.tid).and_then(|followed| followed.tstate);
+        if let PythonFrames::Named { frames, walk, running } = &mut named
+            && let Some(python) = &mut self.python
+        {
+            *running = python.running(&self.memory, &captured.python, frames, *walk, tstate);
+        }
+        named
     }
 
     fn outside(&mut self) -> (&mut Blame, Outside<'_, S, M>) {
@@ -709,6 +719,17 @@ mod tests {
         assert_eq!(searches, [0, 1000 * MS, 2000 * MS]);
         followed.tstate = Some(1);
         assert!(!followed.search_is_due(9000 * MS));
+    }
+
+    /// A thread is in its turn until that is over, and in none before it or after.
+    #[test]
+    fn a_turn_is_one() {
+        let mut session = session(1000 * MS, state::RUNNING);
+        assert!(session.source.is_in_turn(TID, 1000 * MS));
+        assert!(!session.source.is_in_turn(TID, 900 * MS));
+        assert!(!session.source.is_in_turn(TID + 1, 1000 * MS));
+        session.source.state.phase = phase::WAITING;
+        assert!(!session.source.is_in_turn(TID, 1000 * MS));
     }
 
     /// What was lost by the time of a report goes with it.

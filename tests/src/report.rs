@@ -54,6 +54,7 @@ pub struct StallLine {
     pub thread: Thread,
     pub cause: Cause,
     pub culprit: Option<Culprit>,
+    pub task: Option<Task>,
     pub stacks: Vec<Stack>,
     pub gaps: Vec<String>,
 }
@@ -109,6 +110,14 @@ pub struct Culprit {
     pub file: Option<String>,
     pub line: Option<u32>,
     pub thread: Option<u32>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Task {
+    pub name: Option<String>,
+    pub function: Option<String>,
+    pub file: Option<String>,
+    pub line: Option<u32>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

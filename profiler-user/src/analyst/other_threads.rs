@@ -133,6 +133,7 @@ impl Analyst {
             time_ns: 0,
             registers: captured.head.registers,
             awaited: Awaited::Syscall,
+            shares: Vec::new(),
         }
     }
 }

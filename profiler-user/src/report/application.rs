@@ -107,8 +107,9 @@ fn is_compiled_in(frame: &Frame) -> bool {
 
 fn python(frame: &Frame) -> Origin {
     let Some(file) = frame.file.as_deref() else { return Origin::Library };
-    // `<frozen importlib._bootstrap>`, `<string>`.
-    if file.starts_with('<') || is_python_library(file) || is_launcher(frame, file) {
+    // `<frozen importlib._bootstrap>`, `<string>`, and what Sanic compiles: it names the function there.
+    let made_of_text = file.starts_with('<') || frame.function.as_deref() == Some(file);
+    if made_of_text || is_python_library(file) || is_launcher(frame, file) {
         return Origin::Library;
     }
     Origin::Application
@@ -203,6 +204,7 @@ mod tests {
             ("/usr/lib/python3/dist-packages/yaml/__init__.py", Library),
             ("<frozen importlib._bootstrap>", Library),
             ("<string>", Library),
+            ("f", Library),
         ];
         for (file, expected) in table {
             assert_eq!(Owner::new(&process).of(&python("f", file, 1)), expected, "{file}");

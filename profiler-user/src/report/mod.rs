@@ -16,6 +16,7 @@ mod message;
 pub mod sample;
 pub mod schema;
 pub mod syscalls;
+mod task;
 
 use std::collections::BTreeMap;
 
@@ -113,12 +114,13 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
 
     let stall = stall_facts(moment, seen, context, &mut gaps);
     let verdict = cause::judge(seen, context.descriptors);
-    gaps.extend(verdict.gaps);
+    gaps.extend_from_slice(&verdict.gaps);
     let owner = Owner::new(&session.process);
     let culprit = culprit::find(&verdict.evidence, &owner, verdict.blamed);
     if culprit.is_none() {
         gaps.push(missing_culprit(&verdict.evidence));
     }
+    let task = task::find(seen, &verdict, culprit.as_ref(), &owner, &mut gaps);
     let severity = if stall.duration_ns >= context.error_threshold_ns {
         Severity::Error
     } else {
@@ -139,7 +141,7 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
         runtime: session.runtime.as_ref().map(Runtime::from),
         cause: verdict.cause,
         culprit,
-        task: None,
+        task,
         advice: None,
         stacks: stacks(seen, context, &owner),
         gaps: distinct(&gaps),

@@ -89,7 +89,7 @@ pub fn posture(
 ) -> Posture {
     let tokio = || of_tokio(native, named);
     let posture = match python {
-        PythonFrames::Named { frames, walk: PythonWalk::Complete } => {
+        PythonFrames::Named { frames, walk: PythonWalk::Complete, .. } => {
             if let Some(posture) = of_uwsgi(named, frames) {
                 return posture;
             }
@@ -248,7 +248,8 @@ mod tests {
             ends_eval: true,
             gap: None,
         });
-        let frames = PythonFrames::Named { frames: named.collect(), walk: PythonWalk::Complete };
+        let (frames, walk) = (named.collect(), PythonWalk::Complete);
+        let frames = PythonFrames::Named { frames, walk, running: None };
         (raw.collect(), frames)
     }
 

@@ -167,7 +167,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         }
         let stack = read_stack(&self.memory, &head);
         let captured = Captured { head, kernel: Vec::new(), python: raw, stack };
-        let python = self.name_python(&captured);
+        let python = PythonFrames::of(&captured, self.python.as_mut(), &self.memory);
         (captured, python)
     }
 

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
-use super::Sink;
 pub use super::page::Colour;
 use super::page::{Page, Style};
+use super::{Sink, fold};
 use crate::report::Report;
 use crate::report::schema::session::{Probe, SessionEnd, SessionStart, TopCulprit, WaitHooks};
 use crate::report::schema::stall::{
-    Confidence, Culprit, Frame, Language, Role, Stack, StallLine, State,
+    Confidence, Culprit, Frame, Language, Role, Stack, StallLine, State, Task,
 };
 use crate::report::schema::{Process, Runtime, Severity};
 
@@ -83,6 +83,7 @@ fn stall(page: &mut Page, line: &StallLine, word: &str) {
         let kept = format!("{} kept waiting", counted(events, "file descriptor"));
         page.label("events").put(Style::Plain, &kept).end_line();
     }
+    task(page, line.task.as_ref());
     stacks(page, line);
     list(page, "gaps", &line.gaps);
     lost(page, &line.lost);
@@ -128,6 +129,22 @@ fn bar(part_ns: u64, whole_ns: u64) -> String {
     let (part, whole) = (u128::from(part_ns), u128::from(whole_ns.max(1)));
     let columns = (part * u128::from(BAR_COLUMNS) + whole / 2) / whole;
     "█".repeat(usize::try_from(columns).unwrap_or_default())
+}
+
+/// `pay  /srv/pay/app.py:12  (Task-7)`
+fn task(page: &mut Page, task: Option<&Task>) {
+    let Some(task) = task else { return };
+    let place = match (&task.file, task.line) {
+        (Some(file), Some(line)) => format!("  {file}:{line}"),
+        (Some(file), None) => format!("  {file}"),
+        (None, _) => String::new(),
+    };
+    let function = task.function.as_deref().unwrap_or("?");
+    page.label("task").put(Style::Plain, &format!("{function}{place}"));
+    if let Some(name) = &task.name {
+        page.put(Style::Dim, &format!("  ({name})"));
+    }
+    page.end_line();
 }
 
 /// The stack that the culprit was found in, whole; of the others the innermost of the application.
@@ -215,20 +232,21 @@ fn frames(page: &mut Page, stack: &Stack, culprit: Option<&Culprit>) {
     let all: Vec<&Frame> = stack.kernel.iter().chain(&stack.frames).collect();
     // Of a recursive function the innermost.
     let blamed = all.iter().position(|frame| is(culprit, frame));
+    let innermost = blamed.or_else(|| all.iter().position(|frame| frame.in_app));
     let names = all.iter().map(|frame| function(frame).chars().count());
     let columns = names.max().unwrap_or_default().min(FUNCTION_COLUMNS);
     let mut next = 0;
     while let Some(frame) = all.get(next) {
-        let outside = blamed.is_some_and(|blamed| blamed < next);
+        let outside = innermost.is_some_and(|innermost| innermost < next);
         let interpreted = all[..next].iter().any(|frame| frame.language == Language::Python);
         let is_plumbing = |frame: &&&Frame| {
-            let native = interpreted && frame.language == Language::Native;
-            !frame.in_app && (outside || native)
+            let native = frame.language == Language::Native;
+            let of_loop = innermost.is_none() && fold::is_of_loop(frame);
+            !frame.in_app && (outside || interpreted && (native || of_loop))
         };
         let run = all[next..].iter().take_while(is_plumbing).count();
         if run >= FOLDED {
-            let text = format!("… {run} frames, out to {}", function(all[next + run - 1]));
-            page.label("").put(Style::Dim, &text).end_line();
+            page.label("").put(Style::Dim, &fold::told(&all[next..next + run])).end_line();
             next += run;
             continue;
         }
@@ -355,6 +373,7 @@ fn counted(count: u64, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::{Colour, Text, bar, render};
+    use crate::report::schema::stall::Task;
     use crate::report::{Report, sample};
     use crate::sink::Sink;
     use crate::turn::{Awaited, End, Holder, Moment, Other, Sampled, ThreadState, Waker};
@@ -522,8 +541,46 @@ uvicorn[4242]: 1 of 1200 turns stalled, 5012 ms in all, the longest 5012 ms; the
             frames.insert(1, sample::native(name, "/usr/lib/libssl.so.3"));
         }
         let text = plain(&sample::report(Moment::End, &stall));
-        assert!(text.contains("            … 4 frames, out to _start\n"), "{text}");
+        assert!(text.contains("            … 4 frames of asyncio\n"), "{text}");
         assert!(text.contains("ssl_read") && !text.contains("Handle._run"), "{text}");
+    }
+
+    /// Where nothing is blamed, the loop's own plumbing is folded all the same.
+    #[test]
+    fn plumbing_without_a_culprit() {
+        let mut report = sample::report(Moment::End, &sample::stall());
+        if let Report::StallEnd(line) = &mut report {
+            line.culprit = None;
+            let frames = &mut line.stacks[0].frames;
+            frames.retain(|frame| !frame.in_app);
+            for _ in 0..3 {
+                frames.extend(frames.last().cloned());
+            }
+        }
+        let text = plain(&report);
+        assert!(text.contains("            … 4 frames of asyncio\n"), "{text}");
+        assert!(text.contains("SocketIO.readinto"), "{text}");
+    }
+
+    /// The task is one line: where it stands, and what it is called.
+    #[test]
+    fn task_line() {
+        let told = |name: Option<&str>, file: Option<&str>| {
+            let mut report = sample::report(Moment::End, &sample::stall());
+            if let Report::StallEnd(line) = &mut report {
+                let [name, file] = [name, file].map(|text| text.map(str::to_owned));
+                let function = Some("pay".to_owned());
+                line.task = Some(Task { name, function, file, line: Some(12) });
+            }
+            let text = plain(&report);
+            let line = text.lines().find(|line| line.starts_with("  task"));
+            line.unwrap_or_default().to_owned()
+        };
+        let whole = told(Some("Task-7"), Some("/srv/app.py"));
+        assert_eq!(whole, "  task      pay  /srv/app.py:12  (Task-7)");
+        assert_eq!(told(None, None), "  task      pay");
+        // A name may be anything, and must not move the cursor.
+        assert!(!told(Some("a\u{1b}[2Jb"), None).contains('\u{1b}'));
     }
 
     /// Where nothing was lost, the end of a session says so.

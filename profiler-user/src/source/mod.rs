@@ -5,7 +5,7 @@ pub mod kernel;
 
 use profiler_ebpf::python::PythonFrame;
 use profiler_ebpf::record::{CaptureHead, ThreadSnapshot, Woken};
-use profiler_ebpf::turn::{Loop, Parks, Turn};
+use profiler_ebpf::turn::{Loop, Parks, Turn, phase};
 use profiler_ebpf::wanted::Wanted;
 
 /// Something that the kernel side told.
@@ -52,6 +52,14 @@ pub trait EventSource {
 
     /// Every loop that is known. Costs no syscall.
     fn loops(&mut self) -> Vec<Slot>;
+
+    /// Whether a thread is still in the turn that began at that time.
+    fn is_in_turn(&mut self, tid: u32, turn_start_ns: u64) -> bool {
+        let is_it = |state: Loop| {
+            state.tid == tid && state.phase == phase::TURN && state.turn.start_ns == turn_start_ns
+        };
+        self.loops().iter().any(|slot| is_it(slot.state))
+    }
 
     /// Where the thread in a slot last gave up its CPU, if that lies in the turn it is in now.
     fn last_block(&mut self, slot: Slot) -> Option<Captured>;

@@ -67,7 +67,15 @@ impl Holders {
             Some(index) => index,
             None if self.seen.len() < MAX_STACKS => {
                 let awaited = Awaited::Syscall;
-                let sampled = Sampled { stack, state, samples: 0, time_ns: 0, registers, awaited };
+                let sampled = Sampled {
+                    stack,
+                    state,
+                    samples: 0,
+                    time_ns: 0,
+                    registers,
+                    awaited,
+                    shares: Vec::new(),
+                };
                 self.seen.push(Seen { tid, held, sampled, weight_ns: 0 });
                 self.seen.len() - 1
             }

@@ -9,6 +9,7 @@ use profiler_ebpf::turn::Turn;
 
 use crate::frame::Stack;
 use crate::gap::Gap;
+use crate::task::Share;
 
 /// Which line of a stall's life a report is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +56,8 @@ pub struct Sampled {
     pub registers: Registers,
     /// What it waited for, where the syscall alone does not tell.
     pub awaited: Awaited,
+    /// Whose coroutines it was seen in. The stack's own say only whose were the first.
+    pub shares: Vec<Share>,
 }
 
 /// What a blocked thread waited for.

@@ -61,7 +61,7 @@ pub fn merge(native: NamedNativeStack, python: PythonStack) -> Stack {
     }
     let truncated = native.truncated.clone();
     let frames = if in_order { interleave(native, python) } else { apart(native, python) };
-    Stack { frames, kernel: Vec::new(), truncated, gaps }
+    Stack { frames, kernel: Vec::new(), truncated, gaps, running: None }
 }
 
 fn unprovable(evals: usize, spans: usize) -> Gap {

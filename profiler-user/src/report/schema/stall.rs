@@ -21,7 +21,8 @@ pub struct StallLine {
     pub cause: Cause,
     /// The frame to look at first.
     pub culprit: Option<Culprit>,
-    /// The coroutine that ran, where it is known.
+    /// The task that ran, where that could be proved; null without a gap where it was none but a plain
+    /// callback.
     pub task: Option<Task>,
     /// What people do about this cause.
     pub advice: Option<String>,
@@ -221,10 +222,14 @@ pub struct Culprit {
     pub thread: u32,
 }
 
-/// A coroutine.
+/// A task of the loop. Function, file and line are of the application's outermost code in it: of a web
+/// framework the handler, whatever middleware is above it. Where none of its code is the
+/// application's, they are of the handler all the same, or else of the task's own coroutine. The line
+/// is the one where that now stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Task {
+    /// As asyncio has it: `Task-7`, or what the program called it.
     pub name: Option<String>,
     pub function: Option<String>,
     pub file: Option<String>,

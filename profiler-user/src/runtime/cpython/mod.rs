@@ -15,6 +15,7 @@
 //! frames after it to the next one outwards. A thread's outermost frame ends a call as well.
 
 mod detect;
+mod dict;
 mod frames;
 mod gil;
 mod layout;
@@ -23,6 +24,7 @@ mod names;
 mod object;
 mod rlock;
 mod strings;
+mod tasks;
 mod threads;
 mod version;
 #[cfg(test)]
@@ -37,10 +39,12 @@ use profiler_ebpf::python::{PythonFrame, PythonLayout, PythonWalk};
 use crate::gap::Gap;
 use crate::process::TargetMemory;
 use crate::process::maps::Region;
+use crate::task::Running;
 
 use detect::Image;
 use layout::Layout;
 use names::Names;
+use tasks::{Seen, Tasks};
 
 pub use gil::Gil;
 pub use names::{FrameKind, NamedFrame};
@@ -53,6 +57,7 @@ pub struct Python {
     version: String,
     layout: Layout,
     names: Names,
+    tasks: Tasks,
 }
 
 impl Python {
@@ -82,7 +87,7 @@ impl Python {
 
     fn attach(memory: &dyn TargetMemory, image: Image) -> Result<Self, Gap> {
         let (version, layout) = version::of(memory, &image)?;
-        Ok(Self { image, version, layout, names: Names::default() })
+        Ok(Self { image, version, layout, names: Names::default(), tasks: Tasks::default() })
     }
 
     /// False also while the interpreter is still being started.
@@ -193,5 +198,18 @@ impl Python {
     pub fn decode(&mut self, memory: &dyn TargetMemory, frames: &[PythonFrame]) -> Vec<NamedFrame> {
         let code_type = self.image.code_type;
         frames.iter().map(|raw| self.names.decode(memory, &self.layout, code_type, raw)).collect()
+    }
+
+    /// Whose coroutine ran in this thread when the frames were captured.
+    pub fn running(
+        &mut self,
+        memory: &dyn TargetMemory,
+        raw: &[PythonFrame],
+        named: &[NamedFrame],
+        walk: PythonWalk,
+        tstate: Option<u64>,
+    ) -> Option<Running> {
+        let seen = Seen { raw, named, walk };
+        self.tasks.running(memory, &self.layout, tstate, &seen)
     }
 }
