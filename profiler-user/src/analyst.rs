@@ -28,6 +28,7 @@ use crate::symbolize::kernel::{KernelSymbols, parse_proc_stack};
 use crate::symbolize::native::NativeSymbolizer;
 use crate::turn::tracker::{Due, doing};
 use crate::turn::{Awaited, Moment, Stall, ThreadState};
+use crate::unwind::greenlet;
 use crate::unwind::merge::{NamedNativeStack, PythonSpan, PythonStack, merge};
 use crate::unwind::native::NativeUnwinder;
 
@@ -201,8 +202,9 @@ impl Analyst {
         {
             native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
         }
-        let named = self.symbolizer.name_stack(&self.modules, &native);
-        match python {
+        let mut named = self.symbolizer.name_stack(&self.modules, &native);
+        let greenlet_end = greenlet::end(&mut named);
+        let mut stack = match python {
             PythonFrames::NotPython => merge(named, PythonStack::default()),
             PythonFrames::Missing(gap) => {
                 let mut stack = merge(named, PythonStack::default());
@@ -214,7 +216,9 @@ impl Analyst {
                 stack.gaps.extend(frames.iter().filter_map(|frame| frame.gap.clone()));
                 stack
             }
-        }
+        };
+        stack.truncated = stack.truncated.or(greenlet_end);
+        stack
     }
 
     /// False where the process is gone: what we know of it is all there will be.

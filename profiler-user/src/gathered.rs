@@ -89,6 +89,13 @@ pub fn loop_kind(frames: &[Frame]) -> Option<&'static str> {
         let function = frame.function.as_deref().unwrap_or_default();
         if module.contains("/uvloop/") {
             Some("uvloop")
+        } else if module.contains("/gevent/") || file.contains("/gevent/") {
+            Some("gevent")
+        } else if file.ends_with("/trio/_core/_run.py") {
+            Some("trio")
+        } else if file.ends_with("/twisted/internet/base.py") && function.ends_with("mainLoop") {
+            // Its reactor on asyncio's loop does without.
+            Some("twisted")
         } else if file.ends_with("/asyncio/base_events.py") {
             Some("asyncio")
         } else if function == "uv_run" {
@@ -107,8 +114,9 @@ pub fn loop_kind(frames: &[Frame]) -> Option<&'static str> {
 mod tests {
     use profiler_ebpf::record::Registers;
 
-    use super::{Gathered, Holding};
+    use super::{Gathered, Holding, loop_kind};
     use crate::frame::Stack;
+    use crate::report::sample::{native, python};
     use crate::turn::{Awaited, Sampled, ThreadState};
 
     /// Holders share the time that the loop waited for the lock, by how often each was seen; other
@@ -137,6 +145,35 @@ mod tests {
         let seen: Vec<_> = holders.iter().map(|holder| (holder.tid, holder.seen.time_ns)).collect();
         assert_eq!(seen, [(8, 300), (7, 100)]);
         assert_eq!(holders[0].name.as_deref(), Some("t8"));
+    }
+
+    /// Each loop is known by its own code, and the inner one's name holds where it runs inside another's.
+    #[test]
+    fn loops_by_their_code() {
+        let lib = |file: &str| format!("/v/lib/python3.11/site-packages/{file}");
+        let asyncio =
+            python("BaseEventLoop._run_once", "/usr/lib/python3.11/asyncio/base_events.py", 9);
+        let trio = python("unrolled_run", &lib("trio/_core/_run.py"), 2760);
+        let greenlet = native("Greenlet_run", &lib("gevent/_gevent_cgreenlet.cpython-311.so"));
+        let server = python("_handle_and_close_when_done", &lib("gevent/baseserver.py"), 34);
+        let uvloop = native("__pyx_f_6uvloop_4loop_4Loop__run", &lib("uvloop/loop.so"));
+        let reactor = |function| python(function, &lib("twisted/internet/base.py"), 690);
+        let table = [
+            (vec![asyncio.clone()], Some("asyncio")),
+            (
+                vec![uvloop, native("uv_run", "/usr/lib/libuv.so.1"), asyncio.clone()],
+                Some("uvloop"),
+            ),
+            (vec![trio], Some("trio")),
+            (vec![greenlet], Some("gevent")),
+            (vec![server], Some("gevent")),
+            (vec![reactor("_SignalReactorMixin.mainLoop")], Some("twisted")),
+            (vec![reactor("ReactorBase.runUntilCurrent"), asyncio], Some("asyncio")),
+            (vec![python("handle", "/srv/app.py", 1)], None),
+        ];
+        for (frames, expected) in table {
+            assert_eq!(loop_kind(&frames), expected, "{:?}", frames[0].function);
+        }
     }
 
     /// What was gathered of one turn does not show in the next.

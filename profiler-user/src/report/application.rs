@@ -2,6 +2,7 @@
 
 use super::facts::ProcessFacts;
 use crate::frame::{Frame, Language};
+use crate::unwind::greenlet::is_beginning;
 
 /// Whose code a frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,11 +147,11 @@ fn is_launcher(frame: &Frame, file: &str) -> bool {
 /// What lies further out called the loop. It is on the stack of every turn, so it explains none:
 /// `asyncio.run(main())` at the end of a script is the application's, and to blame for nothing.
 pub fn inside_callback(frames: &[Frame]) -> usize {
-    frames.iter().position(is_asyncio).unwrap_or(frames.len())
+    frames.iter().position(|frame| is_loop(frame) || is_beginning(frame)).unwrap_or(frames.len())
 }
 
-/// Whether a frame is the part of asyncio that runs callbacks.
-fn is_asyncio(frame: &Frame) -> bool {
+/// Whether a frame is the part of asyncio or Twisted that runs callbacks, or of trio that runs tasks.
+fn is_loop(frame: &Frame) -> bool {
     let (Some(file), Some(function)) = (frame.file.as_deref(), frame.function.as_deref()) else {
         return false;
     };
@@ -161,6 +162,9 @@ fn is_asyncio(frame: &Frame) -> bool {
             ("asyncio/events.py", &["_run"][..]),
             ("asyncio/base_events.py", &["_run_once", "run_forever", "run_until_complete"]),
             ("asyncio/runners.py", &["run"]),
+            ("trio/_core/_run.py", &["unrolled_run", "run"]),
+            ("twisted/internet/posixbase.py", &["_doReadOrWrite"]),
+            ("twisted/internet/base.py", &["runUntilCurrent", "mainLoop", "run"]),
         ]
         .iter()
         .any(|(path, names)| file.ends_with(path) && names.contains(&name))
@@ -280,6 +284,25 @@ mod tests {
             python("<module>", "app.py", 99),
         ];
         assert_eq!(inside_callback(&frames), 2);
+        let site = "/v/site-packages";
+        for outside in [
+            python("unrolled_run", &format!("{site}/trio/_core/_run.py"), 2760),
+            python(
+                "_PollLikeMixin._doReadOrWrite",
+                &format!("{site}/twisted/internet/posixbase.py"),
+                492,
+            ),
+            python(
+                "ReactorBase.runUntilCurrent",
+                &format!("{site}/twisted/internet/base.py"),
+                1099,
+            ),
+            native("inner_bootstrap", &format!("{site}/greenlet/_greenlet.so")),
+        ] {
+            let frames =
+                [python("handler", "app.py", 3), outside, python("<module>", "app.py", 99)];
+            assert_eq!(inside_callback(&frames), 1, "{:?}", frames[1]);
+        }
         let frames = [python("_run", &format!("{lib}/events.py"), 80)];
         assert_eq!(inside_callback(&frames), 0);
         let frames = [native("dictFind", "/usr/bin/redis-server"), python("run", "app.py", 1)];
