@@ -1,0 +1,33 @@
+"""The sample application on trio alone: `trio_app.py PORT`."""
+
+import sys
+from functools import partial
+
+import trio
+
+import plain_http
+import shop
+
+
+async def handle(name, ms):
+    if name in shop.STALLS:
+        shop.STALLS[name](ms)
+    elif name == "wait":
+        await trio.sleep(ms / 1000)
+    elif name == "to-thread":
+        await trio.to_thread.run_sync(shop.sleep, ms / 1000)
+
+
+async def serve(stream):
+    await plain_http.converse(stream.receive_some, stream.send_all, handle)
+
+
+async def main():
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shop.TRUTH.heartbeat, trio.sleep)
+        await nursery.start(partial(trio.serve_tcp, serve, int(sys.argv[1]), host="127.0.0.1"))
+        shop.announce()
+
+
+if __name__ == "__main__":
+    trio.run(main)
