@@ -43,6 +43,16 @@ const SYSTEM_LIBRARIES: [&str; 13] = [
     "libgcc_s",
 ];
 
+/// The files and functions of the event loops that are written in Python.
+const LOOPS: [(&str, &[&str]); 6] = [
+    ("asyncio/events.py", &["_run"]),
+    ("asyncio/base_events.py", &["_run_once", "run_forever", "run_until_complete"]),
+    ("asyncio/runners.py", &["run"]),
+    ("trio/_core/_run.py", &["unrolled_run", "run"]),
+    ("twisted/internet/base.py", &["runUntilCurrent", "mainLoop", "run"]),
+    ("twisted/internet/posixbase.py", &["_doReadOrWrite"]),
+];
+
 /// Namespaces of the standard libraries of Rust and C++, which are compiled into the program.
 const STANDARD_NAMESPACES: [&str; 4] = ["std::", "core::", "alloc::", "__gnu_cxx::"];
 
@@ -150,24 +160,17 @@ pub fn inside_callback(frames: &[Frame]) -> usize {
     frames.iter().position(|frame| is_loop(frame) || is_beginning(frame)).unwrap_or(frames.len())
 }
 
-/// Whether a frame is the part of asyncio or Twisted that runs callbacks, or of trio that runs tasks.
+/// Whether a frame is the part of an event loop that runs callbacks or tasks.
 fn is_loop(frame: &Frame) -> bool {
-    let (Some(file), Some(function)) = (frame.file.as_deref(), frame.function.as_deref()) else {
-        return false;
-    };
+    let function = frame.function.as_deref().unwrap_or_default();
+    let file = frame.file.as_deref().unwrap_or_default();
+    if frame.language == Language::Native {
+        // uvloop's callbacks are called from here, and what called the loop need not be asyncio.
+        return function == "uv_run";
+    }
     // Before 3.11 there are only plain names, afterwards qualified ones.
     let name = function.rsplit('.').next().unwrap_or(function);
-    frame.language == Language::Python
-        && [
-            ("asyncio/events.py", &["_run"][..]),
-            ("asyncio/base_events.py", &["_run_once", "run_forever", "run_until_complete"]),
-            ("asyncio/runners.py", &["run"]),
-            ("trio/_core/_run.py", &["unrolled_run", "run"]),
-            ("twisted/internet/posixbase.py", &["_doReadOrWrite"]),
-            ("twisted/internet/base.py", &["runUntilCurrent", "mainLoop", "run"]),
-        ]
-        .iter()
-        .any(|(path, names)| file.ends_with(path) && names.contains(&name))
+    LOOPS.iter().any(|(path, names)| file.ends_with(path) && names.contains(&name))
 }
 
 /// The last component of a path.
@@ -298,6 +301,7 @@ mod tests {
                 1099,
             ),
             native("inner_bootstrap", &format!("{site}/greenlet/_greenlet.so")),
+            native("uv_run", &format!("{site}/uvloop/loop.so")),
         ] {
             let frames =
                 [python("handler", "app.py", 3), outside, python("<module>", "app.py", 99)];

@@ -24,6 +24,13 @@ async def to_thread(request):
     return web.json_response({})
 
 
+async def recount(request):
+    recount = shop.Recount(int(request.query["ms"]))
+    for callback in recount.callbacks:
+        asyncio.get_running_loop().call_soon(callback, recount)
+    return web.json_response({})
+
+
 async def list_orders(request):
     return web.json_response({"orders": [2041, 2042]})
 
@@ -41,6 +48,7 @@ if __name__ == "__main__":
             web.get("/", list_orders),
             web.get("/wait", wait),
             web.get("/to-thread", to_thread),
+            web.get("/saturated", recount),
             web.get("/{kind}", stall),
         ]
     )

@@ -9,6 +9,25 @@ import plain_http
 import shop
 
 
+async def count_item(recount):
+    shop.count_item(recount)
+
+
+async def price_item(recount):
+    shop.price_item(recount)
+
+
+async def render_item(recount):
+    shop.render_item(recount)
+
+
+TASKS = {
+    shop.count_item: count_item,
+    shop.price_item: price_item,
+    shop.render_item: render_item,
+}
+
+
 async def handle(name, ms):
     if name in shop.STALLS:
         shop.STALLS[name](ms)
@@ -16,6 +35,10 @@ async def handle(name, ms):
         await trio.sleep(ms / 1000)
     elif name == "to-thread":
         await trio.to_thread.run_sync(shop.sleep, ms / 1000)
+    elif name == "saturated":
+        recount = shop.Recount(ms)
+        for callback in recount.callbacks:
+            trio.lowlevel.spawn_system_task(TASKS[callback], recount)
 
 
 async def serve(stream):

@@ -24,6 +24,10 @@ async def handle(name, ms):
         await pause(ms / 1000)
     elif name == "to-thread":
         await deferToThread(shop.sleep, ms / 1000)
+    elif name == "saturated":
+        recount = shop.Recount(ms)
+        for callback in recount.callbacks:
+            reactor.callLater(0, callback, recount)
 
 
 async def answer(request):
