@@ -89,8 +89,12 @@ pub fn loop_kind(frames: &[Frame]) -> Option<&'static str> {
         let function = frame.function.as_deref().unwrap_or_default();
         if module.contains("/uvloop/") {
             Some("uvloop")
-        } else if module.contains("/gevent/") || file.contains("/gevent/") {
+        } else if module.contains("/gevent/_gevent_c") || file.ends_with("/gevent/hub.py") {
             Some("gevent")
+        } else if file.ends_with("/eventlet/greenthread.py")
+            || file.ends_with("/eventlet/hubs/hub.py")
+        {
+            Some("eventlet")
         } else if file.ends_with("/trio/_core/_run.py") {
             Some("trio")
         } else if file.ends_with("/twisted/internet/base.py") && function.ends_with("mainLoop") {
@@ -155,7 +159,8 @@ mod tests {
             python("BaseEventLoop._run_once", "/usr/lib/python3.11/asyncio/base_events.py", 9);
         let trio = python("unrolled_run", &lib("trio/_core/_run.py"), 2760);
         let greenlet = native("Greenlet_run", &lib("gevent/_gevent_cgreenlet.cpython-311.so"));
-        let server = python("_handle_and_close_when_done", &lib("gevent/baseserver.py"), 34);
+        let hub = python("Hub.run", &lib("gevent/hub.py"), 647);
+        let green = python("GreenThread.main", &lib("eventlet/greenthread.py"), 272);
         let uvloop = native("__pyx_f_6uvloop_4loop_4Loop__run", &lib("uvloop/loop.so"));
         let reactor = |function| python(function, &lib("twisted/internet/base.py"), 690);
         let table = [
@@ -166,10 +171,11 @@ mod tests {
             ),
             (vec![trio], Some("trio")),
             (vec![greenlet], Some("gevent")),
-            (vec![server], Some("gevent")),
+            (vec![hub], Some("gevent")),
+            (vec![green], Some("eventlet")),
             (vec![reactor("_SignalReactorMixin.mainLoop")], Some("twisted")),
             (vec![reactor("ReactorBase.runUntilCurrent"), asyncio], Some("asyncio")),
-            (vec![python("handle", "/srv/app.py", 1)], None),
+            (vec![python("handle", "/srv/gevent/app.py", 1)], None),
         ];
         for (frames, expected) in table {
             assert_eq!(loop_kind(&frames), expected, "{:?}", frames[0].function);

@@ -10,10 +10,10 @@ use profiler_tests::truth::Truth;
 /// Kept from turning: by a sleep, a busy loop, a socket without a timeout.
 const STALLING: [&str; 3] = ["/sleep", "/cpu", "/upstream"];
 /// The loop's own sleep, and a sleep in another thread.
-const HEALTHY: [&str; 3] = ["/", "/wait", "/to-thread"];
-/// gevent has put sockets of its own in the place of those that block; a pipe blocks all the same.
-const STALLING_GEVENT: [&str; 3] = ["/sleep", "/cpu", "/file"];
-const HEALTHY_GEVENT: [&str; 4] = ["/", "/wait", "/to-thread", "/upstream"];
+const HEALTHY: [&str; 2] = ["/wait", "/to-thread"];
+/// Where sockets of its own have taken the place of those that block; a pipe blocks all the same.
+const STALLING_GREEN: [&str; 3] = ["/sleep", "/cpu", "/file"];
+const HEALTHY_GREEN: [&str; 3] = ["/wait", "/to-thread", "/upstream"];
 
 /// Long enough to be reported, and to be reported before it is over.
 const STALL_MS: u64 = 250;
@@ -113,7 +113,14 @@ fn twisted() -> Result<()> {
 /// Greenlets share their thread's stack: no frames of another one are taken for the caller's.
 #[test]
 fn gevent() -> Result<()> {
-    must_be("gevent", &["gevent_app.py", "{port}"], &HEALTHY_GEVENT, &STALLING_GEVENT)
+    must_be("gevent", &["gevent_app.py", "{port}"], &HEALTHY_GREEN, &STALLING_GREEN)
+}
+
+#[test]
+fn eventlet() -> Result<()> {
+    // It warns against itself.
+    let arguments = ["-W", "ignore", "eventlet_app.py", "{port}"];
+    must_be("eventlet", &arguments, &HEALTHY_GREEN, &STALLING_GREEN)
 }
 
 #[test]
@@ -122,7 +129,7 @@ fn gevent_under_gunicorn() -> Result<()> {
     let config = ["--config", "python:shop", "--keep-alive", "120", "--log-level", "warning"];
     let server = ["-m", "gunicorn", "--bind", "127.0.0.1:{port}", "--worker-class", "gevent"];
     let arguments = [&server[..], &config, &["gevent_app:application"]].concat();
-    must_be("gevent", &arguments, &HEALTHY_GEVENT, &STALLING_GEVENT)
+    must_be("gevent", &arguments, &HEALTHY_GREEN, &STALLING_GREEN)
 }
 
 #[test]

@@ -46,8 +46,11 @@ mod tests {
     const PYTHON: &str = "/usr/bin/python3.11";
 
     fn stack(frames: &[(&str, &str)]) -> NamedNativeStack {
+        let mut stack = NamedNativeStack::default();
         let frames = frames.iter().map(|(function, module)| vec![native(function, module)]);
-        NamedNativeStack { frames: frames.collect(), truncated: Some("lost".to_owned()) }
+        stack.frames.extend(frames);
+        stack.truncated = Some("lost".to_owned());
+        stack
     }
 
     /// Both frames of the beginning stay, what was found beyond does not, and why the unwinding broke
