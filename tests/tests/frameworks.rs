@@ -17,6 +17,8 @@ const HEALTHY_GREEN: [&str; 3] = ["/wait", "/to-thread", "/upstream"];
 
 /// Long enough to be reported, and to be reported before it is over.
 const STALL_MS: u64 = 250;
+/// As long a wait would be reported, were it one that holds up the loop.
+const WAIT_MS: u64 = 150;
 
 /// Where many short callbacks have the turn among them, too.
 fn must_be_right_and_saturated(loop_kind: &str, arguments: &[&str]) -> Result<()> {
@@ -32,7 +34,7 @@ fn must_be(loop_kind: &str, arguments: &[&str], healthy: &[&str], stalling: &[&s
     let _machine = alone();
     let command = arguments.join(" ");
     let target = Target::framework(arguments).with_context(|| command.clone())?;
-    let mut paths = each(healthy, &[STALL_MS]);
+    let mut paths = each(healthy, &[WAIT_MS]);
     paths.extend(each(stalling, &[STALL_MS]));
     let played = play(&target, &paths).with_context(|| command.clone())?;
     println!("{command}");

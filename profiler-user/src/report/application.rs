@@ -157,20 +157,32 @@ fn is_launcher(frame: &Frame, file: &str) -> bool {
 /// What lies further out called the loop. It is on the stack of every turn, so it explains none:
 /// `asyncio.run(main())` at the end of a script is the application's, and to blame for nothing.
 pub fn inside_callback(frames: &[Frame]) -> usize {
-    frames.iter().position(|frame| is_loop(frame) || is_beginning(frame)).unwrap_or(frames.len())
+    let python = frames.iter().position(|frame| is_loop(frame) || is_beginning(frame));
+    // What called uvloop need not be asyncio. Outermost: a callback may run a loop of its own.
+    let libuv = || frames.iter().rposition(is_libuv);
+    python.or_else(libuv).unwrap_or(frames.len())
+}
+
+/// The frame that tells one callback from another: the outermost of the application's Python code, as
+/// a server calls all of it from the same function of its own; else the outermost of any.
+pub fn callback_root(inside: &[Frame]) -> Option<&Frame> {
+    let frames = || inside.iter().rev().filter(|frame| frame.language == Language::Python);
+    frames().find(|frame| python(frame) == Origin::Application).or_else(|| frames().next())
+}
+
+/// Whether a frame is libuv's loop.
+fn is_libuv(frame: &Frame) -> bool {
+    frame.language == Language::Native && frame.function.as_deref() == Some("uv_run")
 }
 
 /// Whether a frame is the part of an event loop that runs callbacks or tasks.
 fn is_loop(frame: &Frame) -> bool {
     let function = frame.function.as_deref().unwrap_or_default();
     let file = frame.file.as_deref().unwrap_or_default();
-    if frame.language == Language::Native {
-        // uvloop's callbacks are called from here, and what called the loop need not be asyncio.
-        return function == "uv_run";
-    }
     // Before 3.11 there are only plain names, afterwards qualified ones.
     let name = function.rsplit('.').next().unwrap_or(function);
-    LOOPS.iter().any(|(path, names)| file.ends_with(path) && names.contains(&name))
+    frame.language == Language::Python
+        && LOOPS.iter().any(|(path, names)| file.ends_with(path) && names.contains(&name))
 }
 
 /// The last component of a path.

@@ -21,10 +21,20 @@ async def render_item(recount):
     shop.render_item(recount)
 
 
+async def reserve_item(recount):
+    shop.reserve_item(recount)
+
+
+async def announce_item(recount):
+    shop.announce_item(recount)
+
+
 TASKS = {
     shop.count_item: count_item,
     shop.price_item: price_item,
     shop.render_item: render_item,
+    shop.reserve_item: reserve_item,
+    shop.announce_item: announce_item,
 }
 
 
