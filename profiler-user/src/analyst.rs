@@ -33,6 +33,7 @@ use crate::symbolize::kernel::{KernelSymbols, parse_proc_stack};
 use crate::symbolize::native::NativeSymbolizer;
 use crate::turn::tracker::{Due, doing};
 use crate::turn::{Awaited, Moment, Stall, ThreadState};
+use crate::unwind::greenlet;
 use crate::unwind::merge::{PythonSpan, PythonStack, merge};
 use crate::unwind::native::NativeUnwinder;
 
@@ -235,9 +236,10 @@ impl Analyst {
         {
             native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
         }
-        let named = self.symbolizer.name_stack(&self.modules, &native);
+        let mut named = self.symbolizer.name_stack(&self.modules, &native);
         let posture = posture(registers, &native, &named, &captured.python, python);
-        let stack = match python {
+        let greenlet_end = greenlet::end(&mut named);
+        let mut stack = match python {
             PythonFrames::NotPython => merge(named, PythonStack::default()),
             PythonFrames::Missing(gap) => {
                 let mut stack = merge(named, PythonStack::default());
@@ -251,6 +253,7 @@ impl Analyst {
                 stack
             }
         };
+        stack.truncated = stack.truncated.or(greenlet_end);
         (stack, posture)
     }
 

@@ -82,6 +82,8 @@ pub struct Time {
 #[derive(Debug, Clone, Deserialize)]
 pub struct Thread {
     pub tid: u32,
+    #[serde(rename = "loop")]
+    pub loop_kind: String,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -75,7 +75,7 @@ pub fn play(target: &Target, paths: &[String]) -> Result<Played> {
 pub fn observe(target: &Target, act: impl FnOnce() -> Result<Vec<Truth>>) -> Result<Played> {
     require_root()?;
     let noise = NoiseMeter::start();
-    let (tracer, start) = Tracer::attach(target.pid(), &[])?;
+    let (tracer, start) = Tracer::attach(target.loop_pid(), &[])?;
     let acted = act();
     std::thread::sleep(BREATH);
     let until_ns = monotonic_ns();

@@ -8,12 +8,11 @@ use std::collections::BTreeMap;
 use profiler_ebpf::record::Registers;
 
 use super::account::Part;
-use super::application::inside_callback;
+use super::application::{callback_root, inside_callback};
 use super::held;
 use super::hexadecimal;
 use super::schema::stall::{Cause, CauseKind, Confidence};
 use super::syscalls::{self, Operand};
-use crate::frame::Language;
 use crate::gap::Gap;
 use crate::turn::{Awaited, Sampled, Stall};
 
@@ -122,15 +121,15 @@ fn on_cpu(stall: &Stall) -> Verdict<'_> {
     Verdict { cause: cause(CauseKind::Cpu, confidence), evidence, blamed: stall.tid, gaps }
 }
 
-/// Whether the loop ran several callbacks of which none had most of the time. Told by the outermost
-/// frame inside each callback (a task's root coroutine), where the interpreter's frames show it.
+/// Whether the loop ran several callbacks of which none had most of the time. Told by the frame with
+/// which the application's part of each begins (a request's handler), where the interpreter's show it.
 fn is_saturated(evidence: &[&Sampled]) -> bool {
     let mut callbacks: BTreeMap<(&str, &str), u64> = BTreeMap::new();
     let (mut samples, mut time_ns) = (0, 0);
     for sampled in evidence {
         let frames = &sampled.stack.frames;
         let inside = inside_callback(frames);
-        let root = frames[..inside].iter().rev().find(|frame| frame.language == Language::Python);
+        let root = callback_root(&frames[..inside]);
         if inside == frames.len() {
             // Without the loop's own frame around it, nothing tells where a callback begins.
             return false;
@@ -467,6 +466,31 @@ mod tests {
         assert_eq!(kind(&["a", "b", "a", "b", "a", "b"], true), CauseKind::Cpu);
         assert_eq!(kind(&["a", "b", "c", "a", "b", "c"], false), CauseKind::Cpu);
         assert_eq!(kind(&["a", "b", "c", "d"], true), CauseKind::Cpu);
+    }
+
+    /// A server calls every handler from the same function of its own: the handlers tell them apart.
+    #[test]
+    fn handlers_of_one_server() {
+        let kind = |handlers: &[&str]| {
+            let stack = |handler: &&str| {
+                let site = "/v/lib/python3.11/site-packages";
+                let lib = "/usr/lib/python3.11";
+                on_cpu(
+                    vec![
+                        python("render", "/srv/app.py", 3),
+                        python("dumps", &format!("{lib}/json/__init__.py"), 231),
+                        python(handler, "/srv/app.py", 9),
+                        python("RequestResponseCycle.run_asgi", &format!("{site}/uvicorn/x.py"), 5),
+                        python("Handle._run", &format!("{lib}/asyncio/events.py"), 80),
+                    ],
+                    10,
+                )
+            };
+            let stall = stall([100, 0, 0, 0], handlers.iter().map(stack).collect());
+            judge(&stall, &BTreeMap::new()).cause.kind
+        };
+        assert_eq!(kind(&["a", "b", "c", "a", "b", "c"]), CauseKind::Saturated);
+        assert_eq!(kind(&["a", "a", "a", "a", "a", "b"]), CauseKind::Cpu);
     }
 
     /// Who waits for the interpreter's lock is innocent: the holder's stacks are the evidence, and where
