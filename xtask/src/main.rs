@@ -8,6 +8,7 @@ mod process;
 mod python;
 mod report;
 mod setup;
+mod sid;
 mod test;
 mod tidy;
 mod toolchain;

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 
 use crate::process::which;
 use crate::report::note;
-use crate::{apt, kernel, python, toolchain};
+use crate::{apt, kernel, python, sid, toolchain};
 
 /// What can be set up on its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -64,6 +64,7 @@ pub fn ensure(groups: &[Group]) -> Result<()> {
             Group::Targets => {
                 packages(&TARGETS)?;
                 python::ensure().context("no virtual environment for the Python targets")?;
+                sid::ensure();
             }
             Group::Vm => {
                 packages(&VM)?;
