@@ -6,10 +6,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use profiler_ebpf::python::PythonWalk;
 use profiler_ebpf::record::{Registers, reason};
 
-use crate::frame::{Frame, Language, Stack};
+use crate::frame::{Frame, Stack};
 use crate::gap::Gap;
 use crate::gathered::{Gathered, loop_kind};
 use crate::job::{Job, KernelStack, Losses, PythonFrames};
@@ -21,14 +20,14 @@ use crate::report::group::Tally;
 use crate::report::schema::session::EndReason;
 use crate::report::syscalls::{Operand, operand};
 use crate::report::{Finish, Report};
-use crate::runtime::cpython::{FrameKind, NamedFrame};
+use crate::runtime::cpython::python_stack;
 use crate::sink::Sink;
 use crate::source::Captured;
 use crate::symbolize::kernel::{KernelSymbols, parse_proc_stack};
 use crate::symbolize::native::NativeSymbolizer;
 use crate::turn::tracker::{Due, doing};
 use crate::turn::{Awaited, Moment, Stall, ThreadState};
-use crate::unwind::merge::{NamedNativeStack, PythonSpan, PythonStack, merge};
+use crate::unwind::merge::{NamedNativeStack, PythonStack, merge};
 use crate::unwind::native::NativeUnwinder;
 
 /// What the last line of a session needs.
@@ -300,44 +299,5 @@ impl Analyst {
         let kind = self.loops.get(&tid).and_then(|gathered| gathered.loop_kind).unwrap_or("epoll");
         let tid_in_container = self.target.tid_in_container(tid);
         (ThreadFacts { tid, tid_in_container, name, loop_kind: kind.to_owned() }, gaps)
-    }
-}
-
-/// The interpreter's frames in the pieces that one C-level call of the interpreter ran each.
-fn python_stack(frames: &[NamedFrame], walk: PythonWalk) -> PythonStack {
-    let mut spans = Vec::new();
-    let mut span = PythonSpan { frames: Vec::new() };
-    let mut begun = false;
-    for named in frames {
-        begun = true;
-        if named.kind == FrameKind::Shown {
-            span.frames.push(python_frame(named));
-        }
-        if named.ends_eval {
-            spans.push(std::mem::replace(&mut span, PythonSpan { frames: Vec::new() }));
-            begun = false;
-        }
-    }
-    if begun {
-        spans.push(span);
-    }
-    let truncated = match walk {
-        PythonWalk::TooDeep => Some("the interpreter has more frames than are walked".to_owned()),
-        PythonWalk::Unreadable => Some("a frame of the interpreter could not be read".to_owned()),
-        _ => None,
-    };
-    PythonStack { spans, truncated }
-}
-
-fn python_frame(named: &NamedFrame) -> Frame {
-    Frame {
-        function: named.function.clone(),
-        file: named.file.clone(),
-        line: named.line,
-        module: None,
-        language: Language::Python,
-        inlined: false,
-        address: None,
-        module_offset: None,
     }
 }

@@ -10,7 +10,7 @@ use crate::frame::{Frame, Language, Stack};
 use crate::gap::Gap;
 
 /// The function of CPython that runs Python code.
-const EVAL: &str = "_PyEval_EvalFrameDefault";
+pub const EVAL: &str = "_PyEval_EvalFrameDefault";
 
 /// What one eval call ran.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -2,6 +2,8 @@
 //!
 //! The targets are our own children, which the kernel lets us read without privileges.
 
+mod merged;
+mod native;
 mod target;
 
 use std::time::Instant;

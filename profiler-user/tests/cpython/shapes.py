@@ -371,7 +371,7 @@ def report_when_begun(shapes, begun):
         report(shape, *blocked)
 
 
-def main(shapes):
+def main(functions, shapes):
     if shapes == ["in_a_thread"]:
         report(shapes[0], *in_a_thread())
         return
@@ -379,7 +379,8 @@ def main(shapes):
     threading.Thread(target=report_when_begun, args=(shapes, begun), daemon=True).start()
     for shape in shapes:
         begun.release()
-        globals()[shape]()
+        functions[shape]()
 
 
-main(sys.argv[1:])
+if __name__ == "__main__":
+    main(globals(), sys.argv[1:])

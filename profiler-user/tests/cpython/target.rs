@@ -102,17 +102,21 @@ impl Interpreter {
 
     /// The path, as the interpreter sees it, of a script beside this file.
     fn script(&self, name: &str) -> PathBuf {
-        let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cpython").join(name);
-        let Some(root) = &self.root else { return ours };
-        let theirs = Path::new("/tmp").join(name);
-        let place = root.join(theirs.strip_prefix("/").expect("it begins so"));
-        // Others may be using it.
-        let written = place.with_extension(std::process::id().to_string());
-        fs::copy(&ours, &written).expect("its temporary directory is writable");
-        fs::rename(&written, &place).expect("its temporary directory is writable");
-        theirs
+        let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cpython");
+        let Some(root) = &self.root else { return ours.join(name) };
+        for script in SCRIPTS {
+            let place = root.join("tmp").join(script);
+            // Others may be using it.
+            let written = place.with_extension(std::process::id().to_string());
+            fs::copy(ours.join(script), &written).expect("its temporary directory is writable");
+            fs::rename(&written, &place).expect("its temporary directory is writable");
+        }
+        Path::new("/tmp").join(name)
     }
 }
+
+/// What the targets run; the second imports the first.
+const SCRIPTS: [&str; 2] = ["shapes.py", "callbacks.py"];
 
 /// What `cargo xtask setup targets` unpacked.
 fn unpacked_root(version: &str) -> Option<PathBuf> {

@@ -21,6 +21,7 @@ mod layout;
 mod lines;
 mod names;
 mod object;
+mod spans;
 mod strings;
 mod threads;
 mod version;
@@ -43,6 +44,7 @@ use names::Names;
 
 pub use gil::Gil;
 pub use names::{FrameKind, NamedFrame};
+pub use spans::python_stack;
 pub use threads::ThreadState;
 
 /// The interpreter of one process.
