@@ -88,7 +88,8 @@ impl NativeSymbolizer {
     /// A whole stack, ready to be merged with a runtime's frames.
     pub fn name_stack(&mut self, modules: &Modules, stack: &NativeStack) -> NamedNativeStack {
         let frames = stack.frames.iter().map(|frame| self.name(modules, frame)).collect();
-        NamedNativeStack { frames, truncated: stack.truncated.clone() }
+        let stack_pointers = stack.frames.iter().map(|frame| frame.stack_pointer).collect();
+        NamedNativeStack { frames, stack_pointers, truncated: stack.truncated.clone() }
     }
 
     /// The functions that a frame stands for: the inlined ones, innermost first, then its own.

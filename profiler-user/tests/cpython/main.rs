@@ -91,7 +91,7 @@ fn assert_same(reading: &Reading, truth: &Truth, context: &str) {
     }
 }
 
-const SHAPES: [&str; 27] = [
+const SHAPES: [&str; 28] = [
     "nested",
     "builtin_sorted",
     "builtin_map",
@@ -109,6 +109,7 @@ const SHAPES: [&str; 27] = [
     "coroutine",
     "async_generator",
     "gathered_generators",
+    "cancelled",
     "recursion_100",
     "recursion_300",
     "import_of_a_module",

@@ -251,6 +251,28 @@ def gathered_generators():
     asyncio.run(serve())
 
 
+def cancelled():
+    async def leaf():
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            block()
+
+    async def middle():
+        await leaf()
+
+    async def handler():
+        await middle()
+
+    async def serve():
+        task = asyncio.ensure_future(handler())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+
+    asyncio.run(serve())
+
+
 def import_of_a_module():
     with tempfile.TemporaryDirectory() as folder:
         with open(os.path.join(folder, "imported.py"), "w") as module:

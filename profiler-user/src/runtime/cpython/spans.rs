@@ -10,12 +10,21 @@ use crate::unwind::merge::{PythonSpan, PythonStack};
 pub fn python_stack(frames: &[NamedFrame], walk: PythonWalk) -> PythonStack {
     let mut spans = Vec::new();
     let mut span = PythonSpan::default();
+    let mut callee: Option<&NamedFrame> = None;
     let mut begun = false;
     for named in frames {
-        begun = true;
-        if named.kind == FrameKind::Shown {
-            span.frames.push(python_frame(named));
+        match named.kind {
+            FrameKind::Shown => {
+                // A span of several frames was run: they call each other.
+                span.ran.may_wait = span.frames.is_empty()
+                    && named.is_resumable
+                    && callee.is_some_and(|callee| callee.is_resumable);
+                span.frames.push(python_frame(named));
+                callee = Some(named);
+            }
+            FrameKind::CallBoundary => span.ran.anchor = Some(named.address),
         }
+        begun = true;
         if named.ends_eval {
             spans.push(std::mem::take(&mut span));
             begun = false;
