@@ -121,17 +121,40 @@ impl Target {
         command.env("TARGET_TRUTH", scratch.file("truth.jsonl"));
         let mut target = Self::spawn(command, scratch)?;
         target.port = port;
+        target.wait_until_it_answers()?;
+        Ok(target)
+    }
+
+    /// One process and thread of uWSGI, which has CPython in a plug-in.
+    pub fn uwsgi(script: &str) -> Result<Self> {
+        let scratch = Scratch::new()?;
+        let port = free_port()?;
+        let mut command = Command::new("uwsgi-core");
+        command.args(["--plugin", "python3", "--need-app", "--disable-logging"]);
+        command.arg("--http-socket").arg(format!("{}:{port}", Ipv4Addr::LOCALHOST));
+        command.arg("--pythonpath").arg(folder()).arg("--wsgi-file").arg(folder().join(script));
+        command.arg("--logto").arg(scratch.file("uwsgi.log"));
+        // By itself it takes SIGTERM for a wish to be started anew.
+        command.arg("--die-on-term");
+        command.env("TARGET_TRUTH", scratch.file("truth.jsonl"));
+        let mut target = Self::spawn(command, scratch)?;
+        target.port = port;
+        target.wait_until_it_answers()?;
+        Ok(target)
+    }
+
+    fn wait_until_it_answers(&mut self) -> Result<()> {
         let deadline = Instant::now() + patience(20);
-        while Client::connect(port).and_then(|mut client| client.get("/")).is_err() {
-            if let Some(status) = target.child.try_wait()? {
-                bail!("uvicorn ended before it answered: {status}");
+        while Client::connect(self.port).and_then(|mut client| client.get("/")).is_err() {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("it ended before it answered: {status}");
             }
             if Instant::now() > deadline {
-                bail!("uvicorn does not answer");
+                bail!("it does not answer");
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        Ok(target)
+        Ok(())
     }
 
     /// Any program; ready as soon as it runs.

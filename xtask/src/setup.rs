@@ -16,7 +16,7 @@ pub enum Group {
     Probes,
     /// What the demo attaches to: Python.
     Demo,
-    /// What the tests attach to: redis, Python with FastAPI and uvicorn, a C compiler.
+    /// What the tests attach to: redis, uWSGI, Python with FastAPI and uvicorn, CPython 3.14, a C compiler.
     Targets,
     /// A virtual machine with Debian's kernel.
     Vm,
@@ -36,13 +36,15 @@ const fn need(what: &'static str, package: &'static str) -> Need {
 // The interpreter of the distribution, stripped as it is, is a target of its own.
 const DEMO: [Need; 1] = [need("/usr/bin/python3", "python3")];
 
-const TARGETS: [Need; 6] = [
+const TARGETS: [Need; 8] = [
     need("redis-server", "redis-server"),
     need("redis-benchmark", "redis-tools"),
     need("wrk", "wrk"),
     need("gcc", "gcc"),
     need("/usr/include/stdio.h", "libc6-dev"),
     need("/usr/bin/python3", "python3"),
+    need("uwsgi-core", "uwsgi-core"),
+    need("/usr/lib/uwsgi/plugins/python3_plugin.so", "uwsgi-plugin-python3"),
 ];
 
 const VM: [Need; 1] = [need("qemu-system-x86_64", "qemu-system-x86")];

@@ -22,8 +22,9 @@ use crate::process::image::{Image, Section};
 /// Bytes of a function or a part at most: CPython's main loop has up to 90 KB.
 const MAX_CODE_BYTES: u64 = 1 << 20;
 
-/// Bytes of dynamic symbols or their names at most: those of libpython have 100 KB.
-const MAX_SYMBOL_BYTES: u64 = 16 << 20;
+/// Bytes of dynamic symbols or of their names at most: those of libpython have 60 KB. A program with
+/// more than this, such as node, takes a tenth of a second to search.
+const MAX_SYMBOL_BYTES: u64 = 4 << 20;
 
 /// As in [`Image`]: linked images have about forty.
 const MAX_SECTIONS: u32 = 4096;

@@ -53,3 +53,78 @@ fn python_frame(named: &NamedFrame) -> Frame {
         module_offset: None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use profiler_ebpf::python::PythonWalk;
+
+    use super::python_stack;
+    use crate::runtime::cpython::{FrameKind, NamedFrame};
+    use crate::unwind::merge::PythonStack;
+
+    fn frame(function: &str, ends_eval: bool) -> NamedFrame {
+        NamedFrame {
+            kind: FrameKind::Shown,
+            function: Some(function.to_owned()),
+            file: None,
+            line: None,
+            first_line: None,
+            is_coroutine: false,
+            is_resumable: function.starts_with("gen"),
+            address: 0,
+            ends_eval,
+            gap: None,
+        }
+    }
+
+    fn boundary(address: u64) -> NamedFrame {
+        NamedFrame { kind: FrameKind::CallBoundary, address, ..frame("", true) }
+    }
+
+    /// Functions of each span, with `?` before those that may wait, and the address of its own frame.
+    fn shown(stack: &PythonStack) -> Vec<(String, Option<u64>)> {
+        let of_span = |span: &crate::unwind::merge::PythonSpan| {
+            let names = span.frames.iter().filter_map(|frame| frame.function.as_deref());
+            let mark = if span.ran.may_wait { "?" } else { "" };
+            (format!("{mark}{}", names.collect::<Vec<_>>().join(",")), span.ran.anchor)
+        };
+        stack.spans.iter().map(of_span).collect()
+    }
+
+    /// What ends a call ends a span; frames of a call that goes on where the walk ended are one, too.
+    #[test]
+    fn spans_of_calls() {
+        let frames = [
+            frame("f", false),
+            frame("g", false),
+            boundary(0x7ff0),
+            boundary(0x7ff8),
+            frame("h", false),
+        ];
+        let stack = python_stack(&frames, PythonWalk::TooDeep);
+        let expected = [
+            ("f,g".to_owned(), Some(0x7ff0)),
+            (String::new(), Some(0x7ff8)),
+            ("h".to_owned(), None),
+        ];
+        assert_eq!(shown(&stack), expected);
+        assert!(stack.truncated.is_some());
+    }
+
+    /// A generator may wait only for another one, and only as the one frame of its span.
+    #[test]
+    fn generators_that_may_wait() {
+        let frames = [
+            frame("f", true),
+            frame("gen1", true),
+            frame("gen2", true),
+            frame("gen3", false),
+            frame("g", true),
+            frame("gen4", true),
+        ];
+        let stack = python_stack(&frames, PythonWalk::Complete);
+        let names: Vec<_> = shown(&stack).into_iter().map(|(names, _)| names).collect();
+        assert_eq!(names, ["f", "gen1", "?gen2", "gen3,g", "gen4"]);
+        assert_eq!(stack.truncated, None);
+    }
+}
