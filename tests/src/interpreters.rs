@@ -14,36 +14,36 @@ const MINORS: std::ops::RangeInclusive<u8> = 8..=14;
 /// One interpreter.
 #[derive(Debug)]
 pub struct Interpreter {
-    /// `3.9`, or `system`.
+    /// `3.9`, `3.9 in a root of its own`, or `system`.
     pub name: String,
     path: PathBuf,
     /// The folder that it takes for the root of all files.
     root: Option<PathBuf>,
 }
 
-/// The system's own and one of each version that is there; says which are not.
+/// The system's own, and of each version the one that was built here and the one that Debian built;
+/// says which versions are not there.
 pub fn all() -> Vec<Interpreter> {
     let system = Interpreter { name: "system".to_owned(), path: system_python(), root: None };
     let mut found = vec![system];
     for minor in MINORS {
         let name = format!("3.{minor}");
-        match pyenv(&name) {
-            Some(path) => found.push(Interpreter { name, path, root: None }),
-            None => match unpacked(&name) {
-                Some(interpreter) => found.push(interpreter),
-                None => println!("skipped: CPython {name} is not here"),
-            },
+        let built = pyenv(&name).map(|path| Interpreter { name: name.clone(), path, root: None });
+        let before = found.len();
+        found.extend([built, unpacked(&name)].into_iter().flatten());
+        if found.len() == before {
+            println!("skipped: CPython {name} is not here");
         }
     }
     found
 }
 
 /// The one that `cargo xtask setup targets` unpacks, in a root of its own.
-pub fn unpacked(name: &str) -> Option<Interpreter> {
+fn unpacked(version: &str) -> Option<Interpreter> {
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
-    let root = target.join(format!("python-{name}")).canonicalize().ok()?;
-    let path = PathBuf::from(format!("/usr/bin/python{name}"));
-    let name = name.to_owned();
+    let root = target.join(format!("python-{version}")).canonicalize().ok()?;
+    let path = PathBuf::from(format!("/usr/bin/python{version}"));
+    let name = format!("{version} in a root of its own");
     root.join("complete").exists().then_some(Interpreter { name, path, root: Some(root) })
 }
 

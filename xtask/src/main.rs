@@ -2,13 +2,13 @@
 
 mod apt;
 mod build;
+mod debian;
 mod initrd;
 mod kernel;
 mod process;
 mod python;
 mod report;
 mod setup;
-mod sid;
 mod test;
 mod tidy;
 mod toolchain;

@@ -103,7 +103,7 @@ fn unprovable(evals: usize, spans: usize) -> Gap {
         return Gap::new("Python frames", why);
     }
     let why = format!(
-        "{evals} interpreter calls in the native stack, {spans} in Python's own: Python frames come first, native ones after"
+        "{evals} interpreter calls in the native stack, {spans} in Python's own, and which belongs to which is not proved: Python frames come first, native ones after"
     );
     Gap::new("calling order between Python and native frames", why)
 }

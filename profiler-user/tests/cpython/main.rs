@@ -225,10 +225,12 @@ fn cpython_3_14() {
     every_shape(Interpreter::find("3.14"));
 }
 
-/// An interpreter in another root: its files are reached through the target, not by our paths.
+/// Interpreters in other roots: their files are reached through the target, not by our paths.
 #[test]
-fn cpython_3_14_in_its_own_root() {
-    every_shape(Interpreter::in_its_own_root("3.14"));
+fn cpython_in_roots_of_their_own() {
+    for version in target::UNPACKED {
+        every_shape(Interpreter::in_its_own_root(version));
+    }
 }
 
 /// The distribution's own interpreter: stripped, at a fixed address, with the library inside.

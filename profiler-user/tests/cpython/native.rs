@@ -39,7 +39,7 @@ impl Merger {
 
         let inside = |region: &&Region| (region.start..region.end).contains(&registers.sp);
         let end = regions.iter().find(inside).expect("a stack").end;
-        let mut stack = vec![0; bytes.min(STACK_BYTES as usize).min((end - registers.sp) as usize)];
+        let mut stack = vec![0; bytes.min(STACK_BYTES).min((end - registers.sp) as usize)];
         memory.read(registers.sp, &mut stack).expect("the target lives");
 
         let native = self.unwinder.unwind(&self.modules, &registers, &stack);

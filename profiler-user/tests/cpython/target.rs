@@ -118,7 +118,9 @@ impl Interpreter {
 /// What the targets run; the second imports the first.
 const SCRIPTS: [&str; 2] = ["shapes.py", "callbacks.py"];
 
-/// What `cargo xtask setup targets` unpacked.
+/// What `cargo xtask setup targets` unpacks: all as Debian builds them, each with its own C library.
+pub const UNPACKED: [&str; 3] = ["3.9", "3.13", "3.14"];
+
 fn unpacked_root(version: &str) -> Option<PathBuf> {
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
     let root = target.join(format!("python-{version}")).canonicalize().ok()?;

@@ -1,4 +1,4 @@
-//! Unpacks the CPython of Debian's unstable suite into `target/python-3.14`, a root of its own; nothing is installed.
+//! Unpacks the CPython of several Debian suites, each into a root of its own such as `target/python-3.14`; nothing is installed.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -10,8 +10,8 @@ use anyhow::{Context, Result, bail};
 use crate::process::{output, target, which};
 use crate::report::{note, slow};
 
-/// What is fetched, with all that it depends on, the C library included.
-const PACKAGES: [&str; 2] = ["python3.14", "libc-bin"];
+/// Suites, and the version that each has.
+const SUITES: [(&str, &str); 3] = [("bullseye", "3.9"), ("trixie", "3.13"), ("sid", "3.14")];
 
 /// Debian's keys: apt refuses lists that they have not signed, and archives that the lists do not vouch for.
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -22,36 +22,40 @@ const MIRROR: &str = "http://deb.debian.org/debian";
 /// Folders that have moved below `/usr`, by the names under which programs look for them.
 const MERGED: [&str; 4] = ["bin", "lib", "lib64", "sbin"];
 
-/// Fetches the interpreter if it is not there. Tests that want it are skipped where it cannot be had.
+/// Fetches the interpreters that are not there. Tests that want one are skipped where it cannot be had.
 pub fn ensure() {
-    let root = target().join("python-3.14");
-    // Written last: what was unpacked by half has none.
-    let stamp = root.join("complete");
-    if stamp.exists() {
-        return;
-    }
-    let made = slow("fetching CPython 3.14 of Debian's unstable suite", || unpack(&root));
-    if let Err(error) = made.and_then(|()| Ok(fs::write(stamp, "")?)) {
-        note(&format!("no CPython 3.14, so tests that want it are skipped: {error:#}"));
+    for (suite, version) in SUITES {
+        let root = target().join(format!("python-{version}"));
+        // Written last: what was unpacked by half has none.
+        let stamp = root.join("complete");
+        if stamp.exists() {
+            continue;
+        }
+        let what = format!("fetching CPython {version} of Debian's suite {suite}");
+        let made = slow(&what, || unpack(suite, version, &root));
+        if let Err(error) = made.and_then(|()| Ok(fs::write(stamp, "")?)) {
+            note(&format!("no CPython {version}, so tests that want it are skipped: {error:#}"));
+        }
     }
 }
 
-fn unpack(root: &Path) -> Result<()> {
+fn unpack(suite: &str, version: &str, root: &Path) -> Result<()> {
     if which("apt-get").is_none() || !Path::new(KEYS).exists() {
         bail!("that takes apt-get and {KEYS} (package debian-archive-keyring)");
     }
-    let state = target().join("apt/sid");
+    let state = target().join("apt").join(suite);
     let _ = fs::remove_dir_all(&state);
     fs::create_dir_all(state.join("lists/partial"))?;
     fs::create_dir_all(state.join("archives/partial"))?;
     // Nothing counts as installed, so everything is fetched.
     fs::write(state.join("status"), "")?;
-    fs::write(state.join("sources"), format!("deb [signed-by={KEYS}] {} sid main\n", mirror()))?;
+    let source = format!("deb [signed-by={KEYS}] {} {suite} main\n", mirror());
+    fs::write(state.join("sources"), source)?;
     output(apt_get(&state).arg("update"))?;
     output(
         apt_get(&state)
             .args(["install", "-y", "--no-install-recommends", "--download-only"])
-            .args(PACKAGES),
+            .arg(format!("python{version}")),
     )?;
     for archive in fs::read_dir(state.join("archives"))? {
         let archive = archive?.path();
