@@ -9,11 +9,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
-use profiler_ebpf::python::PythonWalk;
 use profiler_ebpf::record::reason;
 
 use crate::config::Config;
-use crate::frame::{Frame, Language, Stack};
+use crate::frame::{Frame, Stack};
 use crate::gap::Gap;
 use crate::gathered::{Gathered, loop_kind};
 use crate::job::{Job, KernelStack, Losses, PythonFrames, Verdict};
@@ -25,7 +24,7 @@ use crate::report::group::Tally;
 use crate::report::schema::session::EndReason;
 use crate::report::syscalls::{Operand, operand};
 use crate::report::{Finish, Report};
-use crate::runtime::cpython::{FrameKind, NamedFrame};
+use crate::runtime::cpython::python_stack;
 use crate::runtime::pool::{Pool, Posture, posture};
 use crate::sink::Sink;
 use crate::source::Captured;
@@ -34,7 +33,7 @@ use crate::symbolize::native::NativeSymbolizer;
 use crate::turn::tracker::{Due, doing};
 use crate::turn::{Awaited, Moment, Stall, ThreadState};
 use crate::unwind::greenlet;
-use crate::unwind::merge::{PythonSpan, PythonStack, merge};
+use crate::unwind::merge::{PythonStack, merge};
 use crate::unwind::native::NativeUnwinder;
 
 /// What the last line of a session needs.
@@ -365,44 +364,5 @@ fn tick_state(in_user: u32) -> ThreadState {
     match in_user {
         1 => ThreadState::RunningUser,
         _ => ThreadState::RunningKernel,
-    }
-}
-
-/// The interpreter's frames in the pieces that one C-level call of the interpreter ran each.
-fn python_stack(frames: &[NamedFrame], walk: PythonWalk) -> PythonStack {
-    let mut spans = Vec::new();
-    let mut span = PythonSpan { frames: Vec::new() };
-    let mut begun = false;
-    for named in frames {
-        begun = true;
-        if named.kind == FrameKind::Shown {
-            span.frames.push(python_frame(named));
-        }
-        if named.ends_eval {
-            spans.push(std::mem::replace(&mut span, PythonSpan { frames: Vec::new() }));
-            begun = false;
-        }
-    }
-    if begun {
-        spans.push(span);
-    }
-    let truncated = match walk {
-        PythonWalk::TooDeep => Some("the interpreter has more frames than are walked".to_owned()),
-        PythonWalk::Unreadable => Some("a frame of the interpreter could not be read".to_owned()),
-        _ => None,
-    };
-    PythonStack { spans, truncated }
-}
-
-fn python_frame(named: &NamedFrame) -> Frame {
-    Frame {
-        function: named.function.clone(),
-        file: named.file.clone(),
-        line: named.line,
-        module: None,
-        language: Language::Python,
-        inlined: false,
-        address: None,
-        module_offset: None,
     }
 }

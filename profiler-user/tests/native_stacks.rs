@@ -355,8 +355,8 @@ fn clock_gettime(modules: &Modules) -> u64 {
             address: *address,
             is_return_address: false,
             module: Some(vdso.id),
-            sp: 0,
             file_offset: Some(vdso.file_offset(*address)),
+            stack_pointer: 0,
         };
         let names = symbolizer.name(modules, &frame);
         names[0].function.as_deref().is_some_and(|name| name.ends_with("clock_gettime"))

@@ -168,6 +168,21 @@ impl Target {
         Ok(target)
     }
 
+    /// One process and thread of uWSGI, which has CPython in a plug-in.
+    pub fn uwsgi(script: &str) -> Result<Self> {
+        let scratch = Scratch::new()?;
+        let port = free_port()?;
+        let mut command = Command::new("uwsgi-core");
+        command.args(["--plugin", "python3", "--need-app", "--disable-logging"]);
+        command.arg("--http-socket").arg(format!("{}:{port}", Ipv4Addr::LOCALHOST));
+        command.arg("--pythonpath").arg(folder()).arg("--wsgi-file").arg(folder().join(script));
+        command.arg("--logto").arg(scratch.file("uwsgi.log"));
+        // By itself it takes SIGTERM for a wish to be started anew.
+        command.arg("--die-on-term");
+        command.env("TARGET_TRUTH", scratch.file("truth.jsonl"));
+        Self::answering(command, scratch, port)
+    }
+
     /// Any program; ready as soon as it runs.
     pub fn program(command: Command) -> Result<Self> {
         Self::spawn(command, Scratch::new()?)

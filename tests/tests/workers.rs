@@ -67,14 +67,14 @@ impl Server {
         command.args(["-m", "gunicorn", "--worker-class", "gthread", "--threads", "3"]);
         command.args(["--workers", "1", "--log-level", "error", "--graceful-timeout", "2"]);
         command.arg("--no-control-socket").arg("--chdir").arg(folder());
-        Self::start(command, |port| vec!["--bind".into(), address(port), "wsgi_app".into()])
+        Self::start(command, |port| vec!["--bind".into(), address(port), "threads_app".into()])
     }
 
     fn uwsgi() -> Result<Self> {
         let mut command = Command::new("uwsgi-core");
         command.args(["--plugin", "python3", "--threads", "3"]);
         command.args(["--disable-logging", "--logto", "/dev/null"]);
-        command.arg("--wsgi-file").arg(folder().join("wsgi_app.py"));
+        command.arg("--wsgi-file").arg(folder().join("threads_app.py"));
         Self::start(command, |port| vec!["--http-socket".into(), address(port)])
     }
 

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 
 use crate::process::which;
 use crate::report::note;
-use crate::{apt, kernel, python, toolchain};
+use crate::{apt, debian, kernel, python, toolchain};
 
 /// What can be set up on its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -16,7 +16,7 @@ pub enum Group {
     Probes,
     /// What the demo attaches to: Python.
     Demo,
-    /// What the tests attach to: redis, Python with FastAPI and uvicorn, uWSGI, a C compiler.
+    /// What the tests attach to: redis, uWSGI, Python with FastAPI and uvicorn, other CPythons, a C compiler.
     Targets,
     /// A virtual machine with Debian's kernel.
     Vm,
@@ -66,6 +66,7 @@ pub fn ensure(groups: &[Group]) -> Result<()> {
             Group::Targets => {
                 packages(&TARGETS)?;
                 python::ensure().context("no virtual environment for the Python targets")?;
+                debian::ensure();
             }
             Group::Vm => {
                 packages(&VM)?;

@@ -194,7 +194,8 @@ fn of_tokio(native: &NativeStack, named: &NamedNativeStack) -> Option<Posture> {
         return None;
     }
     let frame = native.frames.get(index)?;
-    let word = Word::ReturnAddress { at: frame.sp.checked_sub(8)?, value: frame.address };
+    let word =
+        Word::ReturnAddress { at: frame.stack_pointer.checked_sub(8)?, value: frame.address };
     Some(Posture::Parked(Pool::Tokio, word))
 }
 
@@ -239,6 +240,8 @@ mod tests {
         let raw = (0..frames.len() as u64)
             .map(|at| PythonFrame { frame: 0x100 + at, ..PythonFrame::default() });
         let named = frames.iter().map(|(function, file)| NamedFrame {
+            address: 0,
+            is_resumable: false,
             function: Some((*function).to_owned()),
             file: Some((*file).to_owned()),
             line: Some(1),
@@ -267,7 +270,7 @@ mod tests {
             let address = 0x1000 * (index as u64 + 1);
             native.frames.push(NativeFrame {
                 address,
-                sp: address,
+                stack_pointer: address,
                 is_return_address: index > 0,
                 module: None,
                 file_offset: None,

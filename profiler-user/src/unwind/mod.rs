@@ -2,4 +2,5 @@
 
 pub mod native;
 pub mod greenlet;
+pub mod pairs;
 pub mod merge;

@@ -48,8 +48,8 @@ pub struct NativeFrame {
     pub module: Option<ModuleId>,
     /// Of the address, in the module's file.
     pub file_offset: Option<u64>,
-    /// The stack pointer at the address. The word below it is the return address that led here.
-    pub sp: u64,
+    /// While the frame runs. Its part of the stack lies between this and its caller's.
+    pub stack_pointer: u64,
 }
 
 /// Frames from the innermost outwards.
@@ -334,7 +334,7 @@ fn frame(modules: &Modules, position: Position, sigreturn: bool) -> NativeFrame 
         is_return_address,
         module: module.map(|module| module.id),
         file_offset: module.map(|module| module.file_offset(address.address())),
-        sp: registers.sp(),
+        stack_pointer: registers.sp(),
     }
 }
 

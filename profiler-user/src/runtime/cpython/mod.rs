@@ -13,6 +13,10 @@
 //! So in every version: all frames up to and including the one with
 //! [`ends_eval`](NamedFrame::ends_eval) belong to one native frame of `_PyEval_EvalFrameDefault`, the
 //! frames after it to the next one outwards. A thread's outermost frame ends a call as well.
+//!
+//! The shim frame lies in the native frame of its call, which proves that they belong together. There
+//! is one exception to the rule before 3.12, generators that `throw()` passes over: see
+//! [`pairs`](crate::unwind::pairs).
 
 mod detect;
 mod dict;
@@ -23,6 +27,7 @@ mod lines;
 mod names;
 mod object;
 mod rlock;
+mod spans;
 mod strings;
 mod tasks;
 mod threads;
@@ -48,6 +53,7 @@ use tasks::{Seen, Tasks};
 
 pub use gil::Gil;
 pub use names::{FrameKind, NamedFrame};
+pub use spans::python_stack;
 pub use threads::ThreadState;
 
 /// The interpreter of one process.

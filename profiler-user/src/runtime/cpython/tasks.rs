@@ -461,6 +461,8 @@ mod tests {
             _ => "/srv/app.py",
         };
         NamedFrame {
+            address: 0,
+            is_resumable: false,
             kind: if name == "shim" { FrameKind::CallBoundary } else { FrameKind::Shown },
             function: Some(name.to_owned()),
             file: Some(file.to_owned()),
