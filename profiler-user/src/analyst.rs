@@ -68,10 +68,10 @@ impl Analyst {
     ) -> Self {
         let mut analyst = Self {
             memory: LiveMemory::new(target.pid()),
+            symbolizer: NativeSymbolizer::of_process(target.pid()),
             target,
             modules: Modules::new(),
             unwinder: NativeUnwinder::new(),
-            symbolizer: NativeSymbolizer::new(),
             kernel: None,
             loops: BTreeMap::new(),
             facts,

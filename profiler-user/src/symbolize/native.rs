@@ -6,9 +6,8 @@
 //! once and dropping them on [`NativeSymbolizer::release`], while the names themselves stay.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use blazesym::symbolize::source::{Elf, Source};
@@ -19,6 +18,7 @@ use crate::frame::{Frame, Language};
 use crate::gap::Gap;
 use crate::process::image::{Identity, Image};
 use crate::process::modules::{Module, Modules};
+use crate::symbolize::debug_file::{DebugFiles, check_mini_debug_info};
 use crate::unwind::merge::NamedNativeStack;
 use crate::unwind::native::{NativeFrame, NativeStack};
 
@@ -36,9 +36,6 @@ const MAX_DEBUG_BYTES: u64 = 128 * 1024 * 1024;
 /// give back. Debian's for libc would take 12 MB, for the line numbers of `nanosleep` and its kin;
 /// the functions' names do not depend on it.
 const MAX_INFLATED_BYTES: u64 = 4 * 1024 * 1024;
-
-/// Where distributions install debug information apart from the files it is about.
-const DEBUG_DIRECTORY: &str = "/usr/lib/debug/.build-id";
 
 /// One function at one place: the frame's own, or one that was inlined there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,12 +69,19 @@ pub struct NativeSymbolizer {
     opened: Vec<Opened>,
     /// Images whose debug information blazesym could not make sense of; their symbols may do.
     symbols_only: HashSet<Identity>,
+    debug_files: DebugFiles,
     gaps: BTreeSet<Gap>,
 }
 
 impl NativeSymbolizer {
+    /// Debug files are looked for in our own file system alone.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Debug files are looked for in the file system of the process as well, while it lives.
+    pub fn of_process(pid: u32) -> Self {
+        Self { debug_files: DebugFiles::of_process(pid), ..Self::default() }
     }
 
     /// A whole stack, ready to be merged with a runtime's frames.
@@ -177,18 +181,13 @@ impl NativeSymbolizer {
     }
 
     fn open(&mut self, module: &Module, image: &Arc<Image>) -> Opened {
-        let separate = image.build_id().and_then(debug_path).and_then(|path| {
-            let debug = File::open(&path).map_err(|error| error.to_string());
-            match debug.and_then(|file| Image::from_file(file, 0)) {
-                Ok(debug) => Some((self.source(module, image, path, &debug), debug)),
-                Err(why) => {
-                    self.gaps
-                        .insert(Gap::new(&format!("debug information in {}", path.display()), why));
-                    None
-                }
-            }
+        let found = self.debug_files.find(&module.path, image);
+        self.gaps.extend(found.gaps);
+        let separate = found.image.and_then(|debug| {
+            let path = debug.path()?;
+            Some((self.source(module, image, path, &debug), debug))
         });
-        let own = image.path().map(|path| self.source(module, image, path, image));
+        let own = self.own_source(module, image);
         // Debug files are found above, by build id: by their links they would be looked for under
         // paths that mean something else in the target's mount namespace.
         let symbolizer = Symbolizer::builder()
@@ -197,6 +196,18 @@ impl NativeSymbolizer {
             .build();
         let identity = image.identity().clone();
         Opened { identity, image: Arc::clone(image), symbolizer, separate, own }
+    }
+
+    /// The image itself; `None` where reading its symbols would take memory without bounds.
+    fn own_source(&mut self, module: &Module, image: &Image) -> Option<Source<'static>> {
+        if !image.has_symbol_table()
+            && let Err(why) = check_mini_debug_info(image)
+        {
+            let what = format!("the compressed symbols of {}", module.path);
+            self.gaps.insert(Gap::new(&what, why));
+            return None;
+        }
+        Some(self.source(module, image, image.path()?, image))
     }
 
     /// `file` is the image itself or its separate debug file.
@@ -246,9 +257,15 @@ impl Opened {
     }
 }
 
-/// `None` where the symbol ends before the address: it is then only the nearest one.
+/// `None` where the symbol does not cover the address, or does not say how far it reaches: it is then
+/// only the nearest one.
 fn names(symbol: &Sym<'_>) -> Option<Vec<Name>> {
-    if symbol.name.is_empty() || symbol.size.is_some_and(|size| symbol.offset >= size) {
+    let covers = match symbol.size {
+        Some(size) => symbol.offset < size,
+        // Of a function in several pieces, debug information gives neither a beginning nor a size.
+        None => symbol.offset == 0 || (symbol.addr == 0 && symbol.code_info.is_some()),
+    };
+    if symbol.name.is_empty() || !covers {
         return None;
     }
     let name = |function: &str, code: Option<&CodeInfo<'_>>, inlined| Name {
@@ -284,17 +301,10 @@ fn dynamic_symbol(bytes: &[u8], address: Option<u64>) -> Name {
     Name { function: found(), ..NAMELESS }
 }
 
-fn debug_path(build_id: &[u8]) -> Option<PathBuf> {
-    let (first, rest) = build_id.split_first()?;
-    let rest: String = rest.iter().map(|byte| format!("{byte:02x}")).collect();
-    let path =
-        Path::new(DEBUG_DIRECTORY).join(format!("{first:02x}")).join(format!("{rest}.debug"));
-    path.exists().then_some(path)
-}
-
 #[cfg(test)]
 mod tests {
     use std::ffi::OsStr;
+    use std::path::Path;
 
     use blazesym::symbolize::InlinedFn;
 
@@ -340,12 +350,17 @@ mod tests {
         assert_eq!(names[0].file.as_deref(), Some("/src/a.c"));
     }
 
-    /// The nearest symbol is no name for an address behind its end; one of unknown size may be.
+    /// The nearest symbol is no name for an address behind its end, nor behind the beginning of one
+    /// of unknown size.
     #[test]
     fn symbols_that_end_before_the_address() {
         assert!(names(&symbol(15, Some(16))).is_some());
         assert_eq!(names(&symbol(16, Some(16))), None);
-        assert!(names(&symbol(16, None)).is_some());
+        assert_eq!(names(&symbol(1, None)), None);
+        assert!(names(&symbol(0, None)).is_some());
+        let in_pieces = Sym { addr: 0, ..symbol(0x1001, None) };
+        assert!(names(&in_pieces).is_some());
+        assert_eq!(names(&Sym { code_info: None, ..in_pieces }), None);
         assert_eq!(names(&Sym { name: "".into(), ..symbol(0, None) }), None);
     }
 }
