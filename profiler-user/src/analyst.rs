@@ -16,12 +16,13 @@ use crate::job::{Job, KernelStack, Losses, PythonFrames};
 use crate::process::live::{LiveMemory, open_region};
 use crate::process::modules::Modules;
 use crate::process::target::Target;
-use crate::report::facts::{Context, SessionFacts, ThreadFacts};
+use crate::report::facts::{Context, RuntimeFacts, SessionFacts, ThreadFacts};
 use crate::report::group::Tally;
 use crate::report::schema::session::EndReason;
 use crate::report::syscalls::{Operand, operand};
 use crate::report::{Finish, Report};
 use crate::runtime::cpython::{FrameKind, NamedFrame};
+use crate::runtime::tokio;
 use crate::sink::Sink;
 use crate::source::Captured;
 use crate::symbolize::kernel::{KernelSymbols, parse_proc_stack};
@@ -118,7 +119,8 @@ impl Analyst {
     /// tenth of a second of work.
     fn warm_up(&mut self, captured: &[Captured]) {
         for captured in captured {
-            self.stack(captured, &PythonFrames::NotPython);
+            let stack = self.stack(captured, &PythonFrames::NotPython);
+            self.recognise(&stack.frames);
         }
         // On a healthy target that may be all for days. Reading again takes 5 ms.
         self.rest();
@@ -158,10 +160,17 @@ impl Analyst {
             }
             KernelStack::Captured => self.kernel_frames(&captured.kernel, &mut stack.gaps),
         };
+        self.recognise(&stack.frames);
         let loop_kind = loop_kind(&stack.frames);
         let (head, pid) = (&captured.head, self.target.pid());
         let gathered = self.gathered(head.head.tid, head.turn_start_ns);
         gathered.loop_kind = gathered.loop_kind.or(loop_kind);
+        if head.reason != reason::TICK && tokio::is_parked(&stack.frames, head.registers.syscall) {
+            gathered.parked.since(head.at_ns);
+        }
+        if gathered.parked.is_before(head.at_ns) {
+            return;
+        }
         if head.reason == reason::TICK {
             let state = match head.in_user {
                 1 => ThreadState::RunningUser,
@@ -190,6 +199,16 @@ impl Analyst {
         let gathered = self.loops.entry(tid).or_default();
         gathered.keep_to(turn_start_ns);
         gathered
+    }
+
+    /// A runtime that is known by its frames, unless one is known already.
+    fn recognise(&mut self, frames: &[Frame]) {
+        if self.facts.runtime.is_none()
+            && let Some(tokio) = tokio::recognise(frames)
+        {
+            let (name, version) = ("tokio".to_owned(), tokio.version);
+            self.facts.runtime = Some(RuntimeFacts { name, version });
+        }
     }
 
     fn stack(&mut self, captured: &Captured, python: &PythonFrames) -> Stack {
@@ -242,6 +261,10 @@ impl Analyst {
     }
 
     fn report(&mut self, tid: u32, due: Due, losses: &Losses, now_ns: u64) -> std::io::Result<()> {
+        let (turn_start_ns, turn_is_over) = (due.turn.start_ns, due.moment == Moment::End);
+        let threshold_ns = self.threshold_ns;
+        let admitted = self.gathered(tid, turn_start_ns).parked.admit(due, threshold_ns);
+        let Some(due) = admitted else { return Ok(()) };
         let moment = due.moment;
         let stall = self.stall(tid, due);
         let (thread, gaps) = self.thread_facts(tid);
@@ -259,6 +282,8 @@ impl Analyst {
         let report = Report::stall(moment, &stall, &context);
         if moment == Moment::End {
             self.tally.observe(&report);
+        }
+        if turn_is_over {
             self.gathered(tid, 0);
         }
         self.sink.accept(&report)

@@ -6,6 +6,8 @@ use std::collections::btree_map::Entry;
 
 use crate::frame::Frame;
 use crate::process::descriptors::describe;
+use crate::runtime::tokio;
+use crate::turn::parked::Parked;
 use crate::turn::samples::Samples;
 use crate::turn::{Awaited, Holder, Sampled};
 
@@ -26,6 +28,7 @@ pub struct Gathered {
     turn_start_ns: u64,
     pub samples: Samples,
     pub loop_kind: Option<&'static str>,
+    pub parked: Parked,
     /// Who was seen to hold what the thread waited for.
     pub holders: BTreeMap<u32, Holding>,
     /// What the descriptors that it blocked on stood for at that time; none where one number stood
@@ -93,7 +96,7 @@ pub fn loop_kind(frames: &[Frame]) -> Option<&'static str> {
             Some("asyncio")
         } else if function == "uv_run" {
             Some("libuv")
-        } else if function.starts_with("tokio::runtime::") {
+        } else if tokio::is_runtime(frame) {
             Some("tokio")
         } else {
             None

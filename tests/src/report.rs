@@ -52,6 +52,7 @@ pub struct End {
 pub struct StallLine {
     pub stall: Stall,
     pub thread: Thread,
+    pub runtime: Option<Runtime>,
     pub cause: Cause,
     pub culprit: Option<Culprit>,
     pub stacks: Vec<Stack>,
@@ -81,6 +82,15 @@ pub struct Time {
 #[derive(Debug, Clone, Deserialize)]
 pub struct Thread {
     pub tid: u32,
+    pub name: Option<String>,
+    #[serde(rename = "loop")]
+    pub loop_kind: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Runtime {
+    pub name: String,
+    pub version: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -112,6 +122,8 @@ pub struct Frame {
     pub line: Option<u32>,
     pub module: Option<String>,
     pub language: String,
+    pub inlined: bool,
+    pub address: Option<String>,
 }
 
 /// A line, and when it arrived here in ns of `CLOCK_MONOTONIC`.

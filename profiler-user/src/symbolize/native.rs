@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use blazesym::symbolize::source::{Elf, Source};
-use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer};
+use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolizer};
 use object::{Object, ObjectSymbol};
 
 use crate::frame::{Frame, Language};
@@ -56,8 +56,8 @@ struct Opened {
     image: Arc<Image>,
     symbolizer: Symbolizer,
     /// The separate debug file, which is asked first.
-    separate: Option<(Source<'static>, Image)>,
-    own: Option<Source<'static>>,
+    separate: Option<(Elf, Image)>,
+    own: Option<Elf>,
 }
 
 /// Names native frames, and remembers the names.
@@ -199,7 +199,7 @@ impl NativeSymbolizer {
     }
 
     /// The image itself; `None` where reading its symbols would take memory without bounds.
-    fn own_source(&mut self, module: &Module, image: &Image) -> Option<Source<'static>> {
+    fn own_source(&mut self, module: &Module, image: &Image) -> Option<Elf> {
         if !image.has_symbol_table()
             && let Err(why) = check_mini_debug_info(image)
         {
@@ -211,13 +211,7 @@ impl NativeSymbolizer {
     }
 
     /// `file` is the image itself or its separate debug file.
-    fn source(
-        &mut self,
-        module: &Module,
-        image: &Image,
-        path: PathBuf,
-        file: &Image,
-    ) -> Source<'static> {
+    fn source(&mut self, module: &Module, image: &Image, path: PathBuf, file: &Image) -> Elf {
         let mut elf = Elf::new(path);
         let (all, inflated) = (file.debug_bytes(), file.compressed_debug_bytes());
         let small = all <= MAX_DEBUG_BYTES && inflated <= MAX_INFLATED_BYTES;
@@ -232,29 +226,50 @@ impl NativeSymbolizer {
             };
             self.gaps.insert(Gap::new(&what, why));
         }
-        Source::Elf(elf)
+        elf
     }
 }
 
 impl Opened {
     fn names(&self, offset: u64) -> Result<Vec<Name>, String> {
         // A debug file has the addresses of the file it is about, but not its offsets.
-        if let (Some((source, _)), Some(address)) = (&self.separate, self.image.address_of(offset))
+        if let (Some((elf, _)), Some(address)) = (&self.separate, self.image.address_of(offset))
+            && let Ok(Some(names)) = self.ask(elf, Input::VirtOffset(address))
         {
-            let found = self.symbolizer.symbolize_single(source, Input::VirtOffset(address));
-            if let Ok(Symbolized::Sym(symbol)) = found
-                && let Some(names) = names(&symbol)
-            {
-                return Ok(names);
-            }
+            return Ok(names);
         }
-        let Some(source) = &self.own else { return Ok(vec![NAMELESS]) };
-        let found = self
-            .symbolizer
-            .symbolize_single(source, Input::FileOffset(offset))
-            .map_err(|error| error.to_string())?;
-        Ok(found.as_sym().and_then(names).unwrap_or_else(|| vec![NAMELESS]))
+        let Some(elf) = &self.own else { return Ok(vec![NAMELESS]) };
+        let names = self.ask(elf, Input::FileOffset(offset))?;
+        Ok(names.unwrap_or_else(|| vec![NAMELESS]))
     }
+
+    fn ask(&self, elf: &Elf, at: Input<u64>) -> Result<Option<Vec<Name>>, String> {
+        let mut found = self.look_up(elf, at)?;
+        if elf.debug_syms
+            && let Some(name) = found.as_mut().and_then(|names| names.last_mut())
+            && lacks_path(name)
+        {
+            let symbols = Elf { debug_syms: false, ..elf.clone() };
+            let symbol = self.look_up(&symbols, at)?.and_then(|mut names| names.pop()?.function);
+            name.function = symbol.filter(|symbol| symbol.contains("::")).or(name.function.take());
+        }
+        Ok(found)
+    }
+
+    fn look_up(&self, elf: &Elf, at: Input<u64>) -> Result<Option<Vec<Name>>, String> {
+        let found = self.symbolizer.symbolize_single(&Source::Elf(elf.clone()), at);
+        Ok(found.map_err(|error| error.to_string())?.as_sym().and_then(names))
+    }
+}
+
+/// Whether debug information gave a function's name without the modules that it lies in.
+///
+/// Where it was reduced to lines, `{async_fn#0}` is all that rustc writes; the symbol has the rest. C
+/// has no more to say.
+fn lacks_path(name: &Name) -> bool {
+    let own = name.function.as_deref().and_then(|function| function.split(['<', '(']).next());
+    let is_c = name.file.as_deref().is_none_or(|file| file.ends_with(".c"));
+    !is_c && own.is_some_and(|own| !own.is_empty() && !own.contains("::"))
 }
 
 /// `None` where the symbol does not cover the address, or does not say how far it reaches: it is then
@@ -348,6 +363,21 @@ mod tests {
             .collect();
         assert_eq!(shown, [("inner", 30, true), ("middle", 20, true), ("outer", 10, false)]);
         assert_eq!(names[0].file.as_deref(), Some("/src/a.c"));
+    }
+
+    /// Names that debug information cut short are told from whole ones, and from C's.
+    #[test]
+    fn names_without_path() {
+        let lacks = |function: &str, file: &str| {
+            let (function, file) = (Some(function.to_owned()), Some(file.to_owned()));
+            lacks_path(&Name { function, file, ..NAMELESS })
+        };
+        assert!(lacks("{async_fn#0}", "/srv/main.rs"));
+        assert!(lacks("poll<shop::pay::{async_fn_env#0}>", "/srv/core.rs"));
+        assert!(lacks("pop(int)", "/srv/queue.cpp"));
+        assert!(!lacks("shop::pay::{{closure}}", "/srv/main.rs"));
+        assert!(!lacks("<shop::Queue as core::fmt::Debug>::fmt", "/srv/main.rs"));
+        assert!(!lacks("dictFind", "/build/dict.c"));
     }
 
     /// The nearest symbol is no name for an address behind its end, nor behind the beginning of one

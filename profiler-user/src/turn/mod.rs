@@ -2,6 +2,7 @@
 
 pub mod samples;
 pub mod tracker;
+pub mod parked;
 
 use profiler_ebpf::record::Registers;
 use profiler_ebpf::turn::Turn;
