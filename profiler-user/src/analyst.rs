@@ -3,7 +3,7 @@
 //! Runs in a thread of its own. It may be slow (a first look at a large binary takes a tenth of a
 //! second): the event path does not wait for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use profiler_ebpf::python::PythonWalk;
@@ -16,6 +16,7 @@ use crate::job::{Job, KernelStack, Losses, PythonFrames};
 use crate::process::live::{LiveMemory, open_region};
 use crate::process::modules::Modules;
 use crate::process::target::Target;
+use crate::report::application::{Origin, Owner};
 use crate::report::facts::{Context, RuntimeFacts, SessionFacts, ThreadFacts};
 use crate::report::group::Tally;
 use crate::report::schema::session::EndReason;
@@ -221,7 +222,8 @@ impl Analyst {
             native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
         }
         let named = self.symbolizer.name_stack(&self.modules, &native);
-        match python {
+        let gaps = self.missing_names(&named);
+        let mut stack = match python {
             PythonFrames::NotPython => merge(named, PythonStack::default()),
             PythonFrames::Missing(gap) => {
                 let mut stack = merge(named, PythonStack::default());
@@ -233,7 +235,18 @@ impl Analyst {
                 stack.gaps.extend(frames.iter().filter_map(|frame| frame.gap.clone()));
                 stack
             }
-        }
+        };
+        stack.gaps.extend(gaps);
+        stack
+    }
+
+    /// Why names are missing in the modules of a stack that matter: not in what is under everything.
+    fn missing_names(&self, named: &NamedNativeStack) -> Vec<Gap> {
+        let owner = Owner::new(&self.facts.process);
+        let frames = named.frames.iter().flatten();
+        let matter = frames.filter(|frame| owner.of(frame) != Origin::Plumbing);
+        let modules: BTreeSet<&str> = matter.filter_map(|frame| frame.module.as_deref()).collect();
+        modules.into_iter().flat_map(|module| self.symbolizer.gaps_of(module)).cloned().collect()
     }
 
     /// False where the process is gone: what we know of it is all there will be.

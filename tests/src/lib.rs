@@ -11,6 +11,7 @@ pub mod noise;
 pub mod target;
 pub mod redis;
 pub mod load;
+pub mod servers;
 pub mod tracer;
 pub mod programs;
 pub mod scenario;

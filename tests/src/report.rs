@@ -113,6 +113,7 @@ pub struct Stack {
     pub samples: u64,
     pub time_ns: u64,
     pub frames: Vec<Frame>,
+    pub truncated: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -130,11 +130,19 @@ impl<'a> Owner<'a> {
         {
             return Origin::Plumbing;
         }
-        if self.program != Some(module) || is_compiled_in(frame) {
-            return Origin::Library;
-        }
-        Origin::Application
+        let is_own = self.program.is_some_and(|exe| exe == module || is_plugin(exe, module));
+        if is_own && !is_compiled_in(frame) { Origin::Application } else { Origin::Library }
     }
+}
+
+/// Whether a library is a part of the program that is loaded on demand: `/usr/lib/nginx/modules/x.so`.
+fn is_plugin(exe: &str, module: &str) -> bool {
+    let mut before = "";
+    module.split('/').any(|folder| {
+        let is_own = matches!(before, "lib" | "lib64" | "libexec") && folder == basename(exe);
+        before = folder;
+        is_own
+    })
 }
 
 /// A frame of the main executable that comes from a library's source all the same.
@@ -279,6 +287,8 @@ mod tests {
             (redis, "tokio::sync::mutex::Mutex<T>::blocking_lock", redis, Library),
             (redis, "tokio_target::handler::{{closure}}", redis, Application),
             (redis, "<tokio_target::Job as core::future::Future>::poll", redis, Application),
+            ("/usr/sbin/nginx", "ngx_x", "/usr/lib/nginx/modules/ngx_x_module.so", Application),
+            ("/opt/shop/bin/shop", "SSL_read", "/opt/shop/lib/libssl.so.3", Library),
             ("/usr/bin/python3.11", "sock_recv", "/usr/bin/python3.11", Plumbing),
             ("/usr/bin/python3.11", "sre_search", "/usr/lib/libpython3.11.so.1.0", Plumbing),
             ("/usr/bin/uwsgi", "uwsgi_loop", "/usr/bin/uwsgi", Plumbing),

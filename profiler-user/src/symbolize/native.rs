@@ -5,7 +5,7 @@
 //! and debug information; what it keeps in memory is bounded here by keeping few images open at
 //! once and dropping them on [`NativeSymbolizer::release`], while the names themselves stay.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -70,7 +70,8 @@ pub struct NativeSymbolizer {
     /// Images whose debug information blazesym could not make sense of; their symbols may do.
     symbols_only: HashSet<Identity>,
     debug_files: DebugFiles,
-    gaps: BTreeSet<Gap>,
+    /// By the module's path.
+    gaps: BTreeMap<Arc<str>, BTreeSet<Gap>>,
 }
 
 impl NativeSymbolizer {
@@ -124,7 +125,16 @@ impl NativeSymbolizer {
 
     /// Why names could not be had, of all images so far.
     pub fn gaps(&self) -> impl Iterator<Item = &Gap> {
-        self.gaps.iter()
+        self.gaps.values().flatten()
+    }
+
+    /// Why names in one module could not be had, or not with their lines.
+    pub fn gaps_of(&self, module: &str) -> impl Iterator<Item = &Gap> {
+        self.gaps.get(module).into_iter().flatten()
+    }
+
+    fn miss(&mut self, module: &Module, gap: Gap) {
+        self.gaps.entry(Arc::clone(&module.path)).or_default().insert(gap);
     }
 
     fn names_at(&mut self, module: &Module, image: &Arc<Image>, offset: u64) -> Arc<[Name]> {
@@ -152,7 +162,7 @@ impl NativeSymbolizer {
             found = self.ask(module, image, offset);
         }
         found.unwrap_or_else(|why| {
-            self.gaps.insert(Gap::new(&format!("function names in {}", module.path), why));
+            self.miss(module, Gap::new(&format!("function names in {}", module.path), why));
             vec![NAMELESS]
         })
     }
@@ -182,7 +192,7 @@ impl NativeSymbolizer {
 
     fn open(&mut self, module: &Module, image: &Arc<Image>) -> Opened {
         let found = self.debug_files.find(&module.path, image);
-        self.gaps.extend(found.gaps);
+        found.gaps.into_iter().for_each(|gap| self.miss(module, gap));
         let separate = found.image.and_then(|debug| {
             let path = debug.path()?;
             Some((self.source(module, image, path, &debug), debug))
@@ -204,7 +214,7 @@ impl NativeSymbolizer {
             && let Err(why) = check_mini_debug_info(image)
         {
             let what = format!("the compressed symbols of {}", module.path);
-            self.gaps.insert(Gap::new(&what, why));
+            self.miss(module, Gap::new(&what, why));
             return None;
         }
         Some(self.source(module, image, image.path()?, image))
@@ -224,7 +234,7 @@ impl NativeSymbolizer {
             } else {
                 "the debug information is too large to read"
             };
-            self.gaps.insert(Gap::new(&what, why));
+            self.miss(module, Gap::new(&what, why));
         }
         elf
     }
