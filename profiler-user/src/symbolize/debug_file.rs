@@ -256,6 +256,33 @@ mod tests {
         std::fs::remove_dir_all(folder).unwrap();
     }
 
+    /// What the target has installed is found below its root, by build id.
+    #[test]
+    fn in_the_targets_root() {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let library = maps.lines().find_map(|line| line.split_once(" /")?.1.split_once("/libc.so"));
+        let (folder, rest) = library.unwrap();
+        let path = format!("/{folder}/libc.so{rest}");
+        let image = Image::from_file(File::open(&path).unwrap(), 0).unwrap();
+        let root = std::env::temp_dir().join(format!("debug-root-{}", std::process::id()));
+        let below = build_id_path(image.build_id().unwrap()).unwrap();
+        let debug = root.join(DEBUG_DIRECTORY).join(&below);
+        std::fs::create_dir_all(debug.parent().unwrap()).unwrap();
+        // Of the same build it is, if no debug file.
+        std::fs::copy(&path, &debug).unwrap();
+        let files = DebugFiles { target_root: Some(root.clone()) };
+        let found = files.find("/lib/libc.so.6", &image);
+        let place = std::fs::read_link(found.image.unwrap().path().unwrap()).unwrap();
+        assert_eq!(place, debug);
+        // Without it, ours may be found; never another's.
+        std::fs::copy("/proc/self/exe", &debug).unwrap();
+        let found = files.find("/lib/libc.so.6", &image);
+        assert!(
+            found.gaps.iter().any(|gap| gap.0.contains("which build") || gap.0.contains("another"))
+        );
+        std::fs::remove_dir_all(root).unwrap();
+    }
+
     /// What decompresses to an absurd size, or not at all, is refused.
     #[test]
     fn decompressed_sizes() {
