@@ -16,7 +16,7 @@ use crate::job::{Job, KernelStack, Losses, PythonFrames};
 use crate::process::live::{LiveMemory, open_region};
 use crate::process::modules::Modules;
 use crate::process::target::Target;
-use crate::report::application::{Origin, Owner};
+use crate::report::application::{Origin, Owner, interpreter};
 use crate::report::facts::{Context, RuntimeFacts, SessionFacts, ThreadFacts};
 use crate::report::group::Tally;
 use crate::report::schema::session::EndReason;
@@ -68,9 +68,10 @@ impl Analyst {
         error_threshold_ns: u64,
         sink: Box<dyn Sink + Send>,
     ) -> Self {
+        let program = facts.process.exe.clone().filter(|exe| interpreter(exe).is_none());
         let mut analyst = Self {
             memory: LiveMemory::new(target.pid()),
-            symbolizer: NativeSymbolizer::of_process(target.pid()),
+            symbolizer: NativeSymbolizer::of_process(target.pid(), program),
             target,
             modules: Modules::new(),
             unwinder: NativeUnwinder::new(),
@@ -166,7 +167,7 @@ impl Analyst {
         let (head, pid) = (&captured.head, self.target.pid());
         let gathered = self.gathered(head.head.tid, head.turn_start_ns);
         gathered.loop_kind = gathered.loop_kind.or(loop_kind);
-        if head.reason != reason::TICK && tokio::is_parked(&stack.frames, head.registers.syscall) {
+        if tokio::is_off_duty(&stack.frames, head.registers.syscall) {
             gathered.parked.since(head.at_ns);
         }
         if gathered.parked.is_before(head.at_ns) {

@@ -107,7 +107,11 @@ fn healthy() -> Result<()> {
     let _machine = alone();
     for flavour in ["current_thread", "multi_thread"] {
         let target = start(Path::new(SERVICE), flavour)?;
-        let played = play(&target, &each(&["/offload", "/wait", "/"], &[300, 800]))?;
+        let mut paths = each(&["/offload", "/wait", "/"], &[300, 800]);
+        if flavour == "multi_thread" {
+            paths.extend(each(&["/handover", "/"], &[300, 500]));
+        }
+        let played = play(&target, &paths)?;
         played.must_be_right()?;
         ensure!(ends(&played).is_empty(), "{flavour}: {:#?}", ends(&played));
     }

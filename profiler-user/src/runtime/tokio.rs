@@ -1,4 +1,4 @@
-//! tokio by its own frames: that it runs, which version, and whether a worker is parked.
+//! tokio by its own frames: that it runs, which version, and whether a worker is at work.
 //!
 //! There is nothing to read in the target: the native stack tells it. With debug information the
 //! files tell most, because it need not spell out of which module an inlined function is; where there
@@ -37,23 +37,30 @@ pub fn runs_tasks(frame: &Frame) -> bool {
         || (is_of(frame, "scheduler/") && named(&["run", "block_on"]))
 }
 
-/// Whether a thread that is blocked in a syscall is a worker without work.
+/// Whether a thread that has served tasks does so no more: what it does now stalls nobody.
 ///
-/// It waits for work on a futex, unless it is the one that waits in epoll for all of them.
-pub fn is_parked(frames: &[Frame], syscall: i64) -> bool {
-    let in_park = |frame: &Frame| {
-        let of_worker = [
+/// A worker without work waits on a futex, unless it is the one that waits in epoll for all of them.
+/// One that is about to block, and says so, hands its tasks over; afterwards it may find no room among
+/// the workers and be one more thread of the blocking pool.
+pub fn is_off_duty(frames: &[Frame], syscall: i64) -> bool {
+    let of_worker = |frame: &Frame| {
+        [
             "scheduler/multi_thread/park",
             "scheduler/multi_thread/worker",
             "thread_pool/park",
             "thread_pool/worker",
-        ];
-        last_segment(frame).is_some_and(|name| name.starts_with("park"))
-            && of_worker.iter().any(|part| is_of(frame, part))
+        ]
+        .iter()
+        .any(|part| is_of(frame, part))
+    };
+    let has = |named: &str| {
+        let begins = |name: &str| name.starts_with(named);
+        frames.iter().any(|frame| of_worker(frame) && last_segment(frame).is_some_and(begins))
     };
     // While it holds the driver it may wait for locks of the driver's.
-    let drives = |frame: &Frame| last_segment(frame) == Some("park_driver");
-    syscall == FUTEX && frames.iter().any(in_park) && !frames.iter().any(drives)
+    let is_parked = syscall == FUTEX && has("park") && !has("park_driver");
+    let in_pool = frames.iter().any(|frame| is_of(frame, "blocking/pool")) && !has("run");
+    is_parked || in_pool || has("block_in_place")
 }
 
 /// Whether a frame is of a part of `tokio::runtime`: a path below its folder.
@@ -149,18 +156,32 @@ mod tests {
         let park = "tokio-1.54.1/src/runtime/scheduler/multi_thread/park.rs";
         let worker = "tokio-1.54.1/src/runtime/scheduler/multi_thread/worker.rs";
         let idle = [frame("park_condvar", Some(park)), frame("park_internal", Some(worker))];
-        assert!(is_parked(&idle, FUTEX));
-        assert!(!is_parked(&idle, 0));
+        assert!(is_off_duty(&idle, FUTEX));
+        assert!(!is_off_duty(&idle, 0));
         let name = "tokio::runtime::scheduler::multi_thread::worker::Context::park_internal";
-        assert!(is_parked(&[frame(name, None)], FUTEX));
+        assert!(is_off_duty(&[frame(name, None)], FUTEX));
         let name = "<tokio::runtime::scheduler::multi_thread::worker::Context>::park_internal";
-        assert!(is_parked(&[frame(name, None)], FUTEX));
+        assert!(is_off_duty(&[frame(name, None)], FUTEX));
         let name = "tokio::runtime::scheduler::multi_thread::park::Unparker::unpark";
-        assert!(!is_parked(&[frame(name, None)], FUTEX));
+        assert!(!is_off_duty(&[frame(name, None)], FUTEX));
         let drives = [frame("park_driver", Some(park)), frame("park", Some(worker))];
-        assert!(!is_parked(&drives, FUTEX));
-        assert!(!is_parked(&[frame("run_task", Some(worker))], FUTEX));
-        assert!(!is_parked(&[frame("parking_lot::park", None)], FUTEX));
+        assert!(!is_off_duty(&drives, FUTEX));
+        assert!(!is_off_duty(&[frame("run_task", Some(worker))], FUTEX));
+        assert!(!is_off_duty(&[frame("parking_lot::park", None)], FUTEX));
+    }
+
+    /// Workers are threads of the blocking pool, in which all else may block.
+    #[test]
+    fn blocking_pool() {
+        let worker = "tokio-1.54.1/src/runtime/scheduler/multi_thread/worker.rs";
+        let pool = frame("run", Some("tokio-1.54.1/src/runtime/blocking/pool.rs"));
+        let handler = frame("shop::pay::{{closure}}", None);
+        let run = frame("run", Some(worker));
+        let works = [handler.clone(), run.clone(), pool.clone()];
+        assert!(!is_off_duty(&works, 0));
+        assert!(is_off_duty(&[handler.clone(), pool.clone()], 0));
+        let handed_over = frame("block_in_place<shop::pay::{closure_env#0}>", Some(worker));
+        assert!(is_off_duty(&[handler, handed_over, run, pool], 0));
     }
 
     /// Tasks are run by the scheduler; the rest of the runtime may be called by them.

@@ -37,6 +37,9 @@ const MAX_DEBUG_BYTES: u64 = 128 * 1024 * 1024;
 /// the functions' names do not depend on it.
 const MAX_INFLATED_BYTES: u64 = 4 * 1024 * 1024;
 
+/// The same for the program itself, whose lines are what people look for: they are worth the memory.
+const MAX_INFLATED_PROGRAM_BYTES: u64 = 32 * 1024 * 1024;
+
 /// One function at one place: the frame's own, or one that was inlined there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Name {
@@ -70,6 +73,8 @@ pub struct NativeSymbolizer {
     /// Images whose debug information blazesym could not make sense of; their symbols may do.
     symbols_only: HashSet<Identity>,
     debug_files: DebugFiles,
+    /// The path of the main executable, unless that is an interpreter.
+    program: Option<String>,
     /// By the module's path.
     gaps: BTreeMap<Arc<str>, BTreeSet<Gap>>,
 }
@@ -81,8 +86,10 @@ impl NativeSymbolizer {
     }
 
     /// Debug files are looked for in the file system of the process as well, while it lives.
-    pub fn of_process(pid: u32) -> Self {
-        Self { debug_files: DebugFiles::of_process(pid), ..Self::default() }
+    ///
+    /// `program` is the file whose source lines are worth most, as the target sees it.
+    pub fn of_process(pid: u32, program: Option<String>) -> Self {
+        Self { debug_files: DebugFiles::of_process(pid), program, ..Self::default() }
     }
 
     /// A whole stack, ready to be merged with a runtime's frames.
@@ -224,7 +231,11 @@ impl NativeSymbolizer {
     fn source(&mut self, module: &Module, image: &Image, path: PathBuf, file: &Image) -> Elf {
         let mut elf = Elf::new(path);
         let (all, inflated) = (file.debug_bytes(), file.compressed_debug_bytes());
-        let small = all <= MAX_DEBUG_BYTES && inflated <= MAX_INFLATED_BYTES;
+        let limit = match self.program.as_deref() == Some(&*module.path) {
+            true => MAX_INFLATED_PROGRAM_BYTES,
+            false => MAX_INFLATED_BYTES,
+        };
+        let small = all <= MAX_DEBUG_BYTES && inflated <= limit;
         let readable = small && !self.symbols_only.contains(image.identity());
         elf.debug_syms = all > 0 && readable;
         if all > 0 && !readable {

@@ -1,4 +1,5 @@
-//! A turn that ended without a wait in epoll: a worker of a pool had no more work, and parked.
+//! A turn that ended without a wait in epoll: a worker of a pool had no more work and parked, or handed
+//! its work over to others.
 //!
 //! The probes take a worker's turn to go on until it waits in epoll again, which another may do
 //! instead. Its stack tells that it is parked; what it does after that is not part of the turn.
@@ -49,7 +50,7 @@ impl Parked {
         due.at_ns = parked_ns;
         due.now = None;
         due.ready_events = None;
-        let why = "it had no more work and parked; only waits in epoll are watched";
+        let why = "it parked or handed its work over, and then only waits in epoll are watched";
         due.gaps.push(Gap::new("what the worker did later in its turn", why));
         Some(due)
     }

@@ -44,7 +44,9 @@ fn must_be_nameless(look: &Look, binary: &Path) {
 /// where there is none, by the checksum.
 #[test]
 fn separate_debug_file() {
-    for (name, flag) in [("split", "-Wl,--build-id=sha1"), ("sum", "-Wl,--build-id=none")] {
+    let flags =
+        [("split", "-Wl,--build-id=sha1"), ("sum", "-Wl,--build-id=none"), ("zipped", "-gz")];
+    for (name, flag) in flags {
         let Some(binary) = compile(name, &["-g", flag]) else { return };
         split(&binary);
         let look = look(&binary);

@@ -144,7 +144,7 @@ impl Target {
         let (_, registers) = self.asleep();
         let modules = self.modules();
         let stack = NativeUnwinder::new().unwind(&modules, &registers, &self.stack(&registers));
-        let mut symbolizer = NativeSymbolizer::of_process(self.pid());
+        let mut symbolizer = NativeSymbolizer::of_process(self.pid(), None);
         let frames = symbolizer.name_stack(&modules, &stack).frames;
         let gaps = symbolizer.gaps().map(ToString::to_string).collect();
         Look { stack, frames, gaps }

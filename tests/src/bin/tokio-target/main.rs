@@ -1,7 +1,8 @@
 //! An HTTP service on tokio whose handlers block their worker in known ways, and write down when.
 //!
 //! `tokio-target --flavour current_thread|multi_thread --truth FILE`. It prints `ready PORT`. What is
-//! asked for with `/offload` blocks where it may, on a thread of the blocking pool.
+//! asked for with `/offload` blocks where it may, on a thread of the blocking pool; with `/handover`,
+//! which only the multi-threaded flavour allows, after others have taken the worker's place.
 
 mod block;
 
@@ -106,6 +107,7 @@ async fn answer(path: &str, duration: Duration, recorder: &Recorder) -> &'static
                 return "500 Internal Server Error";
             }
         }
+        "/handover" => tokio::task::block_in_place(|| std::thread::sleep(duration)),
         _ => return "404 Not Found",
     }
     "200 OK"
