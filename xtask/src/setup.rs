@@ -37,7 +37,7 @@ const fn need(what: &'static str, package: &'static str) -> Need {
 // The interpreter of the distribution, stripped as it is, is a target of its own.
 const DEMO: [Need; 1] = [need("/usr/bin/python3", "python3")];
 
-const TARGETS: [Need; 10] = [
+const TARGETS: [Need; 11] = [
     need("redis-server", "redis-server"),
     need("redis-benchmark", "redis-tools"),
     need("/usr/sbin/nginx", "nginx"),
@@ -46,6 +46,7 @@ const TARGETS: [Need; 10] = [
     need("memcached", "memcached"),
     need("wrk", "wrk"),
     need("gcc", "gcc"),
+    need("dwz", "dwz"),
     need("/usr/include/stdio.h", "libc6-dev"),
     need("/usr/bin/python3", "python3"),
 ];

@@ -254,10 +254,13 @@ impl NativeSymbolizer {
 impl Opened {
     fn names(&self, offset: u64) -> Result<Vec<Name>, String> {
         // A debug file has the addresses of the file it is about, but not its offsets.
-        if let (Some((elf, _)), Some(address)) = (&self.separate, self.image.address_of(offset))
-            && let Ok(Some(names)) = self.ask(elf, Input::VirtOffset(address))
-        {
-            return Ok(names);
+        if let (Some((elf, _)), Some(address)) = (&self.separate, self.image.address_of(offset)) {
+            match self.ask(elf, Input::VirtOffset(address)) {
+                Ok(Some(names)) => return Ok(names),
+                // Its symbols may make sense.
+                Err(why) if elf.debug_syms => return Err(why),
+                _ => {}
+            }
         }
         let Some(elf) = &self.own else { return Ok(vec![NAMELESS]) };
         let names = self.ask(elf, Input::FileOffset(offset))?;
@@ -265,16 +268,20 @@ impl Opened {
     }
 
     fn ask(&self, elf: &Elf, at: Input<u64>) -> Result<Option<Vec<Name>>, String> {
-        let mut found = self.look_up(elf, at)?;
-        if elf.debug_syms
-            && let Some(name) = found.as_mut().and_then(|names| names.last_mut())
+        let found = self.look_up(elf, at)?;
+        if !elf.debug_syms {
+            return Ok(found);
+        }
+        let symbols = Elf { debug_syms: false, ..elf.clone() };
+        // Debug information has no name where that lies in a file which is missing.
+        let Some(mut names) = found else { return self.look_up(&symbols, at) };
+        if let Some(name) = names.last_mut()
             && lacks_path(name)
         {
-            let symbols = Elf { debug_syms: false, ..elf.clone() };
             let symbol = self.look_up(&symbols, at)?.and_then(|mut names| names.pop()?.function);
             name.function = symbol.filter(|symbol| symbol.contains("::")).or(name.function.take());
         }
-        Ok(found)
+        Ok(Some(names))
     }
 
     fn look_up(&self, elf: &Elf, at: Input<u64>) -> Result<Option<Vec<Name>>, String> {

@@ -61,6 +61,30 @@ fn separate_debug_file() {
     }
 }
 
+/// What several debug files have in common lies in one more file, to which they refer.
+#[test]
+fn common_debug_file() {
+    let Some(binary) = compile("common-1", &["-g"]) else { return };
+    let Some(other) = compile("common-2", &["-g", "-O1"]) else { return };
+    let files = [split(&binary), split(&other)].map(|path| path.to_str().unwrap().to_owned());
+    let common = format!("{}/.debug/common.debug", env!("CARGO_TARGET_TMPDIR"));
+    match Command::new("dwz").args(["-m", &common, "-M", &common]).args(&files).status() {
+        Ok(status) => assert!(status.success()),
+        Err(error) => {
+            println!("skipped: dwz: {error}");
+            return;
+        }
+    }
+    let whole = look(&binary);
+    assert_eq!(from_inner_to_main(&whole.functions())[..4], OURS);
+    let nap = whole.all().find(|frame| frame.function.as_deref() == Some("nap")).unwrap();
+    assert!(nap.inlined && nap.line.is_some());
+
+    // The symbols are whole without it.
+    fs::remove_file(common).unwrap();
+    assert_eq!(from_inner_to_main(&look(&binary).functions())[..4], OURS);
+}
+
 /// A debug file of another build is not used, and the report says so.
 #[test]
 fn debug_file_of_another_build() {
