@@ -5,7 +5,7 @@
 
 mod other_threads;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
@@ -19,13 +19,15 @@ use crate::job::{Job, KernelStack, Losses, PythonFrames, Verdict};
 use crate::process::live::{LiveMemory, open_region};
 use crate::process::modules::Modules;
 use crate::process::target::Target;
-use crate::report::facts::{Context, SessionFacts, ThreadFacts};
+use crate::report::application::{Origin, Owner, interpreter};
+use crate::report::facts::{Context, RuntimeFacts, SessionFacts, ThreadFacts};
 use crate::report::group::Tally;
 use crate::report::schema::session::EndReason;
 use crate::report::syscalls::{Operand, operand};
 use crate::report::{Finish, Report};
 use crate::runtime::cpython::python_stack;
 use crate::runtime::pool::{Pool, Posture, posture};
+use crate::runtime::tokio;
 use crate::sink::Sink;
 use crate::source::Captured;
 use crate::symbolize::kernel::{KernelSymbols, parse_proc_stack};
@@ -33,7 +35,7 @@ use crate::symbolize::native::NativeSymbolizer;
 use crate::turn::tracker::{Due, doing};
 use crate::turn::{Awaited, Moment, Stall, ThreadState};
 use crate::unwind::greenlet;
-use crate::unwind::merge::{PythonStack, merge};
+use crate::unwind::merge::{NamedNativeStack, PythonStack, merge};
 use crate::unwind::native::NativeUnwinder;
 
 /// What the last line of a session needs.
@@ -71,12 +73,13 @@ impl Analyst {
         verdicts: SyncSender<Verdict>,
         sink: Box<dyn Sink + Send>,
     ) -> Self {
+        let program = facts.process.exe.clone().filter(|exe| interpreter(exe).is_none());
         let mut analyst = Self {
             memory: LiveMemory::new(target.pid()),
+            symbolizer: NativeSymbolizer::of_process(target.pid(), program),
             target,
             modules: Modules::new(),
             unwinder: NativeUnwinder::new(),
-            symbolizer: NativeSymbolizer::new(),
             kernel: None,
             loops: BTreeMap::new(),
             verdicts,
@@ -135,7 +138,8 @@ impl Analyst {
     /// tenth of a second of work.
     fn warm_up(&mut self, captured: &[Captured]) {
         for captured in captured {
-            self.stack(captured, &PythonFrames::NotPython);
+            let (stack, _) = self.stack(captured, &PythonFrames::NotPython);
+            self.recognise(&stack.frames);
         }
         // On a healthy target that may be all for days. Reading again takes 5 ms.
         self.rest();
@@ -181,10 +185,14 @@ impl Analyst {
             }
             KernelStack::Captured => self.kernel_frames(&captured.kernel, &mut stack.gaps),
         };
+        self.recognise(&stack.frames);
         let loop_kind = loop_kind(&stack.frames);
         let (head, pid) = (&captured.head, self.target.pid());
         let gathered = self.gathered(head.head.tid, head.turn_start_ns);
         gathered.loop_kind = gathered.loop_kind.or(loop_kind);
+        if gathered.is_idle_at(head.at_ns) {
+            return;
+        }
         if head.reason == reason::TICK {
             gathered.samples.tick(stack, tick_state(head.in_user), head.registers);
         } else {
@@ -214,11 +222,23 @@ impl Analyst {
         gathered
     }
 
+    /// A runtime that is known by its frames, unless one is known already.
+    fn recognise(&mut self, frames: &[Frame]) {
+        if self.facts.runtime.is_none()
+            && let Some(tokio) = tokio::recognise(frames)
+        {
+            let (name, version) = ("tokio".to_owned(), tokio.version);
+            self.facts.runtime = Some(RuntimeFacts { name, version });
+        }
+    }
+
     /// Lets the session know where a thread parks. A full queue drops it: the next park tells as well.
     fn tell(&mut self, captured: &Captured, posture: Posture) {
         let gathered = self.loops.entry(captured.head.head.tid).or_default();
         match posture {
-            Posture::Parked(pool, _) | Posture::Working(pool) => gathered.pool = Some(pool),
+            Posture::Parked(pool, _) | Posture::Working(pool) | Posture::OffDuty(pool) => {
+                gathered.pool = Some(pool);
+            }
             Posture::Looping { .. } => gathered.pool = None,
             Posture::Unknown => return,
         }
@@ -236,6 +256,7 @@ impl Analyst {
             native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
         }
         let mut named = self.symbolizer.name_stack(&self.modules, &native);
+        let gaps = self.missing_names(&named);
         let posture = posture(registers, &native, &named, &captured.python, python);
         let greenlet_end = greenlet::end(&mut named);
         let mut stack = match python {
@@ -252,8 +273,18 @@ impl Analyst {
                 stack
             }
         };
+        stack.gaps.extend(gaps);
         stack.truncated = stack.truncated.or(greenlet_end);
         (stack, posture)
+    }
+
+    /// Why names are missing in the modules of a stack that matter: not in what is under everything.
+    fn missing_names(&self, named: &NamedNativeStack) -> Vec<Gap> {
+        let owner = Owner::new(&self.facts.process);
+        let frames = named.frames.iter().flatten();
+        let matter = frames.filter(|frame| owner.of(frame) != Origin::Plumbing);
+        let modules: BTreeSet<&str> = matter.filter_map(|frame| frame.module.as_deref()).collect();
+        modules.into_iter().flat_map(|module| self.symbolizer.gaps_of(module)).cloned().collect()
     }
 
     /// False where the process is gone: what we know of it is all there will be.

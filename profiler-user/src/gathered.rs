@@ -8,6 +8,7 @@ use crate::frame::Frame;
 use crate::gap::Gap;
 use crate::process::descriptors::describe;
 use crate::runtime::pool::Pool;
+use crate::runtime::tokio;
 use crate::turn::holders::Holders;
 use crate::turn::samples::Samples;
 use crate::turn::{Awaited, Holder, Named, Other, Sampled, Waker};
@@ -256,7 +257,7 @@ pub fn loop_kind(frames: &[Frame]) -> Option<&'static str> {
             Some("asyncio")
         } else if function == "uv_run" {
             Some("libuv")
-        } else if function.starts_with("tokio::runtime::") {
+        } else if tokio::is_runtime(frame) {
             Some("tokio")
         } else {
             None

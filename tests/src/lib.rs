@@ -12,6 +12,7 @@ pub mod target;
 pub mod interpreters;
 pub mod redis;
 pub mod load;
+pub mod servers;
 pub mod tracer;
 pub mod programs;
 pub mod scenario;

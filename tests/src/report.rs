@@ -52,6 +52,7 @@ pub struct End {
 pub struct StallLine {
     pub stall: Stall,
     pub thread: Thread,
+    pub runtime: Option<Runtime>,
     pub cause: Cause,
     pub culprit: Option<Culprit>,
     pub task: Option<Task>,
@@ -82,8 +83,15 @@ pub struct Time {
 #[derive(Debug, Clone, Deserialize)]
 pub struct Thread {
     pub tid: u32,
+    pub name: Option<String>,
     #[serde(rename = "loop")]
     pub loop_kind: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Runtime {
+    pub name: String,
+    pub version: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -130,6 +138,7 @@ pub struct Stack {
     pub samples: u64,
     pub time_ns: u64,
     pub frames: Vec<Frame>,
+    pub truncated: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -139,6 +148,8 @@ pub struct Frame {
     pub line: Option<u32>,
     pub module: Option<String>,
     pub language: String,
+    pub inlined: bool,
+    pub address: Option<String>,
 }
 
 /// A line, and when it arrived here in ns of `CLOCK_MONOTONIC`.

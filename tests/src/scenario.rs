@@ -73,9 +73,18 @@ pub fn play(target: &Target, paths: &[String]) -> Result<Played> {
 /// Attaches, does what `act` does, detaches with Ctrl-C. `act` returns what it recorded itself; what the
 /// target recorded is added to it.
 pub fn observe(target: &Target, act: impl FnOnce() -> Result<Vec<Truth>>) -> Result<Played> {
+    observe_process(target, target.loop_pid(), act)
+}
+
+/// The same for a process that the target has started, such as its worker.
+pub fn observe_process(
+    target: &Target,
+    pid: u32,
+    act: impl FnOnce() -> Result<Vec<Truth>>,
+) -> Result<Played> {
     require_root()?;
     let noise = NoiseMeter::start();
-    let (tracer, start) = Tracer::attach(target.loop_pid(), &[])?;
+    let (tracer, start) = Tracer::attach(pid, &[])?;
     let acted = act();
     std::thread::sleep(BREATH);
     let until_ns = monotonic_ns();

@@ -108,9 +108,14 @@ impl Target {
     }
 
     fn python(python: &Path, script: &str, options: &[&str]) -> Result<Self> {
-        let scratch = Scratch::new()?;
         let mut command = Command::new(python);
         command.arg(folder().join(script)).args(options);
+        Self::of_ours(command)
+    }
+
+    /// A program of ours: it writes its truth where `--truth` says, and prints `ready PORT`.
+    pub fn of_ours(mut command: Command) -> Result<Self> {
+        let scratch = Scratch::new()?;
         command.arg("--truth").arg(scratch.file("truth.jsonl"));
         let mut target = Self::spawn(command, scratch)?;
         let ready = target.line_starting("ready ", patience(20))?;

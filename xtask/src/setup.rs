@@ -16,7 +16,8 @@ pub enum Group {
     Probes,
     /// What the demo attaches to: Python.
     Demo,
-    /// What the tests attach to: redis, uWSGI, Python with FastAPI and uvicorn, other CPythons, a C compiler.
+    /// What the tests attach to: redis, nginx, haproxy, memcached, uWSGI, Python with FastAPI and uvicorn, other
+    /// CPythons, a C compiler.
     Targets,
     /// A virtual machine with Debian's kernel.
     Vm,
@@ -36,11 +37,16 @@ const fn need(what: &'static str, package: &'static str) -> Need {
 // The interpreter of the distribution, stripped as it is, is a target of its own.
 const DEMO: [Need; 1] = [need("/usr/bin/python3", "python3")];
 
-const TARGETS: [Need; 8] = [
+const TARGETS: [Need; 13] = [
     need("redis-server", "redis-server"),
     need("redis-benchmark", "redis-tools"),
+    need("/usr/sbin/nginx", "nginx"),
+    need("/usr/lib/nginx/modules/ngx_http_lua_module.so", "libnginx-mod-http-lua"),
+    need("/usr/sbin/haproxy", "haproxy"),
+    need("memcached", "memcached"),
     need("wrk", "wrk"),
     need("gcc", "gcc"),
+    need("dwz", "dwz"),
     need("/usr/include/stdio.h", "libc6-dev"),
     need("/usr/bin/python3", "python3"),
     need("uwsgi-core", "uwsgi-core"),

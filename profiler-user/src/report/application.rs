@@ -2,6 +2,7 @@
 
 use super::facts::ProcessFacts;
 use crate::frame::{Frame, Language};
+use crate::runtime::tokio;
 use crate::unwind::greenlet::is_beginning;
 
 /// Whose code a frame is.
@@ -53,8 +54,48 @@ const LOOPS: [(&str, &[&str]); 6] = [
     ("twisted/internet/posixbase.py", &["_doReadOrWrite"]),
 ];
 
-/// Namespaces of the standard libraries of Rust and C++, which are compiled into the program.
-const STANDARD_NAMESPACES: [&str; 4] = ["std::", "core::", "alloc::", "__gnu_cxx::"];
+/// Namespaces of what is compiled into the program and not its own: the standard libraries of Rust and
+/// C++, and the crates that most servers in Rust stand on, for where no file tells.
+const FOREIGN_NAMESPACES: [&str; 33] = [
+    "std::",
+    "core::",
+    "alloc::",
+    "__gnu_cxx::",
+    "tokio::",
+    "tokio_util::",
+    "tokio_stream::",
+    "mio::",
+    "hyper::",
+    "hyper_util::",
+    "h2::",
+    "http::",
+    "axum::",
+    "axum_core::",
+    "actix_rt::",
+    "actix_server::",
+    "actix_http::",
+    "actix_web::",
+    "warp::",
+    "tower::",
+    "tower_service::",
+    "tonic::",
+    "futures::",
+    "futures_util::",
+    "futures_core::",
+    "async_std::",
+    "crossbeam_channel::",
+    "parking_lot::",
+    "parking_lot_core::",
+    "rayon_core::",
+    "rustls::",
+    "tracing::",
+    "hashbrown::",
+];
+
+/// Folders of source files that are not the program's: where rustc and cargo put those of others. The
+/// first is what rustc writes for its own, the second where it has their source installed.
+const FOREIGN_FOLDERS: [&str; 4] =
+    ["/rustc/", "/rustlib/src/rust/", "cargo/registry/", "cargo/git/checkouts/"];
 
 /// The interpreter that an executable is, if it is one that is known.
 pub fn interpreter(exe: &str) -> Option<&'static str> {
@@ -100,20 +141,29 @@ impl<'a> Owner<'a> {
         {
             return Origin::Plumbing;
         }
-        if self.program != Some(module) || is_compiled_in(frame) {
-            return Origin::Library;
-        }
-        Origin::Application
+        let is_own = self.program.is_some_and(|exe| exe == module || is_plugin(exe, module));
+        if is_own && !is_compiled_in(frame) { Origin::Application } else { Origin::Library }
     }
+}
+
+/// Whether a library is a part of the program that is loaded on demand: `/usr/lib/nginx/modules/x.so`.
+fn is_plugin(exe: &str, module: &str) -> bool {
+    let mut before = "";
+    module.split('/').any(|folder| {
+        let is_own = matches!(before, "lib" | "lib64" | "libexec") && folder == basename(exe);
+        before = folder;
+        is_own
+    })
 }
 
 /// A frame of the main executable that comes from a library's source all the same.
 fn is_compiled_in(frame: &Frame) -> bool {
-    let from_library = |file: &str| file.contains("/rustc/") || file.contains("/.cargo/registry/");
-    // `<std::thread::Thread as …>::park` is the standard library's as well.
-    let name = frame.function.as_deref().map(|name| name.trim_start_matches('<'));
+    let from_library = |file: &str| FOREIGN_FOLDERS.into_iter().any(|folder| file.contains(folder));
+    // `<std::thread::Thread as …>::park` and `<&mut std::fs::File as …>::read` are the library's as well.
+    let name = frame.function.as_deref().map(|name| name.trim_start_matches(['<', '&', '*']));
+    let name = name.map(|name| name.trim_start_matches("mut ").trim_start_matches("dyn "));
     frame.file.as_deref().is_some_and(from_library)
-        || name.is_some_and(|name| starts_with_any(name, &STANDARD_NAMESPACES))
+        || name.is_some_and(|name| starts_with_any(name, &FOREIGN_NAMESPACES))
 }
 
 fn python(frame: &Frame) -> Origin {
@@ -158,10 +208,12 @@ fn is_launcher(frame: &Frame, file: &str) -> bool {
 /// What lies further out called the loop. It is on the stack of every turn, so it explains none:
 /// `asyncio.run(main())` at the end of a script is the application's, and to blame for nothing.
 pub fn inside_callback(frames: &[Frame]) -> usize {
-    let python = frames.iter().position(|frame| is_loop(frame) || is_beginning(frame));
+    let runs_callbacks =
+        |frame: &Frame| is_loop(frame) || is_beginning(frame) || tokio::runs_tasks(frame);
+    let innermost = frames.iter().position(runs_callbacks);
     // What called uvloop need not be asyncio. Outermost: a callback may run a loop of its own.
     let libuv = || frames.iter().rposition(is_libuv);
-    python.or_else(libuv).unwrap_or(frames.len())
+    innermost.or_else(libuv).unwrap_or(frames.len())
 }
 
 /// The frame that tells one callback from another: the outermost of the application's Python code, as
@@ -253,6 +305,12 @@ mod tests {
             (redis, "je_malloc", "/usr/lib/libjemalloc.so.2", Library),
             (redis, "std::sort<int*>", redis, Library),
             (redis, "<std::sync::Mutex as Drop>::drop", redis, Library),
+            (redis, "<&mut std::fs::File as std::io::Read>::read", redis, Library),
+            (redis, "tokio::sync::mutex::Mutex<T>::blocking_lock", redis, Library),
+            (redis, "tokio_target::handler::{{closure}}", redis, Application),
+            (redis, "<tokio_target::Job as core::future::Future>::poll", redis, Application),
+            ("/usr/sbin/nginx", "ngx_x", "/usr/lib/nginx/modules/ngx_x_module.so", Application),
+            ("/opt/shop/bin/shop", "SSL_read", "/opt/shop/lib/libssl.so.3", Library),
             ("/usr/bin/python3.11", "sock_recv", "/usr/bin/python3.11", Plumbing),
             ("/usr/bin/python3.11", "sre_search", "/usr/lib/libpython3.11.so.1.0", Plumbing),
             ("/usr/bin/uwsgi", "uwsgi_loop", "/usr/bin/uwsgi", Plumbing),
@@ -278,8 +336,18 @@ mod tests {
         let process = process("/srv/server");
         let mut frame = native("serde_json::de::from_str", "/srv/server");
         assert_eq!(Owner::new(&process).of(&frame), Application);
-        frame.file = Some("/root/.cargo/registry/src/index/serde_json-1.0/src/de.rs".to_owned());
-        assert_eq!(Owner::new(&process).of(&frame), Library);
+        for file in [
+            "/root/.cargo/registry/src/index/serde_json-1.0/src/de.rs",
+            "/usr/local/cargo/registry/src/index/serde_json-1.0/src/de.rs",
+            "/root/.cargo/git/checkouts/json-1f/9e/src/de.rs",
+            "/rustc/5980/library/core/src/ops/function.rs",
+            "/root/.rustup/toolchains/1.95/lib/rustlib/src/rust/library/core/src/str/mod.rs",
+        ] {
+            frame.file = Some(file.to_owned());
+            assert_eq!(Owner::new(&process).of(&frame), Library, "{file}");
+        }
+        frame.file = Some("/srv/cargo/src/main.rs".to_owned());
+        assert_eq!(Owner::new(&process).of(&frame), Application);
     }
 
     /// What called the loop is outside, in each of asyncio's ways to be called.
@@ -323,6 +391,14 @@ mod tests {
         }
         let frames = [python("_run", &format!("{lib}/events.py"), 80)];
         assert_eq!(inside_callback(&frames), 0);
+        // `main` calls tokio's runtime, which calls the handler.
+        let frames = [
+            native("shop::pay::{{closure}}", "/srv/shop"),
+            native("tokio::runtime::task::raw::poll", "/srv/shop"),
+            native("tokio::runtime::runtime::Runtime::block_on", "/srv/shop"),
+            native("shop::main", "/srv/shop"),
+        ];
+        assert_eq!(inside_callback(&frames), 1);
         let frames = [native("dictFind", "/usr/bin/redis-server"), python("run", "app.py", 1)];
         assert_eq!(inside_callback(&frames), 2);
     }

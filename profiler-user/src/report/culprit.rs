@@ -42,14 +42,30 @@ fn is_same_function(one: &Frame, other: &Frame) -> bool {
     one.function == other.function && one.file == other.file && one.module == other.module
 }
 
-/// A stack's innermost named frame: of the application, else of a library, else any.
+/// The innermost frame of the application inside the loop's callback, where it has no name: the reason
+/// why nobody can be blamed.
+pub fn nameless<'a>(evidence: &[&'a Sampled], owner: &Owner<'_>) -> Option<&'a Frame> {
+    let mut frames = evidence.iter().filter_map(|sampled| {
+        let frames = &sampled.stack.frames;
+        let inside = frames.get(..inside_callback(frames))?;
+        inside.iter().find(|frame| owner.of(frame) == Origin::Application)
+    });
+    frames.find(|frame| frame.function.is_none())
+}
+
+/// A stack's innermost named frame: of the application, else of a library that it called, else any.
 fn of_stack<'a>(frames: &'a [Frame], owner: &Owner<'_>) -> Option<&'a Frame> {
     let inside = frames.get(..inside_callback(frames)).unwrap_or_default();
     let innermost = |frames: &'a [Frame], origin| {
         frames.iter().find(|frame| frame.function.is_some() && owner.of(frame) == origin)
     };
-    innermost(inside, Origin::Application)
-        .or_else(|| innermost(inside, Origin::Library))
+    // Where the application's frames have no names, what called them is not to blame: a library's
+    // event loop calls all there is. What they called may be.
+    if let Some(own) = inside.iter().position(|frame| owner.of(frame) == Origin::Application) {
+        return innermost(inside, Origin::Application)
+            .or_else(|| innermost(inside.get(..own).unwrap_or_default(), Origin::Library));
+    }
+    innermost(inside, Origin::Library)
         // The loop's own work between two callbacks.
         .or_else(|| innermost(frames, Origin::Library))
         .or_else(|| innermost(frames, Origin::Application))
@@ -58,7 +74,7 @@ fn of_stack<'a>(frames: &'a [Frame], owner: &Owner<'_>) -> Option<&'a Frame> {
 
 #[cfg(test)]
 mod tests {
-    use super::find;
+    use super::{find, nameless};
     use crate::frame::Frame;
     use crate::report::application::Owner;
     use crate::report::facts::ProcessFacts;
@@ -132,10 +148,27 @@ mod tests {
         let unnamed = Frame { function: None, ..native("", REDIS) };
         let frames = vec![unnamed.clone(), native("call", REDIS)];
         assert_eq!(of_frames(REDIS, frames).as_deref(), Some("call"));
-        let frames = vec![unnamed.clone(), native("memcpy", LIBC)];
-        assert_eq!(of_frames(REDIS, frames).as_deref(), Some("memcpy"));
         assert_eq!(of_frames(REDIS, vec![unnamed]), None);
         assert_eq!(of_frames(REDIS, Vec::new()), None);
+        assert_eq!(of_frames(REDIS, vec![native("memcpy", LIBC)]).as_deref(), Some("memcpy"));
+    }
+
+    /// A library's loop is not blamed for the callback that it called, only because that has no name;
+    /// a library that the callback called is.
+    #[test]
+    fn nameless_application() {
+        let (events, regex) = ("/usr/lib/libevent-2.1.so.7", "/usr/lib/libpcre2-8.so.0");
+        let unnamed = Frame { function: None, ..native("", REDIS) };
+        let frames = vec![unnamed.clone(), native("event_base_loop", events)];
+        assert_eq!(of_frames(REDIS, frames.clone()), None);
+        let frames = [vec![native("write", LIBC)], frames].concat();
+        assert_eq!(of_frames(REDIS, frames.clone()), None);
+        let process = ProcessFacts { exe: Some(REDIS.to_owned()), ..ProcessFacts::default() };
+        let owner = Owner::new(&process);
+        assert_eq!(nameless(&[&on_cpu(frames.clone(), 1)], &owner), Some(&unnamed));
+        let frames = [vec![native("pcre2_match_8", regex)], frames].concat();
+        assert_eq!(of_frames(REDIS, frames).as_deref(), Some("pcre2_match_8"));
+        assert_eq!(nameless(&[&on_cpu(vec![native("call", REDIS)], 1)], &owner), None);
     }
 
     /// A function seen at several lines, or with several inner frames, is weighed as one.

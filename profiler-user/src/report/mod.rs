@@ -118,7 +118,7 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
     let owner = Owner::new(&session.process);
     let culprit = culprit::find(&verdict.evidence, &owner, verdict.blamed);
     if culprit.is_none() {
-        gaps.push(missing_culprit(&verdict.evidence));
+        gaps.push(missing_culprit(&verdict.evidence, &owner));
     }
     let task = task::find(seen, &verdict, culprit.as_ref(), &owner, &mut gaps);
     let severity = if stall.duration_ns >= context.error_threshold_ns {
@@ -150,7 +150,13 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
     }
 }
 
-fn missing_culprit(evidence: &[&Sampled]) -> Gap {
+fn missing_culprit(evidence: &[&Sampled], owner: &Owner<'_>) -> Gap {
+    if let Some(frame::Frame { module: Some(module), module_offset: Some(offset), .. }) =
+        culprit::nameless(evidence, owner)
+    {
+        let why = format!("no symbol covers {module}+{offset:#x}, the program's own code");
+        return Gap::new("culprit", why);
+    }
     let reason = if evidence.is_empty() {
         "no stack shows what most of the time went into"
     } else {

@@ -13,3 +13,4 @@
 
 pub mod cpython;
 pub mod pool;
+pub mod tokio;

@@ -14,6 +14,7 @@ use crate::frame::Frame;
 use crate::job::PythonFrames;
 use crate::process::frozen::is_of_a_loop;
 use crate::runtime::cpython::{FrameKind, NamedFrame};
+use crate::runtime::tokio;
 use crate::unwind::merge::NamedNativeStack;
 use crate::unwind::native::NativeStack;
 
@@ -31,7 +32,7 @@ pub enum Pool {
 impl Posture {
     /// The thread is not in a turn, whatever the probes know of it.
     pub fn is_idle(self) -> bool {
-        matches!(self, Self::Parked(..) | Self::Looping { idle: true })
+        matches!(self, Self::Parked(..) | Self::OffDuty(_) | Self::Looping { idle: true })
     }
 }
 
@@ -55,6 +56,8 @@ pub enum Posture {
     Working(Pool),
     /// The work that it was handed is an event loop, which may be waiting.
     Looping { idle: bool },
+    /// It has handed its work over, or was started for what may block: nobody waits for it.
+    OffDuty(Pool),
     /// It is no worker that we know.
     Unknown,
 }
@@ -87,7 +90,7 @@ pub fn posture(
     raw: &[PythonFrame],
     python: &PythonFrames,
 ) -> Posture {
-    let tokio = || of_tokio(native, named);
+    let tokio = || of_tokio(registers, native, named);
     let posture = match python {
         PythonFrames::Named { frames, walk: PythonWalk::Complete, .. } => {
             if let Some(posture) = of_uwsgi(named, frames) {
@@ -175,27 +178,29 @@ fn of_uwsgi(named: &NamedNativeStack, frames: &[NamedFrame]) -> Option<Posture> 
     })
 }
 
-fn of_tokio(native: &NativeStack, named: &NamedNativeStack) -> Option<Posture> {
-    const RUNTIME: &str = "tokio::runtime::";
-    let is_of_runtime = |frame: &Frame| function(frame).contains(RUNTIME);
-    let index = named.frames.iter().position(|inlined| inlined.iter().any(is_of_runtime))?;
-    // What lies further in than the runtime's innermost function.
-    let within = named.frames[..index].iter().flatten();
-    let inlined = named.frames[index].iter().take_while(|frame| !is_of_runtime(frame));
-    let parks = within.chain(inlined).all(|frame| is_of_parking(frame));
-    let works_for_a_pool = || named.frames.iter().flatten().any(is_worker_of_tokio);
-    if !parks || index == 0 {
-        return works_for_a_pool().then_some(Posture::Working(Pool::Tokio));
+fn of_tokio(
+    registers: &Registers,
+    native: &NativeStack,
+    named: &NamedNativeStack,
+) -> Option<Posture> {
+    let of_runtime = |inlined: &Vec<Frame>| inlined.iter().any(tokio::is_runtime);
+    let index = named.frames.iter().position(of_runtime)?;
+    let all = || named.frames.iter().flatten();
+    if tokio::is_off_duty(all()) {
+        return Some(Posture::OffDuty(Pool::Tokio));
     }
-    if named.frames.iter().flatten().any(|frame| function(frame).contains("blocking::pool::Inner"))
-        && !works_for_a_pool()
-    {
-        // A thread for what may block: idle or not, nobody waits for its turns.
+    if !tokio::is_worker(all()) {
         return None;
     }
-    let frame = native.frames.get(index)?;
-    let word =
-        Word::ReturnAddress { at: frame.stack_pointer.checked_sub(8)?, value: frame.address };
+    // Where names lack the small functions, what lies within the runtime's innermost tells.
+    let within = named.frames.iter().take(index).flatten();
+    let inlined = named.frames[index].iter().take_while(|frame| !tokio::is_runtime(frame));
+    let sleeps = || index > 0 && within.chain(inlined).all(is_of_parking);
+    if registers.syscall != FUTEX || !(tokio::is_parked(all()) || sleeps()) {
+        return Some(Posture::Working(Pool::Tokio));
+    }
+    let at = native.frames.get(index)?;
+    let word = Word::ReturnAddress { at: at.stack_pointer.checked_sub(8)?, value: at.address };
     Some(Posture::Parked(Pool::Tokio, word))
 }
 
@@ -204,21 +209,10 @@ fn of_tokio(native: &NativeStack, named: &NamedNativeStack) -> Option<Posture> {
 fn is_of_parking(frame: &Frame) -> bool {
     const LOCKS: [&str; 4] = ["Mutex", "mutex", "RwLock", "rwlock"];
     const SLEEP: [&str; 4] = ["std::", "core::", "parking_lot", "<parking_lot"];
-    let name = function(frame);
+    let name = frame.function.as_deref().unwrap_or_default();
     let of_libc = frame.module.as_deref().is_some_and(|module| module.contains("/libc"));
     (of_libc || SLEEP.iter().any(|start| name.starts_with(start)))
         && !LOCKS.iter().any(|lock| name.contains(lock))
-}
-
-/// The function that a worker of the multi-threaded scheduler never leaves, or `block_on`.
-fn is_worker_of_tokio(frame: &Frame) -> bool {
-    let name = function(frame);
-    name.contains("tokio::runtime::scheduler::multi_thread::worker")
-        || name.contains("tokio::runtime::park::CachedParkThread")
-}
-
-fn function(frame: &Frame) -> &str {
-    frame.function.as_deref().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -361,7 +355,8 @@ mod tests {
         let working = Posture::Working(Pool::Tokio);
         assert_eq!(of_native(&[syscall, mutex, task, poll, run], &not_python), working);
         assert_eq!(of_native(&[syscall, mutex, poll, run], &not_python), working);
-        assert_eq!(of_native(&[syscall, condvar, pool], &not_python), Posture::Unknown);
+        let off_duty = Posture::OffDuty(Pool::Tokio);
+        assert_eq!(of_native(&[syscall, condvar, pool], &not_python), off_duty);
         assert_eq!(of_native(&[syscall, condvar, task], &not_python), Posture::Unknown);
     }
 }

@@ -90,7 +90,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         if let Some(slot) = slot {
             let is_handed = match verdict.posture {
                 Posture::Parked(pool, _) | Posture::Working(pool) => pool == Pool::Python,
-                Posture::Looping { .. } | Posture::Unknown => false,
+                Posture::OffDuty(_) | Posture::Looping { .. } | Posture::Unknown => false,
             };
             self.source.set_handed_work(slot, is_handed);
             if verdict.posture.is_idle() {
@@ -116,7 +116,10 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             Posture::Working(pool) if slot.is_none() => {
                 self.follow_worker(tid, pool, now_ns, phase::TURN);
             }
-            Posture::Working(_) | Posture::Looping { .. } | Posture::Unknown => {}
+            Posture::Working(_)
+            | Posture::OffDuty(_)
+            | Posture::Looping { .. }
+            | Posture::Unknown => {}
         }
     }
 

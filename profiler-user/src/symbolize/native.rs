@@ -5,21 +5,21 @@
 //! and debug information; what it keeps in memory is bounded here by keeping few images open at
 //! once and dropping them on [`NativeSymbolizer::release`], while the names themselves stay.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
-use std::fs::File;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use blazesym::symbolize::source::{Elf, Source};
-use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer};
+use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolizer};
 use object::{Object, ObjectSymbol};
 
 use crate::frame::{Frame, Language};
 use crate::gap::Gap;
 use crate::process::image::{Identity, Image};
 use crate::process::modules::{Module, Modules};
+use crate::symbolize::debug_file::{DebugFiles, check_mini_debug_info};
 use crate::symbolize::parts;
 use crate::unwind::merge::{EVAL, NamedNativeStack};
 use crate::unwind::native::{NativeFrame, NativeStack};
@@ -39,8 +39,8 @@ const MAX_DEBUG_BYTES: u64 = 128 * 1024 * 1024;
 /// the functions' names do not depend on it.
 const MAX_INFLATED_BYTES: u64 = 4 * 1024 * 1024;
 
-/// Where distributions install debug information apart from the files it is about.
-const DEBUG_DIRECTORY: &str = "/usr/lib/debug/.build-id";
+/// The same for the program itself, whose lines are what people look for: they are worth the memory.
+const MAX_INFLATED_PROGRAM_BYTES: u64 = 32 * 1024 * 1024;
 
 /// One function at one place: the frame's own, or one that was inlined there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,8 +61,8 @@ struct Opened {
     image: Arc<Image>,
     symbolizer: Symbolizer,
     /// The separate debug file, which is asked first.
-    separate: Option<(Source<'static>, Image)>,
-    own: Option<Source<'static>>,
+    separate: Option<(Elf, Image)>,
+    own: Option<Elf>,
 }
 
 /// Names native frames, and remembers the names.
@@ -77,12 +77,24 @@ pub struct NativeSymbolizer {
     /// By image: the parts of CPython's eval function, which must not be nameless, because Python's
     /// frames are put in their place.
     eval_parts: HashMap<Identity, Vec<Range<u64>>>,
-    gaps: BTreeSet<Gap>,
+    debug_files: DebugFiles,
+    /// The path of the main executable, unless that is an interpreter.
+    program: Option<String>,
+    /// By the module's path.
+    gaps: BTreeMap<Arc<str>, BTreeSet<Gap>>,
 }
 
 impl NativeSymbolizer {
+    /// Debug files are looked for in our own file system alone.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Debug files are looked for in the file system of the process as well, while it lives.
+    ///
+    /// `program` is the file whose source lines are worth most, as the target sees it.
+    pub fn of_process(pid: u32, program: Option<String>) -> Self {
+        Self { debug_files: DebugFiles::of_process(pid), program, ..Self::default() }
     }
 
     /// A whole stack, ready to be merged with a runtime's frames.
@@ -126,7 +138,16 @@ impl NativeSymbolizer {
 
     /// Why names could not be had, of all images so far.
     pub fn gaps(&self) -> impl Iterator<Item = &Gap> {
-        self.gaps.iter()
+        self.gaps.values().flatten()
+    }
+
+    /// Why names in one module could not be had, or not with their lines.
+    pub fn gaps_of(&self, module: &str) -> impl Iterator<Item = &Gap> {
+        self.gaps.get(module).into_iter().flatten()
+    }
+
+    fn miss(&mut self, module: &Module, gap: Gap) {
+        self.gaps.entry(Arc::clone(&module.path)).or_default().insert(gap);
     }
 
     fn names_at(&mut self, module: &Module, image: &Arc<Image>, offset: u64) -> Arc<[Name]> {
@@ -154,7 +175,7 @@ impl NativeSymbolizer {
             found = self.ask(module, image, offset);
         }
         let names = found.unwrap_or_else(|why| {
-            self.gaps.insert(Gap::new(&format!("function names in {}", module.path), why));
+            self.miss(module, Gap::new(&format!("function names in {}", module.path), why));
             vec![NAMELESS]
         });
         if names == [NAMELESS] && self.is_eval_part(image, offset) {
@@ -196,18 +217,13 @@ impl NativeSymbolizer {
     }
 
     fn open(&mut self, module: &Module, image: &Arc<Image>) -> Opened {
-        let separate = image.build_id().and_then(debug_path).and_then(|path| {
-            let debug = File::open(&path).map_err(|error| error.to_string());
-            match debug.and_then(|file| Image::from_file(file, 0)) {
-                Ok(debug) => Some((self.source(module, image, path, &debug), debug)),
-                Err(why) => {
-                    self.gaps
-                        .insert(Gap::new(&format!("debug information in {}", path.display()), why));
-                    None
-                }
-            }
+        let found = self.debug_files.find(&module.path, image);
+        found.gaps.into_iter().for_each(|gap| self.miss(module, gap));
+        let separate = found.image.and_then(|debug| {
+            let path = debug.path()?;
+            Some((self.source(module, image, path, &debug), debug))
         });
-        let own = image.path().map(|path| self.source(module, image, path, image));
+        let own = self.own_source(module, image);
         // Debug files are found above, by build id: by their links they would be looked for under
         // paths that mean something else in the target's mount namespace.
         let symbolizer = Symbolizer::builder()
@@ -218,17 +234,27 @@ impl NativeSymbolizer {
         Opened { identity, image: Arc::clone(image), symbolizer, separate, own }
     }
 
+    /// The image itself; `None` where reading its symbols would take memory without bounds.
+    fn own_source(&mut self, module: &Module, image: &Image) -> Option<Elf> {
+        if !image.has_symbol_table()
+            && let Err(why) = check_mini_debug_info(image)
+        {
+            let what = format!("the compressed symbols of {}", module.path);
+            self.miss(module, Gap::new(&what, why));
+            return None;
+        }
+        Some(self.source(module, image, image.path()?, image))
+    }
+
     /// `file` is the image itself or its separate debug file.
-    fn source(
-        &mut self,
-        module: &Module,
-        image: &Image,
-        path: PathBuf,
-        file: &Image,
-    ) -> Source<'static> {
+    fn source(&mut self, module: &Module, image: &Image, path: PathBuf, file: &Image) -> Elf {
         let mut elf = Elf::new(path);
         let (all, inflated) = (file.debug_bytes(), file.compressed_debug_bytes());
-        let small = all <= MAX_DEBUG_BYTES && inflated <= MAX_INFLATED_BYTES;
+        let limit = match self.program.as_deref() == Some(&*module.path) {
+            true => MAX_INFLATED_PROGRAM_BYTES,
+            false => MAX_INFLATED_BYTES,
+        };
+        let small = all <= MAX_DEBUG_BYTES && inflated <= limit;
         let readable = small && !self.symbols_only.contains(image.identity());
         elf.debug_syms = all > 0 && readable;
         if all > 0 && !readable {
@@ -238,36 +264,70 @@ impl NativeSymbolizer {
             } else {
                 "the debug information is too large to read"
             };
-            self.gaps.insert(Gap::new(&what, why));
+            self.miss(module, Gap::new(&what, why));
         }
-        Source::Elf(elf)
+        elf
     }
 }
 
 impl Opened {
     fn names(&self, offset: u64) -> Result<Vec<Name>, String> {
         // A debug file has the addresses of the file it is about, but not its offsets.
-        if let (Some((source, _)), Some(address)) = (&self.separate, self.image.address_of(offset))
-        {
-            let found = self.symbolizer.symbolize_single(source, Input::VirtOffset(address));
-            if let Ok(Symbolized::Sym(symbol)) = found
-                && let Some(names) = names(&symbol)
-            {
-                return Ok(names);
+        if let (Some((elf, _)), Some(address)) = (&self.separate, self.image.address_of(offset)) {
+            match self.ask(elf, Input::VirtOffset(address)) {
+                Ok(Some(names)) => return Ok(names),
+                // Its symbols may make sense.
+                Err(why) if elf.debug_syms => return Err(why),
+                _ => {}
             }
         }
-        let Some(source) = &self.own else { return Ok(vec![NAMELESS]) };
-        let found = self
-            .symbolizer
-            .symbolize_single(source, Input::FileOffset(offset))
-            .map_err(|error| error.to_string())?;
-        Ok(found.as_sym().and_then(names).unwrap_or_else(|| vec![NAMELESS]))
+        let Some(elf) = &self.own else { return Ok(vec![NAMELESS]) };
+        let names = self.ask(elf, Input::FileOffset(offset))?;
+        Ok(names.unwrap_or_else(|| vec![NAMELESS]))
+    }
+
+    fn ask(&self, elf: &Elf, at: Input<u64>) -> Result<Option<Vec<Name>>, String> {
+        let found = self.look_up(elf, at)?;
+        if !elf.debug_syms {
+            return Ok(found);
+        }
+        let symbols = Elf { debug_syms: false, ..elf.clone() };
+        // Debug information has no name where that lies in a file which is missing.
+        let Some(mut names) = found else { return self.look_up(&symbols, at) };
+        if let Some(name) = names.last_mut()
+            && lacks_path(name)
+        {
+            let symbol = self.look_up(&symbols, at)?.and_then(|mut names| names.pop()?.function);
+            name.function = symbol.filter(|symbol| symbol.contains("::")).or(name.function.take());
+        }
+        Ok(Some(names))
+    }
+
+    fn look_up(&self, elf: &Elf, at: Input<u64>) -> Result<Option<Vec<Name>>, String> {
+        let found = self.symbolizer.symbolize_single(&Source::Elf(elf.clone()), at);
+        Ok(found.map_err(|error| error.to_string())?.as_sym().and_then(names))
     }
 }
 
-/// `None` where the symbol ends before the address: it is then only the nearest one.
+/// Whether debug information gave a function's name without the modules that it lies in.
+///
+/// Where it was reduced to lines, `{async_fn#0}` is all that rustc writes; the symbol has the rest. C
+/// has no more to say.
+fn lacks_path(name: &Name) -> bool {
+    let own = name.function.as_deref().and_then(|function| function.split(['<', '(']).next());
+    let is_c = name.file.as_deref().is_none_or(|file| file.ends_with(".c"));
+    !is_c && own.is_some_and(|own| !own.is_empty() && !own.contains("::"))
+}
+
+/// `None` where the symbol does not cover the address, or does not say how far it reaches: it is then
+/// only the nearest one.
 fn names(symbol: &Sym<'_>) -> Option<Vec<Name>> {
-    if symbol.name.is_empty() || symbol.size.is_some_and(|size| symbol.offset >= size) {
+    let covers = match symbol.size {
+        Some(size) => symbol.offset < size,
+        // Of a function in several pieces, debug information gives neither a beginning nor a size.
+        None => symbol.offset == 0 || (symbol.addr == 0 && symbol.code_info.is_some()),
+    };
+    if symbol.name.is_empty() || !covers {
         return None;
     }
     let name = |function: &str, code: Option<&CodeInfo<'_>>, inlined| Name {
@@ -303,17 +363,10 @@ fn dynamic_symbol(bytes: &[u8], address: Option<u64>) -> Name {
     Name { function: found(), ..NAMELESS }
 }
 
-fn debug_path(build_id: &[u8]) -> Option<PathBuf> {
-    let (first, rest) = build_id.split_first()?;
-    let rest: String = rest.iter().map(|byte| format!("{byte:02x}")).collect();
-    let path =
-        Path::new(DEBUG_DIRECTORY).join(format!("{first:02x}")).join(format!("{rest}.debug"));
-    path.exists().then_some(path)
-}
-
 #[cfg(test)]
 mod tests {
     use std::ffi::OsStr;
+    use std::path::Path;
 
     use blazesym::symbolize::InlinedFn;
 
@@ -359,12 +412,32 @@ mod tests {
         assert_eq!(names[0].file.as_deref(), Some("/src/a.c"));
     }
 
-    /// The nearest symbol is no name for an address behind its end; one of unknown size may be.
+    /// Names that debug information cut short are told from whole ones, and from C's.
+    #[test]
+    fn names_without_path() {
+        let lacks = |function: &str, file: &str| {
+            let (function, file) = (Some(function.to_owned()), Some(file.to_owned()));
+            lacks_path(&Name { function, file, ..NAMELESS })
+        };
+        assert!(lacks("{async_fn#0}", "/srv/main.rs"));
+        assert!(lacks("poll<shop::pay::{async_fn_env#0}>", "/srv/core.rs"));
+        assert!(lacks("pop(int)", "/srv/queue.cpp"));
+        assert!(!lacks("shop::pay::{{closure}}", "/srv/main.rs"));
+        assert!(!lacks("<shop::Queue as core::fmt::Debug>::fmt", "/srv/main.rs"));
+        assert!(!lacks("dictFind", "/build/dict.c"));
+    }
+
+    /// The nearest symbol is no name for an address behind its end, nor behind the beginning of one
+    /// of unknown size.
     #[test]
     fn symbols_that_end_before_the_address() {
         assert!(names(&symbol(15, Some(16))).is_some());
         assert_eq!(names(&symbol(16, Some(16))), None);
-        assert!(names(&symbol(16, None)).is_some());
+        assert_eq!(names(&symbol(1, None)), None);
+        assert!(names(&symbol(0, None)).is_some());
+        let in_pieces = Sym { addr: 0, ..symbol(0x1001, None) };
+        assert!(names(&in_pieces).is_some());
+        assert_eq!(names(&Sym { code_info: None, ..in_pieces }), None);
         assert_eq!(names(&Sym { name: "".into(), ..symbol(0, None) }), None);
     }
 }

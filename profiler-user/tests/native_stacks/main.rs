@@ -23,6 +23,8 @@ use stalltrace::process::{TargetMemory, Unreadable};
 use stalltrace::symbolize::native::NativeSymbolizer;
 use stalltrace::unwind::native::{NativeFrame, NativeStack, NativeUnwinder};
 
+mod debug_files;
+
 /// `main` sleeps in itself or in a thread, or in the handler of a signal that it sends itself.
 const PROGRAM: &str = r#"
 #include <pthread.h>
@@ -142,9 +144,10 @@ impl Target {
         let (_, registers) = self.asleep();
         let modules = self.modules();
         let stack = NativeUnwinder::new().unwind(&modules, &registers, &self.stack(&registers));
-        let mut symbolizer = NativeSymbolizer::new();
+        let mut symbolizer = NativeSymbolizer::of_process(self.pid(), None);
         let frames = symbolizer.name_stack(&modules, &stack).frames;
-        Look { stack, frames }
+        let gaps = symbolizer.gaps().map(ToString::to_string).collect();
+        Look { stack, frames, gaps }
     }
 }
 
@@ -163,6 +166,7 @@ impl TargetMemory for Target {
 struct Look {
     stack: NativeStack,
     frames: Vec<Vec<Frame>>,
+    gaps: Vec<String>,
 }
 
 impl Look {

@@ -1,0 +1,152 @@
+//! A service on tokio: what blocks its workers is named by function and line, what may block is not.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use profiler_tests::failure::Failure;
+use profiler_tests::load::Client;
+use profiler_tests::report::{Event, StallLine};
+use profiler_tests::scenario::{Played, alone, each, observe, play};
+use profiler_tests::target::{Scratch, Target};
+
+const SERVICE: &str = env!("CARGO_BIN_EXE_tokio-target");
+const STALLS: [&str; 4] = ["/sleep", "/spin", "/lock", "/read"];
+
+fn start(program: &Path, flavour: &str) -> Result<Target> {
+    let mut command = Command::new(program);
+    command.args(["--flavour", flavour]);
+    Target::of_ours(command)
+}
+
+fn ends(played: &Played) -> Vec<&StallLine> {
+    let lines = played.finished.lines.iter();
+    let ends = lines.filter_map(|arrived| match &arrived.line.event {
+        Event::StallEnd(end) => Some(&**end),
+        _ => None,
+    });
+    ends.collect()
+}
+
+/// Every handler that blocks the one thread is found: function, file and line are the handler's own,
+/// not the runtime's below it nor the standard library's above.
+#[test]
+fn current_thread() -> Result<()> {
+    let _machine = alone();
+    let target = start(Path::new(SERVICE), "current_thread")?;
+    let played = play(&target, &each(&STALLS, &[300, 450]))?;
+    played.must_be_right()?;
+    let ends = ends(&played);
+    ensure!(ends.len() >= 8, "{} stalls of 8 were reported", ends.len());
+    for end in &ends {
+        ensure!(end.thread.loop_kind == "tokio", "{:?}", end.thread);
+        let runtime = end.runtime.as_ref().context("no runtime")?;
+        let version = runtime.version.as_deref().unwrap_or_default();
+        ensure!(runtime.name == "tokio" && version.starts_with("1."), "{runtime:?}");
+    }
+    for (kind, cause) in
+        [("sleep", "sleep"), ("lock", "lock"), ("read", "syscall"), ("spin", "cpu")]
+    {
+        ensure!(ends.iter().any(|end| end.is_caused_by(cause)), "no {kind} was caused by {cause}");
+    }
+    inlined_frames_lie_inside(&ends)
+}
+
+/// A frame that was inlined has the address of the one that it was put into, which comes next.
+fn inlined_frames_lie_inside(ends: &[&StallLine]) -> Result<()> {
+    let stacks = || ends.iter().flat_map(|end| &end.stacks);
+    let inlined = stacks().flat_map(|stack| &stack.frames).filter(|frame| frame.inlined).count();
+    ensure!(inlined > 0, "nothing was inlined");
+    for stack in stacks() {
+        let outermost = stack.frames.last().context("no frames")?;
+        ensure!(!outermost.inlined, "{outermost:?} was inlined into nothing");
+        for pair in stack.frames.windows(2).filter(|pair| pair[0].inlined) {
+            ensure!(pair[0].address == pair[1].address, "{pair:?}");
+        }
+    }
+    Ok(())
+}
+
+/// Of workers that share one epoll instance, those whose turn began in it are watched. What is said of
+/// them is right, and of workers that are parked nothing is said.
+#[test]
+fn multi_thread() -> Result<()> {
+    let _machine = alone();
+    let target = start(Path::new(SERVICE), "multi_thread")?;
+    let mut played = observe(&target, || {
+        let mut client = Client::connect(target.port())?;
+        for path in each(&STALLS, &[300, 450]) {
+            // The worker that serves this one parks, or drives, until the next comes.
+            client.get("/")?;
+            std::thread::sleep(Duration::from_millis(250));
+            client.get(&path)?;
+            std::thread::sleep(Duration::from_millis(250));
+        }
+        Ok(Vec::new())
+    })?;
+    let (missed, wrong) = std::mem::take(&mut played.verdict.failures)
+        .into_iter()
+        .partition::<Vec<_>, _>(|failure| matches!(failure, Failure::Missed { .. }));
+    played.verdict.failures = wrong;
+    played.must_be_right()?;
+    println!("{} missed: {missed:?}", missed.len());
+    ensure!(played.verdict.confirmed > 0, "all {} stalls were missed", missed.len());
+    let workers = ends(&played);
+    ensure!(
+        workers.iter().all(|end| end.thread.name.as_deref() == Some("tokio-rt-worker")
+            && end.thread.loop_kind == "tokio"),
+        "{workers:#?}"
+    );
+    Ok(())
+}
+
+/// Waiting as tasks should, and blocking on the threads that are for it: not a word, of any flavour.
+#[test]
+fn healthy() -> Result<()> {
+    let _machine = alone();
+    for flavour in ["current_thread", "multi_thread"] {
+        let target = start(Path::new(SERVICE), flavour)?;
+        let mut paths = each(&["/offload", "/wait", "/"], &[300, 800]);
+        if flavour == "multi_thread" {
+            paths.extend(each(&["/handover", "/"], &[300, 500]));
+        }
+        let played = play(&target, &paths)?;
+        played.must_be_right()?;
+        ensure!(ends(&played).is_empty(), "{flavour}: {:#?}", ends(&played));
+    }
+    Ok(())
+}
+
+/// With symbols alone the functions are named, without lines; without symbols none is guessed.
+#[test]
+fn stripped() -> Result<()> {
+    let _machine = alone();
+    let scratch = Scratch::new()?;
+    for (option, has_names) in [("--strip-debug", true), ("--strip-all", false)] {
+        let program = scratch.file("service");
+        let status =
+            Command::new("strip").arg(option).arg(SERVICE).arg("-o").arg(&program).status();
+        ensure!(status.context("no strip")?.success(), "strip {option} failed");
+        let target = start(&program, "current_thread")?;
+        let played = observe(&target, || {
+            Client::connect(target.port())?.get("/sleep?ms=400")?;
+            Ok(Vec::new())
+        })?;
+        let ends = ends(&played);
+        let [end] = ends[..] else { anyhow::bail!("{} stalls were reported", ends.len()) };
+        let is_own = |module: Option<&str>| module.is_some_and(|name| name.ends_with("/service"));
+        let own = end.stacks.iter().flat_map(|stack| &stack.frames);
+        let own: Vec<_> = own.filter(|frame| is_own(frame.module.as_deref())).collect();
+        ensure!(own.len() > 3, "{end:#?}");
+        if has_names {
+            let culprit = end.culprit.as_ref().context("no culprit")?;
+            let function = culprit.function.as_deref().unwrap_or_default();
+            ensure!(function.starts_with("tokio_target::"), "{culprit:?}");
+            ensure!(end.thread.loop_kind == "tokio", "{:?}", end.thread);
+        } else {
+            ensure!(own.iter().all(|frame| frame.function.is_none()), "{own:#?}");
+        }
+    }
+    Ok(())
+}
