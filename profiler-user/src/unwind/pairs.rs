@@ -50,7 +50,7 @@ pub fn pair(sides: &Sides<'_>) -> Option<Vec<usize>> {
     } else if !sides.python_is_cut
         && (sides.native_cut_at.is_none() || sides.calls.len() == sides.spans.len())
     {
-        // Where both have as many, a cut hid none: the stacks of greenlets end like that.
+        // Where both have as many, the cut hid none: it lies in the code of whoever embeds Python.
         by_count(sides.calls.len(), sides.spans)
     } else {
         from_inside(sides)
