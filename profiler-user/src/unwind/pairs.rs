@@ -47,7 +47,10 @@ pub fn pair(sides: &Sides<'_>) -> Option<Vec<usize>> {
     }
     if sides.spans.iter().any(|span| span.anchor.is_some()) {
         by_address(sides)
-    } else if sides.native_cut_at.is_none() && !sides.python_is_cut {
+    } else if !sides.python_is_cut
+        && (sides.native_cut_at.is_none() || sides.calls.len() == sides.spans.len())
+    {
+        // Where both have as many, the cut hid none: it lies in the code of whoever embeds Python.
         by_count(sides.calls.len(), sides.spans)
     } else {
         from_inside(sides)
@@ -75,7 +78,7 @@ fn by_address(sides: &Sides<'_>) -> Option<Vec<usize>> {
     Some(pairs)
 }
 
-/// Both sides are whole.
+/// Both sides have all that ran.
 fn by_count(calls: usize, spans: &[Ran]) -> Option<Vec<usize>> {
     // The outermost frame of a thread waits for nobody, unless its callers were lost.
     if spans.last().is_some_and(|span| span.may_wait) {
@@ -212,6 +215,7 @@ mod tests {
         assert_eq!(native_cut(&calls(&[3, 7]), 800, &spans("....")), Some(vec![0, 1]));
         assert_eq!(native_cut(&calls(&[3, 7]), 800, &spans(".w..")), Some(vec![0]));
         assert_eq!(native_cut(&calls(&[0, 7]), 800, &spans("....")), None, "it may be entering");
+        assert_eq!(native_cut(&calls(&[0, 7]), 800, &spans("..")), Some(vec![0, 1]));
         assert_eq!(native_cut(&calls(&[3, 7]), 800, &spans(".")), None, "more than there are");
     }
 }

@@ -1,5 +1,6 @@
 //! Stacks of C functions below and above Python functions, merged, against what is known of their order.
 
+use profiler_ebpf::limits::PYTHON_FRAMES;
 use stalltrace::frame::{Frame, Language, Stack};
 
 use crate::native::Merger;
@@ -106,6 +107,25 @@ fn every_shape(interpreter: Option<Interpreter>) {
     let Some(interpreter) = interpreter else { return };
     shapes_of(&interpreter, "callbacks.py", &SHAPES);
     shapes_of(&interpreter, "shapes.py", &WAITING);
+    deep(&interpreter);
+}
+
+/// More frames than are walked, and to 3.10 more native stack than is copied: what there is of both, in
+/// order, and the rest said.
+fn deep(interpreter: &Interpreter) {
+    let target = Target::start(interpreter, &["recursion_300"]);
+    let mut python = detect(&target).expect("readable").expect("it is Python");
+    let stack = Merger::default().look(&target, &mut python, usize::MAX);
+    let context = format!("{} {:?}:\n{}", python.version(), stack.gaps, shown(&stack));
+    let frames = || stack.frames.iter().filter(|frame| frame.language == Language::Python);
+    let told = target.truth().stack.iter().map(|frame| (frame.function.as_str(), frame.line));
+    let got: Vec<_> = frames().map(|frame| (name(frame), frame.line.unwrap_or(0))).collect();
+    assert_eq!(got, told.take(PYTHON_FRAMES).collect::<Vec<_>>(), "{context}");
+    let said = |words: &str| stack.gaps.iter().any(|gap| gap.to_string().contains(words));
+    assert!(said("outer Python frames") && !said("calling order"), "{context}");
+    assert_eq!(stack.truncated.is_some(), said("stand after its end"), "{context}");
+    assert_eq!(stack.frames[0].language, Language::Native, "{context}");
+    assert_eq!(frames().next(), stack.frames.iter().find(|frame| name(frame) == "block"));
 }
 
 fn shapes_of(interpreter: &Interpreter, script: &str, shapes: &[&str]) {
