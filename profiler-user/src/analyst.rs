@@ -32,6 +32,7 @@ use crate::sink::Sink;
 use crate::source::Captured;
 use crate::symbolize::kernel::{KernelSymbols, parse_proc_stack};
 use crate::symbolize::native::NativeSymbolizer;
+use crate::task::Running;
 use crate::turn::tracker::{Due, doing};
 use crate::turn::{Awaited, Moment, Stall, ThreadState};
 use crate::unwind::greenlet;
@@ -264,6 +265,8 @@ impl Analyst {
             PythonFrames::Missing(gap) => {
                 let mut stack = merge(named, PythonStack::default());
                 stack.gaps.push(gap.clone());
+                // Nobody knows whether a coroutine ran.
+                stack.running = Some(Running { coroutines: Vec::new(), task: Err(gap.clone()) });
                 stack
             }
             PythonFrames::Named { frames, walk, running } => {

@@ -121,6 +121,10 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
         gaps.push(missing_culprit(&verdict.evidence, &owner));
     }
     let task = task::find(seen, &verdict, culprit.as_ref(), &owner, &mut gaps);
+    let has_tasks = session.runtime.as_ref().is_some_and(|runtime| runtime.name == "cpython");
+    if has_tasks && seen.stacks.is_empty() {
+        gaps.push(Gap::new("task", "no stack shows what ran"));
+    }
     let severity = if stall.duration_ns >= context.error_threshold_ns {
         Severity::Error
     } else {
@@ -542,6 +546,7 @@ mod tests {
             "split of running time: no tick fell into it, so all of it is given as user time",
             "cause: no stack of the blocked time was taken; each block may have been too short",
             "culprit: no stack shows what most of the time went into",
+            "task: no stack shows what ran",
         ]);
         assert_eq!(line["gaps"], expected);
         assert_eq!(line["culprit"], Value::Null);

@@ -7,7 +7,12 @@ use super::schema::stall::{CauseKind, Culprit, Task};
 use crate::frame::{Frame, Language};
 use crate::gap::Gap;
 use crate::task::{Share, Task as Proved};
-use crate::turn::{Awaited, Sampled, Stall};
+use crate::turn::{Awaited, Sampled, Stall, ThreadState};
+
+/// What a task must have of the time that is measured, sampled, or neither.
+const HALF_PERCENT: u64 = 50;
+const MOST_PERCENT: u64 = 66;
+const ALMOST_ALL_PERCENT: u64 = 90;
 
 /// Files of web frameworks and servers that call handlers and middleware: what lies further out
 /// belongs to every request alike, and so does the application's own middleware there.
@@ -57,7 +62,9 @@ pub fn find(
     }
     let how_many = groups.len();
     let heaviest = groups.into_iter().rev().max_by_key(|group| group.weight)?;
-    if u128::from(heaviest.weight) * 2 < u128::from(whole) {
+    // Somebody's, perhaps another's.
+    let whole = whole.saturating_add(unseen_ns(stall, &carriers));
+    if u128::from(heaviest.weight) * 100 < u128::from(whole) * u128::from(sure(verdict)) {
         let why = format!("{how_many} ran what is to blame, none of them for most of the time");
         gaps.push(Gap::new("task", why));
         return None;
@@ -73,6 +80,27 @@ pub fn find(
             Some(described(task, heaviest.sampled, owner))
         }
     }
+}
+
+/// Which share of the culprit's time a task must have been seen for.
+fn sure(verdict: &Verdict<'_>) -> u64 {
+    match verdict.cause.kind {
+        // Nobody saw whose turn it was for the greater part.
+        CauseKind::RunQueue { .. } => ALMOST_ALL_PERCENT,
+        // The beginning of a turn is not sampled.
+        CauseKind::Cpu | CauseKind::Unknown => MOST_PERCENT,
+        _ => HALF_PERCENT,
+    }
+}
+
+/// The time for which the thread was blocked as these stacks are, and no stack was taken.
+fn unseen_ns(stall: &Stall, carriers: &[&Sampled]) -> u64 {
+    if carriers.iter().any(|sampled| sampled.state != ThreadState::Blocked) {
+        return 0;
+    }
+    let blocked = stall.stacks.iter().filter(|sampled| sampled.state == ThreadState::Blocked);
+    let seen_ns = blocked.map(|sampled| sampled.time_ns).fold(0, u64::saturating_add);
+    stall.turn.blocked_ns.saturating_sub(seen_ns)
 }
 
 /// The loop's stacks that the culprit is in; where another thread is to blame, those that waited for it.
@@ -188,7 +216,7 @@ mod tests {
     use crate::report::sample::{blocked_in, native, on_cpu, python};
     use crate::report::{cause, culprit, sample};
     use crate::task::{Running, Share, Task as Proved};
-    use crate::turn::{Awaited, Sampled, Stall};
+    use crate::turn::{Awaited, Sampled, Stall, ThreadState};
 
     const PACKAGES: &str = "/v/lib/python3.11/site-packages";
 
@@ -200,12 +228,16 @@ mod tests {
         (stall.turn.running_ns, stall.turn.blocked_ns) =
             if blocked { (0, whole_ns) } else { (whole_ns, 0) };
         stall.turn.runnable_ns = 0;
+        of_stall(&stall)
+    }
+
+    fn of_stall(stall: &Stall) -> (Option<(String, String, u32)>, Vec<String>) {
         let process = ProcessFacts::default();
         let owner = Owner::new(&process);
-        let verdict = cause::judge(&stall, &std::collections::BTreeMap::new());
+        let verdict = cause::judge(stall, &std::collections::BTreeMap::new());
         let culprit = culprit::find(&verdict.evidence, &owner, verdict.blamed);
         let mut gaps = Vec::new();
-        let task = find(&stall, &verdict, culprit.as_ref(), &owner, &mut gaps);
+        let task = find(stall, &verdict, culprit.as_ref(), &owner, &mut gaps);
         let told = task.map(|task| {
             let function = task.function.unwrap_or_default();
             (task.name.unwrap_or_default(), function, task.line.unwrap_or_default())
@@ -335,6 +367,36 @@ mod tests {
         let (told, gaps) = said(vec![Sampled { shares, ..on_cpu(vec![app("score", 1)], 30) }]);
         assert_eq!(told, None);
         assert_eq!(gaps, ["task: 3 ran what is to blame, none of them for most of the time"]);
+    }
+
+    /// Sampled time must be two thirds one task's, measured time half, what was not seen included; and
+    /// where the thread waited for a CPU, nearly all.
+    #[test]
+    fn how_sure() {
+        let of = |state, parts: [u64; 2], unseen_ns, runnable_ns| {
+            let time_ns = parts.iter().sum();
+            let shares = [1, 2].into_iter().zip(parts);
+            let shares = shares.map(|(at, ns)| share(1, ns, Ok(proved(&format!("t{at}"), at, 0))));
+            let sleeping = blocked_in(230, [0; 6], time_ns);
+            let sampled = Sampled {
+                stack: on_cpu(vec![app("f", 1)], 0).stack,
+                shares: shares.collect(),
+                state,
+                ..sleeping
+            };
+            let mut stall = Stall { stacks: vec![sampled], ..sample::stall() };
+            stall.turn.runnable_ns = runnable_ns;
+            let part_ns = time_ns + unseen_ns;
+            (stall.turn.running_ns, stall.turn.blocked_ns) =
+                if state == ThreadState::Blocked { (0, part_ns) } else { (part_ns, 0) };
+            of_stall(&stall).0.is_some()
+        };
+        let running = ThreadState::RunningUser;
+        assert!(of(running, [67_000, 33_000], 0, 0) && !of(running, [65_000, 35_000], 0, 0));
+        let blocked = ThreadState::Blocked;
+        assert!(of(blocked, [51_000, 49_000], 0, 0) && !of(blocked, [51_000, 49_000], 9_000, 0));
+        assert!(of(running, [91_000, 9_000], 0, 200_000));
+        assert!(!of(running, [88_000, 12_000], 0, 200_000));
     }
 
     /// A callback has no task, and that is no gap; what cannot be proved is one.
