@@ -10,6 +10,7 @@ pub mod error;
 pub mod check;
 pub mod watch;
 pub mod start;
+pub mod followed;
 pub mod session;
 pub mod job;
 pub mod standing;

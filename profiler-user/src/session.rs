@@ -12,6 +12,7 @@ use profiler_ebpf::record::{ThreadSnapshot, reason};
 use profiler_ebpf::turn::{phase, state};
 
 use crate::blame::{Blame, Blocked, Outside};
+use crate::followed::Followed;
 use crate::gap::Gap;
 use crate::job::{Job, KernelStack, PythonFrames};
 use crate::process::TargetMemory;
@@ -26,39 +27,8 @@ use crate::turn::{Awaited, Moment};
 /// Between two looks while a turn is suspected.
 const CLOSE_LOOK_NS: u64 = 10_000_000;
 
-/// Between two searches for a thread's interpreter state: a loop in native code never has one.
-const SEARCH_EVERY_NS: u64 = 1_000_000_000;
-
 /// Ticks stay on so long after the last suspicion: switching on the first one takes 13 ms.
 const TICKS_LINGER_NS: u64 = 250_000_000;
-
-/// One loop that is followed.
-#[derive(Debug)]
-struct Followed {
-    tracker: Tracker,
-    /// The blocked stretch whose stack has been completed, by its beginning.
-    completed_ns: u64,
-    /// The interpreter's state of this thread, once found.
-    tstate: Option<u64>,
-    next_search_ns: u64,
-    turns: u64,
-}
-
-impl Followed {
-    fn new(threshold_ns: u64) -> Self {
-        let tracker = Tracker::new(threshold_ns);
-        Self { tracker, completed_ns: 0, tstate: None, next_search_ns: 0, turns: 0 }
-    }
-
-    /// Whether to search for the interpreter's state of this thread now; not at every look.
-    fn search_is_due(&mut self, now_ns: u64) -> bool {
-        let due = self.tstate.is_none() && now_ns >= self.next_search_ns;
-        if due {
-            self.next_search_ns = now_ns + SEARCH_EVERY_NS;
-        }
-        due
-    }
-}
 
 /// The event path. Generic over its two doors.
 #[allow(missing_debug_implementations, reason = "the source has none")]
@@ -418,7 +388,7 @@ mod tests {
     use profiler_ebpf::turn::{Loop, Turn, phase, state, wait};
     use profiler_ebpf::wanted::{FUTEX, Wanted};
 
-    use super::{Followed, Job, Session};
+    use super::{Job, Session};
     use crate::process::target::Target;
     use crate::process::{TargetMemory, Unreadable};
     use crate::source::{Captured, Event, EventSource, Slot, Ticks};
@@ -640,18 +610,6 @@ mod tests {
         assert!(
             matches!(&jobs[0], Job::BlockEnded { captured } if captured.head.blocked_ns == 70 * MS)
         );
-    }
-
-    /// A thread whose interpreter state was not found is searched for again, however often it is
-    /// looked at meanwhile; one that was found is not.
-    #[test]
-    fn state_is_searched_for_again() {
-        let mut followed = Followed::new(THRESHOLD);
-        let looks = (0..=40).map(|look| look * 50 * MS);
-        let searches: Vec<u64> = looks.filter(|now_ns| followed.search_is_due(*now_ns)).collect();
-        assert_eq!(searches, [0, 1000 * MS, 2000 * MS]);
-        followed.tstate = Some(1);
-        assert!(!followed.search_is_due(9000 * MS));
     }
 
     /// What was lost by the time of a report goes with it.

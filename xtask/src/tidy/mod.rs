@@ -32,6 +32,7 @@ const UNSAFE: [&str; 8] = [
     "profiler-ebpf/src/main.rs",
     "profiler-ebpf/src/maps.rs",
     "profiler-ebpf/src/sched.rs",
+    "profiler-ebpf/src/others.rs",
     "profiler-ebpf/src/task.rs",
     "profiler-ebpf/src/wait.rs",
     "profiler-user/src/source/kernel/table.rs",
