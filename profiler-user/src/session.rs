@@ -157,11 +157,15 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         for event in self.source.drain() {
             self.take(event, jobs);
         }
+        let mut closed = Vec::new();
         for (tid, followed) in &mut self.loops {
             let seen = slots.iter().find(|slot| slot.state.tid == *tid).map(|slot| &slot.state);
             let mut due = Vec::new();
             followed.tracker.close(seen, why, now_ns, &mut due);
-            report(*tid, due, &mut self.source, jobs);
+            closed.push((*tid, due));
+        }
+        for (tid, due) in closed {
+            self.report(tid, due, jobs);
         }
     }
 
@@ -199,20 +203,25 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let Some(followed) = self.loops.get_mut(&slot.state.tid) else { return };
         let mut due = Vec::new();
         followed.tracker.look(&slot.state, now_ns, &mut due);
-        for due in &mut due {
+        if due.iter().any(|due| due.moment == Moment::Open) {
+            let (blame, outside) = self.outside();
+            let (tid, turn_start_ns) = (slot.state.tid, slot.state.turn.start_ns);
+            jobs.extend(blame.bystanders(outside, tid, turn_start_ns, now_ns));
+        }
+        self.report(slot.state.tid, due, jobs);
+    }
+
+    /// Lines that are due, with what could not be had and what was lost.
+    fn report(&mut self, tid: u32, due: Vec<Due>, jobs: &mut Vec<Job>) {
+        for mut due in due {
             if let Some(why) = &self.ticks_refused {
                 due.gaps.push(Gap::new("stacks of the running thread", why));
             }
             if let Some(why) = &self.blame.refused {
                 due.gaps.push(Gap::new("other threads", why));
             }
+            jobs.push(Job::Report { tid, due: Box::new(due), losses: self.source.losses() });
         }
-        if due.iter().any(|due| due.moment == Moment::Open) {
-            let (blame, outside) = self.outside();
-            let (tid, turn_start_ns) = (slot.state.tid, slot.state.turn.start_ns);
-            jobs.extend(blame.bystanders(outside, tid, turn_start_ns, now_ns));
-        }
-        report(slot.state.tid, due, &mut self.source, jobs);
     }
 
     fn take(&mut self, event: Event, jobs: &mut Vec<Job>) {
@@ -241,7 +250,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     ) {
         let mut due = Vec::new();
         rule(&mut self.followed(tid).tracker, &mut due);
-        report(tid, due, &mut self.source, jobs);
+        self.report(tid, due, jobs);
     }
 
     /// A capture out of the ring: a tick, or a blocked stretch that is over.
@@ -370,12 +379,6 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         if let Err(error) = self.source.set_ticks(ticks) {
             self.ticks_refused = Some(format!("{error:#}"));
         }
-    }
-}
-
-fn report(tid: u32, due: Vec<Due>, source: &mut impl EventSource, jobs: &mut Vec<Job>) {
-    for due in due {
-        jobs.push(Job::Report { tid, due: Box::new(due), losses: source.losses() });
     }
 }
 
