@@ -20,6 +20,7 @@ use aya_ebpf::programs::{
     BtfTracePointContext, FEntryContext, FExitContext, PerfEventContext, TracePointContext,
 };
 use profiler_ebpf::counter::Counter;
+use profiler_ebpf::limits::MAX_LOOPS;
 use profiler_ebpf::record::{ThreadSnapshot, reason};
 use profiler_ebpf::turn::{Loop, phase};
 
@@ -74,25 +75,47 @@ pub fn tick(context: PerfEventContext) -> u32 {
     let slot = maps::slot_of(pid_tgid as u32);
     let in_turn =
         |state: &&mut Loop| state.phase == phase::TURN && sched::is_suspected(state, now_ns);
-    let Some(state) = slot.and_then(maps::loop_at).filter(in_turn) else {
-        others::tick(&context, pid_tgid as u32, in_user, now_ns);
-        return 0;
+    let (place, tstate) = match (slot, slot.and_then(maps::loop_at).filter(in_turn)) {
+        (Some(slot), Some(state)) => {
+            if !loop_registers(slot, state, in_user, now_ns) {
+                return 0;
+            }
+            (slot, state.python_tstate)
+        }
+        _ => match others::tick(pid_tgid as u32, in_user, now_ns) {
+            Some(other) => (other.desk, other.tstate),
+            None => return 0,
+        },
     };
-    let Some(capture) = slot.and_then(maps::capture_at) else { return 0 };
+    // Both ways meet here, and neither compiler nor verifier may tell them apart: the verifier would
+    // follow the walk of the interpreter's frames twice, and may not follow a million instructions.
+    let place = core::hint::black_box(place);
+    if let Some(capture) = maps::capture_at(place) {
+        if in_user == 0 {
+            capture::take_kernel_stack(&context, capture);
+        }
+        capture::take_stacks(capture, tstate);
+        emit::capture(capture);
+    }
+    if place >= MAX_LOOPS {
+        others::leave(place);
+    }
+    0
+}
+
+/// Takes the registers of a loop's thread. A function of its own because they need much of the 512
+/// bytes of stack that a program has.
+#[inline(never)]
+fn loop_registers(slot: u32, state: &mut Loop, in_user: u32, now_ns: u64) -> bool {
+    let Some(capture) = maps::capture_at(slot) else { return false };
     if state.state != profiler_ebpf::turn::state::RUNNING {
         maps::change(state, |state| state.switched_in(now_ns));
         maps::count(Counter::SwitchMissed);
     }
-    if capture::take_registers(capture, state, reason::TICK, in_user, now_ns) {
-        // Another loop may wait for what this one holds.
-        capture.head.holds_gil = others::gil_is_held_by(state.python_tstate);
-        if in_user == 0 {
-            capture::take_kernel_stack(&context, capture);
-        }
-        capture::take_stacks(capture, state.python_tstate);
-        emit::capture(capture);
-    }
-    0
+    let taken = capture::take_registers(capture, state, reason::TICK, in_user, now_ns);
+    // Another loop may wait for what this one holds.
+    capture.head.holds_gil = others::gil_is_held_by(state.python_tstate);
+    taken
 }
 
 /// `sys_enter_*` (events/syscalls): common fields in 8 bytes, the number, the arguments. The kernel

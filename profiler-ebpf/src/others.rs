@@ -4,7 +4,6 @@ use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_ktime_get_ns};
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, Queue};
-use aya_ebpf::programs::PerfEventContext;
 use profiler_ebpf::counter::Counter;
 use profiler_ebpf::limits::{BYSTANDER_EVERY_NS, MAX_DESKS, MAX_THREAD_STATES};
 use profiler_ebpf::python::PythonWalk;
@@ -43,21 +42,22 @@ struct Met {
     now_ns: u64,
 }
 
-/// A tick found a thread of the target that is in no suspected turn.
+/// A tick found a thread of the target that is in no suspected turn. Where that is of interest, its
+/// registers are taken, and the caller does the rest.
 #[inline(always)]
-pub fn tick(context: &PerfEventContext, tid: u32, in_user: u32, now_ns: u64) {
-    let Some(wanted) = WANTED.get(0) else { return };
+pub fn tick(tid: u32, in_user: u32, now_ns: u64) -> Option<Begun> {
+    let wanted = WANTED.get(0)?;
     if wanted.gil | wanted.everyone | wanted.owner == 0 {
-        return;
+        return None;
     }
     let tstate = thread_state(Task::current().fsbase());
     let holds_gil = wanted.gil == 1 && holds_gil(wanted, tstate);
     if !holds_gil && wanted.owner != tid && !(wanted.everyone == 1 && is_time(now_ns)) {
-        return;
+        return None;
     }
     let holds_gil = u32::from(holds_gil);
     let met = Met { tid, reason: reason::TICK, in_user, holds_gil, tstate, now_ns };
-    take(Some(context), &met);
+    begin(&met)
 }
 
 /// 1 where the current thread, with this state, holds the interpreter's lock and somebody asks.
@@ -89,32 +89,51 @@ pub fn waking(task: Task) {
     {
         return;
     }
-    let waker = Task::current();
-    let Some(call) = waker.registers() else { return };
     let pid_tgid = bpf_get_current_pid_tgid();
     let (by_tgid, by_tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
     let same_process = u64::from(by_tgid) == param!(tgid);
-    if !ends_wait(&head.registers, &call, same_process) {
+    if !is_ended_by_current(capture, same_process) {
         return;
     }
+    tell_woken(capture, state.turn.start_ns, pid_tgid, now_ns);
+    if same_process {
+        let tstate = thread_state(Task::current().fsbase());
+        let met =
+            Met { tid: by_tid, reason: reason::WAKING, in_user: 0, holds_gil: 0, tstate, now_ns };
+        let Some(Begun { desk, tstate }) = begin(&met) else { return };
+        if let Some(capture) = capture_at(desk) {
+            capture::take_stacks(capture, tstate);
+            emit::capture(capture);
+        }
+        leave(desk);
+    }
+}
+
+/// Whether the current thread's system call explains the end of the wait that the capture is of.
+///
+/// A function of its own, as are the next and `fill`: the kernel allows 512 bytes of stack for all
+/// that are being called together, and the walk of the interpreter's frames needs a third of it.
+#[inline(never)]
+fn is_ended_by_current(capture: &Capture, same_process: bool) -> bool {
+    Task::current()
+        .registers()
+        .is_some_and(|call| ends_wait(&capture.head.registers, &call, same_process))
+}
+
+#[inline(never)]
+fn tell_woken(capture: &Capture, turn_start_ns: u64, by: u64, now_ns: u64) {
     let mut woken = Woken {
-        head: RecordHead { kind: kind::WOKEN, tid: state.tid },
+        head: RecordHead { kind: kind::WOKEN, tid: capture.head.head.tid },
         at_ns: now_ns,
-        turn_start_ns: state.turn.start_ns,
-        blocked_at_ns: head.at_ns,
-        by_tgid,
-        by_tid,
+        turn_start_ns,
+        blocked_at_ns: capture.head.at_ns,
+        by_tgid: (by >> 32) as u32,
+        by_tid: by as u32,
         by_name: [0; 16],
     };
     // SAFETY: the buffer is of that size.
     unsafe { bpf_get_current_comm(woken.by_name.as_mut_ptr().cast(), 16) };
     emit::record(&woken, Counter::RecordLost);
-    if same_process {
-        let tstate = thread_state(waker.fsbase());
-        let met =
-            Met { tid: by_tid, reason: reason::WAKING, in_user: 0, holds_gil: 0, tstate, now_ns };
-        take(None, &met);
-    }
 }
 
 /// Whether the last bystander was captured long enough ago. Two CPUs that ask at the same moment may
@@ -150,29 +169,34 @@ fn holds_gil(wanted: &Wanted, tstate: u64) -> bool {
     tstate != 0 && holder == Ok(tstate) && locked == Ok(1)
 }
 
-/// Takes the current thread's registers, stack and frames at a desk, and sends them.
+/// A desk where a capture of the current thread has been begun.
+pub struct Begun {
+    pub desk: u32,
+    pub tstate: u64,
+}
+
+/// Takes a desk and puts the current thread's registers there.
 #[inline(always)]
-fn take(context: Option<&PerfEventContext>, met: &Met) {
+fn begin(met: &Met) -> Option<Begun> {
     let Ok(Some(desk)) = FREE_DESKS.pop() else {
         count(Counter::OtherUntaken);
-        return;
+        return None;
     };
-    if let Some(capture) = capture_at(desk)
-        && fill(capture, met)
-    {
-        if let Some(context) = context
-            && met.in_user == 0
-        {
-            capture::take_kernel_stack(context, capture);
-        }
-        capture::take_stacks(capture, met.tstate);
-        emit::capture(capture);
+    if capture_at(desk).is_some_and(|capture| fill(capture, met)) {
+        return Some(Begun { desk, tstate: met.tstate });
     }
+    leave(desk);
+    None
+}
+
+/// The capture has been sent.
+#[inline(always)]
+pub fn leave(desk: u32) {
     // A full queue is impossible: it has room for every desk there is.
     let _ = FREE_DESKS.push(desk, 0);
 }
 
-#[inline(always)]
+#[inline(never)]
 fn fill(capture: &mut Capture, met: &Met) -> bool {
     let task = Task::current();
     let Some(registers) = task.registers() else { return false };

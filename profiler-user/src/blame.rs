@@ -146,10 +146,7 @@ impl Blame {
         if self.waits.values().any(|wait| wait.futex) {
             self.wakers_until_ns = now_ns + LINGER_NS;
         }
-        let told = self.tell(outside, now_ns);
-        if let Err(error) = told {
-            self.refused = Some(format!("{error:#}"));
-        }
+        self.refused = self.tell(outside, now_ns).err().map(|error| format!("{error:#}"));
     }
 
     fn tell<S: EventSource, M: TargetMemory>(

@@ -3,86 +3,35 @@
 //! Everything here happens while the target may be frozen, so nothing here is slow: what needs the
 //! target's live memory is read at once, what needs files, symbols or sinks is left to the analyst.
 
+mod captures;
+mod followed;
 mod items;
 mod workers;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use profiler_ebpf::limits::MIN_BLOCK_NS;
-use profiler_ebpf::python::PythonWalk;
-use profiler_ebpf::record::{ThreadSnapshot, reason};
-use profiler_ebpf::turn::{Loop, phase, state};
+use profiler_ebpf::record::ThreadSnapshot;
+use profiler_ebpf::turn::{phase, state};
 
-use self::items::{Cut, Item};
+use self::followed::Followed;
 use self::workers::Workers;
-use crate::blame::{Blame, Blocked, Outside};
+use crate::blame::Blame;
 use crate::gap::Gap;
-use crate::job::{Job, KernelStack, PythonFrames};
+use crate::job::Job;
 use crate::process::TargetMemory;
 use crate::process::frozen::{Candidate, Evidence, in_turn, is_of_a_loop, seed};
-use crate::process::stack::read_stack;
 use crate::process::target::{Target, WaitDescriptors};
 use crate::runtime::cpython::{NamedFrame, Python};
-use crate::source::{Captured, Event, EventSource, Slot, Ticks};
+use crate::source::{Event, EventSource, Slot, Ticks};
+use crate::turn::Moment;
 use crate::turn::tracker::{Due, Tracker};
-use crate::turn::{Awaited, Moment};
 
 /// Between two looks while a turn is suspected.
 const CLOSE_LOOK_NS: u64 = 10_000_000;
 
-/// Between two searches for a thread's interpreter state: a loop in native code never has one.
-const SEARCH_EVERY_NS: u64 = 1_000_000_000;
-
 /// Ticks stay on so long after the last suspicion: switching on the first one takes 13 ms.
 const TICKS_LINGER_NS: u64 = 250_000_000;
-
-/// One loop that is followed.
-#[derive(Debug)]
-struct Followed {
-    tracker: Tracker,
-    /// The blocked stretch whose stack has been completed, by its beginning.
-    completed_ns: u64,
-    /// The interpreter's state of this thread, once found.
-    tstate: Option<u64>,
-    next_search_ns: u64,
-    turns: u64,
-    /// The sleep that was found to be a park, by its beginning.
-    parked_ns: Option<u64>,
-    /// The work that a worker has in hand, and where its turn was cut because that changed.
-    item: Option<Item>,
-    cut: Option<Cut>,
-}
-
-impl Followed {
-    fn new(threshold_ns: u64) -> Self {
-        let tracker = Tracker::new(threshold_ns);
-        Self {
-            tracker,
-            completed_ns: 0,
-            tstate: None,
-            next_search_ns: 0,
-            turns: 0,
-            parked_ns: None,
-            item: None,
-            cut: None,
-        }
-    }
-
-    /// Whether to search for the interpreter's state of this thread now; not at every look.
-    fn search_is_due(&mut self, now_ns: u64) -> bool {
-        let due = self.tstate.is_none() && now_ns >= self.next_search_ns;
-        if due {
-            self.next_search_ns = now_ns + SEARCH_EVERY_NS;
-        }
-        due
-    }
-
-    /// Whether the thread is where it waits for work, although its state says that it is in a turn.
-    fn is_parked(&self, seen: &Loop) -> bool {
-        seen.state == state::BLOCKED && self.parked_ns == Some(seen.booked_until_ns)
-    }
-}
 
 /// The event path. Generic over its two doors.
 #[allow(missing_debug_implementations, reason = "the source has none")]
@@ -220,11 +169,15 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         for event in self.source.drain() {
             self.take(event, jobs);
         }
+        let mut closed = Vec::new();
         for (tid, followed) in &mut self.loops {
             let seen = slots.iter().find(|slot| slot.state.tid == *tid).map(|slot| &slot.state);
             let mut due = Vec::new();
             followed.tracker.close(seen, why, now_ns, &mut due);
-            report(*tid, due, &mut self.source, jobs);
+            closed.push((*tid, due));
+        }
+        for (tid, due) in closed {
+            self.report(tid, due, jobs);
         }
     }
 
@@ -262,20 +215,25 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let Some(followed) = self.loops.get_mut(&slot.state.tid) else { return };
         let mut due = Vec::new();
         followed.tracker.look(&slot.state, now_ns, &mut due);
-        for due in &mut due {
+        if due.iter().any(|due| due.moment == Moment::Open) {
+            let (blame, outside) = self.outside();
+            let (tid, turn_start_ns) = (slot.state.tid, slot.state.turn.start_ns);
+            jobs.extend(blame.bystanders(outside, tid, turn_start_ns, now_ns));
+        }
+        self.report(slot.state.tid, due, jobs);
+    }
+
+    /// Lines that are due, with what could not be had and what was lost.
+    fn report(&mut self, tid: u32, due: Vec<Due>, jobs: &mut Vec<Job>) {
+        for mut due in due {
             if let Some(why) = &self.ticks_refused {
                 due.gaps.push(Gap::new("stacks of the running thread", why));
             }
             if let Some(why) = &self.blame.refused {
                 due.gaps.push(Gap::new("other threads", why));
             }
+            jobs.push(Job::Report { tid, due: Box::new(due), losses: self.source.losses() });
         }
-        if due.iter().any(|due| due.moment == Moment::Open) {
-            let (blame, outside) = self.outside();
-            let (tid, turn_start_ns) = (slot.state.tid, slot.state.turn.start_ns);
-            jobs.extend(blame.bystanders(outside, tid, turn_start_ns, now_ns));
-        }
-        report(slot.state.tid, due, &mut self.source, jobs);
     }
 
     fn take(&mut self, event: Event, jobs: &mut Vec<Job>) {
@@ -313,137 +271,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     ) {
         let mut due = Vec::new();
         rule(&mut self.followed(tid).tracker, &mut due);
-        report(tid, due, &mut self.source, jobs);
-    }
-
-    /// A capture out of the ring: a tick, or a blocked stretch that is over.
-    fn captured(&mut self, mut captured: Box<Captured>, jobs: &mut Vec<Job>) {
-        let head = captured.head;
-        let completed = self
-            .loops
-            .get(&head.head.tid)
-            .is_some_and(|followed| followed.completed_ns == head.at_ns);
-        if head.reason == reason::SWITCH_OUT && completed {
-            self.followed(head.head.tid).cut_capture(&mut captured);
-            jobs.push(Job::BlockEnded { captured });
-            return;
-        }
-        if PythonWalk::from_u32(head.python_walk) == PythonWalk::WrongThread
-            && let Some(followed) = self.loops.get_mut(&head.head.tid)
-        {
-            // The state that we knew belongs to another thread by now: search again.
-            followed.tstate = None;
-        }
-        let mut python = self.name_python(&captured);
-        if !self.source.is_in_turn(head.head.tid, head.turn_start_ns) {
-            python.came_too_late();
-        }
-        self.note_work(&captured, &python);
-        self.followed(head.head.tid).cut_capture(&mut captured);
-        let awaited = self.awaited(&captured);
-        // Other loops may wait for what this one holds.
-        let sights = match captured.head.reason {
-            reason::TICK => self.blame.concerned(&captured),
-            _ => Vec::new(),
-        };
-        if !sights.is_empty() {
-            let (captured, python) = (captured.clone(), python.clone());
-            jobs.push(Job::Other { sights, captured, python });
-        }
-        jobs.push(Job::Sample { captured, python, kernel: KernelStack::Captured, awaited });
-    }
-
-    /// Completes the stack of a thread that is blocked in a suspected turn: it cannot move, so its
-    /// memory holds what it held when it gave up the CPU.
-    fn complete_block(&mut self, slot: Slot, now_ns: u64, jobs: &mut Vec<Job>) {
-        if slot.state.state != state::BLOCKED && slot.state.state != state::STOPPED {
-            return;
-        }
-        let Some(mut captured) = self.source.last_block(slot) else { return };
-        let tid = slot.state.tid;
-        let Some(followed) = self.loops.get(&tid) else { return };
-        let head = &captured.head;
-        // The capture is of this block only if both bear the same time. A young one may still be
-        // being written.
-        let is_of_block = head.reason == reason::SWITCH_OUT
-            && head.at_ns == slot.state.booked_until_ns
-            && now_ns.saturating_sub(head.at_ns) >= MIN_BLOCK_NS;
-        if !is_of_block {
-            return;
-        }
-        if head.at_ns == followed.completed_ns {
-            followed.cut_capture(&mut captured);
-            self.find_holder(&captured, now_ns, jobs);
-            return;
-        }
-        let tstate = followed.tstate;
-        if captured.stack.is_empty() {
-            captured.stack = read_stack(&self.memory, &captured.head);
-            if let (Some(python), Some(tstate)) = (&self.python, tstate) {
-                let (frames, walk) = python.walk(&self.memory, tstate, Some(captured.head.fsbase));
-                captured.python = frames;
-                captured.head.python_walk = walk as u32;
-            }
-        }
-        let python = self.name_python(&captured);
-        let kernel = KernelStack::Text(self.target.kernel_stack(tid));
-        // Had it moved meanwhile, the stack would be another one's.
-        let unmoved =
-            self.source.last_block(slot).is_some_and(|now| now.head.at_ns == captured.head.at_ns);
-        if !unmoved {
-            return;
-        }
-        self.note_work(&captured, &python);
-        if let Some(followed) = self.loops.get_mut(&tid) {
-            followed.completed_ns = captured.head.at_ns;
-            followed.cut_capture(&mut captured);
-        }
-        let awaited = self.awaited(&captured);
-        captured.head.blocked_ns = 0;
-        self.find_holder(&captured, now_ns, jobs);
-        jobs.push(Job::Sample { captured: Box::new(captured), python, kernel, awaited });
-    }
-
-    /// Looks who holds what a thread waits for that is blocked like this.
-    fn find_holder(&mut self, captured: &Captured, now_ns: u64, jobs: &mut Vec<Job>) {
-        let awaited = self.awaited(captured);
-        let (blame, outside) = self.outside();
-        blame.look(outside, Blocked { captured, awaited, now_ns }, jobs);
-    }
-
-    /// What a blocked thread waits for, as far as its registers and the interpreter tell.
-    fn awaited(&mut self, captured: &Captured) -> Awaited {
-        self.blame.awaited(self.python.as_ref(), &self.memory, captured)
-    }
-
-    /// Another thread, as far as a suspected loop has to do with it.
-    fn other(&mut self, captured: Box<Captured>, jobs: &mut Vec<Job>) {
-        let sights = self.blame.concerned(&captured);
-        if !sights.is_empty() || captured.head.reason == reason::WAKING {
-            let python = PythonFrames::of(&captured, self.python.as_mut(), &self.memory);
-            jobs.push(Job::Other { sights, captured, python });
-        }
-    }
-
-    fn name_python(&mut self, captured: &Captured) -> PythonFrames {
-        let mut named = PythonFrames::of(captured, self.python.as_mut(), &self.memory);
-        let tstate = self.loops.get(&captured.head.head.tid).and_then(|followed| followed.tstate);
-        if let PythonFrames::Named { frames, walk, running } = &mut named
-            && let Some(python) = &mut self.python
-        {
-            *running = python.running(&self.memory, &captured.python, frames, *walk, tstate);
-        }
-        named
-    }
-
-    fn outside(&mut self) -> (&mut Blame, Outside<'_, S, M>) {
-        let outside = Outside {
-            source: &mut self.source,
-            memory: &self.memory,
-            target: &self.target,
-            python: self.python.as_mut(),
-        };
-        (&mut self.blame, outside)
+        self.report(tid, due, jobs);
     }
 
     fn sample_running(&mut self, wanted: bool, now_ns: u64) {
@@ -461,12 +289,6 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     }
 }
 
-fn report(tid: u32, due: Vec<Due>, source: &mut impl EventSource, jobs: &mut Vec<Job>) {
-    for due in due {
-        jobs.push(Job::Report { tid, due: Box::new(due), losses: source.losses() });
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
@@ -476,7 +298,7 @@ mod tests {
     use profiler_ebpf::turn::{FUTEX, Loop, Parks, Turn, phase, state, wait};
     use profiler_ebpf::wanted::Wanted;
 
-    use super::{Followed, Job, Session};
+    use super::{Job, Session};
     use crate::process::target::Target;
     use crate::process::{TargetMemory, Unreadable};
     use crate::source::{Captured, Event, EventSource, Slot, Ticks};
@@ -707,18 +529,6 @@ mod tests {
         assert!(
             matches!(&jobs[0], Job::BlockEnded { captured } if captured.head.blocked_ns == 70 * MS)
         );
-    }
-
-    /// A thread whose interpreter state was not found is searched for again, however often it is
-    /// looked at meanwhile; one that was found is not.
-    #[test]
-    fn state_is_searched_for_again() {
-        let mut followed = Followed::new(THRESHOLD);
-        let looks = (0..=40).map(|look| look * 50 * MS);
-        let searches: Vec<u64> = looks.filter(|now_ns| followed.search_is_due(*now_ns)).collect();
-        assert_eq!(searches, [0, 1000 * MS, 2000 * MS]);
-        followed.tstate = Some(1);
-        assert!(!followed.search_is_due(9000 * MS));
     }
 
     /// A thread is in its turn until that is over, and in none before it or after.

@@ -26,24 +26,39 @@ const ROBUST: u32 = 16;
 /// protection, shared between processes, and two of lock elision.
 const KNOWN_KIND: u32 = KINDS | ROBUST | 32 | 64 | 128 | 256 | 512;
 
-/// The beginning of glibc's `pthread_mutex_t` on 64-bit machines: `__lock`, `__count`, `__owner`,
-/// `__nusers`, `__kind`.
+/// `PTHREAD_MUTEX_RECURSIVE_NP`: only such a mutex counts.
+const RECURSIVE: u32 = 1;
+
+/// glibc's `pthread_mutex_t` on 64-bit machines: `__lock`, `__count`, `__owner`, `__nusers`, `__kind`,
+/// two short numbers, and the list that robust mutexes are in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Mutex {
     lock: u32,
+    count: u32,
     owner: u32,
     users: u32,
     kind: u32,
+    list: [u64; 2],
 }
 
 impl Mutex {
     fn read(memory: &dyn TargetMemory, address: u64) -> Option<Self> {
-        let mut bytes = [0; 20];
+        let mut bytes = [0; 40];
         memory.read(address, &mut bytes).ok()?;
         let word = |offset: usize| {
             bytes.get(offset..).and_then(|rest| rest.first_chunk()).copied().map(u32::from_le_bytes)
         };
-        Some(Self { lock: word(0)?, owner: word(8)?, users: word(12)?, kind: word(16)? })
+        let link = |offset: usize| {
+            bytes.get(offset..).and_then(|rest| rest.first_chunk()).copied().map(u64::from_le_bytes)
+        };
+        Some(Self {
+            lock: word(0)?,
+            count: word(4)?,
+            owner: word(8)?,
+            users: word(12)?,
+            kind: word(16)?,
+            list: [link(24)?, link(32)?],
+        })
     }
 
     /// Its owner, if the words are those of a mutex that a thread is waiting for with this value.
@@ -54,7 +69,12 @@ impl Mutex {
         } else {
             self.lock == LOCKED_AND_AWAITED
         };
-        let is_mutex = self.kind & !KNOWN_KIND == 0 && (robust || self.users > 0);
+        // Other locks have the same first word for the same state, and whatever they guard after it:
+        // a tid in its place is not enough.
+        let counts = self.kind & KINDS == RECURSIVE;
+        let is_mutex = self.kind & !KNOWN_KIND == 0
+            && (robust || (self.users > 0 && self.list == [0; 2]))
+            && (counts || self.count == 0);
         (locked && is_mutex && self.lock == expected && self.owner != 0).then_some(self.owner)
     }
 }
@@ -109,8 +129,11 @@ mod tests {
         Registers { syscall: 202, args, ..Registers::default() }
     }
 
+    /// The words, and zeros up to the size of a mutex.
     fn of(words: &[u32], operation: u64, expected: u64) -> Option<u32> {
-        owner(&Words(words.to_vec()), &blocked(operation, expected))
+        let mut words = words.to_vec();
+        words.resize(10, 0);
+        owner(&Words(words), &blocked(operation, expected))
     }
 
     /// A mutex that is waited for names its owner, whatever its kind.
@@ -132,7 +155,10 @@ mod tests {
         assert_eq!(of(&[2, 0, 0, 0, 0], 128, 2), None, "a counter");
         assert_eq!(of(&[2, 0, 4711, 0, 0], 128, 2), None, "nobody uses it");
         assert_eq!(of(&[2, 0, 4711, 1, 0x7f00], 128, 2), None, "no kind of mutex");
-        assert_eq!(of(&[2, 0, 4711], 128, 2), None, "unreadable");
+        assert_eq!(of(&[2, 9, 4711, 1, 0], 128, 2), None, "a count without recursion");
+        let data = [2, 0, 4711, 1, 0, 0, 0, 0, 1, 0];
+        assert_eq!(of(&data, 128, 2), None, "another library's lock and what it guards");
+        assert_eq!(owner(&Words(vec![2, 0, 4711]), &blocked(128, 2)), None, "unreadable");
         assert_eq!(of(&[2, 0, 4711, 1, 0], 1, 2), None, "a call that wakes");
     }
 

@@ -7,7 +7,8 @@
 use profiler_ebpf::record::Woken;
 use profiler_ebpf::turn::{Loop, START_UNKNOWN, Turn, phase, state};
 
-use super::{Followed, Session};
+use super::Session;
+use super::followed::Followed;
 use crate::job::{Job, PythonFrames};
 use crate::process::TargetMemory;
 use crate::runtime::pool::work_frame;
