@@ -89,13 +89,17 @@ fn stall(page: &mut Page, line: &StallLine, word: &str) {
     lost(page, &line.lost);
 }
 
-/// `thread 4242 (uvicorn), asyncio on cpython 3.11.2`
+/// `thread 4242 (uvicorn), asyncio on cpython 3.11.2`, `thread 7 (shop), tokio 1.54.1`
 fn place(line: &StallLine) -> String {
     let thread = &line.thread;
     let name = thread.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
-    let runtime = line.runtime.as_ref();
-    let runtime = runtime.map(|runtime| format!(" on {}", version(runtime))).unwrap_or_default();
-    format!("thread {}{name}, {}{runtime}", thread.tid, thread.loop_kind)
+    let kind = &thread.loop_kind;
+    let what = match &line.runtime {
+        Some(runtime) if runtime.name == *kind => version(runtime),
+        Some(runtime) => format!("{kind} on {}", version(runtime)),
+        None => kind.clone(),
+    };
+    format!("thread {}{name}, {what}", thread.tid)
 }
 
 /// `cpython 3.11.2`
@@ -500,6 +504,21 @@ uvicorn[4242]: 1 of 1200 turns stalled, 5012 ms in all, the longest 5012 ms; the
             text.contains("          > charge_payment"),
             "the culprit's stack is shown: {text}"
         );
+    }
+
+    /// A loop that is its runtime is said once.
+    #[test]
+    fn runtime_that_is_the_loop() {
+        let mut report = sample::report(Moment::End, &sample::stall());
+        if let Report::StallEnd(line) = &mut report {
+            line.thread.loop_kind = "tokio".to_owned();
+            line.runtime = line
+                .runtime
+                .take()
+                .map(|it| super::Runtime { name: "tokio".to_owned(), version: it.version });
+        }
+        let text = plain(&report);
+        assert!(text.contains("in thread 4242 (uvicorn), tokio 3.11.2\n"), "{text}");
     }
 
     /// A frame without a name is still to be found: by its place in its module.
