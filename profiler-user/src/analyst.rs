@@ -22,12 +22,14 @@ use crate::report::schema::session::EndReason;
 use crate::report::syscalls::{Operand, operand};
 use crate::report::{Finish, Report};
 use crate::runtime::cpython::{FrameKind, NamedFrame};
+use crate::runtime::v8::ScriptFrames;
 use crate::sink::Sink;
 use crate::source::Captured;
 use crate::symbolize::kernel::{KernelSymbols, parse_proc_stack};
 use crate::symbolize::native::NativeSymbolizer;
 use crate::turn::tracker::{Due, doing};
 use crate::turn::{Awaited, Moment, Stall, ThreadState};
+use crate::unwind::javascript;
 use crate::unwind::merge::{NamedNativeStack, PythonSpan, PythonStack, merge};
 use crate::unwind::native::NativeUnwinder;
 
@@ -91,8 +93,9 @@ impl Analyst {
                 self.warm_up(&warm_up);
                 self.sink.accept(&Report::session_start(&self.facts, now_ns, *start))
             }
-            Job::Sample { captured, python, kernel, awaited } => {
-                self.sample(&captured, &python, &kernel, awaited);
+            Job::Sample { captured, python, javascript, kernel, awaited } => {
+                let stack = self.stack(&captured, &python, &javascript);
+                self.sample(&captured, stack, &kernel, awaited);
                 Ok(())
             }
             Job::Holder { loop_tid, turn_start_ns, tid, frames, walk } => {
@@ -118,7 +121,7 @@ impl Analyst {
     /// tenth of a second of work.
     fn warm_up(&mut self, captured: &[Captured]) {
         for captured in captured {
-            self.stack(captured, &PythonFrames::NotPython);
+            self.stack(captured, &PythonFrames::NotPython, &ScriptFrames::default());
         }
         // On a healthy target that may be all for days. Reading again takes 5 ms.
         self.rest();
@@ -144,11 +147,10 @@ impl Analyst {
     fn sample(
         &mut self,
         captured: &Captured,
-        python: &PythonFrames,
+        mut stack: Stack,
         kernel: &KernelStack,
         awaited: Awaited,
     ) {
-        let mut stack = self.stack(captured, python);
         stack.kernel = match kernel {
             KernelStack::Text(Some(text)) => parse_proc_stack(text),
             KernelStack::Text(None) => {
@@ -192,17 +194,25 @@ impl Analyst {
         gathered
     }
 
-    fn stack(&mut self, captured: &Captured, python: &PythonFrames) -> Stack {
+    fn stack(
+        &mut self,
+        captured: &Captured,
+        python: &PythonFrames,
+        script: &ScriptFrames,
+    ) -> Stack {
         let registers = &captured.head.registers;
         let mut native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
         // Code that nobody had mapped when we last looked: a library loaded since.
-        if native.frames.iter().any(|frame| self.modules.find(frame.address).is_none())
-            && self.update_modules()
-        {
+        let is_unknown = |address| {
+            self.modules.find(address).is_none() && !self.modules.is_made_at_run_time(address)
+        };
+        if native.frames.iter().any(|frame| is_unknown(frame.address)) && self.update_modules() {
             native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
         }
-        let named = self.symbolizer.name_stack(&self.modules, &native);
-        match python {
+        let mut named = self.symbolizer.name_stack(&self.modules, &native);
+        let copy = (registers, &*captured.stack);
+        let gaps = javascript::place(&mut named, &native, &self.modules, script, copy);
+        let mut stack = match python {
             PythonFrames::NotPython => merge(named, PythonStack::default()),
             PythonFrames::Missing(gap) => {
                 let mut stack = merge(named, PythonStack::default());
@@ -214,7 +224,9 @@ impl Analyst {
                 stack.gaps.extend(frames.iter().filter_map(|frame| frame.gap.clone()));
                 stack
             }
-        }
+        };
+        stack.gaps.extend(gaps);
+        stack
     }
 
     /// False where the process is gone: what we know of it is all there will be.

@@ -5,6 +5,7 @@ use profiler_ebpf::python::PythonWalk;
 use crate::gap::Gap;
 use crate::report::Start;
 use crate::runtime::cpython::NamedFrame;
+use crate::runtime::v8::ScriptFrames;
 use crate::source::Captured;
 use crate::turn::Awaited;
 use crate::turn::tracker::Due;
@@ -40,7 +41,13 @@ pub enum Job {
     /// these captures.
     Begin { start: Box<Start>, warm_up: Vec<Captured> },
     /// Where a loop's thread was at one moment.
-    Sample { captured: Box<Captured>, python: PythonFrames, kernel: KernelStack, awaited: Awaited },
+    Sample {
+        captured: Box<Captured>,
+        python: PythonFrames,
+        javascript: ScriptFrames,
+        kernel: KernelStack,
+        awaited: Awaited,
+    },
     /// Who held the interpreter's lock while a loop's thread waited for it.
     Holder {
         loop_tid: u32,

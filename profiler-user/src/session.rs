@@ -18,6 +18,7 @@ use crate::process::frozen::{Candidate, Evidence, in_turn, is_of_a_loop, seed};
 use crate::process::stack::read_stack;
 use crate::process::target::{Target, WaitDescriptors};
 use crate::runtime::cpython::{Gil, NamedFrame, Python};
+use crate::runtime::v8::{ScriptFrames, V8};
 use crate::source::{Captured, Event, EventSource, Slot, Ticks};
 use crate::turn::Awaited;
 use crate::turn::tracker::{Due, Tracker};
@@ -66,6 +67,7 @@ pub struct Session<S, M> {
     memory: M,
     target: Arc<Target>,
     python: Option<Python>,
+    v8: Option<V8>,
     /// The interpreter's lock, once it was found.
     gil: Option<Gil>,
     threshold_ns: u64,
@@ -90,6 +92,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             memory,
             target,
             python,
+            v8: None,
             gil: None,
             threshold_ns,
             loops: BTreeMap::new(),
@@ -97,6 +100,11 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             suspected_ns: 0,
             ticks_refused: None,
         }
+    }
+
+    /// Names the JavaScript functions of captures, too.
+    pub fn with_v8(self, v8: Option<V8>) -> Self {
+        Self { v8, ..self }
     }
 
     pub fn python(&self) -> Option<&Python> {
@@ -269,9 +277,11 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             // The state that we knew belongs to another thread by now: search again.
             followed.tstate = None;
         }
+        let javascript = self.name_javascript(&captured);
         let python = self.name_python(&captured);
         let awaited = self.awaited(&captured);
-        jobs.push(Job::Sample { captured, python, kernel: KernelStack::Captured, awaited });
+        let kernel = KernelStack::Captured;
+        jobs.push(Job::Sample { captured, python, javascript, kernel, awaited });
     }
 
     /// Completes the stack of a thread that is blocked in a suspected turn: it cannot move, so its
@@ -306,6 +316,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             self.find_holder(&captured, jobs);
         }
         let python = self.name_python(&captured);
+        let javascript = self.name_javascript(&captured);
         let kernel = KernelStack::Text(self.target.kernel_stack(tid));
         // Had it moved meanwhile, the stack would be another one's.
         let unmoved =
@@ -317,7 +328,8 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             followed.completed_ns = captured.head.at_ns;
         }
         captured.head.blocked_ns = 0;
-        jobs.push(Job::Sample { captured: Box::new(captured), python, kernel, awaited });
+        let captured = Box::new(captured);
+        jobs.push(Job::Sample { captured, python, javascript, kernel, awaited });
     }
 
     /// What a blocked thread waits for, as far as its registers and the interpreter tell.
@@ -369,6 +381,11 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
                 PythonFrames::Named { frames: python.decode(&self.memory, &captured.python), walk }
             }
         }
+    }
+
+    fn name_javascript(&mut self, captured: &Captured) -> ScriptFrames {
+        let Some(v8) = &mut self.v8 else { return ScriptFrames::default() };
+        v8.frames(&self.memory, &captured.head.registers, &captured.stack)
     }
 
     fn sample_running(&mut self, wanted: bool, now_ns: u64) {

@@ -74,6 +74,7 @@ impl<'a> Owner<'a> {
     pub fn of(&self, frame: &Frame) -> Origin {
         match frame.language {
             Language::Python => python(frame),
+            Language::JavaScript => javascript(frame),
             Language::Native => self.native(frame),
             Language::Kernel => Origin::Plumbing,
         }
@@ -114,6 +115,21 @@ fn python(frame: &Frame) -> Origin {
     Origin::Application
 }
 
+fn javascript(frame: &Frame) -> Origin {
+    let Some(file) = frame.file.as_deref() else { return Origin::Library };
+    // Debian installs packages into /usr/share/nodejs.
+    let is_package = |part| matches!(part, "node_modules" | "nodejs");
+    if is_of_node(file) || file.split('/').any(is_package) {
+        return Origin::Library;
+    }
+    Origin::Application
+}
+
+/// Whether a script is one of those that are compiled into node.
+pub fn is_of_node(file: &str) -> bool {
+    file.starts_with("node:")
+}
+
 /// Whether a source file lies in the standard library or among installed packages.
 fn is_python_library(file: &str) -> bool {
     let mut before = "";
@@ -146,7 +162,15 @@ fn is_launcher(frame: &Frame, file: &str) -> bool {
 /// What lies further out called the loop. It is on the stack of every turn, so it explains none:
 /// `asyncio.run(main())` at the end of a script is the application's, and to blame for nothing.
 pub fn inside_callback(frames: &[Frame]) -> usize {
-    frames.iter().position(is_asyncio).unwrap_or(frames.len())
+    let asyncio = frames.iter().position(is_asyncio);
+    // Outermost, because `execSync` runs a loop of its own inside a callback.
+    let libuv = || frames.iter().rposition(is_libuv);
+    asyncio.or_else(libuv).unwrap_or(frames.len())
+}
+
+/// Whether a frame is libuv's loop: in node, what called it has no JavaScript.
+fn is_libuv(frame: &Frame) -> bool {
+    frame.language == Language::Native && frame.function.as_deref() == Some("uv_run")
 }
 
 /// Whether a frame is the part of asyncio that runs callbacks.

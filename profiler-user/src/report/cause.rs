@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 use profiler_ebpf::record::Registers;
 
 use super::account::Part;
-use super::application::inside_callback;
+use super::application::{inside_callback, is_of_node};
 use super::hexadecimal;
 use super::schema::stall::{Cause, CauseKind, Confidence, Thread};
 use super::syscalls::{self, Operand};
-use crate::frame::Language;
+use crate::frame::{Frame, Language};
 use crate::gap::Gap;
 use crate::turn::{Awaited, Sampled, Stall};
 
@@ -129,7 +129,7 @@ fn is_saturated(evidence: &[&Sampled]) -> bool {
     for sampled in evidence {
         let frames = &sampled.stack.frames;
         let inside = inside_callback(frames);
-        let root = frames[..inside].iter().rev().find(|frame| frame.language == Language::Python);
+        let root = frames[..inside].iter().rev().find(|frame| begins_callback(frame));
         if inside == frames.len() {
             // Without the loop's own frame around it, nothing tells where a callback begins.
             return false;
@@ -144,6 +144,16 @@ fn is_saturated(evidence: &[&Sampled]) -> bool {
     }
     let heaviest_ns = callbacks.values().copied().max().unwrap_or_default();
     samples >= SATURATED_SAMPLES && !is_percent(heaviest_ns, time_ns, LIKELY_PERCENT)
+}
+
+/// Whether a frame can be the one with which a callback begins: node calls all of its own from the same
+/// few functions.
+fn begins_callback(frame: &Frame) -> bool {
+    match frame.language {
+        Language::Python => true,
+        Language::JavaScript => !frame.file.as_deref().is_some_and(is_of_node),
+        Language::Native | Language::Kernel => false,
+    }
 }
 
 /// The blocked stacks that were in the same wait.

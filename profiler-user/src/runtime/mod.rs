@@ -12,3 +12,4 @@
 //! because that is what ties them to the native stack.
 
 pub mod cpython;
+pub mod v8;

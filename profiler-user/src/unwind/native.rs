@@ -44,6 +44,8 @@ pub struct NativeFrame {
     pub address: u64,
     /// The call lies before the address; otherwise the address is the instruction itself.
     pub is_return_address: bool,
+    /// The frame pointer's register while the frame ran its call, whatever the code used it for.
+    pub frame_pointer: u64,
     /// `None` where no file is mapped at the address: code that was made at run time, or no code.
     pub module: Option<ModuleId>,
     /// Of the address, in the module's file.
@@ -179,7 +181,7 @@ impl NativeUnwinder {
         };
         loop {
             let sigreturn = self.is_sigreturn(modules, position.address);
-            frames.push(frame(modules, position.address, sigreturn));
+            frames.push(frame(modules, position, sigreturn));
             if frames.len() == MAX_FRAMES {
                 return Some(format!("deeper than {MAX_FRAMES} frames"));
             }
@@ -322,13 +324,15 @@ fn tables(image: &Image) -> Result<ExplicitModuleSectionInfo<Vec<u8>>, String> {
     })
 }
 
-fn frame(modules: &Modules, address: FrameAddress, sigreturn: bool) -> NativeFrame {
+fn frame(modules: &Modules, position: Position, sigreturn: bool) -> NativeFrame {
+    let Position { address, registers } = position;
     // No call lies before the return from a signal handler: the kernel wrote that address.
     let is_return_address = address.is_return_address() && !sigreturn;
     let module = modules.find(address.address().wrapping_sub(u64::from(is_return_address)));
     NativeFrame {
         address: address.address(),
         is_return_address,
+        frame_pointer: registers.bp(),
         module: module.map(|module| module.id),
         file_offset: module.map(|module| module.file_offset(address.address())),
     }
