@@ -201,6 +201,8 @@ impl Analyst {
         script: &ScriptFrames,
     ) -> Stack {
         let registers = &captured.head.registers;
+        let (path, builtins) = script.code.builtins();
+        self.unwinder.trust_frame_pointers(path, builtins);
         let mut native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
         // Code that nobody had mapped when we last looked: a library loaded since.
         let is_unknown = |address| {

@@ -5,6 +5,7 @@
 //! ends. Registers and bytes are of one moment, and nothing here looks at the live process.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use framehop::x86_64::{CacheX86_64, UnwindRegsX86_64, UnwinderX86_64};
@@ -69,6 +70,8 @@ pub struct NativeUnwinder {
     loaded: HashMap<ModuleId, Result<Loaded, String>>,
     table_bytes: usize,
     sigreturns: HashMap<u64, bool>,
+    /// Code that no table covers and that keeps frame pointers: a file, and offsets in it.
+    frame_pointer_code: Option<(String, Range<u64>)>,
 }
 
 impl std::fmt::Debug for NativeUnwinder {
@@ -140,6 +143,16 @@ impl NativeUnwinder {
             loaded: HashMap::new(),
             table_bytes: 0,
             sigreturns: HashMap::new(),
+            frame_pointer_code: None,
+        }
+    }
+
+    /// Walks by frame pointers wherever a thread is in this part of a file. Where no table covers
+    /// code, a thread in its innermost frame is otherwise taken to be about to return.
+    pub fn trust_frame_pointers(&mut self, path: &str, offsets: Range<u64>) {
+        let known = self.frame_pointer_code.as_ref();
+        if known.is_none_or(|(known, range)| known != path || *range != offsets) {
+            self.frame_pointer_code = Some((path.to_owned(), offsets));
         }
     }
 
@@ -156,7 +169,8 @@ impl NativeUnwinder {
         // The tables are the target's, and a walk by forged ones is bounded but not proved not to panic.
         let walk = AssertUnwindSafe(|| self.walk(modules, registers, &mut stack, &mut frames));
         let truncated = catch_unwind(walk).unwrap_or_else(|_| {
-            *self = Self::new();
+            let frame_pointer_code = self.frame_pointer_code.take();
+            *self = Self { frame_pointer_code, ..Self::new() };
             Some("the unwind tables make no sense".to_owned())
         });
         NativeStack { frames, truncated }
@@ -206,6 +220,9 @@ impl NativeUnwinder {
     ) -> Step {
         let module = modules.find(position.address.address_for_lookup());
         if let Some(module) = module {
+            if self.keeps_frame_pointer(module, position.address) {
+                return by_frame_pointer(position, stack);
+            }
             self.load(module);
         }
         let mut caller = position.registers;
@@ -223,6 +240,13 @@ impl NativeUnwinder {
             Ok(None) if self.outermost_by_table(position, stack) => Step::Outermost,
             Ok(None) | Err(_) => Step::Stopped(self.no_caller(module, position)),
         }
+    }
+
+    fn keeps_frame_pointer(&self, module: &Module, address: FrameAddress) -> bool {
+        self.frame_pointer_code.as_ref().is_some_and(|(path, offsets)| {
+            *module.path == **path
+                && offsets.contains(&module.file_offset(address.address_for_lookup()))
+        })
     }
 
     /// Whether the table says that there is no caller. Where no table speaks, a frame pointer of
@@ -335,6 +359,26 @@ fn frame(modules: &Modules, position: Position, sigreturn: bool) -> NativeFrame 
         frame_pointer: registers.bp(),
         module: module.map(|module| module.id),
         file_offset: module.map(|module| module.file_offset(address.address())),
+    }
+}
+
+/// The caller's frame pointer and the return address lie where the frame pointer points to.
+fn by_frame_pointer(position: Position, stack: &mut CapturedStack<'_>) -> Step {
+    let registers = position.registers;
+    let frame = registers.bp();
+    let nowhere = || Step::Stopped(format!("the frame pointer {frame:#x} leads nowhere"));
+    // Going back would let a forged stack lead in circles.
+    let Some(sp) = frame.checked_add(16).filter(|sp| *sp > registers.sp()) else {
+        return nowhere();
+    };
+    let (Ok(bp), Ok(ip)) = (stack.read(frame), stack.read(sp - 8)) else {
+        return if stack.wanted_more { Step::Stopped(stack.goes_on()) } else { nowhere() };
+    };
+    match FrameAddress::from_return_address(ip) {
+        Some(address) => {
+            Step::Caller(Position { address, registers: UnwindRegsX86_64::new(ip, sp, bp) })
+        }
+        None => nowhere(),
     }
 }
 

@@ -11,7 +11,7 @@ use super::symbols::Symbols;
 use crate::process::TargetMemory;
 
 /// Major versions whose objects are known to be as this reader expects: node 18 to 24.
-pub const VERSIONS: RangeInclusive<u32> = 10..=13;
+pub const VERSIONS: RangeInclusive<u32> = 10..=14;
 
 /// No field that is read lies further from an object's beginning.
 const OFFSETS: RangeInclusive<i32> = 0..=1024;

@@ -28,7 +28,7 @@ mod symbols;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use profiler_ebpf::record::Registers;
@@ -55,7 +55,8 @@ pub struct V8 {
 /// Where V8's own code is, and what frames in it may be.
 #[derive(Debug, Default)]
 pub struct Code {
-    path: PathBuf,
+    /// As modules are called.
+    path: String,
     builtins: Range<u64>,
     frame_types: FrameTypes,
     context_slot: u64,
@@ -82,7 +83,12 @@ pub struct ScriptFrames {
 impl Code {
     /// Whether a place in a mapped file is in one of the builtins.
     pub fn is_builtin(&self, module: &str, offset: u64) -> bool {
-        self.builtins.contains(&offset) && Path::new(module) == self.path
+        self.builtins.contains(&offset) && module == self.path
+    }
+
+    /// The file that holds the builtins, and where in it they are.
+    pub fn builtins(&self) -> (&str, Range<u64>) {
+        (&self.path, self.builtins.clone())
     }
 
     /// The slot below a frame pointer that tells of what kind the frame is.
@@ -107,7 +113,7 @@ impl V8 {
     ) -> Result<Option<Self>, Gap> {
         let Some(found) = detect::detect(memory, regions, exe, open)? else { return Ok(None) };
         let code = Code {
-            path: found.path,
+            path: found.path.to_string_lossy().into_owned(),
             builtins: found.builtins,
             frame_types: found.frame_types,
             context_slot: found.layout.slots.context,
