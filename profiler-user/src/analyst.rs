@@ -27,6 +27,7 @@ use crate::sink::Sink;
 use crate::source::Captured;
 use crate::symbolize::kernel::{KernelSymbols, parse_proc_stack};
 use crate::symbolize::native::NativeSymbolizer;
+use crate::symbolize::perf_map::PerfMap;
 use crate::turn::tracker::{Due, doing};
 use crate::turn::{Awaited, Moment, Stall, ThreadState};
 use crate::unwind::javascript;
@@ -50,6 +51,7 @@ pub struct Analyst {
     modules: Modules,
     unwinder: NativeUnwinder,
     symbolizer: NativeSymbolizer,
+    perf_map: PerfMap,
     /// Read when the first kernel stack is to be named.
     kernel: Option<Result<KernelSymbols, Gap>>,
     loops: BTreeMap<u32, Gathered>,
@@ -70,6 +72,7 @@ impl Analyst {
     ) -> Self {
         let mut analyst = Self {
             memory: LiveMemory::new(target.pid()),
+            perf_map: PerfMap::of(&target),
             target,
             modules: Modules::new(),
             unwinder: NativeUnwinder::new(),
@@ -213,7 +216,8 @@ impl Analyst {
         }
         let mut named = self.symbolizer.name_stack(&self.modules, &native);
         let copy = (registers, &*captured.stack);
-        let gaps = javascript::place(&mut named, &native, &self.modules, script, copy);
+        let mut gaps = javascript::place(&mut named, &native, &self.modules, script, copy);
+        gaps.extend(self.perf_map.name_stack(&mut named, &native, &self.modules));
         let mut stack = match python {
             PythonFrames::NotPython => merge(named, PythonStack::default()),
             PythonFrames::Missing(gap) => {

@@ -1,4 +1,5 @@
 //! What code is called: addresses in modules and in the kernel to functions, files and lines.
 
 pub mod native;
+pub mod perf_map;
 pub mod kernel;

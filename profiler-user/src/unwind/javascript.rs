@@ -42,8 +42,11 @@ pub fn place(
         }
     }
     let mut gaps = Vec::new();
-    if nameless > 0 {
-        let why = format!("what ran in {nameless} frames was moved or let go before it was read");
+    if nameless > 0 && script.code.is_known() {
+        let why = format!(
+            "{nameless} frames had only just begun or were about to end, or what ran in them was \
+             moved before it was read"
+        );
         gaps.push(Gap::new("JavaScript functions", why));
     }
     if optimised {

@@ -81,6 +81,11 @@ pub struct ScriptFrames {
 }
 
 impl Code {
+    /// False where there is no V8 that can be read.
+    pub fn is_known(&self) -> bool {
+        !self.builtins.is_empty()
+    }
+
     /// Whether a place in a mapped file is in one of the builtins.
     pub fn is_builtin(&self, module: &str, offset: u64) -> bool {
         self.builtins.contains(&offset) && module == self.path

@@ -90,7 +90,13 @@ impl Names {
         function: u64,
     ) -> Option<Named> {
         let heap = Heap { memory, layout };
-        let map = heap.field(function, 0)?;
+        let mut function = function;
+        let mut map = heap.field(function, 0)?;
+        // The collector leaves behind where it moved an object to, until it uses the page again.
+        if let Some(moved) = forwarded(map) {
+            function = moved;
+            map = heap.field(function, 0)?;
+        }
         if !self.function_maps.contains(&map) {
             let kind = heap.type_of_map(map)?;
             if !layout.functions.contains(&kind) {
@@ -197,6 +203,11 @@ impl Names {
         let before = script_before.and_then(|script| script.line_ends).map_or(0, |ends| ends.len());
         self.lines = self.lines.saturating_sub(before);
     }
+}
+
+/// The object to which a first word leads that is no map any more.
+fn forwarded(first: u64) -> Option<u64> {
+    (first & 3 == 0).then_some(first | 1)
 }
 
 /// Where the lines of a source end: as in V8, at a line feed, a carriage return, or a separator of
@@ -352,6 +363,17 @@ mod tests {
         for tagged in [string, moved, 0, 1, u64::MAX, 0x1_0000_0001] {
             assert_eq!(named(tagged), None, "{tagged:#x}");
         }
+    }
+
+    /// A function that was moved after the stack was copied is found where it is now.
+    #[test]
+    fn moved_function() {
+        let mut objects = Objects::default();
+        let before = objects.one_byte("what was there");
+        let tagged = objects.function("handle", "/srv/app.js", SOURCE, (31, 54));
+        objects.memory.put_u64(before - 1, tagged - 1);
+        let found = function(&objects, &mut Names::default(), before).unwrap();
+        assert_eq!((found.name.as_str(), found.line), ("handle", Some(3)));
     }
 
     /// Another function that the collector moved to a known place is read anew.
