@@ -45,6 +45,16 @@ pub fn venv_python() -> Result<PathBuf> {
     Ok(python)
 }
 
+/// A release of node, by its major version.
+pub fn node(major: u32) -> Result<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../target/node-{major}"));
+    let program = folder.join("bin/node");
+    if !program.exists() {
+        bail!("{} is missing: `cargo xtask setup targets` fetches it", program.display());
+    }
+    Ok(program)
+}
+
 /// A folder that goes away with its owner.
 #[derive(Debug)]
 pub struct Scratch(PathBuf);
@@ -96,10 +106,22 @@ impl Target {
         Self::python(&system_python(), "frozen.py", &options)
     }
 
+    /// The sample service on a release of node, with options for node itself.
+    pub fn node(node: &Path, options: &[&str]) -> Result<Self> {
+        let mut command = Command::new(node);
+        command.args(options).arg(folder().join("node_service.js"));
+        Self::recording(command)
+    }
+
     fn python(python: &Path, script: &str, options: &[&str]) -> Result<Self> {
-        let scratch = Scratch::new()?;
         let mut command = Command::new(python);
         command.arg(folder().join(script)).args(options);
+        Self::recording(command)
+    }
+
+    /// A program that records its stalls, and says when it is ready and on which port.
+    fn recording(mut command: Command) -> Result<Self> {
+        let scratch = Scratch::new()?;
         command.arg("--truth").arg(scratch.file("truth.jsonl"));
         let mut target = Self::spawn(command, scratch)?;
         let ready = target.line_starting("ready ", patience(20))?;

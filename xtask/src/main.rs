@@ -4,6 +4,7 @@ mod apt;
 mod build;
 mod initrd;
 mod kernel;
+mod node;
 mod process;
 mod python;
 mod report;

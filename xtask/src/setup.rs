@@ -7,7 +7,7 @@ use clap::ValueEnum;
 
 use crate::process::which;
 use crate::report::note;
-use crate::{apt, kernel, python, toolchain};
+use crate::{apt, kernel, node, python, toolchain};
 
 /// What can be set up on its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -16,7 +16,7 @@ pub enum Group {
     Probes,
     /// What the demo attaches to: Python.
     Demo,
-    /// What the tests attach to: redis, Python with FastAPI and uvicorn, a C compiler.
+    /// What the tests attach to: redis, Python with FastAPI and uvicorn, node, a C compiler.
     Targets,
     /// A virtual machine with Debian's kernel.
     Vm,
@@ -36,13 +36,14 @@ const fn need(what: &'static str, package: &'static str) -> Need {
 // The interpreter of the distribution, stripped as it is, is a target of its own.
 const DEMO: [Need; 1] = [need("/usr/bin/python3", "python3")];
 
-const TARGETS: [Need; 6] = [
+const TARGETS: [Need; 7] = [
     need("redis-server", "redis-server"),
     need("redis-benchmark", "redis-tools"),
     need("wrk", "wrk"),
     need("gcc", "gcc"),
     need("/usr/include/stdio.h", "libc6-dev"),
     need("/usr/bin/python3", "python3"),
+    need("npm", "npm"),
 ];
 
 const VM: [Need; 1] = [need("qemu-system-x86_64", "qemu-system-x86")];
@@ -64,6 +65,7 @@ pub fn ensure(groups: &[Group]) -> Result<()> {
             Group::Targets => {
                 packages(&TARGETS)?;
                 python::ensure().context("no virtual environment for the Python targets")?;
+                node::ensure().context("no node for the JavaScript targets")?;
             }
             Group::Vm => {
                 packages(&VM)?;
