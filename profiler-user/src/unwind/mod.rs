@@ -1,5 +1,6 @@
 //! Where a thread was: a capture's registers and stack to frames, and frames of several kinds to one stack.
 
+mod expression;
 pub mod native;
 pub mod javascript;
 pub mod merge;

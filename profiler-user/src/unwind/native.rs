@@ -7,13 +7,17 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use framehop::x86_64::{CacheX86_64, UnwindRegsX86_64, UnwinderX86_64};
 use framehop::{ExplicitModuleSectionInfo, FrameAddress, Unwinder};
+use gimli::BaseAddresses;
 use profiler_ebpf::record::Registers;
 
 use crate::process::image::Image;
 use crate::process::modules::{Module, ModuleId, Modules};
+
+use super::expression::Tables;
 
 /// Frames of one stack at most. The 64 KiB of a capture hold this many of 64 bytes, which is less
 /// than functions that do anything use on average.
@@ -25,6 +29,10 @@ const MAX_TABLE_BYTES: usize = 64 * 1024 * 1024;
 /// Remembered answers to "does the kernel's return from a signal handler lie here"; forgotten all
 /// at once when there are more.
 const MAX_SIGRETURN_ANSWERS: usize = 4096;
+
+/// Remembered answers to "is this frame's caller found by an expression"; forgotten all at once when
+/// there are more.
+const MAX_EXPRESSION_ANSWERS: usize = 16 * 1024;
 
 /// `mov $15, %rax; syscall`: `rt_sigreturn`, as every libc and Go write it. A frame that returns to
 /// this was called by the kernel, and the interrupted registers lie on the stack above it.
@@ -64,12 +72,13 @@ pub struct NativeStack {
 
 /// Unwinds the threads of one process.
 pub struct NativeUnwinder {
-    unwinder: UnwinderX86_64<Vec<u8>>,
+    unwinder: UnwinderX86_64<Arc<[u8]>>,
     cache: CacheX86_64,
     /// What was handed to `unwinder`: the bytes of the tables, or why there are none.
     loaded: HashMap<ModuleId, Result<Loaded, String>>,
     table_bytes: usize,
     sigreturns: HashMap<u64, bool>,
+    expressions: HashMap<u64, bool>,
     /// Code that no table covers and that keeps frame pointers: a file, and offsets in it.
     frame_pointer_code: Option<(String, Range<u64>)>,
 }
@@ -88,6 +97,7 @@ impl std::fmt::Debug for NativeUnwinder {
 struct Loaded {
     start: u64,
     bytes: usize,
+    tables: Option<Tables>,
 }
 
 /// Where a walk stands.
@@ -143,6 +153,7 @@ impl NativeUnwinder {
             loaded: HashMap::new(),
             table_bytes: 0,
             sigreturns: HashMap::new(),
+            expressions: HashMap::new(),
             frame_pointer_code: None,
         }
     }
@@ -224,6 +235,9 @@ impl NativeUnwinder {
                 return by_frame_pointer(position, stack);
             }
             self.load(module);
+            if self.has_expression(module, position.address) {
+                return self.by_expression(module, position, stack);
+            }
         }
         let mut caller = position.registers;
         let mut read = |address| stack.read(address);
@@ -239,6 +253,39 @@ impl NativeUnwinder {
             Ok(Some(None)) => Step::Stopped(self.no_caller(module, position)),
             Ok(None) if self.outermost_by_table(position, stack) => Step::Outermost,
             Ok(None) | Err(_) => Step::Stopped(self.no_caller(module, position)),
+        }
+    }
+
+    fn has_expression(&mut self, module: &Module, address: FrameAddress) -> bool {
+        let Some(tables) = tables_of(&self.loaded, module.id) else { return false };
+        if self.expressions.len() >= MAX_EXPRESSION_ANSWERS {
+            self.expressions.clear();
+        }
+        let address = address.address_for_lookup();
+        *self.expressions.entry(address).or_insert_with(|| tables.has_expression(address))
+    }
+
+    fn by_expression(
+        &self,
+        module: &Module,
+        position: Position,
+        stack: &mut CapturedStack<'_>,
+    ) -> Step {
+        let address = position.address.address_for_lookup();
+        let caller = tables_of(&self.loaded, module.id)
+            .and_then(|tables| tables.caller(address, position.registers, &mut |at| stack.read(at)))
+            .and_then(|registers| {
+                let address = FrameAddress::from_return_address(registers.ip())?;
+                Some(Position { address, registers })
+            });
+        match caller {
+            Some(caller) => Step::Caller(caller),
+            None if stack.wanted_more => Step::Stopped(stack.goes_on()),
+            None => Step::Stopped(format!(
+                "the unwind table of {} asks for what was not captured: a register, or memory below the \
+                 stack pointer",
+                module.path
+            )),
         }
     }
 
@@ -303,21 +350,22 @@ impl NativeUnwinder {
     fn load_tables(&mut self, module: &Module) -> Result<Loaded, String> {
         let image = module.image.as_ref().map_err(|gap| gap.to_string())?;
         let bias = module.bias().ok_or("its program headers do not cover the mapping")?;
-        let sections = tables(image)?;
+        let sections = sections(image)?;
         let bytes = [&sections.eh_frame, &sections.eh_frame_hdr]
             .into_iter()
             .flatten()
-            .map(Vec::len)
+            .map(|table| table.len())
             .sum::<usize>();
         if self.table_bytes.saturating_add(bytes) > MAX_TABLE_BYTES {
             return Err(format!("the tables of all modules exceed {MAX_TABLE_BYTES} bytes"));
         }
         self.table_bytes += bytes;
         let base = bias.wrapping_add(sections.base_svma);
+        let tables = tables(&sections, bias);
         let name = module.path.to_string();
         let range = module.range.clone();
         self.unwinder.add_module(framehop::Module::new(name, range, base, sections));
-        Ok(Loaded { start: module.range.start, bytes })
+        Ok(Loaded { start: module.range.start, bytes, tables })
     }
 
     fn unload_gone(&mut self, modules: &Modules) {
@@ -329,11 +377,34 @@ impl NativeUnwinder {
                 self.table_bytes = self.table_bytes.saturating_sub(loaded.bytes);
             }
             self.sigreturns.clear();
+            self.expressions.clear();
         }
     }
 }
 
-fn tables(image: &Image) -> Result<ExplicitModuleSectionInfo<Vec<u8>>, String> {
+fn tables_of(
+    loaded: &HashMap<ModuleId, Result<Loaded, String>>,
+    module: ModuleId,
+) -> Option<&Tables> {
+    loaded.get(&module)?.as_ref().ok()?.tables.as_ref()
+}
+
+/// `None` without an index: what it takes to find one frame without it is too much.
+fn tables(sections: &ExplicitModuleSectionInfo<Arc<[u8]>>, bias: u64) -> Option<Tables> {
+    let start = |range: &Option<Range<u64>>| range.as_ref().map_or(0, |range| range.start);
+    Some(Tables {
+        eh_frame: Arc::clone(sections.eh_frame.as_ref()?),
+        eh_frame_hdr: Arc::clone(sections.eh_frame_hdr.as_ref()?),
+        bases: BaseAddresses::default()
+            .set_eh_frame(start(&sections.eh_frame_svma))
+            .set_eh_frame_hdr(start(&sections.eh_frame_hdr_svma))
+            .set_text(start(&sections.text_svma))
+            .set_got(start(&sections.got_svma)),
+        bias,
+    })
+}
+
+fn sections(image: &Image) -> Result<ExplicitModuleSectionInfo<Arc<[u8]>>, String> {
     let eh_frame = image.eh_frame().ok_or("no .eh_frame")?;
     let eh_frame_hdr = image.eh_frame_hdr();
     Ok(ExplicitModuleSectionInfo {
@@ -341,9 +412,9 @@ fn tables(image: &Image) -> Result<ExplicitModuleSectionInfo<Vec<u8>>, String> {
         text_svma: image.text().map(|section| section.address.clone()),
         got_svma: image.got().map(|section| section.address.clone()),
         eh_frame_svma: Some(eh_frame.address.clone()),
-        eh_frame: Some(image.read(eh_frame)?),
+        eh_frame: Some(image.read(eh_frame)?.into()),
         eh_frame_hdr_svma: eh_frame_hdr.map(|section| section.address.clone()),
-        eh_frame_hdr: eh_frame_hdr.map(|section| image.read(section)).transpose()?,
+        eh_frame_hdr: eh_frame_hdr.map(|section| image.read(section).map(Arc::from)).transpose()?,
         ..ExplicitModuleSectionInfo::default()
     })
 }
