@@ -95,7 +95,7 @@ fn every_tier() -> Result<()> {
         (18, &["--no-opt", "--no-sparkplug"]),
         (20, &["--always-sparkplug", "--no-opt"]),
         (22, &["--jitless"]),
-        (24, &["--always-turbofan"]),
+        (24, &["--always-turbofan", "--no-turbo-inlining"]),
     ];
     for (major, options) in tiers {
         let target = Target::node(&node(major)?, options)?;

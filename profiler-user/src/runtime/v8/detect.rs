@@ -5,6 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use super::builtins;
 use super::layout::{FrameTypes, Layout, version};
 use super::symbols::Symbols;
 use crate::gap::Gap;
@@ -93,12 +94,13 @@ fn examine(
     if symbols.constants.is_empty() {
         return Ok(None);
     }
-    let stated = Image::from_file(file, 0)?.address_of(region.offset);
+    let image = Image::from_file(file, 0)?;
+    let stated = image.address_of(region.offset);
     let bias = region.start.wrapping_sub(stated.ok_or("its segments do not match its mappings")?);
     let v8 = version(memory, bias, &symbols).ok_or("it does not tell its V8's version")?;
     let (layout, frame_types) = Layout::read(memory, bias, &symbols, v8)?;
-    let builtins = symbols.builtins.clone();
-    let builtins = builtins.ok_or("the names of V8's builtins have been stripped")?;
+    let builtins = symbols.builtins.clone().or_else(|| builtins::find(&image));
+    let builtins = builtins.ok_or("V8's builtins are not to be found in it")?;
     let node = node_version(memory, bias, &symbols);
     let is_node = symbols.metadata.is_some();
     let version = node.unwrap_or_else(|| format!("V8 {v8}"));

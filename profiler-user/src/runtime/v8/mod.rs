@@ -16,6 +16,7 @@
 //! be never; the line of the *definition* is told), and which functions were inlined into optimised
 //! code: their callers stand for them.
 
+mod builtins;
 mod detect;
 mod frames;
 mod heap;
