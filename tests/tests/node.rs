@@ -1,9 +1,11 @@
 //! The sample service on node 18 to 25: each stall's function, script and line of definition, from V8's own memory.
 
+use std::process::Command;
+
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::report::{Event, StallLine, Start};
 use profiler_tests::scenario::{Played, alone, each, play};
-use profiler_tests::target::{Target, node};
+use profiler_tests::target::{Scratch, Target, node};
 use profiler_tests::truth::Truth;
 
 /// In C++ that JavaScript calls: in the kernel, in a child, in a lock, on the CPU.
@@ -128,5 +130,20 @@ fn a_healthy_service_is_left_in_peace() -> Result<()> {
     let played = play(&target, &each(&HEALTHY, &[150; 4]))?;
     played.must_be_right()?;
     ensure!(played.verdict.confirmed == 0, "{}", played.verdict);
+    Ok(())
+}
+
+/// A node that is stripped, as distributions ship it, and lists none of its code.
+#[test]
+fn stripped() -> Result<()> {
+    let _machine = alone();
+    let scratch = Scratch::new()?;
+    let stripped = scratch.file("node");
+    let done = Command::new("strip").arg("-o").arg(&stripped).arg(node(24)?).status()?;
+    ensure!(done.success(), "strip: {done}");
+    let target = Target::node(&stripped, &[])?;
+    let played = play(&target, &each(&["/cpu", "/json", "/shell"], &[300]))?;
+    played.must_be_right()?;
+    ensure!(played.verdict.confirmed >= 3, "{}", played.verdict);
     Ok(())
 }

@@ -203,8 +203,9 @@ fn starts_with_any(text: &str, prefixes: &[&str]) -> bool {
 mod tests {
     use super::Origin::{Application, Library, Plumbing};
     use super::{Owner, inside_callback};
+    use crate::frame::Frame;
     use crate::report::facts::ProcessFacts;
-    use crate::report::sample::{native, python};
+    use crate::report::sample::{javascript, native, python};
 
     fn process(exe: &str) -> ProcessFacts {
         ProcessFacts { exe: Some(exe.to_owned()), ..ProcessFacts::default() }
@@ -231,6 +232,38 @@ mod tests {
         for (file, expected) in table {
             assert_eq!(Owner::new(&process).of(&python("f", file, 1)), expected, "{file}");
         }
+    }
+
+    /// JavaScript is the application's unless it is node's own, or lies among packages.
+    #[test]
+    fn javascript_by_file() {
+        let process = process("/usr/bin/node");
+        let table = [
+            ("/srv/app.js", Application),
+            ("/srv/nodes/app.mjs", Application),
+            ("[eval]", Application),
+            ("node:internal/timers", Library),
+            ("/srv/node_modules/express/lib/router.js", Library),
+            ("/usr/share/nodejs/ws/index.js", Library),
+        ];
+        for (file, expected) in table {
+            assert_eq!(Owner::new(&process).of(&javascript("f", file, 1)), expected, "{file}");
+        }
+        let made_up = Frame { file: None, ..javascript("f", "", 1) };
+        assert_eq!(Owner::new(&process).of(&made_up), Library);
+    }
+
+    /// In node, all inside the outermost `uv_run` is the callback's: `execSync` has one of its own.
+    #[test]
+    fn callback_of_libuv() {
+        let frames = [
+            native("uv_run", "/usr/bin/node"),
+            javascript("execSync", "node:child_process", 1),
+            javascript("handler", "/srv/app.js", 1),
+            native("uv_run", "/usr/bin/node"),
+            native("main", "/usr/bin/node"),
+        ];
+        assert_eq!(inside_callback(&frames), 3);
     }
 
     /// The script that starts a package is nobody's code, unless it is a program of one's own.

@@ -227,6 +227,11 @@ impl FrameTypes {
         Self(named.collect())
     }
 
+    #[cfg(test)]
+    pub fn from<const N: usize>(named: [(u64, String); N]) -> Self {
+        Self(named.into())
+    }
+
     /// The kind that a frame's context slot names, if it names one: a small number, shifted by one.
     pub fn name(&self, context: u64) -> Option<&str> {
         if context & 1 != 0 {

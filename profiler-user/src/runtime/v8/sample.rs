@@ -1,8 +1,10 @@
 //! Functions, scripts and strings as node 20 lays them out: what tests read instead of a process.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
-use super::layout::{FrameSlots, Layout, StringKinds};
+use super::Code;
+use super::layout::{FrameSlots, FrameTypes, Layout, StringKinds};
 use crate::process::{TargetMemory, Unreadable};
 
 const SHARED: u16 = 262;
@@ -52,6 +54,16 @@ pub fn layout() -> Layout {
         scope_locals: 2,
         scope_variables: 3,
         fixed_positions: false,
+    }
+}
+
+/// Builtins in a file, and one kind of frame that belongs to no function.
+pub fn code(path: &str, builtins: Range<u64>, (number, name): (u64, &str)) -> Code {
+    Code {
+        path: path.to_owned(),
+        builtins,
+        frame_types: FrameTypes::from([(number, name.to_owned())]),
+        context_slot: 8,
     }
 }
 
