@@ -3,8 +3,9 @@
 use profiler_ebpf::python::PythonWalk;
 
 use crate::gap::Gap;
+use crate::process::TargetMemory;
 use crate::report::Start;
-use crate::runtime::cpython::NamedFrame;
+use crate::runtime::cpython::{NamedFrame, Python};
 use crate::runtime::v8::ScriptFrames;
 use crate::source::Captured;
 use crate::turn::Awaited;
@@ -20,6 +21,35 @@ pub enum PythonFrames {
         walk: PythonWalk,
     },
     Missing(Gap),
+}
+
+impl PythonFrames {
+    /// Names the frames that a capture brought.
+    pub fn decode(
+        python: Option<&mut Python>,
+        memory: &impl TargetMemory,
+        captured: &Captured,
+    ) -> Self {
+        let Some(python) = python else { return Self::NotPython };
+        let walk = PythonWalk::from_u32(captured.head.python_walk);
+        match walk {
+            PythonWalk::NotTried => {
+                let why = if captured.stack.is_empty() {
+                    "it blocked before the turn was suspected, and not for long after"
+                } else {
+                    "the thread has no interpreter state that we know"
+                };
+                Self::Missing(Gap::new("python frames", why))
+            }
+            PythonWalk::WrongThread => {
+                let why = "the interpreter state that we know belongs to another thread";
+                Self::Missing(Gap::new("python frames", why))
+            }
+            PythonWalk::Complete | PythonWalk::Unreadable | PythonWalk::TooDeep => {
+                Self::Named { frames: python.decode(memory, &captured.python), walk }
+            }
+        }
+    }
 }
 
 /// What was lost, by name.

@@ -278,7 +278,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             followed.tstate = None;
         }
         let javascript = self.name_javascript(&captured);
-        let python = self.name_python(&captured);
+        let python = PythonFrames::decode(self.python.as_mut(), &self.memory, &captured);
         let awaited = self.awaited(&captured);
         let kernel = KernelStack::Captured;
         jobs.push(Job::Sample { captured, python, javascript, kernel, awaited });
@@ -315,7 +315,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         if awaited == Awaited::Gil {
             self.find_holder(&captured, jobs);
         }
-        let python = self.name_python(&captured);
+        let python = PythonFrames::decode(self.python.as_mut(), &self.memory, &captured);
         let javascript = self.name_javascript(&captured);
         let kernel = KernelStack::Text(self.target.kernel_stack(tid));
         // Had it moved meanwhile, the stack would be another one's.
@@ -359,28 +359,6 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             frames: python.decode(&self.memory, &holder.frames),
             walk: holder.walk,
         });
-    }
-
-    fn name_python(&mut self, captured: &Captured) -> PythonFrames {
-        let Some(python) = &mut self.python else { return PythonFrames::NotPython };
-        let walk = PythonWalk::from_u32(captured.head.python_walk);
-        match walk {
-            PythonWalk::NotTried => {
-                let why = if captured.stack.is_empty() {
-                    "it blocked before the turn was suspected, and not for long after"
-                } else {
-                    "the thread has no interpreter state that we know"
-                };
-                PythonFrames::Missing(Gap::new("python frames", why))
-            }
-            PythonWalk::WrongThread => {
-                let why = "the interpreter state that we know belongs to another thread";
-                PythonFrames::Missing(Gap::new("python frames", why))
-            }
-            PythonWalk::Complete | PythonWalk::Unreadable | PythonWalk::TooDeep => {
-                PythonFrames::Named { frames: python.decode(&self.memory, &captured.python), walk }
-            }
-        }
     }
 
     fn name_javascript(&mut self, captured: &Captured) -> ScriptFrames {

@@ -4,3 +4,4 @@ mod expression;
 pub mod native;
 pub mod javascript;
 pub mod merge;
+mod step;

@@ -18,6 +18,7 @@ use crate::process::image::Image;
 use crate::process::modules::{Module, ModuleId, Modules};
 
 use super::expression::Tables;
+use super::step::{CapturedStack, Position, Step, by_frame_pointer, interrupted};
 
 /// Frames of one stack at most. The 64 KiB of a capture hold this many of 64 bytes, which is less
 /// than functions that do anything use on average.
@@ -37,12 +38,6 @@ const MAX_EXPRESSION_ANSWERS: usize = 16 * 1024;
 /// `mov $15, %rax; syscall`: `rt_sigreturn`, as every libc and Go write it. A frame that returns to
 /// this was called by the kernel, and the interrupted registers lie on the stack above it.
 const SIGRETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0x00, 0x00, 0x00, 0x0f, 0x05];
-
-/// Offsets in `struct ucontext` of the interrupted `rbp`, `rsp` and `rip`
-/// (arch/x86/include/uapi/asm/sigcontext.h).
-const UCONTEXT_BP: u64 = 120;
-const UCONTEXT_SP: u64 = 160;
-const UCONTEXT_IP: u64 = 168;
 
 /// Not a frame pointer: below every stack, and not the zero that marks an outermost frame.
 const IMPOSSIBLE_BP: u64 = 1;
@@ -98,45 +93,6 @@ struct Loaded {
     start: u64,
     bytes: usize,
     tables: Option<Tables>,
-}
-
-/// Where a walk stands.
-#[derive(Clone, Copy)]
-struct Position {
-    address: FrameAddress,
-    registers: UnwindRegsX86_64,
-}
-
-/// What one step outwards led to.
-enum Step {
-    Caller(Position),
-    Outermost,
-    Stopped(String),
-}
-
-/// The captured bytes, and whether something was wanted of what lies beyond them.
-struct CapturedStack<'a> {
-    start: u64,
-    bytes: &'a [u8],
-    wanted_more: bool,
-}
-
-impl CapturedStack<'_> {
-    fn read(&mut self, address: u64) -> Result<u64, ()> {
-        let Some(offset) = address.checked_sub(self.start) else { return Err(()) };
-        let tail = usize::try_from(offset).ok().and_then(|offset| self.bytes.get(offset..));
-        match tail.and_then(|tail| tail.first_chunk::<8>()) {
-            Some(word) => Ok(u64::from_le_bytes(*word)),
-            None => {
-                self.wanted_more = true;
-                Err(())
-            }
-        }
-    }
-
-    fn goes_on(&self) -> String {
-        format!("the stack goes on past the {} bytes copied", self.bytes.len())
-    }
 }
 
 impl Default for NativeUnwinder {
@@ -431,44 +387,4 @@ fn frame(modules: &Modules, position: Position, sigreturn: bool) -> NativeFrame 
         module: module.map(|module| module.id),
         file_offset: module.map(|module| module.file_offset(address.address())),
     }
-}
-
-/// The caller's frame pointer and the return address lie where the frame pointer points to.
-fn by_frame_pointer(position: Position, stack: &mut CapturedStack<'_>) -> Step {
-    let registers = position.registers;
-    let frame = registers.bp();
-    let nowhere = || Step::Stopped(format!("the frame pointer {frame:#x} leads nowhere"));
-    // Going back would let a forged stack lead in circles.
-    let Some(sp) = frame.checked_add(16).filter(|sp| *sp > registers.sp()) else {
-        return nowhere();
-    };
-    let (Ok(bp), Ok(ip)) = (stack.read(frame), stack.read(sp - 8)) else {
-        return if stack.wanted_more { Step::Stopped(stack.goes_on()) } else { nowhere() };
-    };
-    match FrameAddress::from_return_address(ip) {
-        Some(address) => {
-            Step::Caller(Position { address, registers: UnwindRegsX86_64::new(ip, sp, bp) })
-        }
-        None => nowhere(),
-    }
-}
-
-/// From the frame that the kernel made for a signal handler to the code that the signal interrupted.
-/// Tables describe this too, by expressions over memory, which framehop does not evaluate.
-fn interrupted(position: Position, stack: &mut CapturedStack<'_>) -> Step {
-    let context = position.registers.sp();
-    let mut register = |offset| stack.read(context.wrapping_add(offset));
-    let (Ok(bp), Ok(sp), Ok(ip)) =
-        (register(UCONTEXT_BP), register(UCONTEXT_SP), register(UCONTEXT_IP))
-    else {
-        return Step::Stopped(stack.goes_on());
-    };
-    // Going back would let a forged stack lead in circles.
-    if sp <= context {
-        return Step::Stopped("the signal handler ran on a stack of its own".to_owned());
-    }
-    Step::Caller(Position {
-        address: FrameAddress::from_instruction_pointer(ip),
-        registers: UnwindRegsX86_64::new(ip, sp, bp),
-    })
 }
