@@ -30,13 +30,13 @@ const MAX_PATH: u64 = 4096;
 /// which takes one word there.
 const INLINE_VARIABLES: usize = 75;
 
-/// Words that follow the variables, up to the function's position, at most.
-const WORDS_AFTER_VARIABLES: usize = 12;
+/// Words between the variables and the function's name, and the name itself.
+const WORDS_BEFORE_NAME: usize = 3;
 
 /// Maps of functions that are remembered: each context has about a dozen.
 const MAX_MAPS: usize = 4096;
 
-/// What a function is called, and where it is defined.
+/// What a function is called in the stack traces of the target itself, and where it is defined.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Function {
     pub name: String,
@@ -260,37 +260,33 @@ struct Scope {
 
 impl Scope {
     /// The words after the map: flags, the number of parameters, that of variables, from 12.8 on
-    /// the position, the variables, perhaps one for a class, the name and its slot, the name that
-    /// V8 made up for a function without one, and before 12.8 the position. Which there are, the
-    /// flags tell by bits that move with every version; their types tell as well.
+    /// the position, the variables, perhaps one for a class; then the name, its slot, and the name
+    /// that V8 made up for a function without one; before 12.8 the position. Which there are, the
+    /// flags tell by bits that move with every version; the words' types tell as well.
     fn read(heap: &Heap<'_>, scope: u64) -> Option<Self> {
         let layout = heap.layout;
         let words = object(scope)?.checked_add(8)?;
         let word = |index: usize| heap.word(words.checked_add(8 * index as u64)?);
-        let locals = small_integer(word(layout.scope_locals)?)? as usize;
+        let number = |index: usize| word(index).and_then(small_integer);
+        let locals = number(layout.scope_locals)? as usize;
         let skipped = if locals < INLINE_VARIABLES { 2 * locals } else { 1 + locals };
-        let first = layout.scope_variables + skipped;
-        let mut names = Vec::new();
-        let mut start = None;
+        let first = layout.scope_variables.checked_add(skipped)?;
+        let named = (first..first + WORDS_BEFORE_NAME)
+            .take_while(|index| *index == first || number(index - 1).is_some())
+            .find(|index| word(*index).is_some_and(|word| heap.is_string(word)));
+        let mut name = None;
+        // The code of a module as a whole has no name, and its position in place of it.
+        let mut position = first;
+        if let Some(at) = named {
+            let text = |index| heap.text(word(index)?, MAX_NAME).filter(|name| !name.is_empty());
+            name = text(at).or_else(|| text(at + 2));
+            position = at + 3;
+        }
         if layout.fixed_positions {
-            start = layout.scope_variables.checked_sub(2).and_then(word).and_then(small_integer);
+            position = layout.scope_variables.checked_sub(2)?;
         }
-        let mut before = None;
-        for index in first..first + WORDS_AFTER_VARIABLES {
-            let Some(word) = word(index) else { break };
-            let number = small_integer(word);
-            match (before, number) {
-                (Some(from), Some(to)) if from < to && !names.is_empty() => {
-                    start = start.or(Some(from));
-                    break;
-                }
-                _ => before = number,
-            }
-            if names.len() < 2 && heap.is_string(word) {
-                names.push(heap.text(word, MAX_NAME)?);
-            }
-        }
-        let name = names.into_iter().find(|name| !name.is_empty());
+        let start = number(position).zip(number(position + 1));
+        let start = start.filter(|(start, end)| start <= end).map(|(start, _)| start);
         Some(Self { name, start })
     }
 }
@@ -298,7 +294,7 @@ impl Scope {
 #[cfg(test)]
 mod tests {
     use super::super::sample::{Objects, layout};
-    use super::{Function, Named, Names, path};
+    use super::{Function, Layout, Named, Names, path};
 
     fn function(objects: &Objects, names: &mut Names, tagged: u64) -> Option<Function> {
         match names.function(&objects.memory, &layout(), tagged) {
@@ -347,6 +343,39 @@ mod tests {
             let found = function(&objects, &mut Names::default(), tagged).unwrap();
             assert_eq!((found.name.as_str(), found.line), ("handle", Some(3)), "{count}");
         }
+    }
+
+    /// What lies behind a `ScopeInfo` is not part of it.
+    #[test]
+    fn behind_the_scope() {
+        let mut objects = Objects::default();
+        let stranger = objects.one_byte("something else");
+        let tagged = objects.anonymous("", "/srv/app.js", SOURCE, (31, 54));
+        objects.append_to_scope(tagged, stranger);
+        let found = function(&objects, &mut Names::default(), tagged).unwrap();
+        assert_eq!((found.name.as_str(), found.line), ("(anonymous)", Some(3)));
+    }
+
+    /// A module's own code has no name, but a place.
+    #[test]
+    fn module_code() {
+        let mut objects = Objects::default();
+        let tagged = objects.module("/srv/app.mjs", SOURCE, (0, 54));
+        let found = function(&objects, &mut Names::default(), tagged).unwrap();
+        assert_eq!((found.name.as_str(), found.line), ("(anonymous)", Some(1)));
+    }
+
+    /// Since 12.8, the position stands before the variables.
+    #[test]
+    fn fixed_positions() {
+        let mut objects = Objects::default();
+        objects.fixed_positions = true;
+        objects.variables = 2;
+        let tagged = objects.function("handle", "/srv/app.js", SOURCE, (31, 54));
+        let layout = Layout { fixed_positions: true, scope_variables: 5, ..layout() };
+        let named = Names::default().function(&objects.memory, &layout, tagged);
+        let Some(Named::Script(found)) = named else { panic!("{named:?}") };
+        assert_eq!((found.name.as_str(), found.line), ("handle", Some(3)));
     }
 
     /// V8's own functions have no script; what has been moved, or is something else, is nothing.

@@ -100,6 +100,8 @@ pub struct Objects {
     pub memory: Pages,
     /// Variables in the scopes of functions made from now on.
     pub variables: u32,
+    /// As since 12.8.
+    pub fixed_positions: bool,
     next: u64,
     maps: BTreeMap<u16, u64>,
 }
@@ -206,16 +208,47 @@ impl Objects {
     ) -> u64 {
         let (file, source) = (self.one_byte(file), self.one_byte(source));
         let script = self.object(SCRIPT, &[source, file]);
+        let mut words = self.variables(start, end);
+        words.extend([name, 0, inferred]);
+        if !self.fixed_positions {
+            words.extend([start << 32, end << 32]);
+        }
+        let scope = self.object(SCOPE, &words);
+        self.with_shared(scope, script)
+    }
+
+    /// The code of a module as a whole.
+    pub fn module(&mut self, file: &str, source: &str, (start, end): (u64, u64)) -> u64 {
+        let (file, source) = (self.one_byte(file), self.one_byte(source));
+        let script = self.object(SCRIPT, &[source, file]);
+        let mut words = self.variables(start, end);
+        words.extend([start << 32, end << 32, script]);
+        let scope = self.object(SCOPE, &words);
+        self.with_shared(scope, script)
+    }
+
+    /// The words of a scope up to its variables.
+    fn variables(&mut self, start: u64, end: u64) -> Vec<u64> {
         let variable = self.one_byte("variable");
         let count = u64::from(self.variables);
         // Flags, parameters, variables.
         let mut words = vec![0x1234 << 32, 2 << 32, count << 32];
+        if self.fixed_positions {
+            words.extend([start << 32, end << 32]);
+        }
         // 75 names have a table of their own.
         words.extend((0..if count < 75 { count } else { 1 }).map(|_| variable));
         words.extend((0..count).map(|index| index << 32));
-        words.extend([name, 0, inferred, start << 32, end << 32, 0]);
-        let scope = self.object(SCOPE, &words);
-        self.with_shared(scope, script)
+        words
+    }
+
+    /// Puts a word behind what a function's scope consists of.
+    pub fn append_to_scope(&mut self, function: u64, word: u64) {
+        let field = |memory: &Pages, tagged: u64, offset| memory.read_u64(tagged - 1 + offset);
+        let shared = field(&self.memory, function, 24).unwrap();
+        let scope = field(&self.memory, shared, 16).unwrap();
+        let behind = (scope - 1..).step_by(8).find(|at| self.memory.read_u64(*at).is_err());
+        self.memory.put_u64(behind.unwrap(), word);
     }
 
     /// One of V8's own, which has a number in place of a script.
