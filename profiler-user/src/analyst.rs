@@ -28,16 +28,18 @@ use crate::report::{Finish, Report};
 use crate::runtime::cpython::python_stack;
 use crate::runtime::pool::{Pool, Posture, posture};
 use crate::runtime::tokio;
+use crate::runtime::v8::ScriptFrames;
 use crate::sink::Sink;
 use crate::source::Captured;
 use crate::symbolize::kernel::{KernelSymbols, parse_proc_stack};
 use crate::symbolize::native::NativeSymbolizer;
+use crate::symbolize::perf_map::PerfMap;
 use crate::task::Running;
 use crate::turn::tracker::{Due, doing};
 use crate::turn::{Awaited, Moment, Stall, ThreadState};
-use crate::unwind::greenlet;
 use crate::unwind::merge::{NamedNativeStack, PythonStack, merge};
 use crate::unwind::native::NativeUnwinder;
+use crate::unwind::{greenlet, javascript};
 
 /// What the last line of a session needs.
 #[derive(Debug)]
@@ -56,6 +58,7 @@ pub struct Analyst {
     modules: Modules,
     unwinder: NativeUnwinder,
     symbolizer: NativeSymbolizer,
+    perf_map: PerfMap,
     /// Read when the first kernel stack is to be named.
     kernel: Option<Result<KernelSymbols, Gap>>,
     loops: BTreeMap<u32, Gathered>,
@@ -78,6 +81,7 @@ impl Analyst {
         let mut analyst = Self {
             memory: LiveMemory::new(target.pid()),
             symbolizer: NativeSymbolizer::of_process(target.pid(), program),
+            perf_map: PerfMap::of(&target),
             target,
             modules: Modules::new(),
             unwinder: NativeUnwinder::new(),
@@ -100,12 +104,13 @@ impl Analyst {
                 self.warm_up(&warm_up);
                 self.sink.accept(&Report::session_start(&self.facts, now_ns, *start))
             }
-            Job::Sample { captured, python, kernel, awaited } => {
-                self.sample(&captured, &python, &kernel, awaited);
+            Job::Sample { captured, python, javascript, kernel, awaited } => {
+                let stack = self.stack(&captured, &python, &javascript);
+                self.sample(&captured, stack, &kernel, awaited);
                 Ok(())
             }
             Job::Look { captured, python } => {
-                let (_, posture) = self.stack(&captured, &python);
+                let (_, posture) = self.stack(&captured, &python, &ScriptFrames::default());
                 self.tell(&captured, posture);
                 Ok(())
             }
@@ -139,7 +144,8 @@ impl Analyst {
     /// tenth of a second of work.
     fn warm_up(&mut self, captured: &[Captured]) {
         for captured in captured {
-            let (stack, _) = self.stack(captured, &PythonFrames::NotPython);
+            let none = ScriptFrames::default();
+            let (stack, _) = self.stack(captured, &PythonFrames::NotPython, &none);
             self.recognise(&stack.frames);
         }
         // On a healthy target that may be all for days. Reading again takes 5 ms.
@@ -166,11 +172,10 @@ impl Analyst {
     fn sample(
         &mut self,
         captured: &Captured,
-        python: &PythonFrames,
+        (mut stack, posture): (Stack, Posture),
         kernel: &KernelStack,
         awaited: Awaited,
     ) {
-        let (mut stack, posture) = self.stack(captured, python);
         self.tell(captured, posture);
         if posture.is_idle() {
             let head = &captured.head;
@@ -247,19 +252,30 @@ impl Analyst {
     }
 
     /// The stack, and what the thread is about if it sleeps on a futex.
-    fn stack(&mut self, captured: &Captured, python: &PythonFrames) -> (Stack, Posture) {
+    fn stack(
+        &mut self,
+        captured: &Captured,
+        python: &PythonFrames,
+        script: &ScriptFrames,
+    ) -> (Stack, Posture) {
         let registers = &captured.head.registers;
+        let (path, builtins) = script.code.builtins();
+        self.unwinder.trust_frame_pointers(path, builtins);
         let mut native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
         // Code that nobody had mapped when we last looked: a library loaded since.
-        if native.frames.iter().any(|frame| self.modules.find(frame.address).is_none())
-            && self.update_modules()
-        {
+        let is_unknown = |address| {
+            self.modules.find(address).is_none() && !self.modules.is_made_at_run_time(address)
+        };
+        if native.frames.iter().any(|frame| is_unknown(frame.address)) && self.update_modules() {
             native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
         }
         let mut named = self.symbolizer.name_stack(&self.modules, &native);
-        let gaps = self.missing_names(&named);
+        let mut gaps = self.missing_names(&named);
         let posture = posture(registers, &native, &named, &captured.python, python);
         let greenlet_end = greenlet::end(&mut named);
+        let copy = (registers, &*captured.stack);
+        gaps.extend(javascript::place(&mut named, &native, &self.modules, script, copy));
+        gaps.extend(self.perf_map.name_stack(&mut named, &native, &self.modules));
         let mut stack = match python {
             PythonFrames::NotPython => merge(named, PythonStack::default()),
             PythonFrames::Missing(gap) => {

@@ -7,6 +7,7 @@ use crate::task::Running;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Language {
     Python,
+    JavaScript,
     Native,
     Kernel,
 }
@@ -18,13 +19,14 @@ pub struct Frame {
     pub function: Option<String>,
     /// The source file, as the code or its debug information names it.
     pub file: Option<String>,
+    /// Of JavaScript functions, that of their definition.
     pub line: Option<u32>,
     /// The mapped file that holds the code: a path as the target sees it, `[vdso]`, `[kernel]`.
     pub module: Option<String>,
     pub language: Language,
     /// The frame has no stack frame of its own: the compiler put it into its caller.
     pub inlined: bool,
-    /// The return address or instruction pointer in the target; of Python frames, none.
+    /// The return address or instruction pointer in the target; of Python and JavaScript frames, none.
     pub address: Option<u64>,
     /// Address relative to the beginning of the module's file, for symbolizing later.
     pub module_offset: Option<u64>,

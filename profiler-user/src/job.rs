@@ -9,6 +9,7 @@ use crate::process::TargetMemory;
 use crate::report::Start;
 use crate::runtime::cpython::{NamedFrame, Python};
 use crate::runtime::pool::Posture;
+use crate::runtime::v8::ScriptFrames;
 use crate::source::Captured;
 use crate::task::Running;
 use crate::turn::Awaited;
@@ -90,7 +91,13 @@ pub enum Job {
     /// these captures.
     Begin { start: Box<Start>, warm_up: Vec<Captured> },
     /// Where a loop's thread was at one moment.
-    Sample { captured: Box<Captured>, python: PythonFrames, kernel: KernelStack, awaited: Awaited },
+    Sample {
+        captured: Box<Captured>,
+        python: PythonFrames,
+        javascript: ScriptFrames,
+        kernel: KernelStack,
+        awaited: Awaited,
+    },
     /// A thread that is no loop of ours sleeps: it may be a worker.
     Look { captured: Box<Captured>, python: PythonFrames },
     /// Who held what a loop's thread waited for, by a look from outside, and where it stood, if it

@@ -23,6 +23,7 @@ use crate::process::TargetMemory;
 use crate::process::frozen::{Candidate, Evidence, in_turn, is_of_a_loop, seed};
 use crate::process::target::{Target, WaitDescriptors};
 use crate::runtime::cpython::{NamedFrame, Python};
+use crate::runtime::v8::V8;
 use crate::source::{Event, EventSource, Slot, Ticks};
 use crate::turn::Moment;
 use crate::turn::tracker::{Due, Tracker};
@@ -40,6 +41,7 @@ pub struct Session<S, M> {
     memory: M,
     target: Arc<Target>,
     python: Option<Python>,
+    v8: Option<V8>,
     blame: Blame,
     threshold_ns: u64,
     loops: BTreeMap<u32, Followed>,
@@ -64,6 +66,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             memory,
             target,
             python,
+            v8: None,
             blame: Blame::default(),
             threshold_ns,
             loops: BTreeMap::new(),
@@ -72,6 +75,11 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             ticks_refused: None,
             workers: Workers::default(),
         }
+    }
+
+    /// Names the JavaScript functions of captures, too.
+    pub fn with_v8(self, v8: Option<V8>) -> Self {
+        Self { v8, ..self }
     }
 
     /// Tells, of every stall, where all other threads were as well.

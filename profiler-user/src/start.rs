@@ -19,6 +19,7 @@ use crate::report::application::interpreter;
 use crate::report::facts::{ProcessFacts, RuntimeFacts, SessionFacts};
 use crate::report::schema::session::{Configuration, Probe, WaitHooks};
 use crate::runtime::cpython::Python;
+use crate::runtime::v8::V8;
 use crate::session::Session;
 use crate::source::kernel::attach::Waits;
 use crate::source::kernel::preflight::{self, State};
@@ -56,6 +57,7 @@ pub fn attach(pid: u32, config: &Config) -> anyhow::Result<Begun> {
     let descriptors = target.wait_descriptors();
     let memory = LiveMemory::new(pid);
     let (python, python_gap) = detect_python(&target, &memory);
+    let v8 = if python.is_none() { detect_v8(&target, &memory) } else { Ok(None) };
 
     let mut source = KernelSource::attach(Watch {
         tgid: pid,
@@ -74,8 +76,10 @@ pub fn attach(pid: u32, config: &Config) -> anyhow::Result<Begun> {
         source.set_python_layout(python.layout())?;
     }
     let threads = source.threads()?;
+    let (v8, v8_gap) = v8.map_or_else(|gap| (None, Some(gap)), |v8| (v8, None));
+    let runtime = runtime(python.as_ref(), v8.as_ref());
     let mut session =
-        Session::new(source, memory, Arc::clone(&target), python, config.threshold_ns);
+        Session::new(source, memory, Arc::clone(&target), python, config.threshold_ns).with_v8(v8);
     if config.all_threads {
         session.watch_all_threads();
     }
@@ -86,7 +90,7 @@ pub fn attach(pid: u32, config: &Config) -> anyhow::Result<Begun> {
 
     let warm_up = threads.iter().take(ENOUGH_THREADS).map(|thread| standing(thread, pid)).collect();
     let start = Box::new(first_line(&session.source, config));
-    let facts = facts(&target, session.python(), python_gap);
+    let facts = facts(&target, runtime, python_gap.or(v8_gap));
     Ok(Begun { session, target, facts, first: Job::Begin { start, warm_up } })
 }
 
@@ -96,6 +100,21 @@ fn detect_python(target: &Target, memory: &LiveMemory) -> (Option<Python>, Optio
         Ok(python) => (python, None),
         Err(gap) => (None, Some(gap)),
     }
+}
+
+fn detect_v8(target: &Target, memory: &LiveMemory) -> Result<Option<V8>, Gap> {
+    let (pid, exe) = (target.pid(), target.exe());
+    let open = |region: &_| open_region(pid, region);
+    V8::detect(memory, &target.regions(), exe.as_deref(), &open)
+}
+
+fn runtime(python: Option<&Python>, v8: Option<&V8>) -> Option<RuntimeFacts> {
+    let facts = |name: &str, version: &str| RuntimeFacts {
+        name: name.to_owned(),
+        version: Some(version.to_owned()),
+    };
+    let python = python.map(|python| facts("cpython", python.version()));
+    python.or_else(|| v8.map(|v8| facts(v8.name(), v8.version())))
 }
 
 /// A process that has nothing to wait on and does not poll has no turns to measure.
@@ -172,7 +191,7 @@ fn kernel_release() -> String {
         .unwrap_or_default()
 }
 
-fn facts(target: &Target, python: Option<&Python>, python_gap: Option<Gap>) -> SessionFacts {
+fn facts(target: &Target, runtime: Option<RuntimeFacts>, runtime_gap: Option<Gap>) -> SessionFacts {
     let anchor = wall_anchor();
     let pid = target.pid();
     let host = nix::unistd::gethostname()
@@ -190,13 +209,10 @@ fn facts(target: &Target, python: Option<&Python>, python_gap: Option<Gap>) -> S
         cgroup: crate::process::cgroup::path(&cgroups),
         labels: Default::default(),
     };
-    let runtime = python.map(|python| RuntimeFacts {
-        name: "cpython".to_owned(),
-        version: Some(python.version().to_owned()),
-    });
-    let foreign = process.exe.as_deref().and_then(interpreter).filter(|_| python.is_none());
+    let foreign = process.exe.as_deref().and_then(interpreter).filter(|_| runtime.is_none());
     let foreign_gap = foreign.map(|name| {
-        Gap::new(&format!("frames that {name} interprets"), "only those of CPython are read")
+        let why = "only those of CPython and V8 are read";
+        Gap::new(&format!("frames that {name} interprets"), why)
     });
     // Unique enough: one process attaches once at one moment.
     let id = format!("{:x}-{pid:x}-{:x}", anchor.wall_ns_since_epoch, std::process::id());
@@ -206,6 +222,6 @@ fn facts(target: &Target, python: Option<&Python>, python_gap: Option<Gap>) -> S
         process,
         runtime,
         anchor,
-        gaps: python_gap.or(foreign_gap).into_iter().collect(),
+        gaps: runtime_gap.or(foreign_gap).into_iter().collect(),
     }
 }

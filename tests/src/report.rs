@@ -41,6 +41,16 @@ pub struct Process {
 #[derive(Debug, Clone, Deserialize)]
 pub struct Start {
     pub wait_hooks: String,
+    #[serde(default)]
+    pub runtime: Option<Runtime>,
+    #[serde(default)]
+    pub gaps: Vec<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Runtime {
+    pub name: String,
+    pub version: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -84,14 +94,9 @@ pub struct Time {
 pub struct Thread {
     pub tid: u32,
     pub name: Option<String>,
+    /// Of the loop's thread only.
     #[serde(rename = "loop")]
-    pub loop_kind: String,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-pub struct Runtime {
-    pub name: String,
-    pub version: Option<String>,
+    pub loop_kind: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

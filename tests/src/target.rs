@@ -54,6 +54,16 @@ fn python_of(variable: &str, name: &str) -> Result<PathBuf> {
     Ok(python)
 }
 
+/// A release of node, by its major version.
+pub fn node(major: u32) -> Result<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../target/node-{major}"));
+    let program = folder.join("bin/node");
+    if !program.exists() {
+        bail!("{} is missing: `cargo xtask setup targets` fetches it", program.display());
+    }
+    Ok(program)
+}
+
 /// A folder that goes away with its owner.
 #[derive(Debug)]
 pub struct Scratch(PathBuf);
@@ -105,6 +115,13 @@ impl Target {
         let (freeze_s, thaw_s) = (freeze_s.to_string(), thaw_s.to_string());
         let options = ["--kind", kind, "--freeze-s", &freeze_s, "--thaw-s", &thaw_s];
         Self::python(&system_python(), "frozen.py", &options)
+    }
+
+    /// The sample service on a release of node, with options for node itself.
+    pub fn node(node: &Path, options: &[&str]) -> Result<Self> {
+        let mut command = Command::new(node);
+        command.args(options).arg(folder().join("node_service.js"));
+        Self::of_ours(command)
     }
 
     fn python(python: &Path, script: &str, options: &[&str]) -> Result<Self> {

@@ -42,7 +42,8 @@ fn must_be(loop_kind: &str, arguments: &[&str], healthy: &[&str], stalling: &[&s
     ensure!(played.verdict.confirmed == stalling.len(), "{command}: {}", played.verdict);
     for truth in played.truths.iter().filter(|truth| !truth.is_lag()) {
         let end = report_of(truth, &played).with_context(|| command.clone())?;
-        let is_known = end.thread.loop_kind == loop_kind && Some(end.thread.tid) == truth.thread;
+        let is_known = end.thread.loop_kind.as_deref() == Some(loop_kind)
+            && Some(end.thread.tid) == truth.thread;
         ensure!(is_known, "{command}: {} of {:?}", truth.kind, end.thread);
         let cause = match truth.kind.as_str() {
             "sleep" => "sleep",

@@ -40,7 +40,7 @@ fn current_thread() -> Result<()> {
     let ends = ends(&played);
     ensure!(ends.len() >= 8, "{} stalls of 8 were reported", ends.len());
     for end in &ends {
-        ensure!(end.thread.loop_kind == "tokio", "{:?}", end.thread);
+        ensure!(end.thread.loop_kind.as_deref() == Some("tokio"), "{:?}", end.thread);
         let runtime = end.runtime.as_ref().context("no runtime")?;
         let version = runtime.version.as_deref().unwrap_or_default();
         ensure!(runtime.name == "tokio" && version.starts_with("1."), "{runtime:?}");
@@ -95,7 +95,7 @@ fn multi_thread() -> Result<()> {
     let workers = ends(&played);
     ensure!(
         workers.iter().all(|end| end.thread.name.as_deref() == Some("tokio-rt-worker")
-            && end.thread.loop_kind == "tokio"),
+            && end.thread.loop_kind.as_deref() == Some("tokio")),
         "{workers:#?}"
     );
     Ok(())
@@ -143,7 +143,7 @@ fn stripped() -> Result<()> {
             let culprit = end.culprit.as_ref().context("no culprit")?;
             let function = culprit.function.as_deref().unwrap_or_default();
             ensure!(function.starts_with("tokio_target::"), "{culprit:?}");
-            ensure!(end.thread.loop_kind == "tokio", "{:?}", end.thread);
+            ensure!(end.thread.loop_kind.as_deref() == Some("tokio"), "{:?}", end.thread);
         } else {
             ensure!(own.iter().all(|frame| frame.function.is_none()), "{own:#?}");
         }

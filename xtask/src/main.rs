@@ -5,6 +5,7 @@ mod build;
 mod debian;
 mod initrd;
 mod kernel;
+mod node;
 mod process;
 mod python;
 mod report;

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 
 use crate::process::which;
 use crate::report::note;
-use crate::{apt, debian, kernel, python, toolchain};
+use crate::{apt, debian, kernel, node, python, toolchain};
 
 /// What can be set up on its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -16,8 +16,8 @@ pub enum Group {
     Probes,
     /// What the demo attaches to: Python.
     Demo,
-    /// What the tests attach to: redis, nginx, haproxy, memcached, uWSGI, Python with FastAPI and uvicorn, other
-    /// CPythons, a C compiler.
+    /// What the tests attach to: redis, nginx, haproxy, memcached, uWSGI, node, Python with FastAPI and uvicorn,
+    /// other CPythons, a C compiler.
     Targets,
     /// A virtual machine with Debian's kernel.
     Vm,
@@ -37,7 +37,7 @@ const fn need(what: &'static str, package: &'static str) -> Need {
 // The interpreter of the distribution, stripped as it is, is a target of its own.
 const DEMO: [Need; 1] = [need("/usr/bin/python3", "python3")];
 
-const TARGETS: [Need; 13] = [
+const TARGETS: [Need; 14] = [
     need("redis-server", "redis-server"),
     need("redis-benchmark", "redis-tools"),
     need("/usr/sbin/nginx", "nginx"),
@@ -51,6 +51,7 @@ const TARGETS: [Need; 13] = [
     need("/usr/bin/python3", "python3"),
     need("uwsgi-core", "uwsgi-core"),
     need("/usr/lib/uwsgi/plugins/python3_plugin.so", "uwsgi-plugin-python3"),
+    need("npm", "npm"),
 ];
 
 const VM: [Need; 1] = [need("qemu-system-x86_64", "qemu-system-x86")];
@@ -73,6 +74,7 @@ pub fn ensure(groups: &[Group]) -> Result<()> {
                 packages(&TARGETS)?;
                 python::ensure().context("no virtual environment for the Python targets")?;
                 debian::ensure();
+                node::ensure().context("no node for the JavaScript targets")?;
             }
             Group::Vm => {
                 packages(&VM)?;

@@ -6,6 +6,7 @@ use super::{Analyst, tick_state};
 use crate::gap::Gap;
 use crate::gathered::Gathered;
 use crate::job::{PythonFrames, Sight};
+use crate::runtime::v8::ScriptFrames;
 use crate::source::Captured;
 use crate::source::kernel::ticks::FREQUENCY_HZ;
 use crate::turn::holders::Sighting;
@@ -124,7 +125,7 @@ impl Analyst {
         python: &PythonFrames,
         state: ThreadState,
     ) -> Sampled {
-        let (mut stack, _) = self.stack(captured, python);
+        let (mut stack, _) = self.stack(captured, python, &ScriptFrames::default());
         stack.kernel = self.kernel_frames(&captured.kernel, &mut stack.gaps);
         Sampled {
             stack,

@@ -67,6 +67,8 @@ pub struct Modules {
     modules: Vec<Module>,
     keys: HashMap<Key, ModuleId>,
     made: u64,
+    /// Executable memory without a file, by address.
+    made_at_run_time: Vec<Range<u64>>,
 }
 
 impl Modules {
@@ -95,6 +97,7 @@ impl Modules {
             self.add(key, region, open, memory);
         }
         self.modules.sort_by_key(|module| module.range.start);
+        self.made_at_run_time = regions.iter().filter_map(without_file).collect();
     }
 
     fn add(
@@ -151,6 +154,16 @@ impl Modules {
         module.range.contains(&address).then_some(module)
     }
 
+    /// Whether an address lies in code that no file backs: a compiler inside the target made it.
+    pub fn is_made_at_run_time(&self, address: u64) -> bool {
+        let ranges = &self.made_at_run_time;
+        let after = ranges.partition_point(|range| range.start <= address);
+        after
+            .checked_sub(1)
+            .and_then(|index| ranges.get(index))
+            .is_some_and(|range| range.contains(&address))
+    }
+
     pub fn get(&self, id: ModuleId) -> Option<&Module> {
         self.modules.iter().find(|module| module.id == id)
     }
@@ -180,6 +193,16 @@ fn key(region: &Region) -> Option<Key> {
         end: region.end,
         offset: region.offset,
     })
+}
+
+/// The range of executable memory that no file backs. Runtimes may give it a name.
+fn without_file(region: &Region) -> Option<Range<u64>> {
+    let is_anonymous = match &region.backing {
+        Backing::Anonymous => true,
+        Backing::Special(name) => name.starts_with("[anon"),
+        Backing::File(_) => false,
+    };
+    (region.executable && is_anonymous).then_some(region.start..region.end)
 }
 
 fn read_vdso(region: &Region, memory: &dyn TargetMemory) -> Result<Vec<u8>, String> {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Read;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -101,6 +102,11 @@ impl Target {
 
     pub fn exe(&self) -> Option<PathBuf> {
         fs::read_link(format!("/proc/{}/exe", self.pid)).ok()
+    }
+
+    /// The user that the process acts as.
+    pub fn uid(&self) -> Option<u32> {
+        fs::metadata(format!("/proc/{}", self.pid)).ok().map(|metadata| metadata.uid())
     }
 
     /// Name of the process: its main thread's.

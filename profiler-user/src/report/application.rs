@@ -126,6 +126,7 @@ impl<'a> Owner<'a> {
     pub fn of(&self, frame: &Frame) -> Origin {
         match frame.language {
             Language::Python => python(frame),
+            Language::JavaScript => javascript(frame),
             Language::Native => self.native(frame),
             Language::Kernel => Origin::Plumbing,
         }
@@ -176,6 +177,21 @@ fn python(frame: &Frame) -> Origin {
     Origin::Application
 }
 
+fn javascript(frame: &Frame) -> Origin {
+    let Some(file) = frame.file.as_deref() else { return Origin::Library };
+    // Debian installs packages into /usr/share/nodejs.
+    let is_package = |part| matches!(part, "node_modules" | "nodejs");
+    if is_of_node(file) || file.split('/').any(is_package) {
+        return Origin::Library;
+    }
+    Origin::Application
+}
+
+/// Whether a script is one of those that are compiled into node.
+pub fn is_of_node(file: &str) -> bool {
+    file.starts_with("node:")
+}
+
 /// Whether a source file lies in the standard library or among installed packages.
 fn is_python_library(file: &str) -> bool {
     let mut before = "";
@@ -216,11 +232,23 @@ pub fn inside_callback(frames: &[Frame]) -> usize {
     innermost.or_else(libuv).unwrap_or(frames.len())
 }
 
-/// The frame that tells one callback from another: the outermost of the application's Python code, as
-/// a server calls all of it from the same function of its own; else the outermost of any.
+/// The frame that tells one callback from another: the outermost of the application's interpreted code,
+/// as a server calls all of it from the same function of its own; else the outermost of any, but for
+/// node's own, which calls all callbacks from the same few functions.
 pub fn callback_root(inside: &[Frame]) -> Option<&Frame> {
-    let frames = || inside.iter().rev().filter(|frame| frame.language == Language::Python);
-    frames().find(|frame| python(frame) == Origin::Application).or_else(|| frames().next())
+    let of_node = |frame: &Frame| frame.file.as_deref().is_some_and(is_of_node);
+    let frames = || {
+        inside.iter().rev().filter(|frame| match frame.language {
+            Language::Python => true,
+            Language::JavaScript => !of_node(frame),
+            Language::Native | Language::Kernel => false,
+        })
+    };
+    let is_of_application = |frame: &&Frame| match frame.language {
+        Language::JavaScript => javascript(frame) == Origin::Application,
+        _ => python(frame) == Origin::Application,
+    };
+    frames().find(is_of_application).or_else(|| frames().next())
 }
 
 /// Whether a frame is libuv's loop.
@@ -251,8 +279,9 @@ fn starts_with_any(text: &str, prefixes: &[&str]) -> bool {
 mod tests {
     use super::Origin::{Application, Library, Plumbing};
     use super::{Owner, inside_callback};
+    use crate::frame::Frame;
     use crate::report::facts::ProcessFacts;
-    use crate::report::sample::{native, python};
+    use crate::report::sample::{javascript, native, python};
 
     fn process(exe: &str) -> ProcessFacts {
         ProcessFacts { exe: Some(exe.to_owned()), ..ProcessFacts::default() }
@@ -280,6 +309,38 @@ mod tests {
         for (file, expected) in table {
             assert_eq!(Owner::new(&process).of(&python("f", file, 1)), expected, "{file}");
         }
+    }
+
+    /// JavaScript is the application's unless it is node's own, or lies among packages.
+    #[test]
+    fn javascript_by_file() {
+        let process = process("/usr/bin/node");
+        let table = [
+            ("/srv/app.js", Application),
+            ("/srv/nodes/app.mjs", Application),
+            ("[eval]", Application),
+            ("node:internal/timers", Library),
+            ("/srv/node_modules/express/lib/router.js", Library),
+            ("/usr/share/nodejs/ws/index.js", Library),
+        ];
+        for (file, expected) in table {
+            assert_eq!(Owner::new(&process).of(&javascript("f", file, 1)), expected, "{file}");
+        }
+        let made_up = Frame { file: None, ..javascript("f", "", 1) };
+        assert_eq!(Owner::new(&process).of(&made_up), Library);
+    }
+
+    /// In node, all inside the outermost `uv_run` is the callback's: `execSync` has one of its own.
+    #[test]
+    fn callback_of_libuv() {
+        let frames = [
+            native("uv_run", "/usr/bin/node"),
+            javascript("execSync", "node:child_process", 1),
+            javascript("handler", "/srv/app.js", 1),
+            native("uv_run", "/usr/bin/node"),
+            native("main", "/usr/bin/node"),
+        ];
+        assert_eq!(inside_callback(&frames), 3);
     }
 
     /// The script that starts a package is nobody's code, unless it is a program of one's own.

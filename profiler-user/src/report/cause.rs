@@ -318,7 +318,7 @@ mod tests {
     use profiler_ebpf::turn::Turn;
 
     use super::judge;
-    use crate::report::sample::{self, blocked_in, kernel, native, on_cpu, python};
+    use crate::report::sample::{self, blocked_in, javascript, kernel, native, on_cpu, python};
     use crate::report::schema::stall::{CauseKind, Confidence};
     use crate::turn::{Awaited, Holder, Sampled, Stall, ThreadState};
 
@@ -491,6 +491,26 @@ mod tests {
         };
         assert_eq!(kind(&["a", "b", "c", "a", "b", "c"]), CauseKind::Saturated);
         assert_eq!(kind(&["a", "a", "a", "a", "a", "b"]), CauseKind::Cpu);
+    }
+
+    /// Node calls all callbacks from the same functions of its own, so these do not tell them apart.
+    #[test]
+    fn many_callbacks_of_node() {
+        let kind = |roots: [&str; 5]| {
+            let stack = |root: &str| {
+                let frames = vec![
+                    javascript(root, "/srv/app.js", 9),
+                    javascript("processImmediate", "node:internal/timers", 450),
+                    native("uv_run", "/usr/bin/node"),
+                    native("main", "/usr/bin/node"),
+                ];
+                on_cpu(frames, 10)
+            };
+            let stall = stall([100, 0, 0, 0], roots.map(stack).to_vec());
+            judge(&stall, &BTreeMap::new()).cause.kind
+        };
+        assert_eq!(kind(["a", "b", "c", "a", "d"]), CauseKind::Saturated);
+        assert_eq!(kind(["a", "b", "c", "a", "a"]), CauseKind::Cpu);
     }
 
     /// Who waits for the interpreter's lock is innocent: the holder's stacks are the evidence, and where

@@ -6,11 +6,13 @@ use crate::frame::Frame;
 use crate::turn::Sampled;
 
 /// The frame to look at first: of each stack the innermost of the application, else the innermost
-/// named; of these the one for which most time was seen. `None` where no frame has a name.
+/// named; of these the one for which most time was seen. A stack that was cut off counts with one that
+/// begins like it and is whole. `None` where no frame has a name.
 pub fn find(evidence: &[&Sampled], owner: &Owner<'_>, tid: u32) -> Option<Culprit> {
     let mut weighed: Vec<(&Frame, u64)> = Vec::new();
     for sampled in evidence {
-        let Some(frame) = of_stack(&sampled.stack.frames, owner) else { continue };
+        let frames = &whole(sampled, evidence).stack.frames;
+        let Some(frame) = of_stack(frames, owner) else { continue };
         // One function that kept the CPU is seen at several of its lines.
         match weighed.iter_mut().find(|(seen, _)| is_same_function(seen, frame)) {
             Some((_, time_ns)) => *time_ns = time_ns.saturating_add(sampled.time_ns),
@@ -36,6 +38,27 @@ pub fn is_in(culprit: &Culprit, sampled: &Sampled, owner: &Owner<'_>) -> bool {
             && frame.file == culprit.file
             && frame.module == culprit.module
     })
+}
+
+/// The heaviest whole stack whose innermost functions are all those of a stack that was cut off: what
+/// called them is on it. Else the stack itself.
+fn whole<'a>(sampled: &'a Sampled, evidence: &[&'a Sampled]) -> &'a Sampled {
+    let cut = &sampled.stack;
+    if cut.truncated.is_none() || cut.frames.is_empty() {
+        return sampled;
+    }
+    let begins_like = |other: &&&Sampled| {
+        let frames = &other.stack.frames;
+        other.stack.truncated.is_none()
+            && frames.len() > cut.frames.len()
+            && cut
+                .frames
+                .iter()
+                .zip(frames)
+                .all(|(one, other)| one.function.is_some() && is_same_function(one, other))
+    };
+    let whole = evidence.iter().filter(begins_like).rev().max_by_key(|other| other.time_ns);
+    whole.copied().unwrap_or(sampled)
 }
 
 fn is_same_function(one: &Frame, other: &Frame) -> bool {
@@ -78,7 +101,7 @@ mod tests {
     use crate::frame::Frame;
     use crate::report::application::Owner;
     use crate::report::facts::ProcessFacts;
-    use crate::report::sample::{native, on_cpu, python};
+    use crate::report::sample::{javascript, native, on_cpu, python};
     use crate::turn::Sampled;
 
     const LIB: &str = "/usr/lib/python3.11";
@@ -181,6 +204,40 @@ mod tests {
         ];
         let expected = Some(("parse".to_owned(), Some(17)));
         assert_eq!(culprit("/usr/bin/python3", &stacks), expected);
+    }
+
+    /// What called a function whose caller could not be found is told by other stacks of it, and by those
+    /// alone.
+    #[test]
+    fn cut_stacks() {
+        let hash = || native("sha512_block", "/usr/bin/node");
+        let mut cut = on_cpu(vec![hash()], 90);
+        cut.stack.truncated = Some("no table".to_owned());
+        let called = on_cpu(vec![hash(), javascript("sign", "/srv/app.js", 5)], 10);
+        let other = on_cpu(vec![native("memcpy", LIBC), javascript("copy", "/srv/app.js", 9)], 20);
+        let blamed = |stacks: &[Sampled]| culprit("/usr/bin/node", stacks).map(|(name, _)| name);
+        let stacks = [cut.clone(), other.clone(), called];
+        assert_eq!(blamed(&stacks).as_deref(), Some("sign"));
+        assert_eq!(blamed(&[cut, other]).as_deref(), Some("sha512_block"));
+    }
+
+    /// In node it is the application's function, not node's own and not a package's.
+    #[test]
+    fn node() {
+        let exe = "/usr/bin/node";
+        let frames = vec![
+            native("epoll_pwait", LIBC),
+            native("uv_run", exe),
+            native("node::SyncProcessRunner::Spawn", exe),
+            javascript("spawnSync", "node:child_process", 832),
+            javascript("convert", "/srv/node_modules/gm/lib/index.js", 7),
+            javascript("thumbnail", "/srv/app.js", 31),
+            javascript("handler", "/srv/app.js", 12),
+            native("Builtins_JSEntry", exe),
+            native("uv_run", exe),
+            native("main", exe),
+        ];
+        assert_eq!(of_frames(exe, frames).as_deref(), Some("thumbnail"));
     }
 
     /// Where nothing was timed, the first stack decides.

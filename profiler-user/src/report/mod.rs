@@ -275,6 +275,7 @@ impl From<frame::Language> for Language {
     fn from(language: frame::Language) -> Self {
         match language {
             frame::Language::Python => Self::Python,
+            frame::Language::JavaScript => Self::JavaScript,
             frame::Language::Native => Self::Native,
             frame::Language::Kernel => Self::Kernel,
         }

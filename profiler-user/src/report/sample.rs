@@ -45,6 +45,10 @@ pub fn python(function: &str, file: &str, line: u32) -> Frame {
     }
 }
 
+pub fn javascript(function: &str, file: &str, line: u32) -> Frame {
+    Frame { language: Language::JavaScript, ..python(function, file, line) }
+}
+
 /// A stack that ticks found running in user code.
 pub fn on_cpu(frames: Vec<Frame>, time_ns: u64) -> Sampled {
     Sampled {

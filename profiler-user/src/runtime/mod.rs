@@ -14,3 +14,4 @@
 pub mod cpython;
 pub mod pool;
 pub mod tokio;
+pub mod v8;

@@ -265,6 +265,7 @@ mod tests {
             native.frames.push(NativeFrame {
                 address,
                 stack_pointer: address,
+                frame_pointer: 0,
                 is_return_address: index > 0,
                 module: None,
                 file_offset: None,

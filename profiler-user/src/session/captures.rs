@@ -10,6 +10,7 @@ use crate::blame::{Blame, Blocked, Outside};
 use crate::job::{Job, KernelStack, PythonFrames};
 use crate::process::TargetMemory;
 use crate::process::stack::read_stack;
+use crate::runtime::v8::ScriptFrames;
 use crate::source::{Captured, EventSource, Slot};
 use crate::turn::Awaited;
 
@@ -32,6 +33,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             // The state that we knew belongs to another thread by now: search again.
             followed.tstate = None;
         }
+        let javascript = self.name_javascript(&captured);
         let mut python = self.name_python(&captured);
         if !self.source.is_in_turn(head.head.tid, head.turn_start_ns) {
             python.came_too_late();
@@ -48,7 +50,8 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             let (captured, python) = (captured.clone(), python.clone());
             jobs.push(Job::Other { sights, captured, python });
         }
-        jobs.push(Job::Sample { captured, python, kernel: KernelStack::Captured, awaited });
+        let kernel = KernelStack::Captured;
+        jobs.push(Job::Sample { captured, python, javascript, kernel, awaited });
     }
 
     /// Completes the stack of a thread that is blocked in a suspected turn: it cannot move, so its
@@ -84,6 +87,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             }
         }
         let python = self.name_python(&captured);
+        let javascript = self.name_javascript(&captured);
         let kernel = KernelStack::Text(self.target.kernel_stack(tid));
         // Had it moved meanwhile, the stack would be another one's.
         let unmoved =
@@ -99,7 +103,8 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let awaited = self.awaited(&captured);
         captured.head.blocked_ns = 0;
         self.find_holder(&captured, now_ns, jobs);
-        jobs.push(Job::Sample { captured: Box::new(captured), python, kernel, awaited });
+        let captured = Box::new(captured);
+        jobs.push(Job::Sample { captured, python, javascript, kernel, awaited });
     }
 
     /// Looks who holds what a thread waits for that is blocked like this.
@@ -121,6 +126,11 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             let python = PythonFrames::of(&captured, self.python.as_mut(), &self.memory);
             jobs.push(Job::Other { sights, captured, python });
         }
+    }
+
+    fn name_javascript(&mut self, captured: &Captured) -> ScriptFrames {
+        let Some(v8) = &mut self.v8 else { return ScriptFrames::default() };
+        v8.frames(&self.memory, &captured.head.registers, &captured.stack)
     }
 
     pub fn name_python(&mut self, captured: &Captured) -> PythonFrames {

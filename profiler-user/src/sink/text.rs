@@ -230,8 +230,8 @@ fn thread(stack: &Stack) -> String {
 }
 
 /// Innermost first. What is not the application's own is dimmed. Folded is what is the same in every
-/// stall: outside the culprit the plumbing of loop and framework, and between Python frames that of
-/// the interpreter. JSON has all of it.
+/// stall: outside the culprit the plumbing of loop and framework, and between Python or
+/// JavaScript frames that of the interpreter. JSON has all of it.
 fn frames(page: &mut Page, stack: &Stack, culprit: Option<&Culprit>) {
     let all: Vec<&Frame> = stack.kernel.iter().chain(&stack.frames).collect();
     // Of a recursive function the innermost.
@@ -242,7 +242,9 @@ fn frames(page: &mut Page, stack: &Stack, culprit: Option<&Culprit>) {
     let mut next = 0;
     while let Some(frame) = all.get(next) {
         let outside = innermost.is_some_and(|innermost| innermost < next);
-        let interpreted = all[..next].iter().any(|frame| frame.language == Language::Python);
+        let is_interpreted =
+            |frame: &&Frame| matches!(frame.language, Language::Python | Language::JavaScript);
+        let interpreted = all[..next].iter().any(is_interpreted);
         let is_plumbing = |frame: &&&Frame| {
             let native = frame.language == Language::Native;
             let of_loop = innermost.is_none() && fold::is_of_loop(frame);

@@ -3,4 +3,5 @@
 pub mod debug_file;
 pub mod native;
 mod parts;
+pub mod perf_map;
 pub mod kernel;

@@ -5,14 +5,20 @@
 //! ends. Registers and bytes are of one moment, and nothing here looks at the live process.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use framehop::x86_64::{CacheX86_64, UnwindRegsX86_64, UnwinderX86_64};
 use framehop::{ExplicitModuleSectionInfo, FrameAddress, Unwinder};
+use gimli::BaseAddresses;
 use profiler_ebpf::record::Registers;
 
 use crate::process::image::Image;
 use crate::process::modules::{Module, ModuleId, Modules};
+
+use super::expression::Tables;
+use super::step::{CapturedStack, Position, Step, by_frame_pointer, interrupted};
 
 /// Frames of one stack at most. The 64 KiB of a capture hold this many of 64 bytes, which is less
 /// than functions that do anything use on average.
@@ -25,15 +31,13 @@ const MAX_TABLE_BYTES: usize = 64 * 1024 * 1024;
 /// at once when there are more.
 const MAX_SIGRETURN_ANSWERS: usize = 4096;
 
+/// Remembered answers to "is this frame's caller found by an expression"; forgotten all at once when
+/// there are more.
+const MAX_EXPRESSION_ANSWERS: usize = 16 * 1024;
+
 /// `mov $15, %rax; syscall`: `rt_sigreturn`, as every libc and Go write it. A frame that returns to
 /// this was called by the kernel, and the interrupted registers lie on the stack above it.
 const SIGRETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0x00, 0x00, 0x00, 0x0f, 0x05];
-
-/// Offsets in `struct ucontext` of the interrupted `rbp`, `rsp` and `rip`
-/// (arch/x86/include/uapi/asm/sigcontext.h).
-const UCONTEXT_BP: u64 = 120;
-const UCONTEXT_SP: u64 = 160;
-const UCONTEXT_IP: u64 = 168;
 
 /// Not a frame pointer: below every stack, and not the zero that marks an outermost frame.
 const IMPOSSIBLE_BP: u64 = 1;
@@ -44,6 +48,8 @@ pub struct NativeFrame {
     pub address: u64,
     /// The call lies before the address; otherwise the address is the instruction itself.
     pub is_return_address: bool,
+    /// The frame pointer's register while the frame ran its call, whatever the code used it for.
+    pub frame_pointer: u64,
     /// `None` where no file is mapped at the address: code that was made at run time, or no code.
     pub module: Option<ModuleId>,
     /// Of the address, in the module's file.
@@ -63,12 +69,15 @@ pub struct NativeStack {
 
 /// Unwinds the threads of one process.
 pub struct NativeUnwinder {
-    unwinder: UnwinderX86_64<Vec<u8>>,
+    unwinder: UnwinderX86_64<Arc<[u8]>>,
     cache: CacheX86_64,
     /// What was handed to `unwinder`: the bytes of the tables, or why there are none.
     loaded: HashMap<ModuleId, Result<Loaded, String>>,
     table_bytes: usize,
     sigreturns: HashMap<u64, bool>,
+    expressions: HashMap<u64, bool>,
+    /// Code that no table covers and that keeps frame pointers: a file, and offsets in it.
+    frame_pointer_code: Option<(String, Range<u64>)>,
 }
 
 impl std::fmt::Debug for NativeUnwinder {
@@ -85,45 +94,7 @@ impl std::fmt::Debug for NativeUnwinder {
 struct Loaded {
     start: u64,
     bytes: usize,
-}
-
-/// Where a walk stands.
-#[derive(Clone, Copy)]
-struct Position {
-    address: FrameAddress,
-    registers: UnwindRegsX86_64,
-}
-
-/// What one step outwards led to.
-enum Step {
-    Caller(Position),
-    Outermost,
-    Stopped(String),
-}
-
-/// The captured bytes, and whether something was wanted of what lies beyond them.
-struct CapturedStack<'a> {
-    start: u64,
-    bytes: &'a [u8],
-    wanted_more: bool,
-}
-
-impl CapturedStack<'_> {
-    fn read(&mut self, address: u64) -> Result<u64, ()> {
-        let Some(offset) = address.checked_sub(self.start) else { return Err(()) };
-        let tail = usize::try_from(offset).ok().and_then(|offset| self.bytes.get(offset..));
-        match tail.and_then(|tail| tail.first_chunk::<8>()) {
-            Some(word) => Ok(u64::from_le_bytes(*word)),
-            None => {
-                self.wanted_more = true;
-                Err(())
-            }
-        }
-    }
-
-    fn goes_on(&self) -> String {
-        format!("the stack goes on past the {} bytes copied", self.bytes.len())
-    }
+    tables: Option<Tables>,
 }
 
 impl Default for NativeUnwinder {
@@ -140,6 +111,17 @@ impl NativeUnwinder {
             loaded: HashMap::new(),
             table_bytes: 0,
             sigreturns: HashMap::new(),
+            expressions: HashMap::new(),
+            frame_pointer_code: None,
+        }
+    }
+
+    /// Walks by frame pointers wherever a thread is in this part of a file. Where no table covers
+    /// code, a thread in its innermost frame is otherwise taken to be about to return.
+    pub fn trust_frame_pointers(&mut self, path: &str, offsets: Range<u64>) {
+        let known = self.frame_pointer_code.as_ref();
+        if known.is_none_or(|(known, range)| known != path || *range != offsets) {
+            self.frame_pointer_code = Some((path.to_owned(), offsets));
         }
     }
 
@@ -156,7 +138,8 @@ impl NativeUnwinder {
         // The tables are the target's, and a walk by forged ones is bounded but not proved not to panic.
         let walk = AssertUnwindSafe(|| self.walk(modules, registers, &mut stack, &mut frames));
         let truncated = catch_unwind(walk).unwrap_or_else(|_| {
-            *self = Self::new();
+            let frame_pointer_code = self.frame_pointer_code.take();
+            *self = Self { frame_pointer_code, ..Self::new() };
             Some("the unwind tables make no sense".to_owned())
         });
         NativeStack { frames, truncated }
@@ -206,7 +189,13 @@ impl NativeUnwinder {
     ) -> Step {
         let module = modules.find(position.address.address_for_lookup());
         if let Some(module) = module {
+            if self.keeps_frame_pointer(module, position.address) {
+                return by_frame_pointer(position, stack);
+            }
             self.load(module);
+            if self.has_expression(module, position.address) {
+                return self.by_expression(module, position, stack);
+            }
         }
         let mut caller = position.registers;
         let mut read = |address| stack.read(address);
@@ -223,6 +212,46 @@ impl NativeUnwinder {
             Ok(None) if self.outermost_by_table(position, stack) => Step::Outermost,
             Ok(None) | Err(_) => Step::Stopped(self.no_caller(module, position)),
         }
+    }
+
+    fn has_expression(&mut self, module: &Module, address: FrameAddress) -> bool {
+        let Some(tables) = tables_of(&self.loaded, module.id) else { return false };
+        if self.expressions.len() >= MAX_EXPRESSION_ANSWERS {
+            self.expressions.clear();
+        }
+        let address = address.address_for_lookup();
+        *self.expressions.entry(address).or_insert_with(|| tables.has_expression(address))
+    }
+
+    fn by_expression(
+        &self,
+        module: &Module,
+        position: Position,
+        stack: &mut CapturedStack<'_>,
+    ) -> Step {
+        let address = position.address.address_for_lookup();
+        let caller = tables_of(&self.loaded, module.id)
+            .and_then(|tables| tables.caller(address, position.registers, &mut |at| stack.read(at)))
+            .and_then(|registers| {
+                let address = FrameAddress::from_return_address(registers.ip())?;
+                Some(Position { address, registers })
+            });
+        match caller {
+            Some(caller) => Step::Caller(caller),
+            None if stack.wanted_more => Step::Stopped(stack.goes_on()),
+            None => Step::Stopped(format!(
+                "the unwind table of {} asks for what was not captured: a register, or memory below the \
+                 stack pointer",
+                module.path
+            )),
+        }
+    }
+
+    fn keeps_frame_pointer(&self, module: &Module, address: FrameAddress) -> bool {
+        self.frame_pointer_code.as_ref().is_some_and(|(path, offsets)| {
+            *module.path == **path
+                && offsets.contains(&module.file_offset(address.address_for_lookup()))
+        })
     }
 
     /// Whether the table says that there is no caller. Where no table speaks, a frame pointer of
@@ -279,21 +308,22 @@ impl NativeUnwinder {
     fn load_tables(&mut self, module: &Module) -> Result<Loaded, String> {
         let image = module.image.as_ref().map_err(|gap| gap.to_string())?;
         let bias = module.bias().ok_or("its program headers do not cover the mapping")?;
-        let sections = tables(image)?;
+        let sections = sections(image)?;
         let bytes = [&sections.eh_frame, &sections.eh_frame_hdr]
             .into_iter()
             .flatten()
-            .map(Vec::len)
+            .map(|table| table.len())
             .sum::<usize>();
         if self.table_bytes.saturating_add(bytes) > MAX_TABLE_BYTES {
             return Err(format!("the tables of all modules exceed {MAX_TABLE_BYTES} bytes"));
         }
         self.table_bytes += bytes;
         let base = bias.wrapping_add(sections.base_svma);
+        let tables = tables(&sections, bias);
         let name = module.path.to_string();
         let range = module.range.clone();
         self.unwinder.add_module(framehop::Module::new(name, range, base, sections));
-        Ok(Loaded { start: module.range.start, bytes })
+        Ok(Loaded { start: module.range.start, bytes, tables })
     }
 
     fn unload_gone(&mut self, modules: &Modules) {
@@ -305,11 +335,34 @@ impl NativeUnwinder {
                 self.table_bytes = self.table_bytes.saturating_sub(loaded.bytes);
             }
             self.sigreturns.clear();
+            self.expressions.clear();
         }
     }
 }
 
-fn tables(image: &Image) -> Result<ExplicitModuleSectionInfo<Vec<u8>>, String> {
+fn tables_of(
+    loaded: &HashMap<ModuleId, Result<Loaded, String>>,
+    module: ModuleId,
+) -> Option<&Tables> {
+    loaded.get(&module)?.as_ref().ok()?.tables.as_ref()
+}
+
+/// `None` without an index: what it takes to find one frame without it is too much.
+fn tables(sections: &ExplicitModuleSectionInfo<Arc<[u8]>>, bias: u64) -> Option<Tables> {
+    let start = |range: &Option<Range<u64>>| range.as_ref().map_or(0, |range| range.start);
+    Some(Tables {
+        eh_frame: Arc::clone(sections.eh_frame.as_ref()?),
+        eh_frame_hdr: Arc::clone(sections.eh_frame_hdr.as_ref()?),
+        bases: BaseAddresses::default()
+            .set_eh_frame(start(&sections.eh_frame_svma))
+            .set_eh_frame_hdr(start(&sections.eh_frame_hdr_svma))
+            .set_text(start(&sections.text_svma))
+            .set_got(start(&sections.got_svma)),
+        bias,
+    })
+}
+
+fn sections(image: &Image) -> Result<ExplicitModuleSectionInfo<Arc<[u8]>>, String> {
     let eh_frame = image.eh_frame().ok_or("no .eh_frame")?;
     let eh_frame_hdr = image.eh_frame_hdr();
     Ok(ExplicitModuleSectionInfo {
@@ -317,9 +370,9 @@ fn tables(image: &Image) -> Result<ExplicitModuleSectionInfo<Vec<u8>>, String> {
         text_svma: image.text().map(|section| section.address.clone()),
         got_svma: image.got().map(|section| section.address.clone()),
         eh_frame_svma: Some(eh_frame.address.clone()),
-        eh_frame: Some(image.read(eh_frame)?),
+        eh_frame: Some(image.read(eh_frame)?.into()),
         eh_frame_hdr_svma: eh_frame_hdr.map(|section| section.address.clone()),
-        eh_frame_hdr: eh_frame_hdr.map(|section| image.read(section)).transpose()?,
+        eh_frame_hdr: eh_frame_hdr.map(|section| image.read(section).map(Arc::from)).transpose()?,
         ..ExplicitModuleSectionInfo::default()
     })
 }
@@ -332,28 +385,9 @@ fn frame(modules: &Modules, position: Position, sigreturn: bool) -> NativeFrame 
     NativeFrame {
         address: address.address(),
         is_return_address,
+        frame_pointer: registers.bp(),
         module: module.map(|module| module.id),
         file_offset: module.map(|module| module.file_offset(address.address())),
         stack_pointer: registers.sp(),
     }
-}
-
-/// From the frame that the kernel made for a signal handler to the code that the signal interrupted.
-/// Tables describe this too, by expressions over memory, which framehop does not evaluate.
-fn interrupted(position: Position, stack: &mut CapturedStack<'_>) -> Step {
-    let context = position.registers.sp();
-    let mut register = |offset| stack.read(context.wrapping_add(offset));
-    let (Ok(bp), Ok(sp), Ok(ip)) =
-        (register(UCONTEXT_BP), register(UCONTEXT_SP), register(UCONTEXT_IP))
-    else {
-        return Step::Stopped(stack.goes_on());
-    };
-    // Going back would let a forged stack lead in circles.
-    if sp <= context {
-        return Step::Stopped("the signal handler ran on a stack of its own".to_owned());
-    }
-    Step::Caller(Position {
-        address: FrameAddress::from_instruction_pointer(ip),
-        registers: UnwindRegsX86_64::new(ip, sp, bp),
-    })
 }

@@ -358,6 +358,7 @@ fn clock_gettime(modules: &Modules) -> u64 {
         let frame = NativeFrame {
             address: *address,
             is_return_address: false,
+            frame_pointer: 0,
             module: Some(vdso.id),
             file_offset: Some(vdso.file_offset(*address)),
             stack_pointer: 0,

@@ -112,7 +112,7 @@ pub struct Totals {
 pub struct TopCulprit {
     pub function: Option<String>,
     pub file: Option<String>,
-    /// Of its longest stall.
+    /// Of its longest stall; of a JavaScript function, the line on which it is defined.
     pub line: Option<u32>,
     pub stalls: u64,
     pub stalled_ns: u64,

@@ -214,8 +214,9 @@ pub struct Preemptor {
 pub struct Culprit {
     pub function: Option<String>,
     pub file: Option<String>,
+    /// Of a JavaScript function, the line on which it is defined.
     pub line: Option<u32>,
-    /// The mapped file that holds the code; Python frames have none.
+    /// The mapped file that holds the code; Python and JavaScript frames have none.
     pub module: Option<String>,
     pub language: Language,
     /// May be another thread than the loop's.
@@ -251,7 +252,7 @@ pub struct Stack {
     pub time_ns: u64,
     /// Innermost first; empty where the thread was in user code.
     pub kernel: Vec<Frame>,
-    /// Innermost first; Python and native frames in true calling order.
+    /// Innermost first; frames of all languages in true calling order.
     pub frames: Vec<Frame>,
     /// Why it stops before its outermost frame, where it does.
     pub truncated: Option<String>,
@@ -290,15 +291,16 @@ pub struct Frame {
     /// Demangled, or Python's qualified name.
     pub function: Option<String>,
     pub file: Option<String>,
+    /// Of a JavaScript function, the line on which it is defined.
     pub line: Option<u32>,
-    /// The mapped file that holds the code; Python frames have none.
+    /// The mapped file that holds the code; Python and JavaScript frames have none.
     pub module: Option<String>,
     pub language: Language,
     /// The compiler put it into its caller.
     pub inlined: bool,
     /// Whether it is the application's own code, not a library's or the runtime's.
     pub in_app: bool,
-    /// Hexadecimal; Python frames have none.
+    /// Hexadecimal; Python and JavaScript frames have none.
     pub address: Option<String>,
     /// Hexadecimal, relative to the beginning of the module's file: for symbolizing later.
     pub module_offset: Option<String>,

@@ -1,0 +1,166 @@
+//! V8 10 to 13, as node 18 to 24 have it: from a copied stack to functions, files and lines.
+//!
+//! JavaScript runs in three places: in code that V8 made at run time, which no file backs; in its
+//! interpreter, which is one of its builtins; and in other builtins. All of it keeps frame pointers,
+//! and below a frame pointer lies the function that runs there: in an interpreted frame as in one of
+//! optimised code. So frames need no flag on the target, and no list of code addresses.
+//!
+//! The rule by which they get into the native stack: where the native unwinder is in code of V8's, by
+//! the place in the *file* for builtins (node maps them twice), and arrives at a frame pointer below
+//! which a function of a script was found, there that function stands for the native frame. A builtin
+//! that has a frame of its own keeps its name.
+//!
+//! Functions are read as soon as a capture arrives, and only what has the type that it should have is
+//! believed: the collector may have moved it, and then a frame has no name. Two things are not read:
+//! the line at which a function is (V8 makes the tables for that when it first needs them, which may
+//! be never; the line of the *definition* is told), and which functions were inlined into optimised
+//! code: their callers stand for them.
+
+mod builtins;
+mod detect;
+mod frames;
+mod heap;
+mod layout;
+mod names;
+#[cfg(test)]
+pub mod sample;
+mod symbols;
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use profiler_ebpf::record::Registers;
+
+use crate::gap::Gap;
+use crate::process::TargetMemory;
+use crate::process::maps::Region;
+
+use layout::{FrameTypes, Layout};
+use names::{Named, Names};
+
+pub use names::Function;
+
+/// The V8 of one process.
+#[derive(Debug)]
+pub struct V8 {
+    layout: Layout,
+    names: Names,
+    version: String,
+    is_node: bool,
+    code: Arc<Code>,
+}
+
+/// Where V8's own code is, and what frames in it may be.
+#[derive(Debug, Default)]
+pub struct Code {
+    /// As modules are called.
+    path: String,
+    builtins: Range<u64>,
+    frame_types: FrameTypes,
+    context_slot: u64,
+}
+
+/// A frame of a script's function.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScriptFrame {
+    pub frame_pointer: u64,
+    pub function: Arc<Function>,
+    /// The frame has no bytecode: if its code was made at run time, it was optimised, and other
+    /// functions may have been inlined into it.
+    pub without_bytecode: bool,
+}
+
+/// What may be on one stack.
+#[derive(Debug, Clone, Default)]
+pub struct ScriptFrames {
+    /// By frame pointer.
+    pub frames: Vec<ScriptFrame>,
+    pub code: Arc<Code>,
+}
+
+impl Code {
+    /// False where there is no V8 that can be read.
+    pub fn is_known(&self) -> bool {
+        !self.builtins.is_empty()
+    }
+
+    /// Whether a place in a mapped file is in one of the builtins.
+    pub fn is_builtin(&self, module: &str, offset: u64) -> bool {
+        self.builtins.contains(&offset) && module == self.path
+    }
+
+    /// The file that holds the builtins, and where in it they are.
+    pub fn builtins(&self) -> (&str, Range<u64>) {
+        (&self.path, self.builtins.clone())
+    }
+
+    /// The slot below a frame pointer that tells of what kind the frame is.
+    pub fn context_slot(&self, frame_pointer: u64) -> u64 {
+        frame_pointer.wrapping_sub(self.context_slot)
+    }
+
+    /// The kind of a frame that belongs to no function, by that slot.
+    pub fn frame_type(&self, context: u64) -> Option<&str> {
+        self.frame_types.name(context)
+    }
+}
+
+impl V8 {
+    /// Looks for a V8 among the files that a process has mapped. None: it runs none. A gap: it does,
+    /// but not one that can be read.
+    pub fn detect(
+        memory: &dyn TargetMemory,
+        regions: &[Region],
+        exe: Option<&Path>,
+        open: &dyn Fn(&Region) -> io::Result<File>,
+    ) -> Result<Option<Self>, Gap> {
+        let Some(found) = detect::detect(memory, regions, exe, open)? else { return Ok(None) };
+        let code = Code {
+            path: found.path.to_string_lossy().into_owned(),
+            builtins: found.builtins,
+            frame_types: found.frame_types,
+            context_slot: found.layout.slots.context,
+        };
+        Ok(Some(Self {
+            layout: found.layout,
+            names: Names::default(),
+            version: found.version,
+            is_node: found.is_node,
+            code: Arc::new(code),
+        }))
+    }
+
+    /// What reports call this runtime.
+    pub fn name(&self) -> &'static str {
+        if self.is_node { "node" } else { "v8" }
+    }
+
+    /// Node's, or `V8 11.3.244.8` of another program.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// The functions on a stack that was copied a moment ago.
+    pub fn frames(
+        &mut self,
+        memory: &dyn TargetMemory,
+        registers: &Registers,
+        stack: &[u8],
+    ) -> ScriptFrames {
+        let mut found = Vec::new();
+        for candidate in frames::candidates(&self.layout.slots, registers, stack) {
+            let named = self.names.function(memory, &self.layout, candidate.function);
+            let Some(Named::Script(function)) = named else { continue };
+            let bytecode = candidate.bytecode_array;
+            found.push(ScriptFrame {
+                frame_pointer: candidate.frame_pointer,
+                function,
+                without_bytecode: !self.names.is_bytecode(memory, &self.layout, bytecode),
+            });
+        }
+        ScriptFrames { frames: found, code: Arc::clone(&self.code) }
+    }
+}

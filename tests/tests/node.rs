@@ -1,0 +1,149 @@
+//! The sample service on node 18 to 25: each stall's function, script and line of definition, from V8's own memory.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use profiler_tests::report::{Event, StallLine, Start};
+use profiler_tests::scenario::{Played, alone, each, play};
+use profiler_tests::target::{Scratch, Target, node};
+use profiler_tests::truth::Truth;
+
+/// In C++ that JavaScript calls: in the kernel, in a child, in a lock, on the CPU.
+const CALLING: [&str; 6] = ["/file", "/hash", "/json", "/regex", "/shell", "/lock"];
+/// In code that V8 made at run time, of every kind of function.
+const BUSY: [&str; 6] = ["/cpu", "/arrow", "/method", "/asynchronous", "/inlined", "/anonymous"];
+const HEALTHY: [&str; 5] = ["/", "/pause", "/read", "/hash-aside", "/short"];
+
+fn start(played: &Played) -> Result<&Start> {
+    let mut starts = played.finished.lines.iter().filter_map(|arrived| match &arrived.line.event {
+        Event::SessionStart(start) => Some(start),
+        _ => None,
+    });
+    starts.next().context("no session_start")
+}
+
+fn ends(played: &Played) -> impl Iterator<Item = &StallLine> {
+    played.finished.lines.iter().filter_map(|arrived| match &arrived.line.event {
+        Event::StallEnd(end) => Some(&**end),
+        _ => None,
+    })
+}
+
+/// The report that is about a record.
+fn end_of<'a>(played: &'a Played, truth: &Truth) -> Option<&'a StallLine> {
+    ends(played).find(|end| {
+        let overlap_ns = truth.overlap_ns(end.stall.start_monotonic_ns, end.end_ns());
+        overlap_ns > truth.duration_ns() / 2
+    })
+}
+
+/// Every kind of stall on one release: its function, its file, its line, and the cause.
+fn reports_of(major: u32) -> Result<()> {
+    let _machine = alone();
+    let target = Target::node(&node(major)?, &[])?;
+    let paths: Vec<&str> = CALLING.iter().chain(&BUSY).copied().collect();
+    let played = play(&target, &each(&paths, &[300]))?;
+    played.must_be_right()?;
+    ensure!(played.verdict.confirmed >= paths.len(), "{}", played.verdict);
+
+    let start = start(&played)?;
+    let runtime = start.runtime.as_ref().context("no runtime was recognised")?;
+    let version = runtime.version.as_deref().unwrap_or_default();
+    ensure!(runtime.name == "node" && version.starts_with(&format!("{major}.")), "{runtime:?}");
+    ensure!(start.gaps.is_empty(), "{:?}", start.gaps);
+
+    for (kind, cause) in
+        [("file", "syscall"), ("shell", "syscall"), ("lock", "lock"), ("cpu", "cpu")]
+    {
+        let truth = played.truths.iter().find(|truth| truth.kind == kind).context("no record")?;
+        let end = end_of(&played, truth).with_context(|| format!("{kind} was not reported"))?;
+        ensure!(end.is_caused_by(cause), "{kind}: {:?}", end.cause);
+        ensure!(end.thread.loop_kind.as_deref() == Some("libuv"), "{kind}: {:?}", end.thread);
+        ensure!(end.loop_runs("uv_run"), "{kind}: the loop is not on its stacks");
+    }
+    Ok(())
+}
+
+#[test]
+fn node_18() -> Result<()> {
+    reports_of(18)
+}
+
+#[test]
+fn node_20() -> Result<()> {
+    reports_of(20)
+}
+
+#[test]
+fn node_22() -> Result<()> {
+    reports_of(22)
+}
+
+#[test]
+fn node_24() -> Result<()> {
+    reports_of(24)
+}
+
+#[test]
+fn node_25() -> Result<()> {
+    reports_of(25)
+}
+
+/// Whatever V8 runs the code in: its interpreter, code without optimisation, code with it.
+#[test]
+fn every_tier() -> Result<()> {
+    let _machine = alone();
+    let tiers: [(u32, &[&str]); 4] = [
+        (18, &["--no-opt", "--no-sparkplug"]),
+        (20, &["--always-sparkplug", "--no-opt"]),
+        (22, &["--jitless"]),
+        (24, &["--always-turbofan", "--no-turbo-inlining"]),
+    ];
+    for (major, options) in tiers {
+        let target = Target::node(&node(major)?, options)?;
+        let played = play(&target, &each(&["/cpu", "/method", "/anonymous"], &[300]))?;
+        played.must_be_right().with_context(|| format!("node {major} {options:?}"))?;
+        ensure!(played.verdict.confirmed >= 3, "node {major} {options:?}: {}", played.verdict);
+    }
+    Ok(())
+}
+
+/// Where no callback is to blame by itself, none is blamed.
+#[test]
+fn many_short_callbacks_are_saturation() -> Result<()> {
+    let _machine = alone();
+    let target = Target::node(&node(22)?, &[])?;
+    let played = play(&target, &each(&["/saturated"], &[600]))?;
+    played.must_be_right()?;
+    let truth =
+        played.truths.iter().find(|truth| truth.kind == "saturated").context("no record")?;
+    let end = end_of(&played, truth).context("it was not reported")?;
+    ensure!(end.is_caused_by("saturated"), "{:?}", end.cause);
+    Ok(())
+}
+
+/// Healthy load for seconds, with work in the thread pool and below the threshold: not a word.
+#[test]
+fn a_healthy_service_is_left_in_peace() -> Result<()> {
+    let _machine = alone();
+    let target = Target::node(&node(20)?, &[])?;
+    let played = play(&target, &each(&HEALTHY, &[150; 4]))?;
+    played.must_be_right()?;
+    ensure!(played.verdict.confirmed == 0, "{}", played.verdict);
+    Ok(())
+}
+
+/// A node that is stripped, as distributions ship it, and lists none of its code.
+#[test]
+fn stripped() -> Result<()> {
+    let _machine = alone();
+    let scratch = Scratch::new()?;
+    let stripped = scratch.file("node");
+    let done = Command::new("strip").arg("-o").arg(&stripped).arg(node(24)?).status()?;
+    ensure!(done.success(), "strip: {done}");
+    let target = Target::node(&stripped, &[])?;
+    let played = play(&target, &each(&["/cpu", "/json", "/shell"], &[300]))?;
+    played.must_be_right()?;
+    ensure!(played.verdict.confirmed >= 3, "{}", played.verdict);
+    Ok(())
+}
