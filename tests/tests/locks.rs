@@ -60,7 +60,8 @@ struct Seen {
 impl Seen {
     /// The waits, each with the stall that was reported of it. A machine without a free CPU makes some
     /// of them something else.
-    fn judged(&self, cause: &str) -> Result<Vec<(&Waited, &StallLine)>> {
+    fn judged(&self, cause: &str, count: usize) -> Result<Vec<(&Waited, &StallLine)>> {
+        ensure!(self.waits.len() == count, "{} waits instead of {count}", self.waits.len());
         let mut judged = Vec::new();
         for waited in &self.waits {
             let duration_ns = waited.end_ns - waited.start_ns;
@@ -125,7 +126,7 @@ fn blamed<'a>(waited: &'a Waited, stall: &StallLine) -> Result<&'a Keeper> {
 fn an_owner_is_blamed() -> Result<()> {
     let _machine = alone();
     let seen = watch(&["mutex", "busy", "inheriting", "rlock"])?;
-    for (waited, stall) in seen.judged("lock")? {
+    for (waited, stall) in seen.judged("lock", 4)? {
         let keeper = blamed(waited, stall)?;
         let owner = stall.cause.owner_thread.as_ref().map(|thread| thread.tid);
         ensure!(owner == Some(keeper.tid), "{:?} instead of {keeper:?}", stall.cause);
@@ -143,7 +144,7 @@ fn an_owner_is_blamed() -> Result<()> {
 fn a_waker_is_named() -> Result<()> {
     let _machine = alone();
     let seen = watch(&["lock", "process"])?;
-    for (waited, stall) in seen.judged("lock")? {
+    for (waited, stall) in seen.judged("lock", 2)? {
         let [keeper] = &waited.holders[..] else { bail!("{waited:?}") };
         let culprit = stall.culprit.as_ref().context("nobody is named")?;
         let waits = waited.waiter.is_at(culprit.function.as_deref(), culprit.line);
@@ -173,7 +174,7 @@ fn keepers_of_the_gil_are_blamed() -> Result<()> {
     let _machine = alone();
     let seen = watch(&["--times", "2", "spin", "spinners", "asleep"])?;
     let mut in_turn = BTreeSet::new();
-    for (waited, stall) in seen.judged("gil")? {
+    for (waited, stall) in seen.judged("gil", 6)? {
         let keeper = blamed(waited, stall)?;
         let holder = stall.cause.holder_thread.as_ref().map(|thread| thread.tid);
         ensure!(holder == Some(keeper.tid), "{:?} instead of {keeper:?}", stall.cause);
