@@ -55,10 +55,10 @@ def ask_for_payment(ms):
 
 def load_prices(ms):
     PRICING.arrives_after(ms)
-    with open(PRICING.path, encoding="utf-8") as file:
-        with TRUTH.stall("file"):
-            text = file.read()
-    return text
+    # Both block: until the writer is there, and until it has written.
+    with TRUTH.stall("file", lines=2):
+        with open(PRICING.path, encoding="utf-8") as file:
+            return file.read()
 
 
 SLICE_MS = 5
