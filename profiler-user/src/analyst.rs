@@ -3,7 +3,7 @@
 //! Runs in a thread of its own. It may be slow (a first look at a large binary takes a tenth of a
 //! second): the event path does not wait for it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use profiler_ebpf::python::PythonWalk;
@@ -223,7 +223,10 @@ impl Analyst {
             native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
         }
         let named = self.symbolizer.name_stack(&self.modules, &native);
-        let gaps = self.missing_names(&named);
+        // What is under everything has no lines to look for.
+        let owner = Owner::new(&self.facts.process);
+        let matters = |frame: &&Frame| owner.of(frame) != Origin::Plumbing;
+        let gaps = self.symbolizer.gaps_of(named.frames.iter().flatten().filter(matters));
         let mut stack = match python {
             PythonFrames::NotPython => merge(named, PythonStack::default()),
             PythonFrames::Missing(gap) => {
@@ -239,15 +242,6 @@ impl Analyst {
         };
         stack.gaps.extend(gaps);
         stack
-    }
-
-    /// Why names are missing in the modules of a stack that matter: not in what is under everything.
-    fn missing_names(&self, named: &NamedNativeStack) -> Vec<Gap> {
-        let owner = Owner::new(&self.facts.process);
-        let frames = named.frames.iter().flatten();
-        let matter = frames.filter(|frame| owner.of(frame) != Origin::Plumbing);
-        let modules: BTreeSet<&str> = matter.filter_map(|frame| frame.module.as_deref()).collect();
-        modules.into_iter().flat_map(|module| self.symbolizer.gaps_of(module)).cloned().collect()
     }
 
     /// False where the process is gone: what we know of it is all there will be.
