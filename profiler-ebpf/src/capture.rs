@@ -31,7 +31,7 @@ pub fn take_registers(
         reason,
         in_user,
         state: state.state,
-        reserved: 0,
+        holds_gil: 0,
         registers,
         stack_top: if is_main { task.start_stack() } else { 0 },
         fsbase: task.fsbase(),

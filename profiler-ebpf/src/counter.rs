@@ -20,11 +20,14 @@ pub enum Counter {
     SwitchMissed,
     /// A wait on another instance than the loop's own, whose file could not be read.
     InstanceUnreadable,
+    /// A thread was seen to hold or to give back what a loop waits for, but there was no room to take
+    /// its stack.
+    OtherUntaken,
 }
 
 impl Counter {
     /// Every counter, in the order of its number.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::EndLost,
         Self::CaptureLost,
         Self::RecordLost,
@@ -33,6 +36,7 @@ impl Counter {
         Self::WaitReturnMissed,
         Self::SwitchMissed,
         Self::InstanceUnreadable,
+        Self::OtherUntaken,
     ];
 
     /// The name under which a report's `lost` shows it.
@@ -46,6 +50,7 @@ impl Counter {
             Self::WaitReturnMissed => "wait_returns",
             Self::SwitchMissed => "switches",
             Self::InstanceUnreadable => "epoll_instances_unreadable",
+            Self::OtherUntaken => "other_threads",
         }
     }
 }

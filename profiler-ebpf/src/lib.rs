@@ -10,4 +10,5 @@ pub mod param;
 pub mod python;
 pub mod turn;
 pub mod record;
+pub mod wanted;
 pub mod counter;

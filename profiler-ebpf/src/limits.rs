@@ -19,5 +19,16 @@ pub const KERNEL_FRAMES: usize = 64;
 /// Bytes of the ring buffer: about a hundred captures of usual size, read every 10 ms in a stall.
 pub const RING_BYTES: u32 = 1024 * 1024;
 
+/// Threads outside of suspected turns whose captures may be put together at the same moment: on so
+/// many CPUs at once.
+pub const MAX_DESKS: u32 = 16;
+
+/// Where every thread is asked for, one capture for so long, lest they crowd out the loops' own: a
+/// machine with many CPUs has thousands of ticks a second.
+pub const BYSTANDER_EVERY_NS: u64 = 1_000_000;
+
+/// Thread states of an interpreter that the probes know at most: enough for a pool of a thousand.
+pub const MAX_THREAD_STATES: u32 = 2048;
+
 /// A blocked stretch shorter than this is accounted but its stack is not sent.
 pub const MIN_BLOCK_NS: u64 = 1_000_000;

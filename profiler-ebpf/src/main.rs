@@ -7,8 +7,10 @@ mod maps;
 mod task;
 mod emit;
 mod capture;
+mod park;
 mod wait;
 mod sched;
+mod others;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
@@ -18,8 +20,9 @@ use aya_ebpf::programs::{
     BtfTracePointContext, FEntryContext, FExitContext, PerfEventContext, TracePointContext,
 };
 use profiler_ebpf::counter::Counter;
+use profiler_ebpf::limits::MAX_LOOPS;
 use profiler_ebpf::record::{ThreadSnapshot, reason};
-use profiler_ebpf::turn::phase;
+use profiler_ebpf::turn::{Loop, phase};
 
 use crate::maps::param;
 use crate::task::Task;
@@ -49,6 +52,14 @@ pub fn sched_wakeup(context: BtfTracePointContext) -> i32 {
     0
 }
 
+/// `TP_PROTO(struct task_struct *p)`. Runs on the CPU and in the context of whoever wakes `p`, where
+/// `sched_wakeup` may run on the CPU that `p` is sent to. Attached only while it is wanted.
+#[btf_tracepoint(function = "sched_waking")]
+pub fn sched_waking(context: BtfTracePointContext) -> i32 {
+    others::waking(Task::from_tracepoint(context.arg(0)));
+    0
+}
+
 /// One cpu-clock sample. Switched on by the daemon only while a turn is suspected.
 #[perf_event]
 pub fn tick(context: PerfEventContext) -> u32 {
@@ -56,30 +67,55 @@ pub fn tick(context: PerfEventContext) -> u32 {
     if pid_tgid >> 32 != param!(tgid) {
         return 0;
     }
-    let Some(slot) = maps::slot_of(pid_tgid as u32) else { return 0 };
-    let (Some(state), Some(capture)) = (maps::loop_at(slot), maps::capture_at(slot)) else {
-        return 0;
-    };
+    // SAFETY: the context of a perf event begins with the interrupted registers.
+    let code_segment = unsafe { (&raw const (*context.ctx).regs.cs).read_volatile() };
+    let in_user = u32::from(code_segment & 3 == 3);
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    if state.phase != phase::TURN || !sched::is_suspected(state, now_ns) {
-        return 0;
+    let slot = maps::slot_of(pid_tgid as u32);
+    let in_turn =
+        |state: &&mut Loop| state.phase == phase::TURN && sched::is_suspected(state, now_ns);
+    let (place, tstate) = match (slot, slot.and_then(maps::loop_at).filter(in_turn)) {
+        (Some(slot), Some(state)) => {
+            if !loop_registers(slot, state, in_user, now_ns) {
+                return 0;
+            }
+            (slot, state.python_tstate)
+        }
+        _ => match others::tick(pid_tgid as u32, in_user, now_ns) {
+            Some(other) => (other.desk, other.tstate),
+            None => return 0,
+        },
+    };
+    // Both ways meet here, and neither compiler nor verifier may tell them apart: the verifier would
+    // follow the walk of the interpreter's frames twice, and may not follow a million instructions.
+    let place = core::hint::black_box(place);
+    if let Some(capture) = maps::capture_at(place) {
+        if in_user == 0 {
+            capture::take_kernel_stack(&context, capture);
+        }
+        capture::take_stacks(capture, tstate);
+        emit::capture(capture);
     }
+    if place >= MAX_LOOPS {
+        others::leave(place);
+    }
+    0
+}
+
+/// Takes the registers of a loop's thread. A function of its own because they need much of the 512
+/// bytes of stack that a program has.
+#[inline(never)]
+fn loop_registers(slot: u32, state: &mut Loop, in_user: u32, now_ns: u64) -> bool {
+    let Some(capture) = maps::capture_at(slot) else { return false };
     if state.state != profiler_ebpf::turn::state::RUNNING {
         maps::change(state, |state| state.switched_in(now_ns));
         maps::count(Counter::SwitchMissed);
     }
-    // SAFETY: the context of a perf event begins with the interrupted registers.
-    let code_segment = unsafe { (&raw const (*context.ctx).regs.cs).read_volatile() };
-    let in_user = u32::from(code_segment & 3 == 3);
-    if capture::take_registers(capture, state, reason::TICK, in_user, now_ns) {
-        if in_user == 0 {
-            capture::take_kernel_stack(&context, capture);
-        }
-        capture::take_stacks(capture, state.python_tstate);
-        emit::capture(capture);
-    }
-    0
+    let taken = capture::take_registers(capture, state, reason::TICK, in_user, now_ns);
+    // Another loop may wait for what this one holds.
+    capture.head.holds_gil = others::gil_is_held_by(state.python_tstate);
+    taken
 }
 
 /// `sys_enter_*` (events/syscalls): common fields in 8 bytes, the number, the arguments. The kernel
@@ -171,6 +207,8 @@ pub extern "C" fn threads(context: *mut core::ffi::c_void) -> i32 {
         registers: task.registers().unwrap_or_default(),
         stack_top: if is_main { task.start_stack() } else { 0 },
         fsbase: task.fsbase(),
+        switches: task.switches(),
+        on_cpu: u64::from(task.on_cpu()),
     };
     // SAFETY: the first field of `bpf_iter_meta` is the sequence file to write to, and the
     // snapshot has no padding.

@@ -4,11 +4,11 @@ use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, Queue, RingBuf};
 use profiler_ebpf::counter::Counter;
-use profiler_ebpf::limits::{MAX_LOOPS, RING_BYTES};
+use profiler_ebpf::limits::{MAX_DESKS, MAX_LOOPS, RING_BYTES};
 use profiler_ebpf::param::Params;
 use profiler_ebpf::python::PythonLayout;
 use profiler_ebpf::record::Capture;
-use profiler_ebpf::turn::Loop;
+use profiler_ebpf::turn::{Loop, Parks};
 
 /// Set by the daemon before loading, frozen after.
 #[unsafe(no_mangle)]
@@ -30,6 +30,9 @@ pub static PARAMS: Params = Params {
         fdtable_max_fds: 0,
         fdtable_fd: 0,
         file_f_op: 0,
+        task_nvcsw: 0,
+        task_nivcsw: 0,
+        task_on_cpu: 0,
     },
 };
 
@@ -57,8 +60,13 @@ static FREE_SLOTS: Queue<u32> = Queue::with_max_entries(MAX_LOOPS, 0);
 static LOOPS: Array<Loop> = Array::with_max_entries(MAX_LOOPS, BPF_F_MMAPABLE);
 
 /// Where each loop's thread last gave up its CPU in a turn; also the place where ticks are put together.
+/// Behind them the desks: places for the captures of threads that have no slot.
 #[map]
-static CAPTURES: Array<Capture> = Array::with_max_entries(MAX_LOOPS, BPF_F_MMAPABLE);
+static CAPTURES: Array<Capture> = Array::with_max_entries(MAX_LOOPS + MAX_DESKS, BPF_F_MMAPABLE);
+
+/// Where each loop's thread sleeps when it is idle, if not in a wait that is hooked; written by the daemon.
+#[map]
+static PARKS: Array<Parks> = Array::with_max_entries(MAX_LOOPS, BPF_F_MMAPABLE);
 
 /// How the target's CPython is laid out; written by the daemon.
 #[map]
@@ -123,6 +131,12 @@ pub fn loop_at(slot: u32) -> Option<&'static mut Loop> {
 pub fn capture_at(slot: u32) -> Option<&'static mut Capture> {
     // SAFETY: as for `loop_at`; captures are written on the thread's own CPU only.
     CAPTURES.get_ptr_mut(slot).map(|capture| unsafe { &mut *capture })
+}
+
+/// How the thread in a slot parks.
+#[inline(always)]
+pub fn parks_at(slot: u32) -> Option<&'static Parks> {
+    PARKS.get(slot)
 }
 
 /// How the target's CPython is laid out, if it runs one.

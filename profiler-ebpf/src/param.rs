@@ -51,4 +51,10 @@ pub struct Offsets {
     pub fdtable_fd: u64,
     /// `file.f_op`
     pub file_f_op: u64,
+    /// `task_struct.nvcsw`
+    pub task_nvcsw: u64,
+    /// `task_struct.nivcsw`
+    pub task_nivcsw: u64,
+    /// `task_struct.on_cpu`
+    pub task_on_cpu: u64,
 }

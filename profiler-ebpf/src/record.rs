@@ -16,6 +16,10 @@ pub mod kind {
     pub const CAPTURE: u32 = 3;
     /// A [`super::Exited`].
     pub const EXITED: u32 = 4;
+    /// A capture of a thread that is in no suspected turn itself: as [`CAPTURE`].
+    pub const OTHER: u32 = 5;
+    /// A [`super::Woken`].
+    pub const WOKEN: u32 = 6;
 }
 
 /// The beginning of every record.
@@ -92,6 +96,10 @@ pub struct ThreadSnapshot {
     pub stack_top: u64,
     /// The thread pointer.
     pub fsbase: u64,
+    /// Times the thread has left a CPU since it began.
+    pub switches: u64,
+    /// 1 where it is on a CPU.
+    pub on_cpu: u64,
 }
 
 /// The user registers that unwinding and naming a syscall need (x86-64).
@@ -118,6 +126,8 @@ pub mod reason {
     pub const TICK: u32 = 1;
     /// The thread gave up its CPU.
     pub const SWITCH_OUT: u32 = 2;
+    /// The thread woke a loop's thread that was blocked on a futex.
+    pub const WAKING: u32 = 3;
 }
 
 /// Where a thread was, at one moment. All of it is of that moment: it was taken in the thread's own context.
@@ -141,8 +151,8 @@ pub struct CaptureHead {
     pub in_user: u32,
     /// What the thread was about to be: one of [`crate::turn::state`].
     pub state: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// 1 where a tick found the thread to hold the interpreter's lock, and the daemon had asked.
+    pub holds_gil: u32,
     /// The user registers.
     pub registers: Registers,
     /// Where the stack ends as far as is known: of the main thread, `mm->start_stack`; else 0.
@@ -173,4 +183,26 @@ pub struct Capture {
     /// The stack from the stack pointer upwards, and room for the page that the verifier must
     /// believe could be read past the last.
     pub stack: [u8; STACK_BYTES + crate::limits::PAGE_BYTES],
+}
+
+/// A loop's thread that was blocked on a futex in a suspected turn was woken by somebody's futex call.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Woken {
+    /// [`kind::WOKEN`]; the thread is the loop's.
+    pub head: RecordHead,
+    /// When, ns.
+    pub at_ns: u64,
+    /// The turn in which it lies.
+    pub turn_start_ns: u64,
+    /// When the thread had given up its CPU.
+    pub blocked_at_ns: u64,
+    /// The process that woke it, as the kernel numbers it.
+    pub by_tgid: u32,
+    /// The thread that woke it.
+    pub by_tid: u32,
+    /// What that thread was called, ended by a zero.
+    pub by_name: [u8; 16],
 }

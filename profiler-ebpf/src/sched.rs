@@ -3,12 +3,12 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use profiler_ebpf::counter::Counter;
 use profiler_ebpf::limits::MIN_BLOCK_NS;
-use profiler_ebpf::record::{Exited, RecordHead, kind, reason};
+use profiler_ebpf::record::{Exited, RecordHead, TurnEnded, kind, reason};
 use profiler_ebpf::turn::{Left, Loop, phase};
 
 use crate::maps::{capture_at, change, count, forget, loop_at, param, slot_of};
 use crate::task::Task;
-use crate::{capture, emit};
+use crate::{capture, emit, park};
 
 /// One task leaves a CPU, another comes onto it. Runs in the context of the one that leaves.
 #[inline(always)]
@@ -51,9 +51,13 @@ fn left_cpu(slot: u32, preempted: bool, task_state: u64) {
             let Some(capture) = capture_at(slot) else { return };
             // Before the turn is suspected registers do: if the block lasts, the daemon completes
             // the stack of a thread that cannot move.
-            if capture::take_registers(capture, state, reason::SWITCH_OUT, 0, now_ns)
-                && is_suspected(state, now_ns)
-            {
+            if !capture::take_registers(capture, state, reason::SWITCH_OUT, 0, now_ns) {
+                return;
+            }
+            if park::is_parked(slot, &capture.head.registers) {
+                parked(state, now_ns);
+                capture.head.reason = 0;
+            } else if is_suspected(state, now_ns) {
                 capture::take_stacks(capture, state.python_tstate);
             }
         }
@@ -69,19 +73,34 @@ fn left_cpu(slot: u32, preempted: bool, task_state: u64) {
     }
 }
 
+/// The turn is over: its thread went to sleep where it waits for work.
+#[inline(always)]
+fn parked(state: &mut Loop, now_ns: u64) {
+    let turn = change(state, Loop::parked);
+    if turn.booked_ns() >= param!(threshold_ns) {
+        let head = RecordHead { kind: kind::TURN_ENDED, tid: state.tid };
+        emit::record(&TurnEnded { head, end_ns: now_ns, turn }, Counter::EndLost);
+    }
+}
+
 #[inline(always)]
 fn came_back(slot: u32) {
     let Some(state) = loop_at(slot) else { return };
-    if state.phase != phase::TURN {
+    if state.phase != phase::TURN && state.phase != phase::PARKED {
         return;
     }
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
+    let Some(capture) = capture_at(slot) else { return };
+    let head = &mut capture.head;
+    if state.phase == phase::PARKED || park::was_found(slot, head) {
+        change(state, |state| state.unparked(now_ns));
+        head.reason = 0;
+        return;
+    }
     if !change(state, |state| state.switched_in(now_ns)) {
         count(Counter::SwitchMissed);
     }
-    let Some(capture) = capture_at(slot) else { return };
-    let head = &mut capture.head;
     if head.reason != reason::SWITCH_OUT || head.turn_start_ns != state.turn.start_ns {
         return;
     }

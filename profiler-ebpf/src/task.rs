@@ -122,6 +122,19 @@ impl Task {
         })
     }
 
+    /// Times it has left a CPU, of its own will or not.
+    #[inline(always)]
+    pub fn switches(self) -> u64 {
+        let voluntary: u64 = self.load(param!(offset.task_nvcsw));
+        let preempted: u64 = self.load(param!(offset.task_nivcsw));
+        voluntary + preempted
+    }
+
+    #[inline(always)]
+    pub fn on_cpu(self) -> u32 {
+        self.load(param!(offset.task_on_cpu))
+    }
+
     #[inline(always)]
     fn load<T: Copy>(self, offset: u64) -> T {
         // SAFETY: the verifier allows the load only where the offset is a field of the structure

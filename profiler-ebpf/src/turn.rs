@@ -16,8 +16,10 @@ pub mod wait {
     pub const POLL: u32 = 1;
     /// `io_uring_enter` that asks for completions.
     pub const IO_URING: u32 = 2;
+    /// A worker that parks on a futex, or takes its turn at epoll (tokio, uWSGI).
+    pub const PARK: u32 = 3;
     /// `epoll_wait`, `epoll_pwait`, `epoll_pwait2`.
-    pub const EPOLL: u32 = 3;
+    pub const EPOLL: u32 = 4;
 }
 
 /// The wait that a syscall makes on x86-64, as (kind, descriptor), if it is one. A poll of no
@@ -34,6 +36,9 @@ pub const fn wait_of(syscall: u64, args: [u64; 4]) -> Option<(u32, u32)> {
     }
 }
 
+/// The syscall in which locks are waited for, and in which workers of pools park (x86-64).
+pub const FUTEX: i64 = 202;
+
 /// Where a loop is.
 pub mod phase {
     /// Nothing is known yet.
@@ -44,6 +49,8 @@ pub mod phase {
     pub const TURN: u32 = 2;
     /// The thread has exited.
     pub const DEAD: u32 = 3;
+    /// Asleep where it waits for work, without a syscall that is hooked: see [`Parks`](super::Parks).
+    pub const PARKED: u32 = 4;
 }
 
 /// What a thread does, as far as the scheduler is concerned.
@@ -133,6 +140,50 @@ pub struct Loop {
     pub stalled_ns: u64,
     /// The interpreter's thread state; written by the daemon, checked by the probes.
     pub python_tstate: u64,
+    /// 1 for a thread that is handed work through a queue, and has no wait of its own that is hooked:
+    /// whatever it waits on belongs to the work. Written by the daemon.
+    pub handed_work: u64,
+}
+
+/// Ways to park that are known of one thread. A worker's loop has few: one a place in its code.
+pub const MAX_PARKS: usize = 4;
+
+/// How to recognise a thread that has parked, which is idle, from one that waits for a lock inside its
+/// work: both sleep in the same syscall. It sleeps at the same depth of its stack, and one word in
+/// its memory (a return address, the interpreter's current frame) has the same value.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Park {
+    /// The stack pointer. 0: no park.
+    pub sp: u64,
+    /// The instruction pointer.
+    pub ip: u64,
+    /// Where the word lies in the target.
+    pub word_address: u64,
+    /// What it must be.
+    pub word: u64,
+}
+
+impl Park {
+    /// The word is left to the caller: it lies in the target's memory.
+    #[inline(always)]
+    pub const fn is_at(&self, sp: u64, ip: u64) -> bool {
+        self.sp != 0 && self.sp == sp && self.ip == ip
+    }
+}
+
+/// One thread's ways to park. Written by the daemon, read by the probes.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Parks {
+    /// When the thread went into a sleep that was only later found to be a park, ns.
+    pub found_ns: u64,
+    /// In no order.
+    pub known: [Park; MAX_PARKS],
 }
 
 /// What the entry of a wait means.
@@ -179,7 +230,7 @@ impl Loop {
     /// A wait begins. The caller has made it the loop's own where it takes over.
     #[inline(always)]
     pub fn wait_entered(&mut self, kind: u32, fd: u32, now_ns: u64) -> Entered {
-        if !self.is_home(kind, fd) {
+        if !self.is_home(kind, fd) || self.handed_work == 1 {
             self.turn.nested_waits += 1;
             return Entered::Nested;
         }
@@ -226,11 +277,26 @@ impl Loop {
         };
     }
 
+    /// The thread has parked, says whoever recognised where it went to sleep: the turn ended as it
+    /// gave up its CPU, at the last booking.
+    #[inline(always)]
+    pub fn parked(&mut self) -> Turn {
+        self.turns += 1;
+        self.phase = phase::PARKED;
+        self.turn
+    }
+
+    /// A parked thread is back: a turn begins.
+    #[inline(always)]
+    pub fn unparked(&mut self, now_ns: u64) {
+        self.begin(now_ns, 0);
+    }
+
     /// Whether leaving the CPU means anything to a turn: asked first, because even the clock costs
     /// more than the answer, and idle loops sleep often.
     #[inline(always)]
     pub const fn minds_leaving(&self, task_state: u64) -> bool {
-        self.phase == phase::TURN || task_state & task::DEAD != 0
+        self.phase == phase::TURN || self.phase == phase::PARKED || task_state & task::DEAD != 0
     }
 
     /// The thread leaves the CPU. `task_state` is its `__state`, 0 where it could go on running.
@@ -241,6 +307,10 @@ impl Loop {
                 self.book(now_ns);
             }
             return Left::Dead;
+        }
+        if self.phase == phase::PARKED {
+            // It had woken up already when we were told that it was parked.
+            self.begin(now_ns, START_UNKNOWN);
         }
         if self.phase != phase::TURN {
             return Left::Elsewhere;

@@ -40,7 +40,7 @@ pub fn entered<C: EbpfContext>(context: &C, syscall: u64, args: [u64; 4]) {
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
 
-    if !state.is_home(kind, fd) && takes_over(state, kind, fd) {
+    if state.handed_work == 0 && !state.is_home(kind, fd) && takes_over(state, kind, fd) {
         log::adopted(context, tid, kind, fd);
         change(state, |state| state.adopt(kind, fd));
     }

@@ -3,16 +3,19 @@
 //! Runs in a thread of its own. It may be slow (a first look at a large binary takes a tenth of a
 //! second): the event path does not wait for it.
 
+mod other_threads;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 
-use profiler_ebpf::python::PythonWalk;
-use profiler_ebpf::record::{Registers, reason};
+use profiler_ebpf::record::reason;
 
-use crate::frame::{Frame, Language, Stack};
+use crate::config::Config;
+use crate::frame::{Frame, Stack};
 use crate::gap::Gap;
 use crate::gathered::{Gathered, loop_kind};
-use crate::job::{Job, KernelStack, Losses, PythonFrames};
+use crate::job::{Job, KernelStack, Losses, PythonFrames, Verdict};
 use crate::process::live::{LiveMemory, open_region};
 use crate::process::modules::Modules;
 use crate::process::target::Target;
@@ -22,15 +25,18 @@ use crate::report::group::Tally;
 use crate::report::schema::session::EndReason;
 use crate::report::syscalls::{Operand, operand};
 use crate::report::{Finish, Report};
-use crate::runtime::cpython::{FrameKind, NamedFrame};
+use crate::runtime::cpython::python_stack;
+use crate::runtime::pool::{Pool, Posture, posture};
 use crate::runtime::tokio;
 use crate::sink::Sink;
 use crate::source::Captured;
 use crate::symbolize::kernel::{KernelSymbols, parse_proc_stack};
 use crate::symbolize::native::NativeSymbolizer;
+use crate::task::Running;
 use crate::turn::tracker::{Due, doing};
 use crate::turn::{Awaited, Moment, Stall, ThreadState};
-use crate::unwind::merge::{NamedNativeStack, PythonSpan, PythonStack, merge};
+use crate::unwind::greenlet;
+use crate::unwind::merge::{PythonStack, merge};
 use crate::unwind::native::NativeUnwinder;
 
 /// What the last line of a session needs.
@@ -53,9 +59,9 @@ pub struct Analyst {
     /// Read when the first kernel stack is to be named.
     kernel: Option<Result<KernelSymbols, Gap>>,
     loops: BTreeMap<u32, Gathered>,
+    verdicts: SyncSender<Verdict>,
     facts: SessionFacts,
-    threshold_ns: u64,
-    error_threshold_ns: u64,
+    config: Config,
     tally: Tally,
     sink: Box<dyn Sink + Send>,
 }
@@ -64,8 +70,8 @@ impl Analyst {
     pub fn new(
         target: Arc<Target>,
         facts: SessionFacts,
-        threshold_ns: u64,
-        error_threshold_ns: u64,
+        config: Config,
+        verdicts: SyncSender<Verdict>,
         sink: Box<dyn Sink + Send>,
     ) -> Self {
         let program = facts.process.exe.clone().filter(|exe| interpreter(exe).is_none());
@@ -77,9 +83,9 @@ impl Analyst {
             unwinder: NativeUnwinder::new(),
             kernel: None,
             loops: BTreeMap::new(),
+            verdicts,
             facts,
-            threshold_ns,
-            error_threshold_ns,
+            config,
             tally: Tally::default(),
             sink,
         };
@@ -98,19 +104,31 @@ impl Analyst {
                 self.sample(&captured, &python, &kernel, awaited);
                 Ok(())
             }
-            Job::Holder { loop_tid, turn_start_ns, tid, frames, walk } => {
-                // Read from outside, so of the interpreter's frames alone.
-                let stack = merge(NamedNativeStack::default(), python_stack(&frames, walk));
-                let target = Arc::clone(&self.target);
-                let holders = &mut self.gathered(loop_tid, turn_start_ns).holders;
-                let holding = holders.entry(tid).or_default();
-                holding.name = holding.name.take().or_else(|| target.thread_name(tid));
-                holding.samples.tick(stack, ThreadState::RunningUser, Registers::default());
+            Job::Look { captured, python } => {
+                let (_, posture) = self.stack(&captured, &python);
+                self.tell(&captured, posture);
+                Ok(())
+            }
+            Job::Holder { sight, tid, seen, weight_ns } => {
+                self.holder(sight, tid, seen.as_deref(), weight_ns);
+                Ok(())
+            }
+            Job::Other { sights, captured, python } => {
+                self.other(&sights, &captured, &python);
+                Ok(())
+            }
+            Job::Woken(woken) => {
+                self.woken(&woken);
+                Ok(())
+            }
+            Job::Bystanders { loop_tid, turn_start_ns, still, moving, gaps } => {
+                self.bystanders(loop_tid, turn_start_ns, &still, &moving, gaps);
                 Ok(())
             }
             Job::BlockEnded { captured } => {
                 let gathered = self.gathered(captured.head.head.tid, captured.head.turn_start_ns);
                 gathered.samples.block_ended(captured.head.at_ns, captured.head.blocked_ns);
+                gathered.block_over(captured.head.at_ns, captured.head.blocked_ns);
                 Ok(())
             }
             Job::Report { tid, due, losses } => self.report(tid, *due, &losses, now_ns),
@@ -121,7 +139,7 @@ impl Analyst {
     /// tenth of a second of work.
     fn warm_up(&mut self, captured: &[Captured]) {
         for captured in captured {
-            let stack = self.stack(captured, &PythonFrames::NotPython);
+            let (stack, _) = self.stack(captured, &PythonFrames::NotPython);
             self.recognise(&stack.frames);
         }
         // On a healthy target that may be all for days. Reading again takes 5 ms.
@@ -152,7 +170,13 @@ impl Analyst {
         kernel: &KernelStack,
         awaited: Awaited,
     ) {
-        let mut stack = self.stack(captured, python);
+        let (mut stack, posture) = self.stack(captured, python);
+        self.tell(captured, posture);
+        if posture.is_idle() {
+            let head = &captured.head;
+            self.gathered(head.head.tid, head.turn_start_ns).parked_ns = Some(head.at_ns);
+            return;
+        }
         stack.kernel = match kernel {
             KernelStack::Text(Some(text)) => parse_proc_stack(text),
             KernelStack::Text(None) => {
@@ -167,18 +191,11 @@ impl Analyst {
         let (head, pid) = (&captured.head, self.target.pid());
         let gathered = self.gathered(head.head.tid, head.turn_start_ns);
         gathered.loop_kind = gathered.loop_kind.or(loop_kind);
-        if tokio::is_off_duty(&stack.frames, head.registers.syscall) {
-            gathered.parked.since(head.at_ns);
-        }
-        if gathered.parked.is_before(head.at_ns) {
+        if gathered.is_idle_at(head.at_ns) {
             return;
         }
         if head.reason == reason::TICK {
-            let state = match head.in_user {
-                1 => ThreadState::RunningUser,
-                _ => ThreadState::RunningKernel,
-            };
-            gathered.samples.tick(stack, state, head.registers);
+            gathered.samples.tick(stack, tick_state(head.in_user), head.registers);
         } else {
             let blocked_ns = (head.blocked_ns > 0).then_some(head.blocked_ns);
             let registers = head.registers;
@@ -193,6 +210,9 @@ impl Analyst {
                 registers,
                 awaited,
             );
+            if let Some(blocked_ns) = blocked_ns {
+                gathered.block_over(head.at_ns, blocked_ns);
+            }
         }
     }
 
@@ -213,7 +233,21 @@ impl Analyst {
         }
     }
 
-    fn stack(&mut self, captured: &Captured, python: &PythonFrames) -> Stack {
+    /// Lets the session know where a thread parks. A full queue drops it: the next park tells as well.
+    fn tell(&mut self, captured: &Captured, posture: Posture) {
+        let gathered = self.loops.entry(captured.head.head.tid).or_default();
+        match posture {
+            Posture::Parked(pool, _) | Posture::Working(pool) | Posture::OffDuty(pool) => {
+                gathered.pool = Some(pool);
+            }
+            Posture::Looping { .. } => gathered.pool = None,
+            Posture::Unknown => return,
+        }
+        let _ = self.verdicts.try_send(Verdict { head: captured.head, posture });
+    }
+
+    /// The stack, and what the thread is about if it sleeps on a futex.
+    fn stack(&mut self, captured: &Captured, python: &PythonFrames) -> (Stack, Posture) {
         let registers = &captured.head.registers;
         let mut native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
         // Code that nobody had mapped when we last looked: a library loaded since.
@@ -222,26 +256,32 @@ impl Analyst {
         {
             native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
         }
-        let named = self.symbolizer.name_stack(&self.modules, &native);
+        let mut named = self.symbolizer.name_stack(&self.modules, &native);
         // What is under everything has no lines to look for.
         let owner = Owner::new(&self.facts.process);
         let matters = |frame: &&Frame| owner.of(frame) != Origin::Plumbing;
         let gaps = self.symbolizer.gaps_of(named.frames.iter().flatten().filter(matters));
+        let posture = posture(registers, &native, &named, &captured.python, python);
+        let greenlet_end = greenlet::end(&mut named);
         let mut stack = match python {
             PythonFrames::NotPython => merge(named, PythonStack::default()),
             PythonFrames::Missing(gap) => {
                 let mut stack = merge(named, PythonStack::default());
                 stack.gaps.push(gap.clone());
+                // Nobody knows whether a coroutine ran.
+                stack.running = Some(Running { coroutines: Vec::new(), task: Err(gap.clone()) });
                 stack
             }
-            PythonFrames::Named { frames, walk } => {
+            PythonFrames::Named { frames, walk, running } => {
                 let mut stack = merge(named, python_stack(frames, *walk));
+                stack.running.clone_from(running);
                 stack.gaps.extend(frames.iter().filter_map(|frame| frame.gap.clone()));
                 stack
             }
         };
         stack.gaps.extend(gaps);
-        stack
+        stack.truncated = stack.truncated.or(greenlet_end);
+        (stack, posture)
     }
 
     /// False where the process is gone: what we know of it is all there will be.
@@ -269,11 +309,10 @@ impl Analyst {
     }
 
     fn report(&mut self, tid: u32, due: Due, losses: &Losses, now_ns: u64) -> std::io::Result<()> {
-        let (turn_start_ns, turn_is_over) = (due.turn.start_ns, due.moment == Moment::End);
-        let threshold_ns = self.threshold_ns;
-        let admitted = self.gathered(tid, turn_start_ns).parked.admit(due, threshold_ns);
-        let Some(due) = admitted else { return Ok(()) };
         let moment = due.moment;
+        if self.gathered(tid, due.turn.start_ns).is_idle_at(due.at_ns) || !self.is_wanted(tid) {
+            return Ok(());
+        }
         let stall = self.stall(tid, due);
         let (thread, gaps) = self.thread_facts(tid);
         let descriptors = self.loops.get(&tid).map(Gathered::descriptors).unwrap_or_default();
@@ -281,8 +320,8 @@ impl Analyst {
             session: &self.facts,
             now_ns,
             thread: &thread,
-            threshold_ns: self.threshold_ns,
-            error_threshold_ns: self.error_threshold_ns,
+            threshold_ns: self.config.threshold_ns,
+            error_threshold_ns: self.config.error_threshold_ns,
             descriptors: &descriptors,
             losses,
             gaps: &gaps,
@@ -290,8 +329,6 @@ impl Analyst {
         let report = Report::stall(moment, &stall, &context);
         if moment == Moment::End {
             self.tally.observe(&report);
-        }
-        if turn_is_over {
             self.gathered(tid, 0);
         }
         self.sink.accept(&report)
@@ -310,6 +347,9 @@ impl Analyst {
         }
         let stacks = gathered.samples.stacks(due.turn.running_ns, due.at_ns);
         let holders = gathered.holders(&stacks);
+        gaps.extend(gathered.gaps());
+        let (owner, wakers) = (gathered.owner(), gathered.wakers());
+        let others = gathered.others();
         Stall {
             tid,
             turn: due.turn,
@@ -319,9 +359,18 @@ impl Analyst {
             ticks_kernel,
             stacks,
             holders,
+            owner,
+            wakers,
+            others,
             ready_events: due.ready_events,
             gaps,
         }
+    }
+
+    /// Work that a pool was handed may take its time, unless the user says otherwise.
+    fn is_wanted(&self, tid: u32) -> bool {
+        let pool = self.loops.get(&tid).and_then(|gathered| gathered.pool);
+        self.config.watch_workers || pool != Some(Pool::Python)
     }
 
     fn thread_facts(&self, tid: u32) -> (ThreadFacts, Vec<Gap>) {
@@ -330,47 +379,18 @@ impl Analyst {
         if name.is_none() {
             gaps.push(Gap::new("thread.name", "the thread has exited"));
         }
-        let kind = self.loops.get(&tid).and_then(|gathered| gathered.loop_kind).unwrap_or("epoll");
+        let gathered = self.loops.get(&tid);
+        let kind = gathered.and_then(Gathered::kind).unwrap_or("epoll");
+        let is_worker = gathered.is_some_and(|gathered| gathered.pool.is_some());
         let tid_in_container = self.target.tid_in_container(tid);
-        (ThreadFacts { tid, tid_in_container, name, loop_kind: kind.to_owned() }, gaps)
+        (ThreadFacts { tid, tid_in_container, name, loop_kind: kind.to_owned(), is_worker }, gaps)
     }
 }
 
-/// The interpreter's frames in the pieces that one C-level call of the interpreter ran each.
-fn python_stack(frames: &[NamedFrame], walk: PythonWalk) -> PythonStack {
-    let mut spans = Vec::new();
-    let mut span = PythonSpan { frames: Vec::new() };
-    let mut begun = false;
-    for named in frames {
-        begun = true;
-        if named.kind == FrameKind::Shown {
-            span.frames.push(python_frame(named));
-        }
-        if named.ends_eval {
-            spans.push(std::mem::replace(&mut span, PythonSpan { frames: Vec::new() }));
-            begun = false;
-        }
-    }
-    if begun {
-        spans.push(span);
-    }
-    let truncated = match walk {
-        PythonWalk::TooDeep => Some("the interpreter has more frames than are walked".to_owned()),
-        PythonWalk::Unreadable => Some("a frame of the interpreter could not be read".to_owned()),
-        _ => None,
-    };
-    PythonStack { spans, truncated }
-}
-
-fn python_frame(named: &NamedFrame) -> Frame {
-    Frame {
-        function: named.function.clone(),
-        file: named.file.clone(),
-        line: named.line,
-        module: None,
-        language: Language::Python,
-        inlined: false,
-        address: None,
-        module_offset: None,
+/// What a tick found.
+fn tick_state(in_user: u32) -> ThreadState {
+    match in_user {
+        1 => ThreadState::RunningUser,
+        _ => ThreadState::RunningKernel,
     }
 }

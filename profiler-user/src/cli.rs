@@ -67,6 +67,13 @@ pub struct Attach {
     /// Write reports to this file instead of standard output.
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// Also watch threads that are handed work (gunicorn's gthread, uWSGI's and tokio's workers, thread
+    /// pools): report work that holds one past the threshold.
+    #[arg(long)]
+    pub watch_workers: bool,
+    /// Report of each stall where all other threads of the process were, too.
+    #[arg(long)]
+    pub all_threads: bool,
     /// How waits are hooked. `best` tries fentry and falls back to syscall tracepoints.
     #[arg(long, value_enum, default_value_t = WaitHooks::Best)]
     pub wait_hooks: WaitHooks,

@@ -22,6 +22,8 @@ pub struct Config {
     pub duration: Option<Duration>,
     pub output: Output,
     pub wait_hooks: WaitHooks,
+    pub watch_workers: bool,
+    pub all_threads: bool,
 }
 
 /// Where reports go and how they look.
@@ -65,11 +67,13 @@ impl Config {
             error_threshold_ns,
             duration: attach.duration,
             output: Output { file: attach.output.clone(), format },
+            all_threads: attach.all_threads,
             wait_hooks: match attach.wait_hooks {
                 cli::WaitHooks::Best => WaitHooks::Best,
                 cli::WaitHooks::Fentry => WaitHooks::Fentry,
                 cli::WaitHooks::Tracepoint => WaitHooks::Tracepoint,
             },
+            watch_workers: attach.watch_workers,
         })
     }
 }

@@ -1,6 +1,7 @@
 //! A frame with its names, and the stack that it is part of: what unwinding and symbolization arrive at.
 
 use crate::gap::Gap;
+use crate::task::Running;
 
 /// What a frame's code was written in, as far as a reader of reports cares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -38,4 +39,6 @@ pub struct Stack {
     /// Why the stack stops before its outermost frame, where it does.
     pub truncated: Option<String>,
     pub gaps: Vec<Gap>,
+    /// What ran in the loop: None for a plain callback, and where nothing knows of coroutines.
+    pub running: Option<Running>,
 }

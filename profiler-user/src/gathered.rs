@@ -1,36 +1,60 @@
 //! What was gathered about one loop's present turn: its stacks, who held what it waited for, and what
 //! its descriptors stood for.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::frame::Frame;
+use crate::gap::Gap;
 use crate::process::descriptors::describe;
+use crate::runtime::pool::Pool;
 use crate::runtime::tokio;
-use crate::turn::parked::Parked;
+use crate::turn::holders::Holders;
 use crate::turn::samples::Samples;
-use crate::turn::{Awaited, Holder, Sampled};
+use crate::turn::{Awaited, Holder, Named, Other, Sampled, Waker};
 
 /// Descriptors described in one turn: each may cost a look through the socket tables.
 const MAX_DESCRIPTORS: usize = 8;
 
-/// A thread that was seen to hold what the loop waited for.
-#[derive(Debug, Default)]
-pub struct Holding {
-    /// As it was called then: it may have exited since.
-    pub name: Option<String>,
-    pub samples: Samples,
+/// Ends of waits kept of one turn; beyond this they are counted.
+const MAX_WAKES: usize = 256;
+
+/// Other threads kept of one turn; beyond this they are counted.
+const MAX_OTHERS: usize = 256;
+
+/// One end of a wait on a futex.
+#[derive(Debug)]
+struct Wake {
+    blocked_at_ns: u64,
+    at_ns: u64,
+    by: Waker,
 }
 
 /// The captures of one loop's present turn.
 #[derive(Debug, Default)]
 pub struct Gathered {
     turn_start_ns: u64,
+    /// Since when the thread has not been in a turn at all, although the probes took it for one: they
+    /// had yet to learn where it parks.
+    pub parked_ns: Option<u64>,
     pub samples: Samples,
     pub loop_kind: Option<&'static str>,
-    pub parked: Parked,
+    /// The pool whose worker the thread is.
+    pub pool: Option<Pool>,
     /// Who was seen to hold what the thread waited for.
-    pub holders: BTreeMap<u32, Holding>,
+    pub holders: Holders,
+    /// The owner that the lock itself named last.
+    owner: Option<u32>,
+    wakes: Vec<Wake>,
+    /// Other threads, each as it was seen last.
+    others: BTreeMap<u32, Sampled>,
+    /// Threads that did not stand still when all others were looked at.
+    ran: BTreeSet<u32>,
+    /// What the threads above are called: some may exit before they are reported.
+    names: BTreeMap<u32, String>,
+    /// What there was no room for.
+    dropped: u64,
+    pub gaps: Vec<Gap>,
     /// What the descriptors that it blocked on stood for at that time; none where one number stood
     /// for several in the same turn.
     descriptors: BTreeMap<u32, Option<String>>,
@@ -40,8 +64,19 @@ impl Gathered {
     /// Lets go of what belongs to another turn. Of what kind the loop is stays known.
     pub fn keep_to(&mut self, turn_start_ns: u64) {
         if self.turn_start_ns != turn_start_ns {
-            *self = Self { turn_start_ns, loop_kind: self.loop_kind, ..Self::default() };
+            let (loop_kind, pool) = (self.loop_kind, self.pool);
+            *self = Self { turn_start_ns, loop_kind, pool, ..Self::default() };
         }
+    }
+
+    /// Whether the thread was only waiting for work at that time.
+    pub fn is_idle_at(&self, at_ns: u64) -> bool {
+        self.parked_ns.is_some_and(|parked_ns| at_ns > parked_ns)
+    }
+
+    /// As a report's `thread.loop` has it.
+    pub fn kind(&self) -> Option<&'static str> {
+        self.pool.map(Pool::name).or(self.loop_kind)
     }
 
     pub fn descriptors(&self) -> BTreeMap<u32, String> {
@@ -49,21 +84,136 @@ impl Gathered {
         self.descriptors.iter().filter_map(known).collect()
     }
 
-    /// The holders' stacks, with their shares of the time that the loop waited for the lock.
+    /// The turn that all this is about.
+    pub fn turn_start_ns(&self) -> u64 {
+        self.turn_start_ns
+    }
+
+    /// Remembers what a thread is called. The name is asked for once.
+    pub fn know(&mut self, tid: u32, name: impl FnOnce() -> Option<String>) {
+        if let Entry::Vacant(entry) = self.names.entry(tid)
+            && let Some(name) = name()
+        {
+            entry.insert(name);
+        }
+    }
+
+    /// A thread owns the lock, by the lock's own word.
+    pub fn owned_by(&mut self, tid: u32) {
+        self.owner = Some(tid);
+    }
+
+    /// Where another thread was.
+    pub fn met(&mut self, tid: u32, seen: Sampled) {
+        if self.others.len() >= MAX_OTHERS && !self.others.contains_key(&tid) {
+            self.dropped += 1;
+            return;
+        }
+        self.others.insert(tid, seen);
+    }
+
+    /// Somebody ended a wait that had begun at `blocked_at_ns`.
+    pub fn woken(&mut self, blocked_at_ns: u64, at_ns: u64, by: Waker) {
+        if self.wakes.len() == MAX_WAKES {
+            self.dropped += 1;
+            return;
+        }
+        self.wakes.push(Wake { blocked_at_ns, at_ns, by });
+    }
+
+    /// Where the one stood that woke the thread at this moment. None where that is not known.
+    pub fn wake_seen(&mut self, tid: u32, at_ns: u64, seen: &Sampled) {
+        let is_it = |wake: &&mut Wake| wake.at_ns == at_ns && wake.by.tid == tid;
+        if let Some(wake) = self.wakes.iter_mut().rev().find(is_it) {
+            wake.by.seen = Some(seen.clone());
+        }
+    }
+
+    /// A blocked stretch is over: whoever was seen to hold in it what the thread waited for counts.
+    pub fn block_over(&mut self, at_ns: u64, blocked_ns: u64) {
+        if let Some((awaited, _)) = self.samples.wait_at(at_ns) {
+            self.holders.settle(at_ns, at_ns.saturating_add(blocked_ns), awaited);
+        }
+    }
+
+    /// The holders' stacks, with their shares of the time that the loop waited for what they held.
     pub fn holders(&self, stacks: &[Sampled]) -> Vec<Holder> {
-        let waits = stacks.iter().filter(|sampled| sampled.awaited == Awaited::Gil);
-        let waited_ns: u64 = waits.map(|sampled| sampled.time_ns).sum();
-        let all: u64 = self.holders.values().map(|holding| holding.samples.ticks().0).sum();
-        let mut holders = Vec::new();
-        for (tid, holding) in &self.holders {
-            let share = u128::from(waited_ns) * u128::from(holding.samples.ticks().0);
-            let share_ns = (share / u128::from(all.max(1))) as u64;
-            for seen in holding.samples.stacks(share_ns, 0) {
-                holders.push(Holder { tid: *tid, name: holding.name.clone(), seen });
+        let waited_ns = |awaited: Awaited| {
+            let waits = stacks.iter().filter(|sampled| sampled.awaited == awaited);
+            waits.map(|sampled| sampled.time_ns).sum()
+        };
+        let mut holders = self.holders.shares(self.samples.open_wait(), waited_ns);
+        for holder in &mut holders {
+            holder.name = self.names.get(&holder.tid).cloned();
+        }
+        holders
+    }
+
+    pub fn owner(&self) -> Option<Named> {
+        let tid = self.owner?;
+        Some(Named { tid, name: self.names.get(&tid).cloned() })
+    }
+
+    /// Who ended waits on futexes, with what those waits had lasted; the longest first.
+    pub fn wakers(&self) -> Vec<Waker> {
+        let mut wakers: Vec<Waker> = Vec::new();
+        for wake in &self.wakes {
+            let Some((Awaited::Futex, _)) = self.samples.wait_at(wake.blocked_at_ns) else {
+                continue;
+            };
+            let ended_ns = wake.at_ns.saturating_sub(wake.blocked_at_ns);
+            match wakers.iter_mut().find(|known| known.tid == wake.by.tid) {
+                Some(known) => {
+                    known.ended_ns = known.ended_ns.saturating_add(ended_ns);
+                    known.seen = wake.by.seen.clone().or(known.seen.take());
+                }
+                None => wakers.push(Waker { ended_ns, ..wake.by.clone() }),
             }
         }
-        holders.sort_by_key(|holder| std::cmp::Reverse(holder.seen.time_ns));
-        holders
+        for waker in &mut wakers {
+            if let Some(seen) = &mut waker.seen {
+                seen.time_ns = waker.ended_ns;
+            }
+        }
+        wakers.sort_by_key(|waker| std::cmp::Reverse(waker.ended_ns));
+        wakers
+    }
+
+    /// These threads ran when all others were looked at: ticks may show where.
+    pub fn ran(&mut self, tids: &[u32]) {
+        self.ran.extend(tids);
+    }
+
+    /// What is missing of the other threads.
+    pub fn gaps(&self) -> Vec<Gap> {
+        let dropped = self.dropped + self.holders.dropped;
+        let why = || format!("{dropped} records of them are more than are kept of one turn");
+        let dropped = (dropped > 0).then(|| Gap::new("other threads", why()));
+        self.gaps.iter().cloned().chain(self.unmet()).chain(dropped).collect()
+    }
+
+    fn unmet(&self) -> Option<Gap> {
+        let unmet: Vec<String> = self
+            .ran
+            .iter()
+            .filter(|tid| !self.others.contains_key(tid))
+            .map(|tid| match self.names.get(tid) {
+                Some(name) => format!("{tid} ({name})"),
+                None => tid.to_string(),
+            })
+            .collect();
+        let why = "they were not standing still, and no sample fell onto them";
+        let what = format!("stacks of threads {}", unmet.join(", "));
+        (!unmet.is_empty()).then(|| Gap::new(&what, why))
+    }
+
+    pub fn others(&self) -> Vec<Other> {
+        let other = |(tid, seen): (&u32, &Sampled)| Other {
+            tid: *tid,
+            name: self.names.get(tid).cloned(),
+            seen: seen.clone(),
+        };
+        self.others.iter().map(other).collect()
     }
 
     pub fn describe(&mut self, fd: u32, pid: u32) {
@@ -92,6 +242,17 @@ pub fn loop_kind(frames: &[Frame]) -> Option<&'static str> {
         let function = frame.function.as_deref().unwrap_or_default();
         if module.contains("/uvloop/") {
             Some("uvloop")
+        } else if module.contains("/gevent/_gevent_c") || file.ends_with("/gevent/hub.py") {
+            Some("gevent")
+        } else if file.ends_with("/eventlet/greenthread.py")
+            || file.ends_with("/eventlet/hubs/hub.py")
+        {
+            Some("eventlet")
+        } else if file.ends_with("/trio/_core/_run.py") {
+            Some("trio")
+        } else if file.ends_with("/twisted/internet/base.py") && function.ends_with("mainLoop") {
+            // Its reactor on asyncio's loop does without.
+            Some("twisted")
         } else if file.ends_with("/asyncio/base_events.py") {
             Some("asyncio")
         } else if function == "uv_run" {
@@ -110,36 +271,112 @@ pub fn loop_kind(frames: &[Frame]) -> Option<&'static str> {
 mod tests {
     use profiler_ebpf::record::Registers;
 
-    use super::{Gathered, Holding};
+    use super::{Gathered, loop_kind};
     use crate::frame::Stack;
-    use crate::turn::{Awaited, Sampled, ThreadState};
+    use crate::report::sample::{native, python};
+    use crate::turn::holders::Sighting;
+    use crate::turn::{Awaited, Sampled, ThreadState, Waker};
 
-    /// Holders share the time that the loop waited for the lock, by how often each was seen; other
-    /// waits are not theirs.
+    fn waits(gathered: &mut Gathered, at_ns: u64, blocked_ns: u64, awaited: Awaited) {
+        let (stack, state) = (Stack::default(), ThreadState::Blocked);
+        let registers = Registers::default();
+        gathered.samples.block(at_ns, Some(blocked_ns), stack, state, registers, awaited);
+        gathered.block_over(at_ns, blocked_ns);
+    }
+
+    fn sighting(at_ns: u64, tid: u32) -> Sighting {
+        Sighting {
+            at_ns,
+            tid,
+            held: Awaited::Gil,
+            stack: Stack::default(),
+            state: ThreadState::RunningUser,
+            registers: Registers::default(),
+            weight_ns: 10,
+        }
+    }
+
+    /// Holders share the time that the loop waited for the lock, by how often each was seen while it
+    /// did; other waits are not theirs.
     #[test]
     fn holders_share_the_wait() {
         let mut gathered = Gathered::default();
-        for (tid, times) in [(7, 1), (8, 3)] {
-            let mut holding = Holding { name: Some(format!("t{tid}")), ..Holding::default() };
-            for _ in 0..times {
-                let registers = Registers::default();
-                holding.samples.tick(Stack::default(), ThreadState::RunningUser, registers);
-            }
-            gathered.holders.insert(tid, holding);
+        for (at_ns, tid) in [(1010, 7), (1020, 8), (1030, 8), (1040, 8), (1500, 9)] {
+            gathered.holders.sight(sighting(at_ns, tid));
+            gathered.know(tid, || Some(format!("t{tid}")));
         }
-        let waited = |awaited, time_ns| Sampled {
-            stack: Stack::default(),
-            state: ThreadState::Blocked,
-            samples: 1,
-            time_ns,
-            registers: Registers::default(),
-            awaited,
-        };
-        let stacks = [waited(Awaited::Gil, 400), waited(Awaited::Syscall, 1000)];
+        waits(&mut gathered, 1000, 400, Awaited::Gil);
+        waits(&mut gathered, 1400, 1000, Awaited::Syscall);
+        let stacks = gathered.samples.stacks(0, 3000);
         let holders = gathered.holders(&stacks);
         let seen: Vec<_> = holders.iter().map(|holder| (holder.tid, holder.seen.time_ns)).collect();
         assert_eq!(seen, [(8, 300), (7, 100)]);
         assert_eq!(holders[0].name.as_deref(), Some("t8"));
+    }
+
+    /// Whoever ended the longest waits comes first, with where it stood; who ended a wait for the
+    /// interpreter's lock is left out, because that is given back every few milliseconds.
+    #[test]
+    fn wakers_by_the_waits_they_ended() {
+        let mut gathered = Gathered::default();
+        let by = |tid| Waker { pid: 1, tid, name: format!("t{tid}"), ended_ns: 0, seen: None };
+        waits(&mut gathered, 1000, 50, Awaited::Gil);
+        waits(&mut gathered, 2000, 90, Awaited::Futex);
+        waits(&mut gathered, 3000, 80, Awaited::Futex);
+        waits(&mut gathered, 4000, 40, Awaited::Futex);
+        for (blocked_at_ns, at_ns, tid) in
+            [(1000, 1050, 6), (2000, 2090, 7), (3000, 3080, 8), (4000, 4040, 8), (5000, 5001, 9)]
+        {
+            gathered.woken(blocked_at_ns, at_ns, by(tid));
+        }
+        let seen = Sampled {
+            stack: Stack::default(),
+            state: ThreadState::RunningKernel,
+            samples: 1,
+            time_ns: 0,
+            registers: Registers::default(),
+            awaited: Awaited::Syscall,
+            shares: Vec::new(),
+        };
+        gathered.wake_seen(8, 3080, &seen);
+        gathered.wake_seen(7, 3080, &seen);
+        let wakers = gathered.wakers();
+        let ended: Vec<_> = wakers.iter().map(|waker| (waker.tid, waker.ended_ns)).collect();
+        assert_eq!(ended, [(8, 120), (7, 90)]);
+        let times: Vec<_> =
+            wakers.iter().map(|waker| waker.seen.as_ref().map(|seen| seen.time_ns)).collect();
+        assert_eq!(times, [Some(120), None]);
+    }
+
+    /// Each loop is known by its own code, and the inner one's name holds where it runs inside another's.
+    #[test]
+    fn loops_by_their_code() {
+        let lib = |file: &str| format!("/v/lib/python3.11/site-packages/{file}");
+        let asyncio =
+            python("BaseEventLoop._run_once", "/usr/lib/python3.11/asyncio/base_events.py", 9);
+        let trio = python("unrolled_run", &lib("trio/_core/_run.py"), 2760);
+        let greenlet = native("Greenlet_run", &lib("gevent/_gevent_cgreenlet.cpython-311.so"));
+        let hub = python("Hub.run", &lib("gevent/hub.py"), 647);
+        let green = python("GreenThread.main", &lib("eventlet/greenthread.py"), 272);
+        let uvloop = native("__pyx_f_6uvloop_4loop_4Loop__run", &lib("uvloop/loop.so"));
+        let reactor = |function| python(function, &lib("twisted/internet/base.py"), 690);
+        let table = [
+            (vec![asyncio.clone()], Some("asyncio")),
+            (
+                vec![uvloop, native("uv_run", "/usr/lib/libuv.so.1"), asyncio.clone()],
+                Some("uvloop"),
+            ),
+            (vec![trio], Some("trio")),
+            (vec![greenlet], Some("gevent")),
+            (vec![hub], Some("gevent")),
+            (vec![green], Some("eventlet")),
+            (vec![reactor("_SignalReactorMixin.mainLoop")], Some("twisted")),
+            (vec![reactor("ReactorBase.runUntilCurrent"), asyncio], Some("asyncio")),
+            (vec![python("handle", "/srv/gevent/app.py", 1)], None),
+        ];
+        for (frames, expected) in table {
+            assert_eq!(loop_kind(&frames), expected, "{:?}", frames[0].function);
+        }
     }
 
     /// What was gathered of one turn does not show in the next.
@@ -147,11 +384,11 @@ mod tests {
     fn turns_do_not_mix() {
         let mut gathered = Gathered { loop_kind: Some("asyncio"), ..Gathered::default() };
         gathered.keep_to(5);
-        gathered.holders.insert(7, Holding::default());
+        gathered.owned_by(7);
         gathered.keep_to(5);
-        assert_eq!(gathered.holders.len(), 1);
+        assert!(gathered.owner().is_some());
         gathered.keep_to(6);
-        assert!(gathered.holders.is_empty());
+        assert!(gathered.owner().is_none());
         assert_eq!(gathered.loop_kind, Some("asyncio"));
     }
 }

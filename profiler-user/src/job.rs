@@ -1,11 +1,16 @@
-//! What the session leaves to the analyst: samples to unwind and name, and lines that are due.
+//! What the session leaves to the analyst (samples to unwind and name, lines that are due), and the one
+//! thing that it is told in return.
 
 use profiler_ebpf::python::PythonWalk;
+use profiler_ebpf::record::{CaptureHead, Woken};
 
 use crate::gap::Gap;
+use crate::process::TargetMemory;
 use crate::report::Start;
-use crate::runtime::cpython::NamedFrame;
+use crate::runtime::cpython::{NamedFrame, Python};
+use crate::runtime::pool::Posture;
 use crate::source::Captured;
+use crate::task::Running;
 use crate::turn::Awaited;
 use crate::turn::tracker::Due;
 
@@ -17,8 +22,53 @@ pub enum PythonFrames {
     Named {
         frames: Vec<NamedFrame>,
         walk: PythonWalk,
+        /// The coroutines among them, and whose task they are.
+        running: Option<Running>,
     },
     Missing(Gap),
+}
+
+impl PythonFrames {
+    /// Names what the probes, or a reader from outside, walked. At once: the target may free it.
+    pub fn of(captured: &Captured, python: Option<&mut Python>, memory: &dyn TargetMemory) -> Self {
+        let Some(python) = python else { return Self::NotPython };
+        let walk = PythonWalk::from_u32(captured.head.python_walk);
+        match walk {
+            PythonWalk::NotTried => {
+                let why = if captured.stack.is_empty() {
+                    "it blocked before the turn was suspected, and not for long after"
+                } else {
+                    "the thread has no interpreter state that we know"
+                };
+                Self::Missing(Gap::new("python frames", why))
+            }
+            PythonWalk::WrongThread => {
+                let why = "the interpreter state that we know belongs to another thread";
+                Self::Missing(Gap::new("python frames", why))
+            }
+            PythonWalk::Complete | PythonWalk::Unreadable | PythonWalk::TooDeep => {
+                let frames = python.decode(memory, &captured.python);
+                Self::Named { frames, walk, running: None }
+            }
+        }
+    }
+
+    /// The thread had left the turn of the capture by the time that its task was asked for: whatever
+    /// the answer was, the task may have been another.
+    pub fn came_too_late(&mut self) {
+        if let Self::Named { running: Some(running), .. } = self {
+            running.task = Err(Gap::new("task", "the turn was over by the time it was asked"));
+        }
+    }
+}
+
+/// To which suspected turn it matters where another thread is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sight {
+    pub loop_tid: u32,
+    pub turn_start_ns: u64,
+    /// What the thread holds, if that is why.
+    pub held: Option<Awaited>,
 }
 
 /// What was lost, by name.
@@ -41,16 +91,62 @@ pub enum Job {
     Begin { start: Box<Start>, warm_up: Vec<Captured> },
     /// Where a loop's thread was at one moment.
     Sample { captured: Box<Captured>, python: PythonFrames, kernel: KernelStack, awaited: Awaited },
-    /// Who held the interpreter's lock while a loop's thread waited for it.
+    /// A thread that is no loop of ours sleeps: it may be a worker.
+    Look { captured: Box<Captured>, python: PythonFrames },
+    /// Who held what a loop's thread waited for, by a look from outside, and where it stood, if it
+    /// stood still.
     Holder {
+        sight: Sight,
+        tid: u32,
+        seen: Option<Box<(Captured, PythonFrames)>>,
+        /// The time that the look stands for.
+        weight_ns: u64,
+    },
+    /// A tick found another thread on a CPU, or it woke a loop's.
+    Other { sights: Vec<Sight>, captured: Box<Captured>, python: PythonFrames },
+    /// Who ended a loop's wait on a futex.
+    Woken(Woken),
+    /// All other threads that stood still when a stall was first told, and what is missing of the rest.
+    Bystanders {
         loop_tid: u32,
         turn_start_ns: u64,
-        tid: u32,
-        frames: Vec<NamedFrame>,
-        walk: PythonWalk,
+        still: Vec<(Captured, PythonFrames)>,
+        /// Threads that ran, and whose ticks are to show where.
+        moving: Vec<u32>,
+        gaps: Vec<Gap>,
     },
     /// A blocked stretch is over whose stack may have been sent before.
     BlockEnded { captured: Box<Captured> },
     /// A line is due; with what has been lost so far.
     Report { tid: u32, due: Box<Due>, losses: Losses },
+}
+
+/// What the analyst made of a thread's stack.
+#[derive(Debug, Clone, Copy)]
+pub struct Verdict {
+    /// Of the capture that it was made of.
+    pub head: CaptureHead,
+    pub posture: Posture,
+}
+
+#[cfg(test)]
+mod tests {
+    use profiler_ebpf::python::PythonWalk;
+
+    use super::PythonFrames;
+    use crate::task::{Running, Task};
+
+    /// What was asked too late is no proof, whatever the answer was; a callback stays one.
+    #[test]
+    fn too_late() {
+        let task = Task { name: Ok("t".to_owned()), frame: 1, root: 0, middleware: Vec::new() };
+        let coroutine = Running { coroutines: vec![1], task: Ok(task) };
+        for running in [Some(coroutine), None] {
+            let walk = PythonWalk::Complete;
+            let mut late = PythonFrames::Named { frames: Vec::new(), walk, running };
+            late.came_too_late();
+            let PythonFrames::Named { running, .. } = late else { panic!("frames were lost") };
+            assert!(running.is_none_or(|running| running.task.is_err()));
+        }
+    }
 }

@@ -12,11 +12,14 @@ pub mod watch;
 pub mod start;
 pub mod session;
 pub mod job;
+pub mod standing;
+pub mod blame;
 pub mod gathered;
 pub mod analyst;
 
 pub mod gap;
 pub mod frame;
+pub mod task;
 pub mod process;
 pub mod source;
 pub mod turn;

@@ -3,61 +3,35 @@
 //! Everything here happens while the target may be frozen, so nothing here is slow: what needs the
 //! target's live memory is read at once, what needs files, symbols or sinks is left to the analyst.
 
+mod captures;
+mod followed;
+mod items;
+mod workers;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use profiler_ebpf::limits::MIN_BLOCK_NS;
-use profiler_ebpf::python::PythonWalk;
-use profiler_ebpf::record::{ThreadSnapshot, reason};
+use profiler_ebpf::record::ThreadSnapshot;
 use profiler_ebpf::turn::{phase, state};
 
+use self::followed::Followed;
+use self::workers::Workers;
+use crate::blame::Blame;
 use crate::gap::Gap;
-use crate::job::{Job, KernelStack, PythonFrames};
+use crate::job::Job;
 use crate::process::TargetMemory;
 use crate::process::frozen::{Candidate, Evidence, in_turn, is_of_a_loop, seed};
-use crate::process::stack::read_stack;
 use crate::process::target::{Target, WaitDescriptors};
-use crate::runtime::cpython::{Gil, NamedFrame, Python};
-use crate::source::{Captured, Event, EventSource, Slot, Ticks};
-use crate::turn::Awaited;
+use crate::runtime::cpython::{NamedFrame, Python};
+use crate::source::{Event, EventSource, Slot, Ticks};
+use crate::turn::Moment;
 use crate::turn::tracker::{Due, Tracker};
 
 /// Between two looks while a turn is suspected.
 const CLOSE_LOOK_NS: u64 = 10_000_000;
 
-/// Between two searches for a thread's interpreter state: a loop in native code never has one.
-const SEARCH_EVERY_NS: u64 = 1_000_000_000;
-
 /// Ticks stay on so long after the last suspicion: switching on the first one takes 13 ms.
 const TICKS_LINGER_NS: u64 = 250_000_000;
-
-/// One loop that is followed.
-#[derive(Debug)]
-struct Followed {
-    tracker: Tracker,
-    /// The blocked stretch whose stack has been completed, by its beginning.
-    completed_ns: u64,
-    /// The interpreter's state of this thread, once found.
-    tstate: Option<u64>,
-    next_search_ns: u64,
-    turns: u64,
-}
-
-impl Followed {
-    fn new(threshold_ns: u64) -> Self {
-        let tracker = Tracker::new(threshold_ns);
-        Self { tracker, completed_ns: 0, tstate: None, next_search_ns: 0, turns: 0 }
-    }
-
-    /// Whether to search for the interpreter's state of this thread now; not at every look.
-    fn search_is_due(&mut self, now_ns: u64) -> bool {
-        let due = self.tstate.is_none() && now_ns >= self.next_search_ns;
-        if due {
-            self.next_search_ns = now_ns + SEARCH_EVERY_NS;
-        }
-        due
-    }
-}
 
 /// The event path. Generic over its two doors.
 #[allow(missing_debug_implementations, reason = "the source has none")]
@@ -66,8 +40,7 @@ pub struct Session<S, M> {
     memory: M,
     target: Arc<Target>,
     python: Option<Python>,
-    /// The interpreter's lock, once it was found.
-    gil: Option<Gil>,
+    blame: Blame,
     threshold_ns: u64,
     loops: BTreeMap<u32, Followed>,
     /// Turns of loops whose threads have exited.
@@ -75,6 +48,7 @@ pub struct Session<S, M> {
     suspected_ns: u64,
     /// Why running threads cannot be sampled, if they cannot.
     ticks_refused: Option<String>,
+    workers: Workers,
 }
 
 impl<S: EventSource, M: TargetMemory> Session<S, M> {
@@ -90,13 +64,19 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             memory,
             target,
             python,
-            gil: None,
+            blame: Blame::default(),
             threshold_ns,
             loops: BTreeMap::new(),
             turns_of_gone: 0,
             suspected_ns: 0,
             ticks_refused: None,
+            workers: Workers::default(),
         }
+    }
+
+    /// Tells, of every stall, where all other threads were as well.
+    pub fn watch_all_threads(&mut self) {
+        self.blame.want_everyone();
     }
 
     pub fn python(&self) -> Option<&Python> {
@@ -146,26 +126,39 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         }
         let mut next_ns = now_ns + self.suspect_ns();
         let mut wants_ticks = false;
+        let mut suspected = Vec::new();
         for slot in slots {
             if slot.state.phase == phase::DEAD {
                 if let Some(gone) = self.loops.remove(&slot.state.tid) {
                     self.turns_of_gone += gone.turns;
                 }
+                self.workers.forget(slot.state.tid);
                 self.source.release(slot);
                 continue;
             }
             self.follow(slot, now_ns);
+            if self.loops.get(&slot.state.tid).is_some_and(|known| known.is_parked(&slot.state)) {
+                continue;
+            }
+            let whole = slot;
+            let slot = self.cut_at_work(whole, now_ns, jobs);
             if slot.state.phase == phase::TURN {
                 let suspect_at_ns = slot.state.turn.start_ns + self.suspect_ns();
+                let look_at_ns = whole.state.turn.start_ns + self.suspect_ns();
                 if now_ns >= suspect_at_ns {
                     wants_ticks |= slot.state.state != state::BLOCKED;
                     self.suspected_ns = now_ns;
-                    self.complete_block(slot, now_ns, jobs);
+                    suspected.push((slot.state.tid, slot.state.turn.start_ns));
+                    self.complete_block(whole, now_ns, jobs);
                 }
-                next_ns = next_ns.min(suspect_at_ns.max(now_ns + CLOSE_LOOK_NS));
+                next_ns = next_ns.min(look_at_ns.max(now_ns + CLOSE_LOOK_NS));
             }
             self.look(slot, now_ns, jobs);
         }
+        self.blame.keep(suspected);
+        let (blame, outside) = self.outside();
+        blame.watch(outside, now_ns);
+        let wants_ticks = wants_ticks || self.blame.wants_ticks();
         self.sample_running(wants_ticks, now_ns);
         next_ns
     }
@@ -176,11 +169,15 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         for event in self.source.drain() {
             self.take(event, jobs);
         }
+        let mut closed = Vec::new();
         for (tid, followed) in &mut self.loops {
             let seen = slots.iter().find(|slot| slot.state.tid == *tid).map(|slot| &slot.state);
             let mut due = Vec::new();
             followed.tracker.close(seen, why, now_ns, &mut due);
-            report(*tid, due, &mut self.source, jobs);
+            closed.push((*tid, due));
+        }
+        for (tid, due) in closed {
+            self.report(tid, due, jobs);
         }
     }
 
@@ -218,24 +215,49 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let Some(followed) = self.loops.get_mut(&slot.state.tid) else { return };
         let mut due = Vec::new();
         followed.tracker.look(&slot.state, now_ns, &mut due);
-        for due in &mut due {
+        if due.iter().any(|due| due.moment == Moment::Open) {
+            let (blame, outside) = self.outside();
+            let (tid, turn_start_ns) = (slot.state.tid, slot.state.turn.start_ns);
+            jobs.extend(blame.bystanders(outside, tid, turn_start_ns, now_ns));
+        }
+        self.report(slot.state.tid, due, jobs);
+    }
+
+    /// Lines that are due, with what could not be had and what was lost.
+    fn report(&mut self, tid: u32, due: Vec<Due>, jobs: &mut Vec<Job>) {
+        for mut due in due {
             if let Some(why) = &self.ticks_refused {
                 due.gaps.push(Gap::new("stacks of the running thread", why));
             }
+            if let Some(why) = &self.blame.refused {
+                due.gaps.push(Gap::new("other threads", why));
+            }
+            jobs.push(Job::Report { tid, due: Box::new(due), losses: self.source.losses() });
         }
-        report(slot.state.tid, due, &mut self.source, jobs);
     }
 
     fn take(&mut self, event: Event, jobs: &mut Vec<Job>) {
         match event {
             Event::Captured(captured) => self.captured(captured, jobs),
-            Event::TurnEnded { tid, end_ns, turn } => {
-                self.with(tid, jobs, |tracker, due| tracker.ended(turn, end_ns, due));
+            Event::Other(captured) => self.other(captured, jobs),
+            Event::Woken(mut woken) => {
+                self.followed(woken.head.tid).cut_wake(&mut woken);
+                jobs.push(Job::Woken(woken));
+            }
+            Event::TurnEnded { tid, end_ns, mut turn } => {
+                self.followed(tid).cut(&mut turn);
+                self.blame.turn_over(tid, turn.start_ns);
+                if turn.booked_ns() >= self.threshold_ns {
+                    self.with(tid, jobs, |tracker, due| tracker.ended(turn, end_ns, due));
+                }
             }
             Event::Ready { tid, turn_start_ns, returned } => {
                 self.with(tid, jobs, |tracker, due| tracker.ready(turn_start_ns, returned, due));
             }
-            Event::Exited { tid, at_ns, turn } => {
+            Event::Exited { tid, at_ns, mut turn } => {
+                if let Some(turn) = &mut turn {
+                    self.followed(tid).cut(turn);
+                }
                 self.with(tid, jobs, |tracker, due| tracker.exited(turn, at_ns, due));
             }
         }
@@ -249,126 +271,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     ) {
         let mut due = Vec::new();
         rule(&mut self.followed(tid).tracker, &mut due);
-        report(tid, due, &mut self.source, jobs);
-    }
-
-    /// A capture out of the ring: a tick, or a blocked stretch that is over.
-    fn captured(&mut self, captured: Box<Captured>, jobs: &mut Vec<Job>) {
-        let head = captured.head;
-        let completed = self
-            .loops
-            .get(&head.head.tid)
-            .is_some_and(|followed| followed.completed_ns == head.at_ns);
-        if head.reason == reason::SWITCH_OUT && completed {
-            jobs.push(Job::BlockEnded { captured });
-            return;
-        }
-        if PythonWalk::from_u32(head.python_walk) == PythonWalk::WrongThread
-            && let Some(followed) = self.loops.get_mut(&head.head.tid)
-        {
-            // The state that we knew belongs to another thread by now: search again.
-            followed.tstate = None;
-        }
-        let python = self.name_python(&captured);
-        let awaited = self.awaited(&captured);
-        jobs.push(Job::Sample { captured, python, kernel: KernelStack::Captured, awaited });
-    }
-
-    /// Completes the stack of a thread that is blocked in a suspected turn: it cannot move, so its
-    /// memory holds what it held when it gave up the CPU.
-    fn complete_block(&mut self, slot: Slot, now_ns: u64, jobs: &mut Vec<Job>) {
-        if slot.state.state != state::BLOCKED && slot.state.state != state::STOPPED {
-            return;
-        }
-        let Some(mut captured) = self.source.last_block(slot) else { return };
-        let tid = slot.state.tid;
-        let Some(followed) = self.loops.get(&tid) else { return };
-        let head = &captured.head;
-        // The capture is of this block only if both bear the same time. A young one may still be
-        // being written.
-        let is_of_block = head.reason == reason::SWITCH_OUT
-            && head.at_ns == slot.state.booked_until_ns
-            && now_ns.saturating_sub(head.at_ns) >= MIN_BLOCK_NS;
-        if !is_of_block || head.at_ns == followed.completed_ns {
-            return;
-        }
-        let tstate = followed.tstate;
-        if captured.stack.is_empty() {
-            captured.stack = read_stack(&self.memory, &captured.head);
-            if let (Some(python), Some(tstate)) = (&self.python, tstate) {
-                let (frames, walk) = python.walk(&self.memory, tstate, Some(captured.head.fsbase));
-                captured.python = frames;
-                captured.head.python_walk = walk as u32;
-            }
-        }
-        let awaited = self.awaited(&captured);
-        if awaited == Awaited::Gil {
-            self.find_holder(&captured, jobs);
-        }
-        let python = self.name_python(&captured);
-        let kernel = KernelStack::Text(self.target.kernel_stack(tid));
-        // Had it moved meanwhile, the stack would be another one's.
-        let unmoved =
-            self.source.last_block(slot).is_some_and(|now| now.head.at_ns == captured.head.at_ns);
-        if !unmoved {
-            return;
-        }
-        if let Some(followed) = self.loops.get_mut(&tid) {
-            followed.completed_ns = captured.head.at_ns;
-        }
-        captured.head.blocked_ns = 0;
-        jobs.push(Job::Sample { captured: Box::new(captured), python, kernel, awaited });
-    }
-
-    /// What a blocked thread waits for, as far as its registers and the interpreter tell.
-    fn awaited(&mut self, captured: &Captured) -> Awaited {
-        const FUTEX: i64 = 202;
-        let Some(python) = &self.python else { return Awaited::Syscall };
-        if captured.head.reason != reason::SWITCH_OUT || captured.head.registers.syscall != FUTEX {
-            return Awaited::Syscall;
-        }
-        self.gil = self.gil.or_else(|| python.gil(&self.memory));
-        let [futex, ..] = captured.head.registers.args;
-        match self.gil {
-            Some(gil) if gil.contains(futex) => Awaited::Gil,
-            _ => Awaited::Syscall,
-        }
-    }
-
-    /// Tells who holds the interpreter's lock while the loop's thread waits for it.
-    fn find_holder(&mut self, captured: &Captured, jobs: &mut Vec<Job>) {
-        let (Some(python), Some(gil)) = (&mut self.python, self.gil) else { return };
-        let Some(holder) = python.holder(&self.memory, gil) else { return };
-        let Some(tid) = self.target.tid_of(holder.tid_in_container) else { return };
-        jobs.push(Job::Holder {
-            loop_tid: captured.head.head.tid,
-            turn_start_ns: captured.head.turn_start_ns,
-            tid,
-            frames: python.decode(&self.memory, &holder.frames),
-            walk: holder.walk,
-        });
-    }
-
-    fn name_python(&mut self, captured: &Captured) -> PythonFrames {
-        let Some(python) = &mut self.python else { return PythonFrames::NotPython };
-        let walk = PythonWalk::from_u32(captured.head.python_walk);
-        match walk {
-            PythonWalk::NotTried => {
-                let why = if captured.stack.is_empty() {
-                    "it blocked before the turn was suspected, and not for long after"
-                } else {
-                    "the thread has no interpreter state that we know"
-                };
-                PythonFrames::Missing(Gap::new("python frames", why))
-            }
-            PythonWalk::WrongThread => {
-                let why = "the interpreter state that we know belongs to another thread";
-                PythonFrames::Missing(Gap::new("python frames", why))
-            }
-            PythonWalk::Complete | PythonWalk::Unreadable | PythonWalk::TooDeep => {
-                PythonFrames::Named { frames: python.decode(&self.memory, &captured.python), walk }
-            }
-        }
+        self.report(tid, due, jobs);
     }
 
     fn sample_running(&mut self, wanted: bool, now_ns: u64) {
@@ -386,21 +289,16 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     }
 }
 
-fn report(tid: u32, due: Vec<Due>, source: &mut impl EventSource, jobs: &mut Vec<Job>) {
-    for due in due {
-        jobs.push(Job::Report { tid, due: Box::new(due), losses: source.losses() });
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
     use std::sync::Arc;
 
-    use profiler_ebpf::record::{CaptureHead, RecordHead, Registers, reason};
-    use profiler_ebpf::turn::{Loop, Turn, phase, state, wait};
+    use profiler_ebpf::record::{CaptureHead, RecordHead, Registers, ThreadSnapshot, reason};
+    use profiler_ebpf::turn::{FUTEX, Loop, Parks, Turn, phase, state, wait};
+    use profiler_ebpf::wanted::Wanted;
 
-    use super::{Followed, Job, Session};
+    use super::{Job, Session};
     use crate::process::target::Target;
     use crate::process::{TargetMemory, Unreadable};
     use crate::source::{Captured, Event, EventSource, Slot, Ticks};
@@ -418,6 +316,9 @@ mod tests {
         events: VecDeque<Event>,
         ticks: Vec<Ticks>,
         released: u32,
+        parks: Parks,
+        wanted: Wanted,
+        wakers: bool,
     }
 
     impl Scripted {
@@ -446,10 +347,36 @@ mod tests {
             Ok(true)
         }
 
+        fn set_parks(&mut self, _slot: Slot, parks: Parks) {
+            self.parks = parks;
+        }
+
+        fn set_handed_work(&mut self, _slot: Slot, is_handed: bool) {
+            self.state.handed_work = u64::from(is_handed);
+        }
+
         fn set_python_state(&mut self, _slot: Slot, _tstate: u64) {}
 
         fn set_ticks(&mut self, wanted: Ticks) -> anyhow::Result<()> {
             self.ticks.push(wanted);
+            Ok(())
+        }
+
+        fn threads(&mut self) -> anyhow::Result<Vec<ThreadSnapshot>> {
+            Ok(Vec::new())
+        }
+
+        fn set_wanted(&mut self, wanted: Wanted) -> anyhow::Result<()> {
+            self.wanted = wanted;
+            Ok(())
+        }
+
+        fn set_thread_states(&mut self, _states: &[(u64, u64)]) -> anyhow::Result<()> {
+            Ok(())
+        }
+
+        fn watch_wakers(&mut self, wanted: bool) -> anyhow::Result<()> {
+            self.wakers = wanted;
             Ok(())
         }
 
@@ -533,6 +460,46 @@ mod tests {
         assert!(!session.source.ticks.contains(&Ticks::On), "a thread that sleeps needs no ticks");
     }
 
+    /// While a loop is blocked on a futex, whoever wakes it is watched for; sampled is nobody, because a
+    /// semaphore has no owner. Afterwards the watch ends.
+    #[test]
+    fn wakers_are_watched_for() {
+        let mut session = session(1000 * MS, state::BLOCKED);
+        session.source.block_at(1001 * MS);
+        if let Some(block) = &mut session.source.block {
+            block.head.registers.syscall = FUTEX;
+        }
+        let mut jobs = Vec::new();
+        session.step(1020 * MS, &mut jobs);
+        assert!(!session.source.wakers, "nothing is suspected yet");
+        session.step(1060 * MS, &mut jobs);
+        assert!(session.source.wakers);
+        assert_eq!(session.source.wanted, Wanted::default());
+        assert!(!session.source.ticks.contains(&Ticks::On));
+        session.source.state.phase = phase::WAITING;
+        session.step(1100 * MS, &mut jobs);
+        assert!(session.source.wakers, "the next wait may be of the same kind");
+        session.step(1400 * MS, &mut jobs);
+        assert!(!session.source.wakers);
+    }
+
+    /// Where all threads are asked for, a suspected turn has everybody sampled, and its first report
+    /// brings them.
+    #[test]
+    fn everybody_is_watched() {
+        let mut session = session(1000 * MS, state::BLOCKED);
+        session.watch_all_threads();
+        let mut jobs = Vec::new();
+        session.step(1020 * MS, &mut jobs);
+        assert_eq!(session.source.wanted, Wanted::default());
+        session.step(1060 * MS, &mut jobs);
+        assert_eq!(session.source.wanted, Wanted { everyone: 1, ..Wanted::default() });
+        assert_eq!(session.source.ticks.last(), Some(&Ticks::On));
+        session.step(1101 * MS, &mut jobs);
+        assert!(matches!(jobs[0], Job::Bystanders { loop_tid: TID, .. }), "{jobs:?}");
+        assert_eq!(moments(&jobs), [Moment::Open]);
+    }
+
     /// A capture of an earlier block, or one that may be half written, is not taken for this block's.
     #[test]
     fn capture_must_be_of_the_block() {
@@ -564,16 +531,15 @@ mod tests {
         );
     }
 
-    /// A thread whose interpreter state was not found is searched for again, however often it is
-    /// looked at meanwhile; one that was found is not.
+    /// A thread is in its turn until that is over, and in none before it or after.
     #[test]
-    fn state_is_searched_for_again() {
-        let mut followed = Followed::new(THRESHOLD);
-        let looks = (0..=40).map(|look| look * 50 * MS);
-        let searches: Vec<u64> = looks.filter(|now_ns| followed.search_is_due(*now_ns)).collect();
-        assert_eq!(searches, [0, 1000 * MS, 2000 * MS]);
-        followed.tstate = Some(1);
-        assert!(!followed.search_is_due(9000 * MS));
+    fn a_turn_is_one() {
+        let mut session = session(1000 * MS, state::RUNNING);
+        assert!(session.source.is_in_turn(TID, 1000 * MS));
+        assert!(!session.source.is_in_turn(TID, 900 * MS));
+        assert!(!session.source.is_in_turn(TID + 1, 1000 * MS));
+        session.source.state.phase = phase::WAITING;
+        assert!(!session.source.is_in_turn(TID, 1000 * MS));
     }
 
     /// What was lost by the time of a report goes with it.

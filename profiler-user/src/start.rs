@@ -20,10 +20,10 @@ use crate::report::facts::{ProcessFacts, RuntimeFacts, SessionFacts};
 use crate::report::schema::session::{Configuration, Probe, WaitHooks};
 use crate::runtime::cpython::Python;
 use crate::session::Session;
-use crate::source::Captured;
 use crate::source::kernel::attach::Waits;
 use crate::source::kernel::preflight::{self, State};
 use crate::source::kernel::{KernelSource, Watch, attach, ticks};
+use crate::source::{Captured, EventSource};
 use crate::watch::{monotonic_ns, wall_anchor};
 
 /// How long a process without epoll is given to be seen in a poll of its own, or to make an epoll
@@ -67,14 +67,22 @@ pub fn attach(pid: u32, config: &Config) -> anyhow::Result<Begun> {
         let message = format!("process {pid} exited while stalltrace attached");
         return Err(Failure::no_process(message).into());
     }
-    require_loop(&target, &mut source)?;
+    if !config.watch_workers {
+        require_loop(&target, &mut source)?;
+    }
     if let Some(python) = &python {
         source.set_python_layout(python.layout())?;
     }
     let threads = source.threads()?;
     let mut session =
         Session::new(source, memory, Arc::clone(&target), python, config.threshold_ns);
+    if config.all_threads {
+        session.watch_all_threads();
+    }
     session.adopt_frozen(&threads, descriptors, monotonic_ns())?;
+    if config.watch_workers {
+        session.watch_workers();
+    }
 
     let warm_up = threads.iter().take(ENOUGH_THREADS).map(|thread| standing(thread, pid)).collect();
     let start = Box::new(first_line(&session.source, config));

@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::analyst::{Analyst, Ending};
 use crate::cli::Attach;
 use crate::config::Config;
-use crate::job::Job;
+use crate::job::{Job, Verdict};
 use crate::process::target::Target;
 use crate::report::facts::{SessionFacts, WallAnchor};
 use crate::report::schema::session::EndReason;
@@ -50,6 +50,10 @@ async fn run(pid: u32, config: &Config) -> anyhow::Result<ExitCode> {
     let mut jobs = vec![first];
     let reason = loop {
         let now_ns = monotonic_ns();
+        for verdict in desk.verdicts.try_iter() {
+            session.learn(&verdict, now_ns, &mut jobs);
+        }
+        session.search_workers(now_ns, &mut jobs)?;
         let next_ns = session.step(now_ns, &mut jobs);
         if desk.hand_over(&mut jobs) == Reader::Gone {
             break EndReason::Detached;
@@ -142,6 +146,8 @@ struct Desk {
     queue: SyncSender<Job>,
     backlog: VecDeque<Job>,
     dropped_samples: u64,
+    /// What the analyst lets the session know.
+    verdicts: Receiver<Verdict>,
     thread: JoinHandle<io::Result<()>>,
     ending: SyncSender<Ending>,
 }
@@ -149,18 +155,19 @@ struct Desk {
 impl Desk {
     fn open(target: Arc<Target>, facts: SessionFacts, config: &Config, sink: Output) -> Self {
         let (queue, jobs) = sync_channel(QUEUE);
+        let (tell, verdicts) = sync_channel(QUEUE);
         let (ending, last) = sync_channel::<Ending>(1);
-        let (threshold_ns, error_threshold_ns) = (config.threshold_ns, config.error_threshold_ns);
+        let config = config.clone();
         let thread = std::thread::spawn(move || {
             // Made here, because what names symbols cannot move between threads.
-            let analyst = Analyst::new(target, facts, threshold_ns, error_threshold_ns, sink);
+            let analyst = Analyst::new(target, facts, config, tell, sink);
             let mut analyst = work(analyst, &jobs)?;
             match last.recv() {
                 Ok(ending) => analyst.finish(&ending, monotonic_ns()),
                 Err(_) => Ok(()),
             }
         });
-        Self { queue, backlog: VecDeque::new(), dropped_samples: 0, thread, ending }
+        Self { queue, backlog: VecDeque::new(), dropped_samples: 0, verdicts, thread, ending }
     }
 
     /// Never blocks: the target may be frozen, and its next stall does not wait for a slow reader.

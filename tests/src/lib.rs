@@ -9,6 +9,7 @@ pub mod lives;
 
 pub mod noise;
 pub mod target;
+pub mod interpreters;
 pub mod redis;
 pub mod load;
 pub mod servers;

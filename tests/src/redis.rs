@@ -62,7 +62,7 @@ impl Connection {
         let end_ns = monotonic_ns();
         let kind = kind.to_owned();
         let (function, file, line, last_line) = (None, None, None, None);
-        Ok(Truth { kind, function, file, line, last_line, start_ns, end_ns })
+        Ok(Truth { kind, function, file, line, last_line, thread: None, start_ns, end_ns })
     }
 
     fn line(&mut self) -> Result<String> {

@@ -55,6 +55,7 @@ pub struct StallLine {
     pub runtime: Option<Runtime>,
     pub cause: Cause,
     pub culprit: Option<Culprit>,
+    pub task: Option<Task>,
     pub stacks: Vec<Stack>,
     pub gaps: Vec<String>,
 }
@@ -97,6 +98,20 @@ pub struct Runtime {
 pub struct Cause {
     pub kind: String,
     pub summary: String,
+    /// Of a lock.
+    pub owner_thread: Option<Thread>,
+    pub woken_by: Option<Waker>,
+    /// Of the interpreter's lock.
+    pub holder_thread: Option<Thread>,
+    #[serde(default)]
+    pub holders: Vec<Thread>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Waker {
+    pub pid: u32,
+    pub tid: u32,
+    pub name: String,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -108,8 +123,18 @@ pub struct Culprit {
 }
 
 #[derive(Debug, Clone, Deserialize)]
+pub struct Task {
+    pub name: Option<String>,
+    pub function: Option<String>,
+    pub file: Option<String>,
+    pub line: Option<u32>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
 pub struct Stack {
+    pub thread: Thread,
     pub role: String,
+    pub state: String,
     pub samples: u64,
     pub time_ns: u64,
     pub frames: Vec<Frame>,

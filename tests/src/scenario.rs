@@ -73,7 +73,7 @@ pub fn play(target: &Target, paths: &[String]) -> Result<Played> {
 /// Attaches, does what `act` does, detaches with Ctrl-C. `act` returns what it recorded itself; what the
 /// target recorded is added to it.
 pub fn observe(target: &Target, act: impl FnOnce() -> Result<Vec<Truth>>) -> Result<Played> {
-    observe_process(target, target.pid(), act)
+    observe_process(target, target.loop_pid(), act)
 }
 
 /// The same for a process that the target has started, such as its worker.

@@ -158,7 +158,16 @@ pub fn timed(port: u16, path: &str, kind: &str, function: &str) -> Result<Truth>
 /// A record that names no function.
 pub fn record(kind: &str, start_ns: u64, end_ns: u64) -> Truth {
     let kind = kind.to_owned();
-    Truth { kind, function: None, file: None, line: None, last_line: None, start_ns, end_ns }
+    Truth {
+        kind,
+        function: None,
+        file: None,
+        line: None,
+        last_line: None,
+        thread: None,
+        start_ns,
+        end_ns,
+    }
 }
 
 /// A path whose matching keeps nginx busy for at least so long, found by trying.

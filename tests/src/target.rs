@@ -31,14 +31,23 @@ pub fn system_python() -> PathBuf {
 
 /// The Python of the virtual environment with FastAPI, uvicorn and uvloop.
 pub fn venv_python() -> Result<PathBuf> {
-    let venv = std::env::var_os("STALLTRACE_VENV").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/venv"),
+    python_of("STALLTRACE_VENV", "venv")
+}
+
+/// The Python of the virtual environment with the other frameworks and servers.
+fn frameworks_python() -> Result<PathBuf> {
+    python_of("STALLTRACE_VENV_FRAMEWORKS", "venv-frameworks")
+}
+
+fn python_of(variable: &str, name: &str) -> Result<PathBuf> {
+    let venv = std::env::var_os(variable).map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target").join(name),
         PathBuf::from,
     );
     let python = venv.join("bin/python");
     if !python.exists() {
         bail!(
-            "{} is missing: `cargo xtask setup` makes it, STALLTRACE_VENV names another",
+            "{} is missing: `cargo xtask setup` makes it, {variable} names another",
             python.display()
         );
     }
@@ -81,6 +90,8 @@ pub struct Target {
     stdout: Receiver<String>,
     scratch: Scratch,
     port: u16,
+    /// The process that runs the loop: its own, or one that it has started.
+    loop_pid: u32,
 }
 
 impl Target {
@@ -124,19 +135,57 @@ impl Target {
         command.args(["--timeout-keep-alive", "120"]);
         command.arg("--app-dir").arg(folder()).arg("--port").arg(port.to_string());
         command.env("TARGET_TRUTH", scratch.file("truth.jsonl"));
+        Self::answering(command, scratch, port)
+    }
+
+    /// One of the frameworks' sample applications. In what Python is started with, `{port}` stands for
+    /// the port.
+    pub fn framework(arguments: &[&str]) -> Result<Self> {
+        let scratch = Scratch::new()?;
+        let port = free_port()?;
+        let mut command = Command::new(frameworks_python()?);
+        let port_text = port.to_string();
+        command.args(arguments.iter().map(|argument| argument.replace("{port}", &port_text)));
+        command.current_dir(folder().join("frameworks"));
+        command.env("TARGET_TRUTH", scratch.file("truth.jsonl"));
+        let mut target = Self::answering(command, scratch, port)?;
+        // A server's workers serve, not the process that was started.
+        let serving = target.line_starting("serving ", patience(20))?;
+        let pid = serving.split(' ').nth(1).and_then(|pid| pid.parse().ok());
+        target.loop_pid = pid.with_context(|| format!("no process id in {serving:?}"))?;
+        Ok(target)
+    }
+
+    /// A server, once it answers on its port.
+    fn answering(command: Command, scratch: Scratch, port: u16) -> Result<Self> {
         let mut target = Self::spawn(command, scratch)?;
         target.port = port;
         let deadline = Instant::now() + patience(20);
         while Client::connect(port).and_then(|mut client| client.get("/")).is_err() {
             if let Some(status) = target.child.try_wait()? {
-                bail!("uvicorn ended before it answered: {status}");
+                bail!("the server ended before it answered: {status}");
             }
             if Instant::now() > deadline {
-                bail!("uvicorn does not answer");
+                bail!("the server does not answer");
             }
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(target)
+    }
+
+    /// One process and thread of uWSGI, which has CPython in a plug-in.
+    pub fn uwsgi(script: &str) -> Result<Self> {
+        let scratch = Scratch::new()?;
+        let port = free_port()?;
+        let mut command = Command::new("uwsgi-core");
+        command.args(["--plugin", "python3", "--need-app", "--disable-logging"]);
+        command.arg("--http-socket").arg(format!("{}:{port}", Ipv4Addr::LOCALHOST));
+        command.arg("--pythonpath").arg(folder()).arg("--wsgi-file").arg(folder().join(script));
+        command.arg("--logto").arg(scratch.file("uwsgi.log"));
+        // By itself it takes SIGTERM for a wish to be started anew.
+        command.arg("--die-on-term");
+        command.env("TARGET_TRUTH", scratch.file("truth.jsonl"));
+        Self::answering(command, scratch, port)
     }
 
     /// Any program; ready as soon as it runs.
@@ -158,11 +207,17 @@ impl Target {
                 lines.take_while(|line| to.send(line.clone()).is_ok()).for_each(drop);
             });
         }
-        Ok(Self { child, stdout, scratch, port: 0 })
+        let loop_pid = child.id();
+        Ok(Self { child, stdout, scratch, port: 0, loop_pid })
     }
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The process to attach to.
+    pub fn loop_pid(&self) -> u32 {
+        self.loop_pid
     }
 
     pub fn port(&self) -> u16 {
@@ -204,6 +259,10 @@ impl Target {
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(10));
+        }
+        if self.loop_pid != self.pid() {
+            // It would outlive the one that started it. It may be gone already.
+            drop(send(self.loop_pid, Signal::SIGKILL));
         }
         self.child.kill()?;
         self.child.wait()?;

@@ -18,6 +18,8 @@ pub struct Truth {
     /// The blocking statement: from this line on.
     pub line: Option<u32>,
     pub last_line: Option<u32>,
+    /// Whose loop it was; `None` where the target was timed from outside.
+    pub thread: Option<u32>,
     pub start_ns: u64,
     pub end_ns: u64,
 }

@@ -55,11 +55,14 @@ class Truth:
             end_ns = time.monotonic_ns()
             self.write(kind, start_ns, end_ns, function, code.co_filename, first, first + lines - 1)
 
-    async def heartbeat(self):
-        """Runs in the loop and notes when the loop let it wait: an independent witness of every delay."""
+    async def heartbeat(self, sleep=asyncio.sleep):
+        """Runs in the loop and notes when the loop let it wait: an independent witness of every delay.
+
+        `sleep` is the loop's own, where that is not asyncio's.
+        """
         while True:
             last_ns = time.monotonic_ns()
-            await asyncio.sleep(HEARTBEAT_S)
+            await sleep(HEARTBEAT_S)
             now_ns = time.monotonic_ns()
             if now_ns - last_ns > HEARTBEAT_S * 1e9 + LAG_NOTED_NS:
                 self.write("lag", last_ns, now_ns)

@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::clock::{MILLISECOND, patience};
 use profiler_tests::lives::broken_contract;
-use profiler_tests::report::{Arrived, Event, Line, StallLine};
+use profiler_tests::report::{Arrived, Event, Line, Stack, StallLine};
 use profiler_tests::scenario::{THRESHOLD_NS, alone, require_root};
 use profiler_tests::target::{Target, folder, system_python};
 use profiler_tests::tracer::{Finished, Tracer};
@@ -64,7 +64,9 @@ fn the_holder_is_blamed() -> Result<()> {
         ensure!(culprit.function.as_deref() == Some("match_report"), "{culprit:?}");
         ensure!(culprit.line.map(u64::from) == Some(line), "{culprit:?} instead of line {line}");
         ensure!(culprit.thread.map(u64::from) == Some(tid), "{culprit:?} instead of thread {tid}");
-        ensure!(stall.stacks.iter().any(|stack| stack.role == "holder"), "no stack of the holder");
+        let mut holder = stall.stacks.iter().filter(|stack| stack.role == "holder");
+        let is_native = |stack: &Stack| stack.frames.iter().any(|frame| frame.language == "native");
+        ensure!(holder.any(is_native), "no stack of the holder down to the call into C");
     }
     ensure!(ends.len() <= 3, "{} stalls instead of three", ends.len());
     Ok(())

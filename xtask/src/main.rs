@@ -2,6 +2,7 @@
 
 mod apt;
 mod build;
+mod debian;
 mod initrd;
 mod kernel;
 mod process;

@@ -1,4 +1,4 @@
-//! Makes the virtual environment `target/venv`, in which the Python targets run.
+//! Makes the virtual environments below `target`, in which the Python targets run.
 
 use std::fs;
 use std::process::Command;
@@ -17,19 +17,27 @@ const INTERPRETERS: [&str; 5] =
 const USABLE: &str = "import ensurepip, sys, venv
 sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))";
 
-/// Makes the environment, if it is not there or its packages are other ones than those required.
+/// Each environment and what it needs: the frameworks are many, and most targets do without them.
+const ENVIRONMENTS: [(&str, &str); 2] =
+    [("venv", "tests/requirements.txt"), ("venv-frameworks", "tests/requirements-frameworks.txt")];
+
+/// Makes the environments that are not there or whose packages are other ones than those required.
 pub fn ensure() -> Result<()> {
-    let required = workspace().join("tests/requirements.txt");
+    ENVIRONMENTS.into_iter().try_for_each(|(name, required)| ensure_one(name, required))
+}
+
+fn ensure_one(name: &str, required: &str) -> Result<()> {
+    let required = workspace().join(required);
     let required_text =
         fs::read(&required).with_context(|| format!("cannot read {}", required.display()))?;
-    let venv = target().join("venv");
+    let venv = target().join(name);
     // Written last: a half-made environment has none.
     let stamp = venv.join("requirements.txt");
     if fs::read(&stamp).is_ok_and(|installed| installed == required_text) {
         return Ok(());
     }
     let python = interpreter()?;
-    slow("making the Python environment target/venv", || {
+    slow(&format!("making the Python environment target/{name}"), || {
         output(Command::new(python).args(["-m", "venv", "--clear"]).arg(&venv))?;
         let pip = ["-m", "pip", "install", "--quiet", "--only-binary=:all:", "--requirement"];
         output(Command::new(venv.join("bin/python")).args(pip).arg(&required))?;

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 
 use crate::process::which;
 use crate::report::note;
-use crate::{apt, kernel, python, toolchain};
+use crate::{apt, debian, kernel, python, toolchain};
 
 /// What can be set up on its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -16,8 +16,8 @@ pub enum Group {
     Probes,
     /// What the demo attaches to: Python.
     Demo,
-    /// What the tests attach to: redis, nginx, haproxy, memcached, Python with FastAPI and uvicorn, a C
-    /// compiler.
+    /// What the tests attach to: redis, nginx, haproxy, memcached, uWSGI, Python with FastAPI and uvicorn, other
+    /// CPythons, a C compiler.
     Targets,
     /// A virtual machine with Debian's kernel.
     Vm,
@@ -37,7 +37,7 @@ const fn need(what: &'static str, package: &'static str) -> Need {
 // The interpreter of the distribution, stripped as it is, is a target of its own.
 const DEMO: [Need; 1] = [need("/usr/bin/python3", "python3")];
 
-const TARGETS: [Need; 11] = [
+const TARGETS: [Need; 13] = [
     need("redis-server", "redis-server"),
     need("redis-benchmark", "redis-tools"),
     need("/usr/sbin/nginx", "nginx"),
@@ -49,6 +49,8 @@ const TARGETS: [Need; 11] = [
     need("dwz", "dwz"),
     need("/usr/include/stdio.h", "libc6-dev"),
     need("/usr/bin/python3", "python3"),
+    need("uwsgi-core", "uwsgi-core"),
+    need("/usr/lib/uwsgi/plugins/python3_plugin.so", "uwsgi-plugin-python3"),
 ];
 
 const VM: [Need; 1] = [need("qemu-system-x86_64", "qemu-system-x86")];
@@ -70,6 +72,7 @@ pub fn ensure(groups: &[Group]) -> Result<()> {
             Group::Targets => {
                 packages(&TARGETS)?;
                 python::ensure().context("no virtual environment for the Python targets")?;
+                debian::ensure();
             }
             Group::Vm => {
                 packages(&VM)?;

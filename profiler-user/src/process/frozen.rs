@@ -102,10 +102,9 @@ pub fn polls(thread: &ThreadSnapshot) -> bool {
 mod tests {
     use super::{Candidate, Evidence, in_turn, is_of_a_loop, seed};
     use profiler_ebpf::record::{Registers, ThreadSnapshot};
-    use profiler_ebpf::turn::{START_UNKNOWN, phase, state};
+    use profiler_ebpf::turn::{FUTEX, START_UNKNOWN, phase, state};
 
     const EPOLL_WAIT: i64 = 232;
-    const FUTEX: i64 = 202;
 
     fn thread(tid: u32, syscall: i64, evidence: Evidence) -> Candidate {
         let registers = Registers { syscall, ..Registers::default() };

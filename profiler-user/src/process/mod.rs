@@ -9,6 +9,7 @@ pub mod descriptors;
 pub mod image;
 pub mod modules;
 pub mod stack;
+pub mod lock;
 
 use std::fmt;
 

@@ -3,6 +3,7 @@
 use super::facts::ProcessFacts;
 use crate::frame::{Frame, Language};
 use crate::runtime::tokio;
+use crate::unwind::greenlet::is_beginning;
 
 /// Whose code a frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +42,16 @@ const SYSTEM_LIBRARIES: [&str; 13] = [
     "librt",
     "libdl",
     "libgcc_s",
+];
+
+/// The files and functions of the event loops that are written in Python.
+const LOOPS: [(&str, &[&str]); 6] = [
+    ("asyncio/events.py", &["_run"]),
+    ("asyncio/base_events.py", &["_run_once", "run_forever", "run_until_complete"]),
+    ("asyncio/runners.py", &["run"]),
+    ("trio/_core/_run.py", &["unrolled_run", "run"]),
+    ("twisted/internet/base.py", &["runUntilCurrent", "mainLoop", "run"]),
+    ("twisted/internet/posixbase.py", &["_doReadOrWrite"]),
 ];
 
 /// Namespaces of what is compiled into the program and not its own: the standard libraries of Rust and
@@ -157,8 +168,9 @@ fn is_compiled_in(frame: &Frame) -> bool {
 
 fn python(frame: &Frame) -> Origin {
     let Some(file) = frame.file.as_deref() else { return Origin::Library };
-    // `<frozen importlib._bootstrap>`, `<string>`.
-    if file.starts_with('<') || is_python_library(file) || is_launcher(frame, file) {
+    // `<frozen importlib._bootstrap>`, `<string>`, and what Sanic compiles: it names the function there.
+    let made_of_text = file.starts_with('<') || frame.function.as_deref() == Some(file);
+    if made_of_text || is_python_library(file) || is_launcher(frame, file) {
         return Origin::Library;
     }
     Origin::Application
@@ -196,25 +208,34 @@ fn is_launcher(frame: &Frame, file: &str) -> bool {
 /// What lies further out called the loop. It is on the stack of every turn, so it explains none:
 /// `asyncio.run(main())` at the end of a script is the application's, and to blame for nothing.
 pub fn inside_callback(frames: &[Frame]) -> usize {
-    let runs_callbacks = |frame: &Frame| is_asyncio(frame) || tokio::runs_tasks(frame);
-    frames.iter().position(runs_callbacks).unwrap_or(frames.len())
+    let runs_callbacks =
+        |frame: &Frame| is_loop(frame) || is_beginning(frame) || tokio::runs_tasks(frame);
+    let innermost = frames.iter().position(runs_callbacks);
+    // What called uvloop need not be asyncio. Outermost: a callback may run a loop of its own.
+    let libuv = || frames.iter().rposition(is_libuv);
+    innermost.or_else(libuv).unwrap_or(frames.len())
 }
 
-/// Whether a frame is the part of asyncio that runs callbacks.
-fn is_asyncio(frame: &Frame) -> bool {
-    let (Some(file), Some(function)) = (frame.file.as_deref(), frame.function.as_deref()) else {
-        return false;
-    };
+/// The frame that tells one callback from another: the outermost of the application's Python code, as
+/// a server calls all of it from the same function of its own; else the outermost of any.
+pub fn callback_root(inside: &[Frame]) -> Option<&Frame> {
+    let frames = || inside.iter().rev().filter(|frame| frame.language == Language::Python);
+    frames().find(|frame| python(frame) == Origin::Application).or_else(|| frames().next())
+}
+
+/// Whether a frame is libuv's loop.
+fn is_libuv(frame: &Frame) -> bool {
+    frame.language == Language::Native && frame.function.as_deref() == Some("uv_run")
+}
+
+/// Whether a frame is the part of an event loop that runs callbacks or tasks.
+fn is_loop(frame: &Frame) -> bool {
+    let function = frame.function.as_deref().unwrap_or_default();
+    let file = frame.file.as_deref().unwrap_or_default();
     // Before 3.11 there are only plain names, afterwards qualified ones.
     let name = function.rsplit('.').next().unwrap_or(function);
     frame.language == Language::Python
-        && [
-            ("asyncio/events.py", &["_run"][..]),
-            ("asyncio/base_events.py", &["_run_once", "run_forever", "run_until_complete"]),
-            ("asyncio/runners.py", &["run"]),
-        ]
-        .iter()
-        .any(|(path, names)| file.ends_with(path) && names.contains(&name))
+        && LOOPS.iter().any(|(path, names)| file.ends_with(path) && names.contains(&name))
 }
 
 /// The last component of a path.
@@ -254,6 +275,7 @@ mod tests {
             ("/usr/lib/python3/dist-packages/yaml/__init__.py", Library),
             ("<frozen importlib._bootstrap>", Library),
             ("<string>", Library),
+            ("f", Library),
         ];
         for (file, expected) in table {
             assert_eq!(Owner::new(&process).of(&python("f", file, 1)), expected, "{file}");
@@ -347,6 +369,26 @@ mod tests {
             python("<module>", "app.py", 99),
         ];
         assert_eq!(inside_callback(&frames), 2);
+        let site = "/v/site-packages";
+        for outside in [
+            python("unrolled_run", &format!("{site}/trio/_core/_run.py"), 2760),
+            python(
+                "_PollLikeMixin._doReadOrWrite",
+                &format!("{site}/twisted/internet/posixbase.py"),
+                492,
+            ),
+            python(
+                "ReactorBase.runUntilCurrent",
+                &format!("{site}/twisted/internet/base.py"),
+                1099,
+            ),
+            native("inner_bootstrap", &format!("{site}/greenlet/_greenlet.so")),
+            native("uv_run", &format!("{site}/uvloop/loop.so")),
+        ] {
+            let frames =
+                [python("handler", "app.py", 3), outside, python("<module>", "app.py", 99)];
+            assert_eq!(inside_callback(&frames), 1, "{:?}", frames[1]);
+        }
         let frames = [python("_run", &format!("{lib}/events.py"), 80)];
         assert_eq!(inside_callback(&frames), 0);
         // `main` calls tokio's runtime, which calls the handler.

@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 use profiler_ebpf::record::Registers;
 
 use super::account::Part;
-use super::application::inside_callback;
+use super::application::{callback_root, inside_callback};
+use super::held;
 use super::hexadecimal;
-use super::schema::stall::{Cause, CauseKind, Confidence, Thread};
+use super::schema::stall::{Cause, CauseKind, Confidence};
 use super::syscalls::{self, Operand};
-use crate::frame::Language;
 use crate::gap::Gap;
 use crate::turn::{Awaited, Sampled, Stall};
 
@@ -121,15 +121,15 @@ fn on_cpu(stall: &Stall) -> Verdict<'_> {
     Verdict { cause: cause(CauseKind::Cpu, confidence), evidence, blamed: stall.tid, gaps }
 }
 
-/// Whether the loop ran several callbacks of which none had most of the time. Told by the outermost
-/// frame inside each callback (a task's root coroutine), where the interpreter's frames show it.
+/// Whether the loop ran several callbacks of which none had most of the time. Told by the frame with
+/// which the application's part of each begins (a request's handler), where the interpreter's show it.
 fn is_saturated(evidence: &[&Sampled]) -> bool {
     let mut callbacks: BTreeMap<(&str, &str), u64> = BTreeMap::new();
     let (mut samples, mut time_ns) = (0, 0);
     for sampled in evidence {
         let frames = &sampled.stack.frames;
         let inside = inside_callback(frames);
-        let root = frames[..inside].iter().rev().find(|frame| frame.language == Language::Python);
+        let root = callback_root(&frames[..inside]);
         if inside == frames.len() {
             // Without the loop's own frame around it, nothing tells where a callback begins.
             return false;
@@ -193,12 +193,8 @@ fn blocked<'a>(stall: &'a Stall, descriptors: &BTreeMap<u32, String>) -> Verdict
     } else {
         Confidence::Likely
     };
-    if let CauseKind::Gil { holder_thread } = &kind {
-        // The waiting line is innocent: any line of Python would wait there.
-        let tid = holder_thread.as_ref().map_or(stall.tid, |thread| thread.tid);
-        let stacks = stall.holders.iter().filter(|holder| holder.tid == tid);
-        let evidence = stacks.map(|holder| &holder.seen).collect();
-        return Verdict { cause: cause(kind, confidence), evidence, blamed: tid, gaps };
+    if let Some((evidence, blamed)) = held::evidence(stall, &kind, &mut gaps) {
+        return Verdict { cause: cause(kind, confidence), evidence, blamed, gaps };
     }
     Verdict { cause: cause(kind, confidence), evidence: wait.stacks, blamed: stall.tid, gaps }
 }
@@ -229,18 +225,11 @@ fn wait_kind(
         return CauseKind::Sleep { syscall };
     }
     if sampled.awaited == Awaited::Gil {
-        let holder = stall.holders.first();
-        if holder.is_none() {
-            let reason = "nobody was found to hold the lock with a stack that stood still";
-            gaps.push(Gap::new("holder_thread", reason));
-        }
-        let thread = holder.map(|holder| Thread { tid: holder.tid, name: holder.name.clone() });
-        return CauseKind::Gil { holder_thread: thread };
+        return held::gil(stall, gaps);
     }
     if syscalls::is_futex(registers) {
-        gaps.push(Gap::new("owner_thread", "the lock's owner was not read"));
         let [address, ..] = registers.args;
-        return CauseKind::Lock { address: hexadecimal(address), owner_thread: None };
+        return held::lock(stall, hexadecimal(address), gaps);
     }
     let target = target(registers, &syscall, descriptors, gaps);
     if is_disk(sampled) {
@@ -312,8 +301,7 @@ fn phrase(kind: &CauseKind) -> String {
         CauseKind::Disk { syscall: None, .. } => "waiting for the disk in a page fault",
         CauseKind::Cpu => "on the CPU",
         CauseKind::Saturated => "on the CPU in many short callbacks",
-        CauseKind::Lock { .. } => "waiting for another thread (futex)",
-        CauseKind::Gil { .. } => "waiting for the GIL",
+        CauseKind::Lock { .. } | CauseKind::Gil { .. } => return held::phrase(kind),
         CauseKind::Memory => "waiting for memory",
         CauseKind::RunQueue { .. } => "ready, but without a CPU",
         CauseKind::CpuQuota { .. } => "out of its CPU quota",
@@ -331,7 +319,7 @@ mod tests {
 
     use super::judge;
     use crate::report::sample::{self, blocked_in, kernel, native, on_cpu, python};
-    use crate::report::schema::stall::{CauseKind, Confidence, Thread};
+    use crate::report::schema::stall::{CauseKind, Confidence};
     use crate::turn::{Awaited, Holder, Sampled, Stall, ThreadState};
 
     const RECVFROM: i64 = 45;
@@ -480,6 +468,31 @@ mod tests {
         assert_eq!(kind(&["a", "b", "c", "d"], true), CauseKind::Cpu);
     }
 
+    /// A server calls every handler from the same function of its own: the handlers tell them apart.
+    #[test]
+    fn handlers_of_one_server() {
+        let kind = |handlers: &[&str]| {
+            let stack = |handler: &&str| {
+                let site = "/v/lib/python3.11/site-packages";
+                let lib = "/usr/lib/python3.11";
+                on_cpu(
+                    vec![
+                        python("render", "/srv/app.py", 3),
+                        python("dumps", &format!("{lib}/json/__init__.py"), 231),
+                        python(handler, "/srv/app.py", 9),
+                        python("RequestResponseCycle.run_asgi", &format!("{site}/uvicorn/x.py"), 5),
+                        python("Handle._run", &format!("{lib}/asyncio/events.py"), 80),
+                    ],
+                    10,
+                )
+            };
+            let stall = stall([100, 0, 0, 0], handlers.iter().map(stack).collect());
+            judge(&stall, &BTreeMap::new()).cause.kind
+        };
+        assert_eq!(kind(&["a", "b", "c", "a", "b", "c"]), CauseKind::Saturated);
+        assert_eq!(kind(&["a", "a", "a", "a", "a", "b"]), CauseKind::Cpu);
+    }
+
     /// Who waits for the interpreter's lock is innocent: the holder's stacks are the evidence, and where
     /// nobody was seen to hold it, nobody is blamed.
     #[test]
@@ -488,15 +501,16 @@ mod tests {
         waiting.awaited = Awaited::Gil;
         let mut stall = stall([5, 95, 0, 0], vec![waiting]);
         let verdict = judge(&stall, &BTreeMap::new());
-        assert_eq!(verdict.cause.kind, CauseKind::Gil { holder_thread: None });
+        let kind = CauseKind::Gil { holder_thread: None, holders: Vec::new() };
+        assert_eq!(verdict.cause.kind, kind);
         assert!(verdict.evidence.is_empty());
         assert!(verdict.gaps[0].0.starts_with("holder_thread"), "{:?}", verdict.gaps);
 
         let seen = on_cpu(vec![python("match_report", "/srv/app.py", 7)], 90);
-        stall.holders.push(Holder { tid: 77, name: None, seen: seen.clone() });
+        let held = Awaited::Gil;
+        stall.holders.push(Holder { tid: 77, name: None, held, seen: seen.clone() });
         let verdict = judge(&stall, &BTreeMap::new());
-        let holder_thread = Some(Thread { tid: 77, name: None });
-        assert_eq!(verdict.cause.kind, CauseKind::Gil { holder_thread });
+        assert_eq!(verdict.cause.summary, "waiting for the GIL, held by thread 77");
         assert_eq!((verdict.blamed, verdict.evidence), (77, vec![&seen]));
     }
 
@@ -513,6 +527,7 @@ mod tests {
         let locking = stall(202, [0x7f10, 0, 0, 0, 0, 0]);
         let verdict = judge(&locking, &BTreeMap::new());
         let address = "0x7f10".to_owned();
-        assert_eq!(verdict.cause.kind, CauseKind::Lock { address, owner_thread: None });
+        let kind = CauseKind::Lock { address, owner_thread: None, woken_by: None };
+        assert_eq!(verdict.cause.kind, kind);
     }
 }

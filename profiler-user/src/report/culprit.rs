@@ -29,6 +29,15 @@ pub fn find(evidence: &[&Sampled], owner: &Owner<'_>, tid: u32) -> Option<Culpri
     })
 }
 
+/// Whether this is the frame that a stack has to look at first, or another line of its function.
+pub fn is_in(culprit: &Culprit, sampled: &Sampled, owner: &Owner<'_>) -> bool {
+    of_stack(&sampled.stack.frames, owner).is_some_and(|frame| {
+        frame.function == culprit.function
+            && frame.file == culprit.file
+            && frame.module == culprit.module
+    })
+}
+
 fn is_same_function(one: &Frame, other: &Frame) -> bool {
     one.function == other.function && one.file == other.file && one.module == other.module
 }

@@ -72,8 +72,10 @@ pub struct ThreadFacts {
     pub tid: u32,
     pub tid_in_container: Option<u32>,
     pub name: Option<String>,
-    /// `asyncio`, `uvloop`, `libuv`, `epoll`, …
+    /// `asyncio`, `uvloop`, `libuv`, `epoll`, …; of a worker, its pool.
     pub loop_kind: String,
+    /// It is handed work, instead of waiting for events.
+    pub is_worker: bool,
 }
 
 /// What a stall's line needs besides the stall.

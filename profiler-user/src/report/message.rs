@@ -9,6 +9,7 @@ use crate::turn::Moment;
 /// `uvicorn[4242]: event loop stalled 5012 ms, blocked in recvfrom, at charge_payment (app.py:31)`
 pub fn stall(
     process: &ProcessFacts,
+    subject: &str,
     moment: Moment,
     stall: &Stall,
     cause: &Cause,
@@ -24,7 +25,7 @@ pub fn stall(
         format!("stalled for {at_least}{duration_ms} ms so far")
     };
     let place = culprit.map(|culprit| format!(", at {}", place(culprit))).unwrap_or_default();
-    format!("{}: event loop {duration}, {}{place}", name(process), cause.summary)
+    format!("{}: {subject} {duration}, {}{place}", name(process), cause.summary)
 }
 
 /// `stalltrace 0.1.0 watches uvicorn[4242] for event loop stalls past 100 ms`

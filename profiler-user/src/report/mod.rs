@@ -8,6 +8,7 @@ mod account;
 pub mod application;
 mod cause;
 mod culprit;
+mod held;
 pub mod facts;
 pub mod group;
 mod message;
@@ -15,6 +16,7 @@ mod message;
 pub mod sample;
 pub mod schema;
 pub mod syscalls;
+mod task;
 
 use std::collections::BTreeMap;
 
@@ -112,11 +114,16 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
 
     let stall = stall_facts(moment, seen, context, &mut gaps);
     let verdict = cause::judge(seen, context.descriptors);
-    gaps.extend(verdict.gaps);
+    gaps.extend_from_slice(&verdict.gaps);
     let owner = Owner::new(&session.process);
     let culprit = culprit::find(&verdict.evidence, &owner, verdict.blamed);
     if culprit.is_none() {
         gaps.push(missing_culprit(&verdict.evidence, &owner));
+    }
+    let task = task::find(seen, &verdict, culprit.as_ref(), &owner, &mut gaps);
+    let has_tasks = session.runtime.as_ref().is_some_and(|runtime| runtime.name == "cpython");
+    if has_tasks && seen.stacks.is_empty() {
+        gaps.push(Gap::new("task", "no stack shows what ran"));
     }
     let severity = if stall.duration_ns >= context.error_threshold_ns {
         Severity::Error
@@ -124,7 +131,9 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
         Severity::Warn
     };
     let culprit_seen = culprit.as_ref();
-    let message = message::stall(&session.process, moment, &stall, &verdict.cause, culprit_seen);
+    let subject = if context.thread.is_worker { "worker" } else { "event loop" };
+    let process = &session.process;
+    let message = message::stall(process, subject, moment, &stall, &verdict.cause, culprit_seen);
     StallLine {
         common: common(session, context.now_ns, severity, message),
         thread: LoopThread {
@@ -136,7 +145,7 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
         runtime: session.runtime.as_ref().map(Runtime::from),
         cause: verdict.cause,
         culprit,
-        task: None,
+        task,
         advice: None,
         stacks: stacks(seen, context, &owner),
         gaps: distinct(&gaps),
@@ -177,7 +186,12 @@ fn stall_facts(
             gaps.push(Gap::new("end", "the stall was still going on when it was closed"));
         }
         End::Seen if seen.ready_events.is_none() => {
-            gaps.push(Gap::new("ready_events", "the return of the next wait was not seen"));
+            let why = if context.thread.is_worker {
+                "the thread is a worker, and was handed its next work by other means"
+            } else {
+                "the return of the next wait was not seen"
+            };
+            gaps.push(Gap::new("ready_events", why));
         }
         End::NotYet | End::Seen => {}
     }
@@ -196,7 +210,8 @@ fn stall_facts(
     }
 }
 
-/// The loop's own stacks, then those of whoever held what it waited for.
+/// The loop's own stacks, then those of whoever held what it waited for or ended the wait, and all
+/// the others.
 fn stacks(seen: &SeenStall, context: &Context<'_>, owner: &Owner<'_>) -> Vec<Stack> {
     let own = Thread { tid: context.thread.tid, name: context.thread.name.clone() };
     let own = seen.stacks.iter().map(|sampled| stack(sampled, own.clone(), Role::Loop, owner));
@@ -204,7 +219,15 @@ fn stacks(seen: &SeenStall, context: &Context<'_>, owner: &Owner<'_>) -> Vec<Sta
         let thread = Thread { tid: holder.tid, name: holder.name.clone() };
         stack(&holder.seen, thread, Role::Holder, owner)
     });
-    own.chain(holders).collect()
+    let wakers = seen.wakers.iter().filter_map(|waker| {
+        let thread = Thread { tid: waker.tid, name: Some(waker.name.clone()) };
+        Some(stack(waker.seen.as_ref()?, thread, Role::Waker, owner))
+    });
+    let others = seen.others.iter().map(|other| {
+        let thread = Thread { tid: other.tid, name: other.name.clone() };
+        stack(&other.seen, thread, Role::Other, owner)
+    });
+    own.chain(holders).chain(wakers).chain(others).collect()
 }
 
 fn stack(sampled: &Sampled, thread: Thread, role: Role, owner: &Owner<'_>) -> Stack {
@@ -523,6 +546,7 @@ mod tests {
             "split of running time: no tick fell into it, so all of it is given as user time",
             "cause: no stack of the blocked time was taken; each block may have been too short",
             "culprit: no stack shows what most of the time went into",
+            "task: no stack shows what ran",
         ]);
         assert_eq!(line["gaps"], expected);
         assert_eq!(line["culprit"], Value::Null);

@@ -54,6 +54,7 @@ pub fn on_cpu(frames: Vec<Frame>, time_ns: u64) -> Sampled {
         time_ns,
         registers: Registers { syscall: -1, ..Registers::default() },
         awaited: Awaited::Syscall,
+        shares: Vec::new(),
     }
 }
 
@@ -80,6 +81,7 @@ pub fn stall() -> Stall {
             kernel: vec![kernel("__schedule"), kernel("tcp_recvmsg")],
             truncated: None,
             gaps: Vec::new(),
+            running: None,
         },
         ..blocked_in(45, [7, 0x7ffe_0000_1000, 8192, 0, 0, 0], 5_000_000_000)
     };
@@ -89,6 +91,7 @@ pub fn stall() -> Stall {
             kernel: Vec::new(),
             truncated: Some("the copy of the stack ends here".to_owned()),
             gaps: vec![Gap::new("native frames", "libfoo.so has no unwind table")],
+            running: None,
         },
         ..on_cpu(Vec::new(), 12_000_000)
     };
@@ -111,6 +114,9 @@ pub fn stall() -> Stall {
         ticks_kernel: 1,
         stacks: vec![receiving, parsing],
         holders: Vec::new(),
+        owner: None,
+        wakers: Vec::new(),
+        others: Vec::new(),
         ready_events: Some(17),
         gaps: Vec::new(),
     }
@@ -158,6 +164,7 @@ pub fn session() -> SessionFacts {
 
 pub fn thread() -> ThreadFacts {
     ThreadFacts {
+        is_worker: false,
         tid: 4242,
         tid_in_container: Some(7),
         name: Some("uvicorn".to_owned()),

@@ -12,4 +12,5 @@
 //! because that is what ties them to the native stack.
 
 pub mod cpython;
+pub mod pool;
 pub mod tokio;

@@ -6,9 +6,6 @@
 
 use crate::frame::{Frame, Language};
 
-/// `futex` on x86-64, on which parked workers wait.
-const FUTEX: i64 = 202;
-
 /// Of which version of tokio a stack is, as far as its files tell; `None` where it is not tokio's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tokio {
@@ -37,30 +34,42 @@ pub fn runs_tasks(frame: &Frame) -> bool {
         || (is_of(frame, "scheduler/") && named(&["run", "block_on"]))
 }
 
-/// Whether a thread that has served tasks does so no more: what it does now stalls nobody.
-///
-/// A worker without work waits on a futex, unless it is the one that waits in epoll for all of them.
-/// One that is about to block, and says so, hands its tasks over; afterwards it may find no room among
-/// the workers and be one more thread of the blocking pool.
-pub fn is_off_duty(frames: &[Frame], syscall: i64) -> bool {
-    let of_worker = |frame: &Frame| {
-        [
-            "scheduler/multi_thread/park",
-            "scheduler/multi_thread/worker",
-            "thread_pool/park",
-            "thread_pool/worker",
-        ]
-        .iter()
-        .any(|part| is_of(frame, part))
-    };
-    let has = |named: &str| {
-        let begins = |name: &str| name.starts_with(named);
-        frames.iter().any(|frame| of_worker(frame) && last_segment(frame).is_some_and(begins))
-    };
-    // While it holds the driver it may wait for locks of the driver's.
-    let is_parked = syscall == FUTEX && has("park") && !has("park_driver");
-    let in_pool = frames.iter().any(|frame| is_of(frame, "blocking/pool")) && !has("run");
-    is_parked || in_pool || has("block_in_place")
+/// What the workers of the multi-threaded scheduler run, and how they sleep; in tokio to 1.20, too.
+const WORKER: [&str; 4] = [
+    "scheduler/multi_thread/park",
+    "scheduler/multi_thread/worker",
+    "thread_pool/park",
+    "thread_pool/worker",
+];
+
+/// Where `block_on` sleeps, and polls the main future.
+const BLOCK_ON: [&str; 1] = ["park"];
+
+/// Whether a thread runs tasks, or would if there were any: a worker, or one inside `block_on`.
+pub fn is_worker<'a>(frames: impl Iterator<Item = &'a Frame> + Clone) -> bool {
+    calls(frames.clone(), &WORKER, "run") || calls(frames, &BLOCK_ON, "block_on")
+}
+
+/// Whether a worker that sleeps on a futex does so for want of work. While it holds the driver, it may
+/// wait for locks of the driver's.
+pub fn is_parked<'a>(frames: impl Iterator<Item = &'a Frame> + Clone) -> bool {
+    (calls(frames.clone(), &WORKER, "park") || calls(frames.clone(), &BLOCK_ON, "park"))
+        && !calls(frames, &WORKER, "park_driver")
+}
+
+/// Whether nobody waits for what a thread does now: one of the blocking pool, or a worker that was about
+/// to block, said so, and has handed its tasks over.
+pub fn is_off_duty<'a>(frames: impl Iterator<Item = &'a Frame> + Clone) -> bool {
+    let in_pool = frames.clone().any(|frame| is_of(frame, "blocking/pool"));
+    (in_pool && !calls(frames.clone(), &WORKER, "run")) || calls(frames, &WORKER, "block_in_place")
+}
+
+/// Whether a function of these parts of the runtime is on the stack whose name begins so.
+fn calls<'a>(mut frames: impl Iterator<Item = &'a Frame>, parts: &[&str], begins: &str) -> bool {
+    frames.any(|frame| {
+        parts.iter().any(|part| is_of(frame, part))
+            && last_segment(frame).is_some_and(|name| name.starts_with(begins))
+    })
 }
 
 /// Whether a frame is of a part of `tokio::runtime`: a path below its folder.
@@ -149,25 +158,34 @@ mod tests {
         assert_eq!(version(&[vendored]), Some(None));
     }
 
-    /// A worker waits for work in a futex, below its park; not when it wakes others, nor in a lock of
-    /// the driver's.
+    /// A worker waits for work below its park; not when it wakes others, nor in a lock of the driver's.
     #[test]
     fn parked() {
+        let parks = |frames: &[Frame]| is_parked(frames.iter());
         let park = "tokio-1.54.1/src/runtime/scheduler/multi_thread/park.rs";
         let worker = "tokio-1.54.1/src/runtime/scheduler/multi_thread/worker.rs";
-        let idle = [frame("park_condvar", Some(park)), frame("park_internal", Some(worker))];
-        assert!(is_off_duty(&idle, FUTEX));
-        assert!(!is_off_duty(&idle, 0));
+        assert!(parks(&[frame("park_condvar", Some(park)), frame("park_internal", Some(worker))]));
         let name = "tokio::runtime::scheduler::multi_thread::worker::Context::park_internal";
-        assert!(is_off_duty(&[frame(name, None)], FUTEX));
+        assert!(parks(&[frame(name, None)]));
         let name = "<tokio::runtime::scheduler::multi_thread::worker::Context>::park_internal";
-        assert!(is_off_duty(&[frame(name, None)], FUTEX));
+        assert!(parks(&[frame(name, None)]));
+        assert!(parks(&[frame("park", Some("tokio-1.54.1/src/runtime/park.rs"))]));
         let name = "tokio::runtime::scheduler::multi_thread::park::Unparker::unpark";
-        assert!(!is_off_duty(&[frame(name, None)], FUTEX));
-        let drives = [frame("park_driver", Some(park)), frame("park", Some(worker))];
-        assert!(!is_off_duty(&drives, FUTEX));
-        assert!(!is_off_duty(&[frame("run_task", Some(worker))], FUTEX));
-        assert!(!is_off_duty(&[frame("parking_lot::park", None)], FUTEX));
+        assert!(!parks(&[frame(name, None)]));
+        assert!(!parks(&[frame("park_driver", Some(park)), frame("park", Some(worker))]));
+        assert!(!parks(&[frame("run_task", Some(worker))]));
+        assert!(!parks(&[frame("parking_lot::park", None)]));
+    }
+
+    /// Whoever runs tasks is a worker, the thread inside `block_on` too.
+    #[test]
+    fn workers() {
+        let run = "tokio::runtime::scheduler::multi_thread::worker::run";
+        assert!(is_worker([frame(run, None)].iter()));
+        let block_on = "tokio::runtime::park::CachedParkThread::block_on";
+        assert!(is_worker([frame(block_on, None)].iter()));
+        let pool = "tokio::runtime::blocking::pool::Inner::run";
+        assert!(!is_worker([frame(pool, None)].iter()));
     }
 
     /// Workers are threads of the blocking pool, in which all else may block.
@@ -178,10 +196,10 @@ mod tests {
         let handler = frame("shop::pay::{{closure}}", None);
         let run = frame("run", Some(worker));
         let works = [handler.clone(), run.clone(), pool.clone()];
-        assert!(!is_off_duty(&works, 0));
-        assert!(is_off_duty(&[handler.clone(), pool.clone()], 0));
+        assert!(!is_off_duty(works.iter()));
+        assert!(is_off_duty([handler.clone(), pool.clone()].iter()));
         let handed_over = frame("block_in_place<shop::pay::{closure_env#0}>", Some(worker));
-        assert!(is_off_duty(&[handler, handed_over, run, pool], 0));
+        assert!(is_off_duty([handler, handed_over, run, pool].iter()));
     }
 
     /// Tasks are run by the scheduler; the rest of the runtime may be called by them.

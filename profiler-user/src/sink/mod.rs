@@ -1,6 +1,7 @@
 //! Reports to where they go: the contract of a sink, and the list of sinks.
 
 pub mod json;
+mod fold;
 mod page;
 pub mod text;
 

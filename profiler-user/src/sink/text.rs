@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
-use super::Sink;
 pub use super::page::Colour;
 use super::page::{Page, Style};
+use super::{Sink, fold};
 use crate::report::Report;
 use crate::report::schema::session::{Probe, SessionEnd, SessionStart, TopCulprit, WaitHooks};
 use crate::report::schema::stall::{
-    Confidence, Culprit, Frame, Language, Role, Stack, StallLine, State,
+    Confidence, Culprit, Frame, Language, Role, Stack, StallLine, State, Task,
 };
 use crate::report::schema::{Process, Runtime, Severity};
 
@@ -83,6 +83,7 @@ fn stall(page: &mut Page, line: &StallLine, word: &str) {
         let kept = format!("{} kept waiting", counted(events, "file descriptor"));
         page.label("events").put(Style::Plain, &kept).end_line();
     }
+    task(page, line.task.as_ref());
     stacks(page, line);
     list(page, "gaps", &line.gaps);
     lost(page, &line.lost);
@@ -134,6 +135,22 @@ fn bar(part_ns: u64, whole_ns: u64) -> String {
     "█".repeat(usize::try_from(columns).unwrap_or_default())
 }
 
+/// `pay  /srv/pay/app.py:12  (Task-7)`
+fn task(page: &mut Page, task: Option<&Task>) {
+    let Some(task) = task else { return };
+    let place = match (&task.file, task.line) {
+        (Some(file), Some(line)) => format!("  {file}:{line}"),
+        (Some(file), None) => format!("  {file}"),
+        (None, _) => String::new(),
+    };
+    let function = task.function.as_deref().unwrap_or("?");
+    page.label("task").put(Style::Plain, &format!("{function}{place}"));
+    if let Some(name) = &task.name {
+        page.put(Style::Dim, &format!("  ({name})"));
+    }
+    page.end_line();
+}
+
 /// The stack that the culprit was found in, whole; of the others the innermost of the application.
 fn stacks(page: &mut Page, line: &StallLine) {
     let culprit = line.culprit.as_ref();
@@ -146,14 +163,11 @@ fn stacks(page: &mut Page, line: &StallLine) {
     if let Some(reason) = &shown.truncated {
         page.label("").put(Style::Dim, &format!("cut here: {reason}")).end_line();
     }
-    let others = line.stacks.iter().filter(|stack| !std::ptr::eq(*stack, shown));
+    let (bystanders, stacks): (Vec<&Stack>, Vec<&Stack>) =
+        line.stacks.iter().partition(|stack| stack.role == Role::Other);
+    let others = stacks.into_iter().filter(|stack| !std::ptr::eq(*stack, shown));
     for other in others.clone().take(MORE_STACKS) {
-        let mut told = weight(other);
-        let mut named = other.frames.iter().filter(|frame| frame.function.is_some());
-        let first = named.clone().find(|frame| frame.in_app).or_else(|| named.next());
-        if let Some(frame) = first {
-            told = format!("{told}, at {}  {}", function(frame), source(frame));
-        }
+        let told = weight(other) + &innermost(other);
         page.label("also").put(Style::Plain, &told).end_line();
     }
     let untold = others.count().saturating_sub(MORE_STACKS);
@@ -161,6 +175,17 @@ fn stacks(page: &mut Page, line: &StallLine) {
         let told = format!("{} of less time", counted(untold as u64, "further stack"));
         page.label("also").put(Style::Dim, &told).end_line();
     }
+    for other in bystanders {
+        let told = format!("{}, {}{}", thread(other), state(other), innermost(other));
+        page.label("other").put(Style::Dim, &told).end_line();
+    }
+}
+
+/// Where a stack's innermost frame of the application is, or else its innermost named one.
+fn innermost(stack: &Stack) -> String {
+    let mut named = stack.frames.iter().filter(|frame| frame.function.is_some());
+    let first = named.clone().find(|frame| frame.in_app).or_else(|| named.next());
+    first.map(|frame| format!(", at {}  {}", function(frame), source(frame))).unwrap_or_default()
 }
 
 /// Whose stack it is.
@@ -168,25 +193,40 @@ fn label(stack: &Stack) -> &'static str {
     match stack.role {
         Role::Loop => "stack",
         Role::Holder => "holder",
+        Role::Waker => "waker",
         Role::Other => "other",
     }
 }
 
 /// `blocked 5000.000 ms, 1 sample`
 fn weight(stack: &Stack) -> String {
-    let state = match stack.state {
+    let state = state(stack);
+    let samples = counted(stack.samples, "sample");
+    let told = format!("{state} {}, {samples}", milliseconds(stack.time_ns));
+    match stack.role {
+        Role::Loop => told,
+        Role::Waker => {
+            let ended = milliseconds(stack.time_ns);
+            format!("{}, ended {ended} of waiting", thread(stack))
+        }
+        Role::Holder | Role::Other => format!("{}, {told}", thread(stack)),
+    }
+}
+
+fn state(stack: &Stack) -> &'static str {
+    match stack.state {
         State::Running => "running",
         State::Blocked => "blocked",
         State::Runnable => "ready, no CPU",
         State::Stopped => "stopped",
-    };
-    let samples = counted(stack.samples, "sample");
-    let told = format!("{state} {}, {samples}", milliseconds(stack.time_ns));
-    match (stack.role, &stack.thread.name) {
-        (Role::Loop, _) => told,
-        (_, Some(name)) => format!("thread {} ({name}), {told}", stack.thread.tid),
-        (_, None) => format!("thread {}, {told}", stack.thread.tid),
     }
+}
+
+/// `thread 4242 (uvicorn)`
+fn thread(stack: &Stack) -> String {
+    let tid = stack.thread.tid;
+    let name = stack.thread.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+    format!("thread {tid}{name}")
 }
 
 /// Innermost first. What is not the application's own is dimmed. Folded is what is the same in every
@@ -196,20 +236,21 @@ fn frames(page: &mut Page, stack: &Stack, culprit: Option<&Culprit>) {
     let all: Vec<&Frame> = stack.kernel.iter().chain(&stack.frames).collect();
     // Of a recursive function the innermost.
     let blamed = all.iter().position(|frame| is(culprit, frame));
+    let innermost = blamed.or_else(|| all.iter().position(|frame| frame.in_app));
     let names = all.iter().map(|frame| function(frame).chars().count());
     let columns = names.max().unwrap_or_default().min(FUNCTION_COLUMNS);
     let mut next = 0;
     while let Some(frame) = all.get(next) {
-        let outside = blamed.is_some_and(|blamed| blamed < next);
+        let outside = innermost.is_some_and(|innermost| innermost < next);
         let interpreted = all[..next].iter().any(|frame| frame.language == Language::Python);
         let is_plumbing = |frame: &&&Frame| {
-            let native = interpreted && frame.language == Language::Native;
-            !frame.in_app && (outside || native)
+            let native = frame.language == Language::Native;
+            let of_loop = innermost.is_none() && fold::is_of_loop(frame);
+            !frame.in_app && (outside || interpreted && (native || of_loop))
         };
         let run = all[next..].iter().take_while(is_plumbing).count();
         if run >= FOLDED {
-            let text = format!("… {run} frames, out to {}", function(all[next + run - 1]));
-            page.label("").put(Style::Dim, &text).end_line();
+            page.label("").put(Style::Dim, &fold::told(&all[next..next + run])).end_line();
             next += run;
             continue;
         }
@@ -336,9 +377,10 @@ fn counted(count: u64, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::{Colour, Text, bar, render};
+    use crate::report::schema::stall::Task;
     use crate::report::{Report, sample};
     use crate::sink::Sink;
-    use crate::turn::{End, Moment};
+    use crate::turn::{Awaited, End, Holder, Moment, Other, Sampled, ThreadState, Waker};
 
     const SESSION_START: &str = "\
 stalltrace 0.1.0 watches uvicorn[4242] for event loop stalls past 100 ms
@@ -389,6 +431,31 @@ uvicorn[4242]: 1 of 1200 turns stalled, 5012 ms in all, the longest 5012 ms; the
 
     fn plain(report: &Report) -> String {
         render(report, Colour::Off)
+    }
+
+    /// Other threads are told in a line each: what they held, that they ended the wait, or nothing but
+    /// where they were.
+    #[test]
+    fn other_threads() {
+        let mut stall = sample::stall();
+        let at = |function: &str| {
+            let seen =
+                sample::on_cpu(vec![sample::python(function, "/srv/pay/app.py", 7)], 9_000_000);
+            Sampled { state: ThreadState::Blocked, ..seen }
+        };
+        let (tid, name, held) = (7, Some("writer".to_owned()), Awaited::Futex);
+        stall.holders = vec![Holder { tid, name, held, seen: at("flush") }];
+        let (pid, name, seen) = (4242, "writer".to_owned(), Some(at("release")));
+        stall.wakers = vec![Waker { pid, tid, name, ended_ns: 9_000_000, seen }];
+        stall.others = vec![Other { tid: 8, name: None, seen: at("idle") }];
+        let text = plain(&sample::report(Moment::End, &stall));
+        for line in [
+            "  also      thread 7 (writer), blocked 9.000 ms, 1 sample, at flush  /srv/pay/app.py:7\n",
+            "  also      thread 7 (writer), ended 9.000 ms of waiting, at release  /srv/pay/app.py:7\n",
+            "  other     thread 8, blocked, at idle  /srv/pay/app.py:7\n",
+        ] {
+            assert!(text.contains(line), "{line}{text}");
+        }
     }
 
     /// The lines of a session, as they stand on a terminal.
@@ -493,8 +560,46 @@ uvicorn[4242]: 1 of 1200 turns stalled, 5012 ms in all, the longest 5012 ms; the
             frames.insert(1, sample::native(name, "/usr/lib/libssl.so.3"));
         }
         let text = plain(&sample::report(Moment::End, &stall));
-        assert!(text.contains("            … 4 frames, out to _start\n"), "{text}");
+        assert!(text.contains("            … 4 frames of asyncio\n"), "{text}");
         assert!(text.contains("ssl_read") && !text.contains("Handle._run"), "{text}");
+    }
+
+    /// Where nothing is blamed, the loop's own plumbing is folded all the same.
+    #[test]
+    fn plumbing_without_a_culprit() {
+        let mut report = sample::report(Moment::End, &sample::stall());
+        if let Report::StallEnd(line) = &mut report {
+            line.culprit = None;
+            let frames = &mut line.stacks[0].frames;
+            frames.retain(|frame| !frame.in_app);
+            for _ in 0..3 {
+                frames.extend(frames.last().cloned());
+            }
+        }
+        let text = plain(&report);
+        assert!(text.contains("            … 4 frames of asyncio\n"), "{text}");
+        assert!(text.contains("SocketIO.readinto"), "{text}");
+    }
+
+    /// The task is one line: where it stands, and what it is called.
+    #[test]
+    fn task_line() {
+        let told = |name: Option<&str>, file: Option<&str>| {
+            let mut report = sample::report(Moment::End, &sample::stall());
+            if let Report::StallEnd(line) = &mut report {
+                let [name, file] = [name, file].map(|text| text.map(str::to_owned));
+                let function = Some("pay".to_owned());
+                line.task = Some(Task { name, function, file, line: Some(12) });
+            }
+            let text = plain(&report);
+            let line = text.lines().find(|line| line.starts_with("  task"));
+            line.unwrap_or_default().to_owned()
+        };
+        let whole = told(Some("Task-7"), Some("/srv/app.py"));
+        assert_eq!(whole, "  task      pay  /srv/app.py:12  (Task-7)");
+        assert_eq!(told(None, None), "  task      pay");
+        // A name may be anything, and must not move the cursor.
+        assert!(!told(Some("a\u{1b}[2Jb"), None).contains('\u{1b}'));
     }
 
     /// Where nothing was lost, the end of a session says so.

@@ -31,6 +31,8 @@ pub fn record(bytes: &[u8]) -> Result<Event, Malformed> {
             Ok(Event::Exited { tid: head.tid, at_ns, turn: (in_turn == 1).then_some(turn) })
         }
         kind::CAPTURE => capture(bytes).map(|captured| Event::Captured(Box::new(captured))),
+        kind::OTHER => capture(bytes).map(|captured| Event::Other(Box::new(captured))),
+        kind::WOKEN => prefix(bytes).map(Event::Woken),
         unknown => Err(Malformed::UnknownKind(unknown)),
     }
 }

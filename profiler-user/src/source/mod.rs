@@ -4,8 +4,9 @@ pub mod decode;
 pub mod kernel;
 
 use profiler_ebpf::python::PythonFrame;
-use profiler_ebpf::record::CaptureHead;
-use profiler_ebpf::turn::{Loop, Turn};
+use profiler_ebpf::record::{CaptureHead, ThreadSnapshot, Woken};
+use profiler_ebpf::turn::{Loop, Parks, Turn, phase};
+use profiler_ebpf::wanted::Wanted;
 
 /// Something that the kernel side told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +17,10 @@ pub enum Event {
     Ready { tid: u32, turn_start_ns: u64, returned: i64 },
     /// Where a thread was at one moment of a suspected turn.
     Captured(Box<Captured>),
+    /// Where a thread was that is in no suspected turn itself.
+    Other(Box<Captured>),
+    /// Who ended a suspected loop's wait on a futex.
+    Woken(Woken),
     /// A loop's thread has exited, inside a turn or not.
     Exited { tid: u32, at_ns: u64, turn: Option<Turn> },
 }
@@ -48,11 +53,26 @@ pub trait EventSource {
     /// Every loop that is known. Costs no syscall.
     fn loops(&mut self) -> Vec<Slot>;
 
+    /// Whether a thread is still in the turn that began at that time.
+    fn is_in_turn(&mut self, tid: u32, turn_start_ns: u64) -> bool {
+        let is_it = |state: Loop| {
+            state.tid == tid && state.phase == phase::TURN && state.turn.start_ns == turn_start_ns
+        };
+        self.loops().iter().any(|slot| is_it(slot.state))
+    }
+
     /// Where the thread in a slot last gave up its CPU, if that lies in the turn it is in now.
     fn last_block(&mut self, slot: Slot) -> Option<Captured>;
 
     /// Watches a thread that was inside a turn when we came. False where it is watched already.
     fn seed(&mut self, state: Loop, capture: CaptureHead) -> anyhow::Result<bool>;
+
+    /// Tells the probes how the thread in a slot parks.
+    fn set_parks(&mut self, slot: Slot, parks: Parks);
+
+    /// Tells the probes whether the thread in a slot is handed work through a queue: then none of its
+    /// waits is its own.
+    fn set_handed_work(&mut self, slot: Slot, is_handed: bool);
 
     /// Tells the probes where a thread keeps its interpreter's state.
     fn set_python_state(&mut self, slot: Slot, tstate: u64);
@@ -60,6 +80,18 @@ pub trait EventSource {
     /// Switches the sampling of running threads on or off; it costs all CPUs, so it is off while
     /// nothing is suspected.
     fn set_ticks(&mut self, wanted: Ticks) -> anyhow::Result<()>;
+
+    /// Every thread of the target as it is now, asleep or not.
+    fn threads(&mut self) -> anyhow::Result<Vec<ThreadSnapshot>>;
+
+    /// Which threads outside of suspected turns are captured at ticks from now on.
+    fn set_wanted(&mut self, wanted: Wanted) -> anyhow::Result<()>;
+
+    /// Tells the probes where threads, by their thread pointers, keep their interpreter's state.
+    fn set_thread_states(&mut self, states: &[(u64, u64)]) -> anyhow::Result<()>;
+
+    /// Whether it is told who wakes a suspected loop from a futex; costs every wakeup of every process.
+    fn watch_wakers(&mut self, wanted: bool) -> anyhow::Result<()>;
 
     /// A loop's thread is gone and everything it told has been read: its slot may serve another.
     fn release(&mut self, slot: Slot);

@@ -2,4 +2,5 @@
 
 pub mod debug_file;
 pub mod native;
+mod parts;
 pub mod kernel;

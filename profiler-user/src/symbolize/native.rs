@@ -6,6 +6,7 @@
 //! once and dropping them on [`NativeSymbolizer::release`], while the names themselves stay.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,7 +20,8 @@ use crate::gap::Gap;
 use crate::process::image::{Identity, Image};
 use crate::process::modules::{Module, Modules};
 use crate::symbolize::debug_file::{DebugFiles, check_mini_debug_info};
-use crate::unwind::merge::NamedNativeStack;
+use crate::symbolize::parts;
+use crate::unwind::merge::{EVAL, NamedNativeStack};
 use crate::unwind::native::{NativeFrame, NativeStack};
 
 /// Images whose symbols and debug information are in memory at the same time.
@@ -72,6 +74,9 @@ pub struct NativeSymbolizer {
     opened: Vec<Opened>,
     /// Images whose debug information blazesym could not make sense of; their symbols may do.
     symbols_only: HashSet<Identity>,
+    /// By image: the parts of CPython's eval function, which must not be nameless, because Python's
+    /// frames are put in their place.
+    eval_parts: HashMap<Identity, Vec<Range<u64>>>,
     debug_files: DebugFiles,
     /// The path of the main executable, unless that is an interpreter.
     program: Option<String>,
@@ -95,7 +100,8 @@ impl NativeSymbolizer {
     /// A whole stack, ready to be merged with a runtime's frames.
     pub fn name_stack(&mut self, modules: &Modules, stack: &NativeStack) -> NamedNativeStack {
         let frames = stack.frames.iter().map(|frame| self.name(modules, frame)).collect();
-        NamedNativeStack { frames, truncated: stack.truncated.clone() }
+        let stack_pointers = stack.frames.iter().map(|frame| frame.stack_pointer).collect();
+        NamedNativeStack { frames, stack_pointers, truncated: stack.truncated.clone() }
     }
 
     /// The functions that a frame stands for: the inlined ones, innermost first, then its own.
@@ -169,10 +175,23 @@ impl NativeSymbolizer {
         if found.is_err() && self.symbols_only.insert(image.identity().clone()) {
             found = self.ask(module, image, offset);
         }
-        found.unwrap_or_else(|why| {
+        let names = found.unwrap_or_else(|why| {
             self.miss(module, Gap::new(&format!("function names in {}", module.path), why));
             vec![NAMELESS]
-        })
+        });
+        if names == [NAMELESS] && self.is_eval_part(image, offset) {
+            return vec![Name { function: Some(format!("{EVAL}.cold")), ..NAMELESS }];
+        }
+        names
+    }
+
+    fn is_eval_part(&mut self, image: &Image, offset: u64) -> bool {
+        let Some(address) = image.address_of(offset) else { return false };
+        let parts = self
+            .eval_parts
+            .entry(image.identity().clone())
+            .or_insert_with(|| parts::of_function(image, EVAL));
+        parts.iter().any(|part| part.contains(&address))
     }
 
     fn ask(

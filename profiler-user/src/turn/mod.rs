@@ -1,14 +1,15 @@
 //! A stall as data: what the probes told about one turn past the threshold, gathered.
 
+pub mod holders;
 pub mod samples;
 pub mod tracker;
-pub mod parked;
 
 use profiler_ebpf::record::Registers;
 use profiler_ebpf::turn::Turn;
 
 use crate::frame::Stack;
 use crate::gap::Gap;
+use crate::task::Share;
 
 /// Which line of a stall's life a report is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +56,8 @@ pub struct Sampled {
     pub registers: Registers,
     /// What it waited for, where the syscall alone does not tell.
     pub awaited: Awaited,
+    /// Whose coroutines it was seen in. The stack's own say only whose were the first.
+    pub shares: Vec<Share>,
 }
 
 /// What a blocked thread waited for.
@@ -65,6 +68,8 @@ pub enum Awaited {
     Syscall,
     /// The interpreter's global lock. CPython waits for it in slices of 5 ms.
     Gil,
+    /// Another thread, by way of a futex: a lock, a condition, a semaphore.
+    Futex,
 }
 
 /// A thread that held what the loop waited for.
@@ -72,8 +77,37 @@ pub enum Awaited {
 pub struct Holder {
     pub tid: u32,
     pub name: Option<String>,
+    /// What it held.
+    pub held: Awaited,
     /// One of its stacks. `time_ns` is its share of the time that the loop waited.
     pub seen: Sampled,
+}
+
+/// A thread that ended the loop's waits on futexes. It need not have held anything all the time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waker {
+    pub pid: u32,
+    pub tid: u32,
+    pub name: String,
+    /// How long the waits had lasted that it ended.
+    pub ended_ns: u64,
+    /// Where it was when it did, if it is a thread of the target. `time_ns` is `ended_ns`.
+    pub seen: Option<Sampled>,
+}
+
+/// Another thread of the process, and where it was while the loop stalled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Other {
+    pub tid: u32,
+    pub name: Option<String>,
+    pub seen: Sampled,
+}
+
+/// A thread, by its number and its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    pub tid: u32,
+    pub name: Option<String>,
 }
 
 /// One stalled turn of one loop, up to some moment. Times in ns of CLOCK_MONOTONIC.
@@ -93,6 +127,12 @@ pub struct Stall {
     pub stacks: Vec<Sampled>,
     /// Who held what the loop waited for; heaviest first.
     pub holders: Vec<Holder>,
+    /// Who owns the lock that the loop waits or waited for, by the lock's own word.
+    pub owner: Option<Named>,
+    /// Who ended the loop's waits on futexes; the one of the longest waits first.
+    pub wakers: Vec<Waker>,
+    /// The other threads, where they were asked for.
+    pub others: Vec<Other>,
     /// What the wait after the stall returned: file descriptors kept waiting.
     pub ready_events: Option<u64>,
     pub gaps: Vec<Gap>,

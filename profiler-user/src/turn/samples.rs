@@ -4,16 +4,22 @@ use profiler_ebpf::record::Registers;
 
 use super::{Awaited, Sampled, ThreadState};
 use crate::frame::Stack;
+use crate::task::{Running, Share};
 
 /// Different stacks kept of one stall. A turn of thousands of short callbacks has as many; beyond
 /// this the rest is counted.
 const MAX_STACKS: usize = 256;
+
+/// Tasks told apart in one stack. A task that is to blame is among the first.
+const MAX_SHARES: usize = 64;
 
 /// A stretch in which the thread was blocked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Block {
     at_ns: u64,
     stack: usize,
+    /// Which of the stack's shares it is in.
+    share: Option<usize>,
     /// Unknown while it lasts.
     blocked_ns: Option<u64>,
 }
@@ -49,8 +55,8 @@ impl Samples {
         registers: Registers,
         awaited: Awaited,
     ) {
-        if let Some(stack) = self.add(stack, state, registers, awaited) {
-            self.blocks.push(Block { at_ns, stack, blocked_ns });
+        if let Some((stack, share)) = self.add(stack, state, registers, awaited) {
+            self.blocks.push(Block { at_ns, stack, share, blocked_ns });
         }
     }
 
@@ -58,6 +64,19 @@ impl Samples {
     pub fn block_ended(&mut self, at_ns: u64, blocked_ns: u64) -> bool {
         let block = self.blocks.iter_mut().rev().find(|block| block.at_ns == at_ns);
         block.map(|block| block.blocked_ns = Some(blocked_ns)).is_some()
+    }
+
+    /// What the thread waited for in the stretch that began at `at_ns`, and for how long; none while
+    /// it lasts.
+    pub fn wait_at(&self, at_ns: u64) -> Option<(Awaited, Option<u64>)> {
+        let block = self.blocks.iter().rev().find(|block| block.at_ns == at_ns)?;
+        Some((self.stacks.get(block.stack)?.awaited, block.blocked_ns))
+    }
+
+    /// The stretch that still lasts: since when, and what for.
+    pub fn open_wait(&self) -> Option<(u64, Awaited)> {
+        let block = self.blocks.last().filter(|block| block.blocked_ns.is_none())?;
+        Some((block.at_ns, self.stacks.get(block.stack)?.awaited))
     }
 
     pub fn ticks(&self) -> (u64, u64) {
@@ -71,41 +90,75 @@ impl Samples {
         let ticks = self.ticks_user + self.ticks_kernel;
         for sampled in &mut stacks {
             if is_running(sampled.state) {
-                let share = u128::from(running_ns) * u128::from(sampled.samples);
-                sampled.time_ns = (share / u128::from(ticks.max(1))) as u64;
+                let part = |samples: u64| {
+                    let part = u128::from(running_ns) * u128::from(samples);
+                    (part / u128::from(ticks.max(1))) as u64
+                };
+                sampled.time_ns = part(sampled.samples);
+                for share in &mut sampled.shares {
+                    share.time_ns = part(share.samples);
+                }
             }
         }
         for block in &self.blocks {
             let blocked_ns = block.blocked_ns.unwrap_or(now_ns.saturating_sub(block.at_ns));
-            stacks[block.stack].time_ns += blocked_ns;
+            let sampled = &mut stacks[block.stack];
+            sampled.time_ns += blocked_ns;
+            if let Some(share) = block.share {
+                sampled.shares[share].time_ns += blocked_ns;
+            }
         }
         stacks.sort_by_key(|sampled| std::cmp::Reverse((sampled.time_ns, sampled.samples)));
         stacks
     }
 
-    /// Where the stack is in the list; equal ones of the same state are one.
+    /// Where the stack is in the list, and in which of its shares; equal ones of the same state are one.
     fn add(
         &mut self,
         stack: Stack,
         state: ThreadState,
         registers: Registers,
         awaited: Awaited,
-    ) -> Option<usize> {
+    ) -> Option<(usize, Option<usize>)> {
         let same = |known: &Sampled| {
             (known.state, known.awaited) == (state, awaited) && looks_same(&known.stack, &stack)
         };
         if let Some(index) = self.stacks.iter().position(same) {
-            self.stacks[index].samples += 1;
-            self.stacks[index].registers = registers;
-            return Some(index);
+            let sampled = &mut self.stacks[index];
+            sampled.samples += 1;
+            sampled.registers = registers;
+            return Some((index, share_of(&mut sampled.shares, stack.running)));
         }
         if self.stacks.len() == MAX_STACKS {
             self.dropped += 1;
             return None;
         }
-        self.stacks.push(Sampled { stack, state, samples: 1, time_ns: 0, registers, awaited });
-        Some(self.stacks.len() - 1)
+        let mut shares = Vec::new();
+        let share = share_of(&mut shares, stack.running.clone());
+        self.stacks.push(Sampled {
+            stack,
+            state,
+            samples: 1,
+            time_ns: 0,
+            registers,
+            awaited,
+            shares,
+        });
+        Some((self.stacks.len() - 1, share))
     }
+}
+
+/// Counts one more sample in which this ran, and tells which share it is, unless there are too many.
+fn share_of(shares: &mut Vec<Share>, running: Option<Running>) -> Option<usize> {
+    if let Some(index) = shares.iter().position(|share| share.running == running) {
+        shares[index].samples += 1;
+        return Some(index);
+    }
+    if shares.len() == MAX_SHARES {
+        return None;
+    }
+    shares.push(Share { running, samples: 1, time_ns: 0 });
+    Some(shares.len() - 1)
 }
 
 fn is_running(state: ThreadState) -> bool {
@@ -113,7 +166,7 @@ fn is_running(state: ThreadState) -> bool {
 }
 
 /// Equal to a reader: the same functions at the same lines, whatever the addresses.
-fn looks_same(one: &Stack, other: &Stack) -> bool {
+pub fn looks_same(one: &Stack, other: &Stack) -> bool {
     one.frames.len() == other.frames.len()
         && one.frames.iter().zip(&other.frames).all(|(a, b)| {
             a.function == b.function
@@ -126,8 +179,10 @@ fn looks_same(one: &Stack, other: &Stack) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Awaited, Samples};
+    use super::{Awaited, MAX_SHARES, Samples};
     use crate::frame::{Frame, Language, Stack};
+    use crate::gap::Gap;
+    use crate::task::Running;
     use crate::turn::ThreadState::{Blocked, RunningKernel, RunningUser};
     use profiler_ebpf::record::Registers;
 
@@ -173,5 +228,36 @@ mod tests {
         let seen: Vec<_> = stacks.iter().map(|s| (s.state, s.samples, s.time_ns)).collect();
         assert_eq!(seen, [(Blocked, 2, 110), (RunningKernel, 1, 50)]);
         assert!(!samples.block_ended(99, 1), "no stack of that stretch is known");
+    }
+
+    /// One stack that several tasks were seen in tells each one's share; past a bound they count in
+    /// the stack alone.
+    #[test]
+    fn shares_of_tasks() {
+        let running = |frame| {
+            let task = Err(Gap::new("task", "not proved"));
+            Some(Running { coroutines: vec![frame], task })
+        };
+        let seen_in = |running| Stack { running, ..stack("hot", 1) };
+        let mut samples = Samples::default();
+        for frame in [Some(1), Some(2), Some(1), None] {
+            let stack = seen_in(frame.and_then(running));
+            samples.tick(stack, RunningUser, Registers::default());
+        }
+        let [stack] = &samples.stacks(400, 0)[..] else { panic!("not one stack") };
+        let shares: Vec<_> = stack.shares.iter().map(|it| (it.samples, it.time_ns)).collect();
+        assert_eq!((shares, stack.time_ns), (vec![(2, 200), (1, 100), (1, 100)], 400));
+
+        let mut samples = Samples::default();
+        for frame in 0..MAX_SHARES as u64 + 5 {
+            let at_ns = 100 * frame;
+            let stack = seen_in(running(frame));
+            let registers = Registers::default();
+            samples.block(at_ns, Some(7), stack, Blocked, registers, Awaited::Syscall);
+        }
+        let [stack] = &samples.stacks(0, 0)[..] else { panic!("not one stack") };
+        assert_eq!((stack.shares.len(), stack.samples), (MAX_SHARES, MAX_SHARES as u64 + 5));
+        assert!(stack.shares.iter().all(|share| share.time_ns == 7));
+        assert_eq!(stack.time_ns, 7 * (MAX_SHARES as u64 + 5));
     }
 }

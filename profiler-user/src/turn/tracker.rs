@@ -71,6 +71,12 @@ impl Tracker {
         self.over = Some(Over { turn, end_ns, end: End::Seen, ready: None });
     }
 
+    /// The same where no wait follows that would return anything.
+    pub fn ended_without_wait(&mut self, turn: Turn, end_ns: u64, due: &mut Vec<Due>) {
+        self.ended(turn, end_ns, due);
+        self.settle_now(due);
+    }
+
     /// What the wait after that turn returned. Errors mean that it found nothing.
     pub fn ready(&mut self, turn_start_ns: u64, returned: i64, due: &mut Vec<Due>) {
         if let Some(over) = self.over.as_mut().filter(|over| over.turn.start_ns == turn_start_ns) {
@@ -165,6 +171,11 @@ impl Tracker {
     fn settle(&mut self, seen: &Loop, now_ns: u64, due: &mut Vec<Due>) {
         let Some(over) = &mut self.over else { return };
         let same = seen.turn.start_ns == over.turn.start_ns;
+        if same && seen.phase == phase::PARKED {
+            // No wait returns events to such a thread.
+            self.settle_now(due);
+            return;
+        }
         let waits = same && seen.phase == phase::WAITING;
         if waits && now_ns.saturating_sub(over.end_ns) >= READY_PATIENCE_NS {
             over.ready = Some(0);

@@ -2,21 +2,22 @@
 //!
 //! CPython runs Python code in [`EVAL`]: one call of it runs one Python frame and, since 3.11, the
 //! frames that this one calls without leaving it. So each such native frame stands for a span of
-//! Python frames, and the n-th eval call from the inside for the n-th span. That is proved only when
-//! both sides are whole and count the same; otherwise the two are shown apart, never mixed by guess.
-//! A thread that was caught while it entered or left an eval call is such a case.
+//! Python frames. Where it is proved for which (see [`pairs`](super::pairs)), the span takes its
+//! place; otherwise the two sides are shown apart, never mixed by guess.
 
+use super::pairs::{Call, Ran, Sides, pair};
 use crate::frame::{Frame, Language, Stack};
 use crate::gap::Gap;
 
 /// The function of CPython that runs Python code.
-const EVAL: &str = "_PyEval_EvalFrameDefault";
+pub const EVAL: &str = "_PyEval_EvalFrameDefault";
 
 /// What one eval call ran.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PythonSpan {
     /// The frames to show, innermost first. Empty where the interpreter itself had put its frame there.
     pub frames: Vec<Frame>,
+    pub ran: Ran,
 }
 
 /// The Python side of a stack.
@@ -33,35 +34,67 @@ pub struct PythonStack {
 pub struct NamedNativeStack {
     /// For each native frame its inlined functions, innermost first, and last the function itself.
     pub frames: Vec<Vec<Frame>>,
+    /// The stack pointer in each native frame. It takes the stack from there to its caller's.
+    pub stack_pointers: Vec<u64>,
     pub truncated: Option<String>,
 }
 
 /// One list where the order is proved, else Python first and native after it, with the reason.
 pub fn merge(native: NamedNativeStack, python: PythonStack) -> Stack {
-    let evals = native.frames.iter().filter(|frames| is_eval(frames)).count();
-    let spans = python.spans.len();
+    let calls = calls(&native);
+    let ran: Vec<Ran> = python.spans.iter().map(|span| span.ran).collect();
+    let native_cut_at =
+        native.truncated.as_ref().map(|_| native.stack_pointers.last().copied().unwrap_or(0));
+    let pairs = pair(&Sides {
+        calls: &calls,
+        native_cut_at,
+        spans: &ran,
+        python_is_cut: python.truncated.is_some(),
+    });
     let mut gaps = Vec::new();
     if let Some(why) = &python.truncated {
         gaps.push(Gap::new("outer Python frames", why));
     }
-    let in_order = match (&native.truncated, &python.truncated) {
-        (None, None) => evals == spans,
-        (None, Some(_)) => spans <= evals,
-        (Some(_), None) => evals <= spans,
-        (Some(_), Some(_)) => true,
-    };
-    if !in_order {
-        gaps.push(unprovable(evals, spans));
-    } else if native.truncated.is_some() && evals < spans {
-        let why = format!(
-            "the native stack stops early; the Python frames of {} interpreter calls stand after its end",
-            spans - evals
-        );
-        gaps.push(Gap::new("native frames between the outer Python frames", why));
+    match &pairs {
+        None => gaps.push(unprovable(calls.len(), ran.len())),
+        Some(pairs) => gaps.extend(left_over(&calls, pairs, &python)),
     }
     let truncated = native.truncated.clone();
-    let frames = if in_order { interleave(native, python) } else { apart(native, python) };
-    Stack { frames, kernel: Vec::new(), truncated, gaps }
+    let frames = match pairs {
+        Some(pairs) => interleave(native, &calls, python, &pairs),
+        None => apart(native, python),
+    };
+    Stack { frames, kernel: Vec::new(), truncated, gaps, running: None }
+}
+
+fn calls(native: &NamedNativeStack) -> Vec<Call> {
+    let is_call = |&(_, frames): &(usize, &Vec<Frame>)| is_eval(frames);
+    let pointer = |frame: usize| native.stack_pointers.get(frame).copied();
+    let call = |(frame, _)| {
+        let start = pointer(frame).unwrap_or(0);
+        Call { frame, stack: start..pointer(frame + 1).unwrap_or(start) }
+    };
+    native.frames.iter().enumerate().filter(is_call).map(call).collect()
+}
+
+/// What of either side has no place beside the other.
+fn left_over(calls: &[Call], pairs: &[usize], python: &PythonStack) -> Option<Gap> {
+    let beyond = python.spans.len() - pairs.len();
+    if beyond > 0 {
+        let why = format!(
+            "the native stack stops early; the Python frames of {beyond} interpreter calls stand after its end"
+        );
+        return Some(Gap::new("native frames between the outer Python frames", why));
+    }
+    // The innermost call may be being entered or left, and of a walk that was cut off we have said so.
+    let without = |call: &usize| *call > 0 && !pairs.contains(call);
+    let without = (0..calls.len()).filter(without).count();
+    (without > 0 && python.truncated.is_none()).then(|| {
+        let why = format!(
+            "{without} interpreter calls in the native stack are none of those that this thread's Python frames lead to"
+        );
+        Gap::new("Python frames", why)
+    })
 }
 
 fn unprovable(evals: usize, spans: usize) -> Gap {
@@ -70,24 +103,31 @@ fn unprovable(evals: usize, spans: usize) -> Gap {
         return Gap::new("Python frames", why);
     }
     let why = format!(
-        "{evals} interpreter calls in the native stack, {spans} in Python's own: Python frames come first, native ones after"
+        "{evals} interpreter calls in the native stack, {spans} in Python's own, and which belongs to which is not proved: Python frames come first, native ones after"
     );
     Gap::new("calling order between Python and native frames", why)
 }
 
 /// Each eval call is replaced by what it ran; spans beyond the last eval call follow at the end.
-fn interleave(native: NamedNativeStack, python: PythonStack) -> Vec<Frame> {
+fn interleave(
+    native: NamedNativeStack,
+    calls: &[Call],
+    python: PythonStack,
+    pairs: &[usize],
+) -> Vec<Frame> {
     let mut spans = python.spans.into_iter();
+    let mut paired = pairs.iter().filter_map(|&call| Some(calls.get(call)?.frame)).peekable();
     let mut merged = Vec::new();
-    for mut frames in native.frames {
+    for (place, mut frames) in native.frames.into_iter().enumerate() {
+        let mut ran = Vec::new();
+        while paired.next_if_eq(&place).is_some() {
+            ran.extend(spans.next().unwrap_or_default().frames);
+        }
         // What the compiler put into the eval function was called by the Python code that it runs,
         // so it stays, further in.
-        if is_eval(&frames) {
-            let ran = spans.next().unwrap_or_default().frames;
-            if !ran.is_empty() {
-                frames.pop();
-                frames.extend(ran);
-            }
+        if !ran.is_empty() {
+            frames.pop();
+            frames.append(&mut ran);
         }
         merged.append(&mut frames);
     }
@@ -130,8 +170,10 @@ mod tests {
     fn native(text: &str, truncated: Option<&str>) -> NamedNativeStack {
         let group =
             |word: &str| word.split('<').map(|name| frame(name, Language::Native)).collect();
+        let frames: Vec<_> = text.split_whitespace().map(group).collect();
         NamedNativeStack {
-            frames: text.split_whitespace().map(group).collect(),
+            stack_pointers: (0..frames.len() as u64).map(|place| place * 100).collect(),
+            frames,
             truncated: truncated.map(str::to_owned),
         }
     }
@@ -144,6 +186,7 @@ mod tests {
                 .filter(|name| *name != "-")
                 .map(|name| frame(name, Language::Python))
                 .collect(),
+            ran: Ran::default(),
         };
         PythonStack {
             spans: text.split_whitespace().map(span).collect(),
@@ -257,11 +300,46 @@ mod tests {
     #[test]
     fn truncated_python_stack() {
         let stack = merge(
-            native("_PyEval_EvalFrameDefault call _PyEval_EvalFrameDefault _start", None),
+            native("read _PyEval_EvalFrameDefault call _PyEval_EvalFrameDefault _start", None),
             python("f", Some("more than 256 frames")),
         );
-        assert_eq!(names(&stack), "f call _PyEval_EvalFrameDefault _start");
+        assert_eq!(names(&stack), "read f call _PyEval_EvalFrameDefault _start");
         assert_eq!(stack.gaps, [Gap::new("outer Python frames", "more than 256 frames")]);
+    }
+
+    /// Where each call's own frame is known, a call that is being entered keeps its place, and one of
+    /// somebody else's is said to be there.
+    #[test]
+    fn calls_known_by_their_stack() {
+        let anchored = |text, anchors: [u64; 2]| {
+            let mut python = python(text, None);
+            for (span, anchor) in python.spans.iter_mut().zip(anchors) {
+                span.ran.anchor = Some(anchor);
+            }
+            python
+        };
+        let entering = "_PyEval_EvalFrameDefault call _PyEval_EvalFrameDefault \
+                        call _PyEval_EvalFrameDefault _start";
+        let stack = merge(native(entering, None), anchored("f g", [250, 450]));
+        assert_eq!(names(&stack), "_PyEval_EvalFrameDefault call f call g _start");
+        assert!(stack.gaps.is_empty(), "{:?}", stack.gaps);
+
+        let stack = merge(native(entering, None), anchored("f g", [50, 450]));
+        assert_eq!(names(&stack), "f call _PyEval_EvalFrameDefault call g _start");
+        assert!(stack.gaps[0].to_string().contains("1 interpreter calls"), "{:?}", stack.gaps);
+    }
+
+    /// Frames that no call ran stand before those of the next call, as Python has them.
+    #[test]
+    fn passed_over_by_throw() {
+        let mut python = python("f w g", None);
+        python.spans[1].ran.may_wait = true;
+        let stack = merge(
+            native("read _PyEval_EvalFrameDefault throw _PyEval_EvalFrameDefault _start", None),
+            python,
+        );
+        assert_eq!(names(&stack), "read f throw w g _start");
+        assert!(stack.gaps.is_empty(), "{:?}", stack.gaps);
     }
 
     /// An eval call in which only the interpreter's own frame stands is shown as itself.

@@ -48,6 +48,8 @@ pub struct NativeFrame {
     pub module: Option<ModuleId>,
     /// Of the address, in the module's file.
     pub file_offset: Option<u64>,
+    /// While the frame runs. Its part of the stack lies between this and its caller's.
+    pub stack_pointer: u64,
 }
 
 /// Frames from the innermost outwards.
@@ -179,7 +181,7 @@ impl NativeUnwinder {
         };
         loop {
             let sigreturn = self.is_sigreturn(modules, position.address);
-            frames.push(frame(modules, position.address, sigreturn));
+            frames.push(frame(modules, position, sigreturn));
             if frames.len() == MAX_FRAMES {
                 return Some(format!("deeper than {MAX_FRAMES} frames"));
             }
@@ -322,7 +324,8 @@ fn tables(image: &Image) -> Result<ExplicitModuleSectionInfo<Vec<u8>>, String> {
     })
 }
 
-fn frame(modules: &Modules, address: FrameAddress, sigreturn: bool) -> NativeFrame {
+fn frame(modules: &Modules, position: Position, sigreturn: bool) -> NativeFrame {
+    let Position { address, registers } = position;
     // No call lies before the return from a signal handler: the kernel wrote that address.
     let is_return_address = address.is_return_address() && !sigreturn;
     let module = modules.find(address.address().wrapping_sub(u64::from(is_return_address)));
@@ -331,6 +334,7 @@ fn frame(modules: &Modules, address: FrameAddress, sigreturn: bool) -> NativeFra
         is_return_address,
         module: module.map(|module| module.id),
         file_offset: module.map(|module| module.file_offset(address.address())),
+        stack_pointer: registers.sp(),
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! The targets are our own children, which the kernel lets us read without privileges.
 
+mod merged;
+mod native;
 mod target;
 
 use std::time::Instant;
@@ -89,48 +91,76 @@ fn assert_same(reading: &Reading, truth: &Truth, context: &str) {
     }
 }
 
-const SHAPES: [&str; 12] = [
+const SHAPES: [&str; 28] = [
     "nested",
     "builtin_sorted",
     "builtin_map",
+    "regex",
+    "yield_from",
+    "generator_expression",
+    "generators",
+    "comprehensions",
+    "class_body",
+    "executed",
+    "exit_stack",
+    "context",
+    "attributes",
+    "decorated",
     "coroutine",
     "async_generator",
-    "decorated",
+    "gathered_generators",
+    "cancelled",
     "recursion_100",
     "recursion_300",
-    "non_ascii",
-    "generators",
+    "import_of_a_module",
+    "constructors",
+    "keyword_calls",
     "long_module",
+    "iter_of_a_callable",
+    "hand_driven_coroutine",
+    "non_ascii",
     "in_a_thread",
 ];
 
 /// Every shape of calls comes out as the interpreter itself tells it.
-fn every_shape(interpreter: &str) {
-    let Some(interpreter) = Interpreter::find(interpreter) else { return };
-    for shape in SHAPES {
-        let target = Target::start(&interpreter, shape);
-        let mut python = detect(&target).expect("readable").expect("it is Python");
-        let version = python.version().to_owned();
-        let context = format!("{} {version} {shape}", interpreter.path.display());
-        assert!(target.truth().version.starts_with(&version), "{context}");
-        let reading = Reading::of(&mut python, &target);
-        let deep = shape == "recursion_300";
-        let end = if deep { PythonWalk::TooDeep } else { PythonWalk::Complete };
-        assert_eq!(reading.end, end, "{context}");
-        assert_same(&reading, target.truth(), &context);
+fn every_shape(interpreter: Option<Interpreter>) {
+    let Some(interpreter) = interpreter else { return };
+    let (last, of_main) = SHAPES.split_last().expect("there are shapes");
+    let mut target = Target::start(&interpreter, of_main);
+    for shape in of_main {
+        assert_eq!(target.truth().shape, *shape);
+        whole_stack(&interpreter, &target);
+        if Some(shape) != of_main.last() {
+            target.go_on();
+        }
     }
+    whole_stack(&interpreter, &Target::start(&interpreter, &[last]));
     threads(&interpreter);
     evaluation_calls(&interpreter);
 }
 
+/// The target is looked at as one that nobody has seen before.
+fn whole_stack(interpreter: &Interpreter, target: &Target) {
+    let truth = target.truth();
+    let mut python = detect(target).expect("readable").expect("it is Python");
+    let version = python.version().to_owned();
+    let context = format!("{} {version} {}", interpreter.path.display(), truth.shape);
+    assert!(truth.version.starts_with(&version), "{context}");
+    let reading = Reading::of(&mut python, target);
+    let deep = truth.shape == "recursion_300";
+    let end = if deep { PythonWalk::TooDeep } else { PythonWalk::Complete };
+    assert_eq!(reading.end, end, "{context}");
+    assert_same(&reading, truth, &context);
+}
+
 /// All threads are found, by their number as well as by their thread pointer, and none other.
 fn threads(interpreter: &Interpreter) {
-    let target = Target::start(interpreter, "in_a_thread");
+    let target = Target::start(interpreter, &["in_a_thread"]);
     let memory = LiveMemory::new(target.pid());
     let python = detect(&target).expect("readable").expect("it is Python");
     let states = python.thread_states(&memory).expect("all at rest");
     let truth = target.truth();
-    assert_eq!(states.len(), 3, "main, blocked, reporting");
+    assert_eq!(states.len(), 2, "main, which reports, and the blocked one");
     for (native_id, ident) in
         [(truth.native_id, truth.ident), (truth.reporter_native_id, truth.reporter_ident)]
     {
@@ -147,7 +177,7 @@ fn threads(interpreter: &Interpreter) {
 
 /// Which frames one evaluation call runs: all of them, until C code calls back into Python.
 fn evaluation_calls(interpreter: &Interpreter) {
-    let target = Target::start(interpreter, "builtin_sorted");
+    let target = Target::start(interpreter, &["builtin_sorted"]);
     let mut python = detect(&target).expect("readable").expect("it is Python");
     let reading = Reading::of(&mut python, &target);
     let minor: u32 =
@@ -162,43 +192,51 @@ fn evaluation_calls(interpreter: &Interpreter) {
 
 #[test]
 fn cpython_3_8() {
-    every_shape("3.8");
+    every_shape(Interpreter::find("3.8"));
 }
 
 #[test]
 fn cpython_3_9() {
-    every_shape("3.9");
+    every_shape(Interpreter::find("3.9"));
 }
 
 #[test]
 fn cpython_3_10() {
-    every_shape("3.10");
+    every_shape(Interpreter::find("3.10"));
 }
 
 #[test]
 fn cpython_3_11() {
-    every_shape("3.11");
+    every_shape(Interpreter::find("3.11"));
 }
 
 #[test]
 fn cpython_3_12() {
-    every_shape("3.12");
+    every_shape(Interpreter::find("3.12"));
 }
 
 #[test]
 fn cpython_3_13() {
-    every_shape("3.13");
+    every_shape(Interpreter::find("3.13"));
 }
 
 #[test]
 fn cpython_3_14() {
-    every_shape("3.14");
+    every_shape(Interpreter::find("3.14"));
+}
+
+/// Interpreters in other roots: their files are reached through the target, not by our paths.
+#[test]
+fn cpython_in_roots_of_their_own() {
+    for version in target::UNPACKED {
+        every_shape(Interpreter::in_its_own_root(version));
+    }
 }
 
 /// The distribution's own interpreter: stripped, at a fixed address, with the library inside.
 #[test]
 fn cpython_of_the_system() {
-    every_shape("system");
+    every_shape(Interpreter::find("system"));
 }
 
 /// Interpreters that are too old are recognised, with the reason why they are not read.
@@ -225,7 +263,7 @@ fn deleted_interpreter() {
     std::fs::create_dir(&directory).expect("the temporary directory is writable");
     let path = directory.join(name);
     std::fs::copy(&interpreter.path, &path).expect("it can be copied");
-    let target = Target::start(&Interpreter { path }, "nested");
+    let target = Target::start(&Interpreter::at(path), &["nested"]);
     std::fs::remove_dir_all(&directory).expect("it was made above");
     let mut python = detect(&target).expect("readable").expect("it is Python");
     let reading = Reading::of(&mut python, &target);
@@ -236,7 +274,7 @@ fn deleted_interpreter() {
 #[test]
 fn ended_target() {
     let Some(interpreter) = Interpreter::find("system") else { return };
-    let target = Target::start(&interpreter, "nested");
+    let target = Target::start(&interpreter, &["nested"]);
     let memory = LiveMemory::new(target.pid());
     let mut python = detect(&target).expect("readable").expect("it is Python");
     let tstate = python.thread_state(&memory, target.truth().native_id, None).expect("found");
@@ -263,7 +301,7 @@ fn known_stacks_are_cheap() {
     /// Tests are built without optimisation, on machines with other work.
     const MOST_NS: u128 = 150_000;
     let Some(interpreter) = Interpreter::find("system") else { return };
-    let target = Target::start(&interpreter, "recursion_100");
+    let target = Target::start(&interpreter, &["recursion_100"]);
     let memory = LiveMemory::new(target.pid());
     let mut python = detect(&target).expect("readable").expect("it is Python");
     let truth = target.truth();

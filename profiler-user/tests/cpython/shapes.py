@@ -1,15 +1,22 @@
-"""Blocks in one of several call shapes and prints its own true stack, as JSON, once it does."""
+"""Blocks in one call shape after the other and prints its own true stack, as JSON, whenever it does.
+
+A byte on standard input lets it go on with the next shape that its arguments name.
+"""
 import asyncio
 import contextlib
+import contextvars
 import functools
 import json
+import os
+import re
 import sys
+import tempfile
 import threading
 import time
 
 
 def block():
-    time.sleep(1000)
+    os.read(0, 1)
 
 
 def nested():
@@ -19,9 +26,21 @@ def nested():
         finally:
             pass
 
+    def cleaning():
+        try:
+            raise ValueError
+        except ValueError:
+            try:
+                raise KeyError
+            except KeyError:
+                inner()
+
     def middle():
         with contextlib.suppress(ValueError):
-            inner()
+            try:
+                pass
+            finally:
+                cleaning()
 
     middle()
 
@@ -127,10 +146,203 @@ def generators():
         values = [[value for value in delegating()] for _ in range(1)]
 
 
+def regex():
+    def replacement(found):
+        block()
+        return found.group()
+
+    re.sub(
+        "b+",
+        replacement,
+        "abba",
+    )
+
+
+def yield_from():
+    def leaf():
+        yield 1
+        block()
+
+    def middle():
+        yield from leaf()
+
+    def outer():
+        yield 0
+        yield from middle()
+
+    for _ in outer():
+        pass
+
+
+def generator_expression():
+    return sum(key(value) for value in (other for other in [1]))
+
+
+def comprehensions():
+    return {
+        value: {
+            inner
+            for inner in [
+                key(deep)
+                for deep in [value]
+            ]
+        }
+        for value in [1]
+    }
+
+
+def class_body():
+    class Outer:
+        class Inner:
+            value = (lambda: block())()
+
+
+def executed():
+    exec("value = 1\n\neval('block()')", {"block": block})
+
+
+def exit_stack():
+    @contextlib.contextmanager
+    def managed():
+        try:
+            yield
+        finally:
+            block()
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(int)
+        stack.enter_context(managed())
+
+
+def context():
+    contextvars.copy_context().run(functools.partial(key, 1))
+
+
+def attributes():
+    class Lazy:
+        @property
+        def here(self):
+            return self.missing
+
+        def __getattr__(self, name):
+            block()
+            return name
+
+    return Lazy().here
+
+
+def gathered_generators():
+    async def numbers(count):
+        try:
+            for number in range(count):
+                await asyncio.sleep(0)
+                if number == 2:
+                    block()
+                yield number
+        finally:
+            pass
+
+    async def consume():
+        return [number async for number in numbers(3)]
+
+    async def serve():
+        await asyncio.gather(asyncio.sleep(0), consume())
+
+    asyncio.run(serve())
+
+
+def cancelled():
+    async def leaf():
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            block()
+
+    async def middle():
+        await leaf()
+
+    async def handler():
+        await middle()
+
+    async def serve():
+        task = asyncio.ensure_future(handler())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+
+    asyncio.run(serve())
+
+
+def import_of_a_module():
+    with tempfile.TemporaryDirectory() as folder:
+        with open(os.path.join(folder, "imported.py"), "w") as module:
+            module.write("import __main__\n\n\nclass Body:\n    __main__.block()\n")
+        sys.path.insert(0, folder)
+        try:
+            import imported  # noqa: F401
+        finally:
+            sys.path.remove(folder)
+
+
+def constructors():
+    class Base:
+        def __init__(self, value):
+            self.value = key(value)
+
+    class Derived(Base):
+        def __init__(self, *values):
+            super().__init__(*values)
+
+    class Made(Derived):
+        def __new__(cls, *values):
+            return super().__new__(cls)
+
+    Made(1)
+
+
+def keyword_calls():
+    def inner(first, *, second, **others):
+        block()
+
+    def outer(*values, **named):
+        inner(
+            *values,
+            second=2,
+            **named,
+        )
+
+    outer(1, third=3)
+
+
+def iter_of_a_callable():
+    def produce():
+        block()
+
+    list(iter(produce, None))
+
+
+def hand_driven_coroutine():
+    class Future:
+        def __await__(self):
+            yield 1
+            block()
+
+    async def inner():
+        await Future()
+
+    async def outer():
+        await inner()
+
+    driven = outer()
+    driven.send(None)
+    with contextlib.suppress(StopIteration):
+        driven.send(None)
+
+
 def in_a_thread():
     thread = threading.Thread(target=block, name="blocked")
     thread.start()
-    return thread
+    return thread.ident, thread.native_id
 
 
 def long_module():
@@ -156,13 +368,14 @@ def stack_of(frame):
     return stack
 
 
-def report(ident, native_id):
+def report(shape, ident, native_id):
     """Runs in a thread of its own: the blocked one cannot speak."""
     while sys._current_frames()[ident].f_code is not block.__code__:
-        time.sleep(0.005)
+        time.sleep(0.002)
     # Between entering the function and blocking in it.
     time.sleep(0.05)
     truth = {
+        "shape": shape,
         "version": "%d.%d.%d" % sys.version_info[:3],
         "ident": ident,
         "native_id": native_id,
@@ -171,17 +384,25 @@ def report(ident, native_id):
         "stack": stack_of(sys._current_frames()[ident]),
     }
     print(json.dumps(truth), flush=True)
-    time.sleep(1000)
 
 
-def main(shape):
-    if shape == "in_a_thread":
-        thread = in_a_thread()
-        threading.Thread(target=report, args=(thread.ident, thread.native_id)).start()
-    else:
-        reporter = (threading.get_ident(), threading.get_native_id())
-        threading.Thread(target=report, args=reporter, daemon=True).start()
-        globals()[shape]()
+def report_when_begun(shapes, begun):
+    blocked = (threading.main_thread().ident, threading.main_thread().native_id)
+    for shape in shapes:
+        begun.acquire()
+        report(shape, *blocked)
 
 
-main(sys.argv[1])
+def main(functions, shapes):
+    if shapes == ["in_a_thread"]:
+        report(shapes[0], *in_a_thread())
+        return
+    begun = threading.Semaphore(0)
+    threading.Thread(target=report_when_begun, args=(shapes, begun), daemon=True).start()
+    for shape in shapes:
+        begun.release()
+        functions[shape]()
+
+
+if __name__ == "__main__":
+    main(globals(), sys.argv[1:])

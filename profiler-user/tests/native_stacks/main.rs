@@ -360,6 +360,7 @@ fn clock_gettime(modules: &Modules) -> u64 {
             is_return_address: false,
             module: Some(vdso.id),
             file_offset: Some(vdso.file_offset(*address)),
+            stack_pointer: 0,
         };
         let names = symbolizer.name(modules, &frame);
         names[0].function.as_deref().is_some_and(|name| name.ends_with("clock_gettime"))

@@ -252,6 +252,7 @@ mod tests {
             file: Some("/srv/service.py".to_owned()),
             line: Some(49),
             last_line: Some(49),
+            thread: None,
             start_ns: 1000 * MS,
             end_ns: 2500 * MS,
         }

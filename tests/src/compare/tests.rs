@@ -16,6 +16,7 @@ fn truth(kind: &str, start: u64, end: u64) -> Truth {
         file: Some("/elsewhere/app.py".to_owned()),
         line: Some(31),
         last_line: Some(31),
+        thread: Some(42),
         start_ns: start * MS,
         end_ns: end * MS,
     }

@@ -26,12 +26,13 @@ const KNOW_AYA: [&str; 3] =
     ["profiler-user/src/source/kernel/", "profiler-ebpf/src/", "tests/src/"];
 
 /// The only files with unsafe code; each block in them says why it is sound.
-const UNSAFE: [&str; 8] = [
+const UNSAFE: [&str; 9] = [
     "profiler-ebpf/src/capture.rs",
     "profiler-ebpf/src/emit.rs",
     "profiler-ebpf/src/main.rs",
     "profiler-ebpf/src/maps.rs",
     "profiler-ebpf/src/sched.rs",
+    "profiler-ebpf/src/others.rs",
     "profiler-ebpf/src/task.rs",
     "profiler-ebpf/src/wait.rs",
     "profiler-user/src/source/kernel/table.rs",

@@ -21,7 +21,8 @@ pub struct StallLine {
     pub cause: Cause,
     /// The frame to look at first.
     pub culprit: Option<Culprit>,
-    /// The coroutine that ran, where it is known.
+    /// The task that ran, where that could be proved; null without a gap where it was none but a plain
+    /// callback.
     pub task: Option<Task>,
     /// What people do about this cause.
     pub advice: Option<String>,
@@ -147,10 +148,19 @@ pub enum CauseKind {
     Lock {
         /// The futex.
         address: String,
+        /// Who owns the lock, where the lock itself says so.
         owner_thread: Option<Thread>,
+        /// Who ended the longest of the waits: it may have held the lock all the time, or only last.
+        /// `null` while the wait lasts, and where a timeout or a signal ended it.
+        woken_by: Option<Waker>,
     },
     /// Waiting for Python's global interpreter lock.
-    Gil { holder_thread: Option<Thread> },
+    Gil {
+        /// Who held it longest.
+        holder_thread: Option<Thread>,
+        /// Everybody who was seen to hold it meanwhile, longest first.
+        holders: Vec<Holder>,
+    },
     /// Uninterruptible I/O, or a page that had to come from a file.
     Disk {
         /// `null` for a page fault.
@@ -167,6 +177,26 @@ pub enum CauseKind {
     Stopped,
     /// Not to be told from what was seen.
     Unknown,
+}
+
+/// A thread that ended a wait by its own system call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Waker {
+    pub pid: u32,
+    pub tid: u32,
+    /// The thread's, at that moment.
+    pub name: String,
+}
+
+/// A thread, and its share of the time that the loop waited.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Holder {
+    pub tid: u32,
+    pub name: Option<String>,
+    /// By samples.
+    pub time_ns: u64,
 }
 
 /// A task that had the CPU meanwhile.
@@ -192,10 +222,14 @@ pub struct Culprit {
     pub thread: u32,
 }
 
-/// A coroutine.
+/// A task of the loop. Function, file and line are of the application's outermost code in it: of a web
+/// framework the handler, whatever middleware is above it. Where none of its code is the
+/// application's, they are of the handler all the same, or else of the task's own coroutine. The line
+/// is the one where that now stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Task {
+    /// As asyncio has it: `Task-7`, or what the program called it.
     pub name: Option<String>,
     pub function: Option<String>,
     pub file: Option<String>,
@@ -211,7 +245,9 @@ pub struct Stack {
     pub state: State,
     /// How many captures showed it.
     pub samples: u64,
-    /// Exact for a blocked stretch, a share of the samples for running time.
+    /// Exact for a blocked stretch of the loop's, a share of the samples for running time. Of a holder
+    /// its share of the time that the loop waited, of a waker what the waits had lasted that it ended,
+    /// of others 0.
     pub time_ns: u64,
     /// Innermost first; empty where the thread was in user code.
     pub kernel: Vec<Frame>,
@@ -230,6 +266,9 @@ pub enum Role {
     Loop,
     /// It held what the loop waited for.
     Holder,
+    /// It ended the loop's wait: the stack is of that moment.
+    Waker,
+    /// Any other, where all were asked for.
     Other,
 }
 

@@ -47,11 +47,24 @@ pub fn innermost(
     layout: &PythonLayout,
     tstate: u64,
 ) -> Result<u64, Unreadable> {
-    let frame = memory.read_u64(tstate.wrapping_add(layout.tstate_frame.into()))?;
-    if layout.cframe_frame == ABSENT || frame == 0 {
-        return Ok(frame);
+    memory.read_u64(innermost_at(memory, layout, tstate)?)
+}
+
+/// Where that address stands: in the thread state, or in what 3.11 and 3.12 put between.
+pub fn innermost_at(
+    memory: &dyn TargetMemory,
+    layout: &PythonLayout,
+    tstate: u64,
+) -> Result<u64, Unreadable> {
+    let at = tstate.wrapping_add(layout.tstate_frame.into());
+    if layout.cframe_frame == ABSENT {
+        return Ok(at);
     }
-    memory.read_u64(frame.wrapping_add(layout.cframe_frame.into()))
+    match memory.read_u64(at)? {
+        // As good as a frame of 0.
+        0 => Ok(at),
+        cframe => Ok(cframe.wrapping_add(layout.cframe_frame.into())),
+    }
 }
 
 fn follow(

@@ -51,10 +51,20 @@ impl Gil {
         futex.checked_sub(self.address).is_some_and(|offset| WAITED_ON.contains(&offset))
     }
 
+    /// Where the thread state of its last holder stands.
+    pub fn holder_at(&self) -> u64 {
+        self.address.wrapping_add(HOLDER)
+    }
+
+    /// Where it stands whether it is held.
+    pub fn locked_at(&self) -> u64 {
+        self.address.wrapping_add(LOCKED)
+    }
+
     /// The thread state of the thread that holds it now.
     pub fn holder(&self, memory: &dyn TargetMemory) -> Option<u64> {
-        let locked = memory.read_u32(self.address.checked_add(LOCKED)?).ok()?;
-        let holder = memory.read_u64(self.address.checked_add(HOLDER)?).ok()?;
+        let locked = memory.read_u32(self.locked_at()).ok()?;
+        let holder = memory.read_u64(self.holder_at()).ok()?;
         (locked == 1 && holder != 0).then_some(holder)
     }
 }

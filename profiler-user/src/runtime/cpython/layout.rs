@@ -7,8 +7,10 @@
 
 use profiler_ebpf::python::{ABSENT, PythonLayout};
 
+use super::dict::Form;
 use super::gil::Place;
 use super::lines::Format;
+use super::tasks::{Current, FrameOf, TaskLayout};
 use crate::gap::Gap;
 
 /// Owner bytes that mark a frame as interpreter plumbing rather than Python code.
@@ -44,6 +46,8 @@ pub struct Layout {
     pub tstate_next: u32,
     /// Since 3.11.
     pub tstate_native_id: Option<u32>,
+    /// The first of a frame's local variables.
+    pub frame_variables: u32,
     pub object_type: u32,
     pub code_flags: u32,
     pub code_filename: u32,
@@ -60,9 +64,9 @@ pub struct Layout {
     pub lines: Format,
     pub shims: Shims,
     pub gil: Place,
+    pub tasks: TaskLayout,
 }
 
-/// 3.9 differs in the place of the lock alone.
 const V3_8: Layout = Layout {
     walk: PythonLayout {
         known: 1,
@@ -85,6 +89,7 @@ const V3_8: Layout = Layout {
     interpreter_threads: 8,
     tstate_next: 8,
     tstate_native_id: None,
+    frame_variables: 360,
     object_type: 8,
     code_flags: 36,
     code_filename: 104,
@@ -97,14 +102,32 @@ const V3_8: Layout = Layout {
     lines: Format::Lnotab,
     shims: Shims::None,
     gil: Place::Runtime(1152),
+    tasks: TaskLayout {
+        current: Current::Table { modules: 56, form: Form::Sized },
+        task_coroutine: 112,
+        frame: FrameOf::Behind(16),
+        lazy_names: false,
+        code_parameters: 16,
+        code_names: 72,
+    },
 };
 
-const V3_9: Layout = Layout { gil: Place::Runtime(352), ..V3_8 };
+const V3_9: Layout = Layout {
+    gil: Place::Runtime(352),
+    tasks: TaskLayout {
+        current: Current::Table { modules: 856, form: Form::Sized },
+        task_coroutine: 152,
+        ..V3_8.tasks
+    },
+    ..V3_8
+};
 
 const V3_10: Layout = Layout {
     walk: PythonLayout { frame_instruction: 96, ..V3_9.walk },
+    frame_variables: 352,
     index_bytes: 2,
     lines: Format::Ranges,
+    tasks: TaskLayout { task_coroutine: 160, ..V3_9.tasks },
     ..V3_9
 };
 
@@ -127,12 +150,21 @@ const V3_11: Layout = Layout {
     runtime_interpreters: 40,
     interpreter_threads: 16,
     tstate_native_id: Some(160),
+    frame_variables: 72,
     code_flags: 48,
     code_filename: 112,
     code_function: 128,
     code_bytecode: Some(184),
     lines: Format::Locations,
     gil: Place::Runtime(360),
+    tasks: TaskLayout {
+        current: Current::Table { modules: 888, form: Form::Logarithmic },
+        task_coroutine: 136,
+        frame: FrameOf::Inside(80),
+        lazy_names: false,
+        code_parameters: 56,
+        code_names: 96,
+    },
     ..V3_8
 };
 
@@ -153,6 +185,13 @@ const V3_12: Layout = Layout {
     text: StrLayout { length: 16, state: 32, ascii_data: 40, compact_data: 56 },
     shims: Shims::Three,
     gil: Place::Interpreter(384),
+    tasks: TaskLayout {
+        current: Current::Table { modules: 944, form: Form::Logarithmic },
+        frame: FrameOf::Inside(72),
+        lazy_names: true,
+        code_parameters: 52,
+        ..V3_11.tasks
+    },
     ..V3_11
 };
 
@@ -169,6 +208,11 @@ const V3_13: Layout = Layout {
     tstate_native_id: Some(160),
     code_bytecode: Some(200),
     gil: Place::Interpreter(16),
+    tasks: TaskLayout {
+        current: Current::Table { modules: 7656, form: Form::Logarithmic },
+        task_coroutine: 120,
+        ..V3_12.tasks
+    },
     ..V3_12
 };
 
@@ -181,8 +225,10 @@ const V3_14: Layout = Layout {
     },
     runtime_interpreters: 808,
     interpreter_next: 7272,
+    frame_variables: 80,
     code_bytecode: Some(208),
     shims: Shims::ThreeAndFour,
+    tasks: TaskLayout { current: Current::Thread(872), task_coroutine: 128, ..V3_13.tasks },
     ..V3_13
 };
 
@@ -217,6 +263,10 @@ const MAX_STATE_OFFSET: u64 = 1 << 20;
 
 /// Offsets in threads, frames and objects lie below this; the largest of them has 888 bytes.
 const MAX_OBJECT_OFFSET: u64 = 1 << 10;
+
+/// `_PyThreadStateImpl` (3.14) begins with the thread's state, which grows in patch releases, and
+/// goes on with five words of which the last is `asyncio_running_task`.
+const RUNNING_TASK_BEHIND_THREAD: u32 = 40;
 
 /// The words of the interpreter's own table that carry its version and its kind of build.
 pub const WORD_VERSION: usize = 0;
@@ -258,6 +308,7 @@ impl Layout {
         self.walk.frame_previous = object(group.frame + 1)?;
         self.walk.frame_code = object(group.frame + 2)?;
         self.walk.frame_instruction = object(group.frame + 3)?;
+        self.frame_variables = object(group.frame + 4)?;
         self.walk.frame_owner = object(group.frame + 5)?;
 
         self.code_filename = object(group.code + 1)?;
@@ -265,6 +316,8 @@ impl Layout {
         self.code_function = object(group.code + 3)?;
         self.walk.code_linetable = object(group.code + 4)?;
         self.walk.code_firstlineno = object(group.code + 5)?;
+        self.tasks.code_parameters = object(group.code + 6)?;
+        self.tasks.code_names = object(group.code + 7)?;
         self.code_bytecode = Some(object(group.code + 9)?);
 
         self.object_type = object(group.object + 1)?;
@@ -273,6 +326,12 @@ impl Layout {
         self.text.state = object(group.text + 1)?;
         self.text.length = object(group.text + 2)?;
         self.text.ascii_data = object(group.text + 3)?;
+        self.tasks.current = match self.tasks.current {
+            Current::Table { form, .. } => Current::Table { modules: state(10)?, form },
+            Current::Thread(_) => {
+                Current::Thread(object(group.thread)? + RUNNING_TASK_BEHIND_THREAD)
+            }
+        };
         // The long header has two words more, for the UTF-8 form; the table does not list it.
         self.text.compact_data = self.text.ascii_data + 16;
         Ok(self)
@@ -304,6 +363,8 @@ mod tests {
         words[WORD_VERSION] = version;
         words[WORD_FREE_THREADED] = 0;
         [words[4], words[7], words[8]] = state;
+        words[10] = 7656;
+        words[group.thread] = 832;
         let [next, frame, thread_id, native_id, owner, bytecode, previous] = rest;
         words[group.thread + 2] = next;
         words[group.thread + 4] = frame;
@@ -312,8 +373,11 @@ mod tests {
         words[group.frame + 1] = previous;
         words[group.frame + 2] = 0;
         words[group.frame + 3] = 56;
+        words[group.frame + 4] = if version >> 16 == 0x030e { 80 } else { 72 };
         words[group.frame + 5] = owner;
-        for (place, value) in [(1, 112), (2, 120), (3, 128), (4, 136), (5, 68), (9, bytecode)] {
+        for (place, value) in
+            [(1, 112), (2, 120), (3, 128), (4, 136), (5, 68), (6, 52), (7, 96), (9, bytecode)]
+        {
             words[group.code + place] = value;
         }
         words[group.object + 1] = 8;

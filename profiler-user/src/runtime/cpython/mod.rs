@@ -13,15 +13,23 @@
 //! So in every version: all frames up to and including the one with
 //! [`ends_eval`](NamedFrame::ends_eval) belong to one native frame of `_PyEval_EvalFrameDefault`, the
 //! frames after it to the next one outwards. A thread's outermost frame ends a call as well.
+//!
+//! The shim frame lies in the native frame of its call, which proves that they belong together. There
+//! is one exception to the rule before 3.12, generators that `throw()` passes over: see
+//! [`pairs`](crate::unwind::pairs).
 
 mod detect;
+mod dict;
 mod frames;
 mod gil;
 mod layout;
 mod lines;
 mod names;
 mod object;
+mod rlock;
+mod spans;
 mod strings;
+mod tasks;
 mod threads;
 mod version;
 #[cfg(test)]
@@ -36,13 +44,16 @@ use profiler_ebpf::python::{PythonFrame, PythonLayout, PythonWalk};
 use crate::gap::Gap;
 use crate::process::TargetMemory;
 use crate::process::maps::Region;
+use crate::task::Running;
 
 use detect::Image;
 use layout::Layout;
 use names::Names;
+use tasks::{Seen, Tasks};
 
 pub use gil::Gil;
 pub use names::{FrameKind, NamedFrame};
+pub use spans::python_stack;
 pub use threads::ThreadState;
 
 /// The interpreter of one process.
@@ -52,24 +63,7 @@ pub struct Python {
     version: String,
     layout: Layout,
     names: Names,
-}
-
-/// The thread that holds the interpreter's lock.
-#[derive(Debug, Clone)]
-pub struct Holder {
-    pub tid_in_container: u32,
-    pub frames: Vec<PythonFrame>,
-    pub walk: PythonWalk,
-}
-
-/// Which functions are on a stack, and where in all but the innermost: that one may move on within
-/// its lines without the stack being another.
-fn callers(frames: &[PythonFrame]) -> Vec<(u64, u64)> {
-    let mut places: Vec<_> = frames.iter().map(|frame| (frame.code, frame.instruction)).collect();
-    if let Some(innermost) = places.first_mut() {
-        innermost.1 = 0;
-    }
-    places
+    tasks: Tasks,
 }
 
 impl Python {
@@ -99,7 +93,7 @@ impl Python {
 
     fn attach(memory: &dyn TargetMemory, image: Image) -> Result<Self, Gap> {
         let (version, layout) = version::of(memory, &image)?;
-        Ok(Self { image, version, layout, names: Names::default() })
+        Ok(Self { image, version, layout, names: Names::default(), tasks: Tasks::default() })
     }
 
     /// False also while the interpreter is still being started.
@@ -118,20 +112,27 @@ impl Python {
         Gil::locate(memory, &self.layout, self.image.runtime)
     }
 
-    /// The thread that holds the lock, and its frames: only where two readings agree, because that
-    /// thread may be running, and a stack that changes while it is read never existed.
-    pub fn holder(&self, memory: &dyn TargetMemory, gil: Gil) -> Option<Holder> {
+    /// The thread that holds the lock now, by its number in the innermost PID namespace.
+    pub fn holder(&self, memory: &dyn TargetMemory, gil: Gil) -> Option<u32> {
         let address = gil.holder(memory)?;
-        let once = self.walk(memory, address, None);
-        let (frames, walk) = self.walk(memory, address, None);
-        let agree = once.1 == walk && callers(&once.0) == callers(&frames);
-        if !agree || walk == PythonWalk::Unreadable || gil.holder(memory) != Some(address) {
-            return None;
-        }
         let (states, _) = threads::list(memory, &self.layout, self.image.runtime);
         let state = states.into_iter().find(|state| state.address == address)?;
-        let tid_in_container = threads::number(memory, &state)?;
-        Some(Holder { tid_in_container, frames, walk })
+        threads::number(memory, &state)
+    }
+
+    /// The owner of the re-entrant lock that a thread with this stack waits for at this futex, if that
+    /// is what it waits for; by its number in the innermost PID namespace.
+    pub fn lock_owner(&self, memory: &dyn TargetMemory, stack: &[u8], futex: u64) -> Option<u32> {
+        let thread_id = rlock::owner(memory, stack, futex)?;
+        let (states, _) = threads::list(memory, &self.layout, self.image.runtime);
+        let state = states.into_iter().find(|state| state.thread_id == thread_id)?;
+        threads::number(memory, &state)
+    }
+
+    /// The thread state of each thread, by its thread pointer; of several the one in use.
+    pub fn states_by_thread(&self, memory: &dyn TargetMemory) -> Vec<(u64, u64)> {
+        let (states, _) = threads::list(memory, &self.layout, self.image.runtime);
+        threads::by_thread(memory, &self.layout, &states)
     }
 
     /// What the probes need to walk this interpreter's frames.
@@ -188,9 +189,33 @@ impl Python {
         frames::walk(memory, &self.layout.walk, tstate, thread_id)
     }
 
+    /// The first local variable of a frame: of a method, the object.
+    pub fn first_variable(&self, memory: &dyn TargetMemory, frame: u64) -> Option<u64> {
+        let word = memory.read_u64(frame.wrapping_add(self.layout.frame_variables.into())).ok()?;
+        Some(word & !u64::from(self.layout.walk.code_tag_mask))
+    }
+
+    /// Where the address of the innermost frame of a thread stands now.
+    pub fn innermost_at(&self, memory: &dyn TargetMemory, tstate: u64) -> Option<u64> {
+        frames::innermost_at(memory, &self.layout.walk, tstate).ok()
+    }
+
     /// One named frame for each raw one, in the same order.
     pub fn decode(&mut self, memory: &dyn TargetMemory, frames: &[PythonFrame]) -> Vec<NamedFrame> {
         let code_type = self.image.code_type;
         frames.iter().map(|raw| self.names.decode(memory, &self.layout, code_type, raw)).collect()
+    }
+
+    /// Whose coroutine ran in this thread when the frames were captured.
+    pub fn running(
+        &mut self,
+        memory: &dyn TargetMemory,
+        raw: &[PythonFrame],
+        named: &[NamedFrame],
+        walk: PythonWalk,
+        tstate: Option<u64>,
+    ) -> Option<Running> {
+        let seen = Seen { raw, named, walk };
+        self.tasks.running(memory, &self.layout, tstate, &seen)
     }
 }

@@ -23,6 +23,9 @@ const MAX_CACHE_BYTES: usize = 8 << 20;
 /// `CO_COROUTINE`, `CO_ITERABLE_COROUTINE`, `CO_ASYNC_GENERATOR` in `co_flags`.
 const COROUTINE_FLAGS: u32 = 0x80 | 0x100 | 0x200;
 
+/// Those, and `CO_GENERATOR`: what can wait in the middle.
+const RESUMABLE_FLAGS: u32 = COROUTINE_FLAGS | 0x20;
+
 /// The owner bytes of frames that run Python code: a thread, a generator, a frame object.
 const OWNERS: std::ops::RangeInclusive<u8> = 0..=2;
 
@@ -48,13 +51,22 @@ pub struct NamedFrame {
     pub first_line: Option<u32>,
     /// Coroutines and asynchronous generators; not plain generators.
     pub is_coroutine: bool,
+    /// Coroutines and generators of all kinds; also where nothing is known of the frame.
+    pub is_resumable: bool,
+    /// Where the frame lies: that of a call boundary on the thread's stack.
+    pub address: u64,
     /// The last frame, seen from inside, of one call of `_PyEval_EvalFrameDefault`.
     pub ends_eval: bool,
     pub gap: Option<Gap>,
 }
 
 impl NamedFrame {
-    fn without_names(kind: FrameKind, ends_eval: bool, gap: Option<Gap>) -> Self {
+    fn without_names(
+        raw: &PythonFrame,
+        kind: FrameKind,
+        ends_eval: bool,
+        gap: Option<Gap>,
+    ) -> Self {
         Self {
             kind,
             function: None,
@@ -62,6 +74,8 @@ impl NamedFrame {
             line: None,
             first_line: None,
             is_coroutine: false,
+            is_resumable: kind == FrameKind::Shown,
+            address: raw.frame,
             ends_eval,
             gap,
         }
@@ -102,17 +116,17 @@ impl Names {
         raw: &PythonFrame,
     ) -> NamedFrame {
         if is_boundary(layout.shims, raw.owner) {
-            return NamedFrame::without_names(FrameKind::CallBoundary, true, None);
+            return NamedFrame::without_names(raw, FrameKind::CallBoundary, true, None);
         }
         let ends_eval = ends_eval(layout, raw);
         if !OWNERS.contains(&raw.owner) {
             let why = format_args!("its owner {} is none that CPython knows", raw.owner);
             let gap = Gap::new("Python frame", why);
-            return NamedFrame::without_names(FrameKind::Shown, ends_eval, Some(gap));
+            return NamedFrame::without_names(raw, FrameKind::Shown, ends_eval, Some(gap));
         }
         match self.code(memory, layout, code_type, raw) {
-            Ok(code) => named(code, offset(layout, raw), ends_eval),
-            Err(gap) => NamedFrame::without_names(FrameKind::Shown, ends_eval, Some(gap)),
+            Ok(code) => named(code, raw, offset(layout, raw), ends_eval),
+            Err(gap) => NamedFrame::without_names(raw, FrameKind::Shown, ends_eval, Some(gap)),
         }
     }
 
@@ -171,7 +185,7 @@ fn offset(layout: &Layout, raw: &PythonFrame) -> i64 {
     }
 }
 
-fn named(code: &Code, offset: i64, ends_eval: bool) -> NamedFrame {
+fn named(code: &Code, raw: &PythonFrame, offset: i64, ends_eval: bool) -> NamedFrame {
     let line = code.lines.line_at(offset);
     NamedFrame {
         kind: FrameKind::Shown,
@@ -180,6 +194,8 @@ fn named(code: &Code, offset: i64, ends_eval: bool) -> NamedFrame {
         line: line.ok(),
         first_line: Some(code.first_line),
         is_coroutine: code.flags & COROUTINE_FLAGS != 0,
+        is_resumable: code.flags & RESUMABLE_FLAGS != 0,
+        address: raw.frame,
         ends_eval,
         gap: line.err().map(|why| {
             Gap::new("Python line", format_args!("{}: {}", code.function, why.reason()))

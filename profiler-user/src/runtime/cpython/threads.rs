@@ -1,5 +1,8 @@
 //! The runtime's lists to its thread states, and from those to the one of a given thread.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
 use super::frames::innermost;
 use super::layout::Layout;
 use super::object::{Object, Width};
@@ -110,17 +113,45 @@ pub fn of_thread(
     tid: u32,
     fsbase: Option<u64>,
 ) -> Option<u64> {
-    let matches = |state: &&ThreadState| match (fsbase, state.native_thread_id) {
-        (Some(fsbase), _) => state.thread_id == fsbase,
-        (None, Some(native)) => native == tid,
-        (None, None) => has_tid(memory, state, tid),
-    };
     let has_frames = |state: &&ThreadState| {
         innermost(memory, &layout.walk, state.address).is_ok_and(|frame| frame != 0)
     };
-    let mut found = states.iter().filter(|state| state.thread_id != 0).filter(matches).peekable();
-    let first = found.peek().map(|state| state.address);
-    found.find(has_frames).map(|state| state.address).or(first)
+    let find = |matches: &dyn Fn(&ThreadState) -> bool| {
+        let bound = states.iter().filter(|state| state.thread_id != 0);
+        let mut found = bound.filter(|state| matches(state)).peekable();
+        let first = found.peek().map(|state| state.address);
+        found.find(has_frames).map(|state| state.address).or(first)
+    };
+    match fsbase {
+        Some(fsbase) => find(&|state| state.thread_id == fsbase),
+        // A process that forked without telling the interpreter, as uWSGI does, has an old number in
+        // its first thread's state; the C library knows better.
+        None => find(&|state| state.native_thread_id == Some(tid))
+            .or_else(|| find(&|state| has_tid(memory, state, tid))),
+    }
+}
+
+/// The state of each thread, by its thread pointer; of several the one with frames.
+pub fn by_thread(
+    memory: &dyn TargetMemory,
+    layout: &Layout,
+    states: &[ThreadState],
+) -> Vec<(u64, u64)> {
+    let mut of_threads: BTreeMap<u64, u64> = BTreeMap::new();
+    for state in states.iter().filter(|state| state.thread_id != 0) {
+        match of_threads.entry(state.thread_id) {
+            Entry::Vacant(entry) => {
+                entry.insert(state.address);
+            }
+            Entry::Occupied(mut entry) => {
+                let in_use = |state| innermost(memory, &layout.walk, state).is_ok_and(|at| at != 0);
+                if !in_use(*entry.get()) && in_use(state.address) {
+                    entry.insert(state.address);
+                }
+            }
+        }
+    }
+    of_threads.into_iter().collect()
 }
 
 /// The thread's number in its PID namespace; before 3.11 by the first descriptor field that is one.
@@ -130,7 +161,7 @@ pub fn number(memory: &dyn TargetMemory, state: &ThreadState) -> Option<u32> {
     state.native_thread_id.or_else(|| DESCRIPTOR_TIDS.iter().filter_map(kept).find(plausible))
 }
 
-/// Before 3.11 only the C library knows which kernel thread a descriptor is of.
+/// Which kernel thread a descriptor is of, as the C library has it.
 fn has_tid(memory: &dyn TargetMemory, state: &ThreadState, tid: u32) -> bool {
     DESCRIPTOR_TIDS
         .iter()
@@ -139,7 +170,7 @@ fn has_tid(memory: &dyn TargetMemory, state: &ThreadState, tid: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{MAX_THREAD_STATES, ThreadState, list, of_thread};
+    use super::{MAX_THREAD_STATES, ThreadState, by_thread, list, of_thread};
     use crate::runtime::cpython::layout::{Layout, of_minor};
     use crate::runtime::cpython::pages::Pages;
 
@@ -217,6 +248,7 @@ mod tests {
         let (states, _) = list(&memory, &layout, RUNTIME);
         let used = states.get(1).map(|state| state.address);
         assert_eq!(of_thread(&memory, &layout, &states, 11, None), used);
+        assert_eq!(by_thread(&memory, &layout, &states), [(0x7000, used.unwrap_or(0))]);
         assert_eq!(of_thread(&memory, &layout, &states, 0, None), None);
         let idle: Vec<ThreadState> = states.iter().copied().take(1).collect();
         let first = idle.first().map(|state| state.address);

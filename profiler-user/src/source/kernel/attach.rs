@@ -76,6 +76,7 @@ pub fn all(
         scheduler(ebpf, btf, "sched_switch").map_err(refused)?,
         scheduler(ebpf, btf, "sched_wakeup").map_err(refused)?,
         tick(ebpf).map_err(refused)?,
+        waking(ebpf, btf),
     ];
     for wait in &WAITS {
         let wanted = match wait.family {
@@ -113,6 +114,19 @@ fn tick(ebpf: &mut Ebpf) -> anyhow::Result<Probe> {
     let program: &mut PerfEvent = program(ebpf, "tick")?.try_into()?;
     program.load()?;
     Ok(Probe { name: "cpu-clock", hook: Some("perf-event"), reason: None })
+}
+
+/// Loaded now, attached while a loop is suspected that waits on a futex.
+fn waking(ebpf: &mut Ebpf, btf: &Btf) -> Probe {
+    const NAME: &str = "sched_waking";
+    let load = |ebpf: &mut Ebpf| -> anyhow::Result<()> {
+        let program: &mut BtfTracePoint = program(ebpf, NAME)?.try_into()?;
+        Ok(program.load(NAME, btf)?)
+    };
+    match load(ebpf) {
+        Ok(()) => Probe { name: NAME, hook: Some("btf-tracepoint"), reason: None },
+        Err(error) => Probe { name: NAME, hook: None, reason: Some(why(&error)) },
+    }
 }
 
 /// fentry costs unrelated syscalls nothing; any syscall tracepoint puts every syscall of every

@@ -39,6 +39,9 @@ impl KernelLayout {
             fdtable_max_fds: field("fdtable", &["max_fds"])?,
             fdtable_fd: field("fdtable", &["fd"])?,
             file_f_op: field("file", &["f_op"])?,
+            task_nvcsw: field("task_struct", &["nvcsw"])?,
+            task_nivcsw: field("task_struct", &["nivcsw"])?,
+            task_on_cpu: field("task_struct", &["on_cpu"])?,
         };
         Ok(Self { offsets, switch_has_state: tracepoint_arguments(&btf, "sched_switch")? >= 4 })
     }

@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod layout;
+mod others;
 pub mod preflight;
 mod table;
 pub mod ticks;
@@ -17,7 +18,8 @@ use profiler_ebpf::limits::MAX_LOOPS;
 use profiler_ebpf::param::Params;
 use profiler_ebpf::python::PythonLayout;
 use profiler_ebpf::record::{CaptureHead, ThreadSnapshot};
-use profiler_ebpf::turn::{Loop, phase};
+use profiler_ebpf::turn::{Loop, Parks, phase};
+use profiler_ebpf::wanted::Wanted;
 use zerocopy::{FromBytes, IntoBytes};
 
 use self::attach::{Probe, WaitHooks, Waits};
@@ -53,6 +55,7 @@ pub struct KernelSource {
     python: Array<MapData, [u8; size_of::<PythonLayout>()]>,
     counters: PerCpuArray<MapData, u64>,
     ticks: ticks::Ticks,
+    others: others::Others,
     malformed: u64,
     probes: Vec<Probe>,
     #[cfg(feature = "probe-log")]
@@ -109,8 +112,9 @@ impl KernelSource {
         for slot in 0..MAX_LOOPS {
             free.push(slot, 0)?;
         }
-        let table =
-            Table::new(descriptor(&ebpf, "LOOPS")?, descriptor(&ebpf, "CAPTURES")?, MAX_LOOPS)?;
+        let [loops, captures, parks] =
+            ["LOOPS", "CAPTURES", "PARKS"].map(|name| descriptor(&ebpf, name));
+        let table = Table::new(loops?, captures?, parks?, MAX_LOOPS)?;
         let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF")?;
         let probes = attach::all(&mut ebpf, &btf, watch.waits, watch.hooks)?;
         let threads: &mut Iter =
@@ -124,6 +128,7 @@ impl KernelSource {
             python: take(&mut ebpf, "PYTHON")?.try_into()?,
             counters: take(&mut ebpf, "COUNTERS")?.try_into()?,
             ticks: ticks::Ticks::default(),
+            others: others::Others::new(&mut ebpf)?,
             malformed: 0,
             probes,
             #[cfg(feature = "probe-log")]
@@ -142,21 +147,6 @@ impl KernelSource {
         let mut bytes = [0; size_of::<PythonLayout>()];
         bytes.copy_from_slice(layout.as_bytes());
         Ok(self.python.set(0, bytes, 0)?)
-    }
-
-    /// Every thread of the target as it is now, asleep or not.
-    pub fn threads(&mut self) -> anyhow::Result<Vec<ThreadSnapshot>> {
-        let program: &mut Iter =
-            self.ebpf.program_mut("threads").context("no program `threads`")?.try_into()?;
-        let link = program.attach()?;
-        let file = program.take_link(link)?.into_file()?;
-        let size = size_of::<ThreadSnapshot>();
-        let mut bytes = Vec::new();
-        file.take((MAX_THREADS * size) as u64).read_to_end(&mut bytes)?;
-        Ok(bytes
-            .chunks_exact(size)
-            .filter_map(|chunk| ThreadSnapshot::read_from_bytes(chunk).ok())
-            .collect())
     }
 }
 
@@ -205,6 +195,28 @@ impl EventSource for KernelSource {
         Ok(true)
     }
 
+    fn threads(&mut self) -> anyhow::Result<Vec<ThreadSnapshot>> {
+        let program: &mut Iter =
+            self.ebpf.program_mut("threads").context("no program `threads`")?.try_into()?;
+        let link = program.attach()?;
+        let file = program.take_link(link)?.into_file()?;
+        let size = size_of::<ThreadSnapshot>();
+        let mut bytes = Vec::new();
+        file.take((MAX_THREADS * size) as u64).read_to_end(&mut bytes)?;
+        Ok(bytes
+            .chunks_exact(size)
+            .filter_map(|chunk| ThreadSnapshot::read_from_bytes(chunk).ok())
+            .collect())
+    }
+
+    fn set_parks(&mut self, slot: Slot, parks: Parks) {
+        self.table.set_parks(slot.index, parks);
+    }
+
+    fn set_handed_work(&mut self, slot: Slot, is_handed: bool) {
+        self.table.set_handed_work(slot.index, is_handed);
+    }
+
     fn set_python_state(&mut self, slot: Slot, tstate: u64) {
         self.table.set_python_state(slot.index, tstate);
     }
@@ -217,8 +229,21 @@ impl EventSource for KernelSource {
         }
     }
 
+    fn set_wanted(&mut self, wanted: Wanted) -> anyhow::Result<()> {
+        self.others.want(wanted)
+    }
+
+    fn set_thread_states(&mut self, states: &[(u64, u64)]) -> anyhow::Result<()> {
+        self.others.tell_states(states)
+    }
+
+    fn watch_wakers(&mut self, wanted: bool) -> anyhow::Result<()> {
+        self.others.watch_wakers(&mut self.ebpf, wanted)
+    }
+
     fn release(&mut self, slot: Slot) {
         self.table.seed(slot.index, Loop::default(), CaptureHead::default());
+        self.table.set_parks(slot.index, Parks::default());
         // A full queue is impossible: it has room for every slot there is.
         let _ = self.free.push(slot.index, 0);
     }

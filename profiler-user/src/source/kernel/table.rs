@@ -9,7 +9,7 @@ use std::sync::atomic::{Ordering, fence};
 use anyhow::Context;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use profiler_ebpf::record::{Capture, CaptureHead};
-use profiler_ebpf::turn::Loop;
+use profiler_ebpf::turn::{Loop, Parks};
 use zerocopy::IntoBytes;
 
 /// Tries before a slot that the kernel keeps changing is passed over until the next look.
@@ -57,18 +57,25 @@ impl Drop for Mapped {
 // SAFETY: the mapping belongs to this value alone on our side, and is reached by volatile copies.
 unsafe impl Send for Mapped {}
 
-/// Loops and captures by slot.
+/// Loops, captures and ways to park, by slot.
 #[derive(Debug)]
 pub struct Table {
     loops: Mapped,
     captures: Mapped,
+    parks: Mapped,
 }
 
 impl Table {
-    pub fn new(loops: impl AsFd, captures: impl AsFd, entries: u32) -> anyhow::Result<Self> {
+    pub fn new(
+        loops: impl AsFd,
+        captures: impl AsFd,
+        parks: impl AsFd,
+        entries: u32,
+    ) -> anyhow::Result<Self> {
         Ok(Self {
             loops: Mapped::new::<Loop>(loops, entries)?,
             captures: Mapped::new::<Capture>(captures, entries)?,
+            parks: Mapped::new::<Parks>(parks, entries)?,
         })
     }
 
@@ -99,16 +106,27 @@ impl Table {
         }
     }
 
-    /// Writes the one field that is the daemon's own.
     pub fn set_python_state(&self, slot: u32, tstate: u64) {
+        self.set_word(slot, offset_of!(Loop, python_tstate), tstate);
+    }
+
+    pub fn set_handed_work(&self, slot: u32, is_handed: bool) {
+        self.set_word(slot, offset_of!(Loop, handed_work), u64::from(is_handed));
+    }
+
+    /// Writes a field that is the daemon's own.
+    fn set_word(&self, slot: u32, offset: usize, value: u64) {
         if let Some(at) = self.loops.at::<Loop>(slot) {
-            // SAFETY: within the mapping and aligned; the probes only read this field.
-            unsafe {
-                at.cast::<u8>()
-                    .add(offset_of!(Loop, python_tstate))
-                    .cast::<u64>()
-                    .write_volatile(tstate)
-            };
+            // SAFETY: within the mapping and aligned; the probes only read these fields.
+            unsafe { at.cast::<u8>().add(offset).cast::<u64>().write_volatile(value) };
+        }
+    }
+
+    /// Writes how a slot's thread parks. A probe that reads a half-written park takes it for no park.
+    pub fn set_parks(&self, slot: u32, parks: Parks) {
+        if let Some(at) = self.parks.at::<Parks>(slot) {
+            // SAFETY: within the mapping; the probes only read it.
+            unsafe { at.write_volatile(parks) };
         }
     }
 

@@ -1,0 +1,222 @@
+//! Threads of the target that are in no suspected turn themselves: they may hold, or give back, what a loop waits for.
+
+use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_ktime_get_ns};
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, Queue};
+use profiler_ebpf::counter::Counter;
+use profiler_ebpf::limits::{BYSTANDER_EVERY_NS, MAX_DESKS, MAX_THREAD_STATES};
+use profiler_ebpf::python::PythonWalk;
+use profiler_ebpf::record::{Capture, CaptureHead, RecordHead, Woken, kind, reason};
+use profiler_ebpf::turn::{FUTEX, phase, state};
+use profiler_ebpf::wanted::{Wanted, ends_wait};
+
+use crate::maps::{capture_at, count, loop_at, param, slot_of};
+use crate::task::Task;
+use crate::{capture, emit, sched};
+
+/// What the daemon wants to know; written by it whenever that changes.
+#[map]
+static WANTED: Array<Wanted> = Array::with_max_entries(1, 0);
+
+/// Thread pointer to the interpreter's thread state, for threads without a slot; written by the
+/// daemon, checked by the walk.
+#[map]
+static THREAD_STATES: HashMap<u64, u64> = HashMap::with_max_entries(MAX_THREAD_STATES, 0);
+
+/// Desks not in use. Filled by the daemon; one is taken for as long as a capture is put together.
+#[map]
+static FREE_DESKS: Queue<u32> = Queue::with_max_entries(MAX_DESKS, 0);
+
+/// When a thread was last captured for no other reason than that all are wanted.
+#[map]
+static LAST_BYSTANDER: Array<u64> = Array::with_max_entries(1, 0);
+
+/// How a thread was met.
+struct Met {
+    tid: u32,
+    reason: u32,
+    in_user: u32,
+    holds_gil: u32,
+    tstate: u64,
+    now_ns: u64,
+}
+
+/// A tick found a thread of the target that is in no suspected turn. Where that is of interest, its
+/// registers are taken, and the caller does the rest.
+#[inline(always)]
+pub fn tick(tid: u32, in_user: u32, now_ns: u64) -> Option<Begun> {
+    let wanted = WANTED.get(0)?;
+    if wanted.gil | wanted.everyone | wanted.owner == 0 {
+        return None;
+    }
+    let tstate = thread_state(Task::current().fsbase());
+    let holds_gil = wanted.gil == 1 && holds_gil(wanted, tstate);
+    if !holds_gil && wanted.owner != tid && !(wanted.everyone == 1 && is_time(now_ns)) {
+        return None;
+    }
+    let holds_gil = u32::from(holds_gil);
+    let met = Met { tid, reason: reason::TICK, in_user, holds_gil, tstate, now_ns };
+    begin(&met)
+}
+
+/// 1 where the current thread, with this state, holds the interpreter's lock and somebody asks.
+#[inline(always)]
+pub fn gil_is_held_by(tstate: u64) -> u32 {
+    WANTED.get(0).map_or(0, |wanted| u32::from(wanted.gil == 1 && holds_gil(wanted, tstate)))
+}
+
+/// Somebody wakes a task. Runs in the waker's context, or in whatever an interrupt came upon.
+#[inline(always)]
+pub fn waking(task: Task) {
+    if u64::from(task.tgid()) != param!(tgid) {
+        return;
+    }
+    let Some(slot) = slot_of(task.tid()) else { return };
+    let (Some(state), Some(capture)) = (loop_at(slot), capture_at(slot)) else { return };
+    // SAFETY: the helper has no preconditions.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    if state.phase != phase::TURN
+        || state.state != state::BLOCKED
+        || !sched::is_suspected(state, now_ns)
+    {
+        return;
+    }
+    let head = &capture.head;
+    if head.registers.syscall != FUTEX
+        || head.reason != reason::SWITCH_OUT
+        || head.at_ns != state.booked_until_ns
+    {
+        return;
+    }
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let (by_tgid, by_tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
+    let same_process = u64::from(by_tgid) == param!(tgid);
+    if !is_ended_by_current(capture, same_process) {
+        return;
+    }
+    tell_woken(capture, state.turn.start_ns, pid_tgid, now_ns);
+    if same_process {
+        let tstate = thread_state(Task::current().fsbase());
+        let met =
+            Met { tid: by_tid, reason: reason::WAKING, in_user: 0, holds_gil: 0, tstate, now_ns };
+        let Some(Begun { desk, tstate }) = begin(&met) else { return };
+        if let Some(capture) = capture_at(desk) {
+            capture::take_stacks(capture, tstate);
+            emit::capture(capture);
+        }
+        leave(desk);
+    }
+}
+
+/// Whether the current thread's system call explains the end of the wait that the capture is of.
+///
+/// A function of its own, as are the next and `fill`: the kernel allows 512 bytes of stack for all
+/// that are being called together, and the walk of the interpreter's frames needs a third of it.
+#[inline(never)]
+fn is_ended_by_current(capture: &Capture, same_process: bool) -> bool {
+    Task::current()
+        .registers()
+        .is_some_and(|call| ends_wait(&capture.head.registers, &call, same_process))
+}
+
+#[inline(never)]
+fn tell_woken(capture: &Capture, turn_start_ns: u64, by: u64, now_ns: u64) {
+    let mut woken = Woken {
+        head: RecordHead { kind: kind::WOKEN, tid: capture.head.head.tid },
+        at_ns: now_ns,
+        turn_start_ns,
+        blocked_at_ns: capture.head.at_ns,
+        by_tgid: (by >> 32) as u32,
+        by_tid: by as u32,
+        by_name: [0; 16],
+    };
+    // SAFETY: the buffer is of that size.
+    unsafe { bpf_get_current_comm(woken.by_name.as_mut_ptr().cast(), 16) };
+    emit::record(&woken, Counter::RecordLost);
+}
+
+/// Whether the last bystander was captured long enough ago. Two CPUs that ask at the same moment may
+/// both be told yes.
+#[inline(always)]
+fn is_time(now_ns: u64) -> bool {
+    let Some(last) = LAST_BYSTANDER.get_ptr_mut(0) else { return false };
+    // SAFETY: the pointer is to the map's one element, of that type.
+    let before_ns = unsafe { last.read_volatile() };
+    let is_time = now_ns.saturating_sub(before_ns) >= BYSTANDER_EVERY_NS;
+    if is_time {
+        // SAFETY: as above.
+        unsafe { last.write_volatile(now_ns) };
+    }
+    is_time
+}
+
+/// The interpreter's state of a thread, as far as the daemon has told.
+#[inline(always)]
+fn thread_state(fsbase: u64) -> u64 {
+    // SAFETY: the value is copied out at once; a stale one is found out by the walk.
+    unsafe { THREAD_STATES.get(fsbase).copied() }.unwrap_or(0)
+}
+
+/// Whether the current thread holds the interpreter's lock. Nobody else can take it from a thread,
+/// so the answer holds for as long as we keep the thread from running on.
+#[inline(always)]
+fn holds_gil(wanted: &Wanted, tstate: u64) -> bool {
+    // SAFETY: the helpers fail instead of faulting.
+    let holder = unsafe { bpf_probe_read_user(wanted.gil_holder_at as *const u64) };
+    // SAFETY: as above.
+    let locked = unsafe { bpf_probe_read_user(wanted.gil_locked_at as *const u32) };
+    tstate != 0 && holder == Ok(tstate) && locked == Ok(1)
+}
+
+/// A desk where a capture of the current thread has been begun.
+pub struct Begun {
+    pub desk: u32,
+    pub tstate: u64,
+}
+
+/// Takes a desk and puts the current thread's registers there.
+#[inline(always)]
+fn begin(met: &Met) -> Option<Begun> {
+    let Ok(Some(desk)) = FREE_DESKS.pop() else {
+        count(Counter::OtherUntaken);
+        return None;
+    };
+    if capture_at(desk).is_some_and(|capture| fill(capture, met)) {
+        return Some(Begun { desk, tstate: met.tstate });
+    }
+    leave(desk);
+    None
+}
+
+/// The capture has been sent.
+#[inline(always)]
+pub fn leave(desk: u32) {
+    // A full queue is impossible: it has room for every desk there is.
+    let _ = FREE_DESKS.push(desk, 0);
+}
+
+#[inline(never)]
+fn fill(capture: &mut Capture, met: &Met) -> bool {
+    let task = Task::current();
+    let Some(registers) = task.registers() else { return false };
+    let is_main = task.tgid() == met.tid;
+    capture.head = CaptureHead {
+        head: RecordHead { kind: kind::OTHER, tid: met.tid },
+        at_ns: met.now_ns,
+        turn_start_ns: 0,
+        blocked_ns: 0,
+        reason: met.reason,
+        in_user: met.in_user,
+        state: state::RUNNING,
+        holds_gil: met.holds_gil,
+        registers,
+        stack_top: if is_main { task.start_stack() } else { 0 },
+        fsbase: task.fsbase(),
+        stack_bytes: 0,
+        kernel_frames: 0,
+        python_frames: 0,
+        python_walk: PythonWalk::NotTried as u32,
+    };
+    true
+}

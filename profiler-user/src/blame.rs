@@ -1,0 +1,430 @@
+//! A suspected loop that waits for another thread: what for, who holds that, and whom the probes are to watch for it.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use profiler_ebpf::record::{ThreadSnapshot, reason};
+use profiler_ebpf::turn::FUTEX;
+use profiler_ebpf::wanted::Wanted;
+
+use crate::gap::Gap;
+use crate::job::{Job, PythonFrames, Sight};
+use crate::process::TargetMemory;
+use crate::process::lock;
+use crate::process::stack::read_stack;
+use crate::process::target::Target;
+use crate::runtime::cpython::{Gil, Python};
+use crate::source::{Captured, EventSource};
+use crate::standing::{self, MAX_THREADS, Standing};
+use crate::turn::Awaited;
+
+/// Between two looks from outside at who holds what a loop waits for; in a long stall a tenth of its
+/// age so far.
+const LOOK_EVERY_NS: u64 = 50_000_000;
+
+/// Between two listings of the interpreter's threads for the probes: threads come and go.
+const LIST_EVERY_NS: u64 = 1_000_000_000;
+
+/// The probes go on watching so long after the last wait: the next is often of the same kind.
+const LINGER_NS: u64 = 250_000_000;
+
+/// One loop that waits, or has waited, for another thread in its suspected turn.
+#[derive(Debug, Clone, Copy)]
+struct Wait {
+    turn_start_ns: u64,
+    gil: bool,
+    futex: bool,
+    /// The thread that owns the lock, as far as the lock says.
+    owner: Option<u32>,
+    looked_ns: u64,
+    next_look_ns: u64,
+}
+
+/// What the session needs of the target while it looks for a holder.
+#[derive(Debug)]
+pub struct Outside<'a, S, M> {
+    pub source: &'a mut S,
+    pub memory: &'a M,
+    pub target: &'a Target,
+    pub python: Option<&'a mut Python>,
+}
+
+/// What a loop is blocked in, and since which turn.
+#[derive(Debug, Clone, Copy)]
+pub struct Blocked<'a> {
+    pub captured: &'a Captured,
+    pub awaited: Awaited,
+    pub now_ns: u64,
+}
+
+/// Who is to blame, as far as is known now.
+#[derive(Debug, Default)]
+pub struct Blame {
+    /// The interpreter's lock, once it was found.
+    gil: Option<Gil>,
+    waits: BTreeMap<u32, Wait>,
+    /// Whether every thread is of interest, and in which suspected turns.
+    everyone: bool,
+    suspected: Vec<(u32, u64)>,
+    /// Each loop's last turn that is known to be over: where other threads are since does not matter
+    /// to it, however long a state that was read before still shows it.
+    over: BTreeMap<u32, u64>,
+    next_list_ns: u64,
+    wakers_until_ns: u64,
+    /// Why other threads cannot be watched, if they cannot.
+    pub refused: Option<String>,
+}
+
+/// The owner of the lock that a thread is blocked on, by the lock's own words.
+fn lock_owner<S, M: TargetMemory>(outside: &Outside<'_, S, M>, captured: &Captured) -> Option<u32> {
+    let registers = &captured.head.registers;
+    lock::owner(outside.memory, registers).or_else(|| {
+        let python = outside.python.as_ref()?;
+        let [futex, ..] = registers.args;
+        let stack = match captured.stack.is_empty() {
+            true => Cow::Owned(read_stack(outside.memory, &captured.head)),
+            false => Cow::Borrowed(&captured.stack),
+        };
+        python.lock_owner(outside.memory, &stack, futex)
+    })
+}
+
+impl Blame {
+    /// From now on every thread of the target is of interest.
+    pub fn want_everyone(&mut self) {
+        self.everyone = true;
+    }
+
+    /// What a blocked thread waits for, as far as its registers and the interpreter tell.
+    pub fn awaited(
+        &mut self,
+        python: Option<&Python>,
+        memory: &impl TargetMemory,
+        captured: &Captured,
+    ) -> Awaited {
+        let head = &captured.head;
+        if head.reason != reason::SWITCH_OUT || head.registers.syscall != FUTEX {
+            return Awaited::Syscall;
+        }
+        self.gil = self.gil.or_else(|| python?.gil(memory));
+        let [futex, ..] = head.registers.args;
+        let awaited = match self.gil {
+            Some(gil) if gil.contains(futex) => Awaited::Gil,
+            _ => Awaited::Futex,
+        };
+        let wait = self.wait(head.head.tid, head.turn_start_ns);
+        wait.gil |= awaited == Awaited::Gil;
+        wait.futex |= awaited == Awaited::Futex;
+        awaited
+    }
+
+    /// The turns that are suspected now. What is known of others is forgotten.
+    pub fn keep(&mut self, mut suspected: Vec<(u32, u64)>) {
+        suspected.retain(|(tid, turn_start_ns)| self.over.get(tid) != Some(turn_start_ns));
+        self.waits.retain(|tid, wait| suspected.contains(&(*tid, wait.turn_start_ns)));
+        self.suspected = suspected;
+    }
+
+    /// A turn is over, say the records, which are in order.
+    pub fn turn_over(&mut self, loop_tid: u32, turn_start_ns: u64) {
+        self.over.insert(loop_tid, turn_start_ns);
+        let suspected = std::mem::take(&mut self.suspected);
+        self.keep(suspected);
+    }
+
+    /// Whether running threads are to be sampled although the loops are blocked.
+    pub fn wants_ticks(&self) -> bool {
+        self.wanted() != Wanted::default()
+    }
+
+    /// Has the probes watch for what is of interest now.
+    pub fn watch<S: EventSource, M: TargetMemory>(
+        &mut self,
+        outside: Outside<'_, S, M>,
+        now_ns: u64,
+    ) {
+        if self.waits.values().any(|wait| wait.futex) {
+            self.wakers_until_ns = now_ns + LINGER_NS;
+        }
+        self.refused = self.tell(outside, now_ns).err().map(|error| format!("{error:#}"));
+    }
+
+    fn tell<S: EventSource, M: TargetMemory>(
+        &mut self,
+        outside: Outside<'_, S, M>,
+        now_ns: u64,
+    ) -> anyhow::Result<()> {
+        let wanted = self.wanted();
+        let wakers = now_ns < self.wakers_until_ns;
+        if let Some(python) = outside.python
+            && (wakers || wanted != Wanted::default())
+            && now_ns >= self.next_list_ns
+        {
+            self.next_list_ns = now_ns + LIST_EVERY_NS;
+            outside.source.set_thread_states(&python.states_by_thread(outside.memory))?;
+        }
+        outside.source.set_wanted(wanted)?;
+        outside.source.watch_wakers(wakers)
+    }
+
+    fn wanted(&self) -> Wanted {
+        let owners: Vec<u32> = self.waits.values().filter_map(|wait| wait.owner).collect();
+        let gil = self.gil.filter(|_| self.waits.values().any(|wait| wait.gil));
+        // The probes compare with one owner; of several, everybody's ticks are sorted here.
+        let several = owners.iter().any(|owner| owners.first() != Some(owner));
+        let everyone = several || (self.everyone && !self.suspected.is_empty());
+        Wanted {
+            gil: u32::from(gil.is_some()),
+            everyone: u32::from(everyone),
+            owner: owners.first().copied().unwrap_or(0),
+            reserved: 0,
+            gil_holder_at: gil.map_or(0, |gil| gil.holder_at()),
+            gil_locked_at: gil.map_or(0, |gil| gil.locked_at()),
+        }
+    }
+
+    /// The loops to which it matters where a thread was, and as the holder of what.
+    pub fn concerned(&self, captured: &Captured) -> Vec<Sight> {
+        let head = &captured.head;
+        let mut sights = Vec::new();
+        for (tid, wait) in self.waits.iter().filter(|(tid, _)| **tid != head.head.tid) {
+            let sight = |held| Sight { loop_tid: *tid, turn_start_ns: wait.turn_start_ns, held };
+            if wait.gil && head.holds_gil == 1 {
+                sights.push(sight(Some(Awaited::Gil)));
+            }
+            if wait.futex && wait.owner == Some(head.head.tid) {
+                sights.push(sight(Some(Awaited::Futex)));
+            }
+        }
+        if self.everyone {
+            let bystander = |(loop_tid, turn_start_ns): &(u32, u64)| Sight {
+                loop_tid: *loop_tid,
+                turn_start_ns: *turn_start_ns,
+                held: None,
+            };
+            let others = self.suspected.iter().filter(|(tid, _)| *tid != head.head.tid);
+            sights.extend(others.map(bystander));
+        }
+        sights
+    }
+
+    /// Looks from outside who holds what a blocked loop waits for, if it is time to.
+    pub fn look<S: EventSource, M: TargetMemory>(
+        &mut self,
+        mut outside: Outside<'_, S, M>,
+        blocked: Blocked<'_>,
+        jobs: &mut Vec<Job>,
+    ) {
+        let Blocked { captured, awaited, now_ns } = blocked;
+        let (loop_tid, turn_start_ns) = (captured.head.head.tid, captured.head.turn_start_ns);
+        let wait = *self.wait(loop_tid, turn_start_ns);
+        if awaited == Awaited::Syscall || now_ns < wait.next_look_ns {
+            return;
+        }
+        let pause_ns = LOOK_EVERY_NS.max(now_ns.saturating_sub(turn_start_ns) / 10);
+        let weight_ns = match wait.looked_ns {
+            0 => LOOK_EVERY_NS,
+            before_ns => now_ns.saturating_sub(before_ns),
+        };
+        let holder = self.holder(&mut outside, awaited, captured);
+        let wait = self.wait(loop_tid, turn_start_ns);
+        (wait.looked_ns, wait.next_look_ns) = (now_ns, now_ns + pause_ns);
+        wait.owner = holder.filter(|_| awaited == Awaited::Futex);
+        let Some(tid) = holder else { return };
+        // The loop's own stack is known. Whoever is on a CPU is met by ticks.
+        let seen = match tid == loop_tid {
+            true => None,
+            false => self.standing(&mut outside, tid, now_ns),
+        };
+        // What was read counts only if the thread still holds it.
+        if self.holder(&mut outside, awaited, captured) != Some(tid) {
+            return;
+        }
+        let sight = Sight { loop_tid, turn_start_ns, held: Some(awaited) };
+        jobs.push(Job::Holder { sight, tid, seen: seen.map(Box::new), weight_ns });
+    }
+
+    /// The thread that holds what is waited for, now.
+    fn holder<S, M: TargetMemory>(
+        &self,
+        outside: &mut Outside<'_, S, M>,
+        awaited: Awaited,
+        captured: &Captured,
+    ) -> Option<u32> {
+        let tid_in_container = match (awaited, self.gil) {
+            (Awaited::Gil, Some(gil)) => outside.python.as_ref()?.holder(outside.memory, gil)?,
+            (Awaited::Futex, _) => lock_owner(outside, captured)?,
+            _ => return None,
+        };
+        outside.target.tid_of(tid_in_container)
+    }
+
+    fn standing<S: EventSource, M: TargetMemory>(
+        &mut self,
+        outside: &mut Outside<'_, S, M>,
+        tid: u32,
+        now_ns: u64,
+    ) -> Option<(Captured, PythonFrames)> {
+        let is_it = |thread: &ThreadSnapshot| thread.tid == tid;
+        let python = outside.python.as_deref();
+        let found = standing::read(outside.source, outside.memory, python, is_it, now_ns);
+        let captured = match found {
+            Ok(mut found) => found.still.pop()?,
+            Err(error) => {
+                self.refused = Some(format!("{error:#}"));
+                return None;
+            }
+        };
+        let python = PythonFrames::of(&captured, outside.python.as_deref_mut(), outside.memory);
+        Some((captured, python))
+    }
+
+    fn wait(&mut self, loop_tid: u32, turn_start_ns: u64) -> &mut Wait {
+        let new = Wait {
+            turn_start_ns,
+            gil: false,
+            futex: false,
+            owner: None,
+            looked_ns: 0,
+            next_look_ns: 0,
+        };
+        let known = self.waits.get(&loop_tid).map(|wait| wait.turn_start_ns);
+        if known != Some(turn_start_ns) {
+            // Threads may have come since they were last listed, and one of them may be the holder.
+            self.next_list_ns = 0;
+            self.waits.insert(loop_tid, new);
+        }
+        self.waits.entry(loop_tid).or_insert(new)
+    }
+
+    /// Every other thread of the process where it stands, if all are of interest.
+    pub fn bystanders<S: EventSource, M: TargetMemory>(
+        &mut self,
+        mut outside: Outside<'_, S, M>,
+        loop_tid: u32,
+        turn_start_ns: u64,
+        now_ns: u64,
+    ) -> Option<Job> {
+        if !self.everyone {
+            return None;
+        }
+        let is_other = |thread: &ThreadSnapshot| thread.tid != loop_tid;
+        let python = outside.python.as_deref();
+        let read = standing::read(outside.source, outside.memory, python, is_other, now_ns);
+        let mut gaps = Vec::new();
+        let found = read.unwrap_or_else(|error| {
+            gaps.push(Gap::new("stacks of the other threads", format!("{error:#}")));
+            Standing::default()
+        });
+        if found.left_out > 0 {
+            let what = format!("stacks of {} more threads", found.left_out);
+            gaps.push(Gap::new(&what, format!("no more than {MAX_THREADS} are read")));
+        }
+        let name = |captured: Captured| {
+            let python = PythonFrames::of(&captured, outside.python.as_deref_mut(), outside.memory);
+            (captured, python)
+        };
+        let still = found.still.into_iter().map(name).collect();
+        Some(Job::Bystanders { loop_tid, turn_start_ns, still, moving: found.moving, gaps })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use profiler_ebpf::record::{CaptureHead, RecordHead, Registers, reason};
+    use profiler_ebpf::turn::FUTEX;
+    use profiler_ebpf::wanted::Wanted;
+
+    use super::Blame;
+    use crate::job::Sight;
+    use crate::process::{TargetMemory, Unreadable};
+    use crate::source::Captured;
+    use crate::turn::Awaited;
+
+    const LOOP: u32 = 77;
+    const TURN: u64 = 5000;
+
+    struct Nothing;
+
+    impl TargetMemory for Nothing {
+        fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), Unreadable> {
+            Err(Unreadable { address, bytes: buffer.len() })
+        }
+    }
+
+    fn captured(tid: u32, reason: u32, syscall: i64) -> Captured {
+        let head = CaptureHead {
+            head: RecordHead { kind: 0, tid },
+            turn_start_ns: TURN,
+            reason,
+            registers: Registers { syscall, ..Registers::default() },
+            ..CaptureHead::default()
+        };
+        Captured { head, kernel: Vec::new(), python: Vec::new(), stack: Vec::new() }
+    }
+
+    /// One loop that waits for another thread by a futex.
+    fn waiting() -> Blame {
+        let mut blame = Blame::default();
+        let blocked = captured(LOOP, reason::SWITCH_OUT, FUTEX);
+        assert_eq!(blame.awaited(None, &Nothing, &blocked), Awaited::Futex);
+        blame.keep(vec![(LOOP, TURN)]);
+        blame
+    }
+
+    /// Only a thread that gave up its CPU in a futex call waits for another.
+    #[test]
+    fn what_is_waited_for() {
+        let mut blame = Blame::default();
+        for (reason, syscall) in [(reason::SWITCH_OUT, 0), (reason::TICK, FUTEX)] {
+            let blocked = captured(LOOP, reason, syscall);
+            assert_eq!(blame.awaited(None, &Nothing, &blocked), Awaited::Syscall);
+        }
+        assert!(blame.waits.is_empty());
+    }
+
+    /// An owner is watched for from when it is known; of several, everybody is, and they are told apart
+    /// here.
+    #[test]
+    fn owners_are_watched() {
+        let mut blame = waiting();
+        assert_eq!(blame.wanted(), Wanted::default(), "nobody is known to own it");
+        blame.wait(LOOP, TURN).owner = Some(8);
+        assert_eq!(blame.wanted(), Wanted { owner: 8, ..Wanted::default() });
+        let held = Some(Awaited::Futex);
+        let sight = Sight { loop_tid: LOOP, turn_start_ns: TURN, held };
+        assert_eq!(blame.concerned(&captured(8, reason::TICK, -1)), [sight]);
+        assert_eq!(blame.concerned(&captured(9, reason::TICK, -1)), []);
+
+        let second = blame.wait(LOOP + 1, TURN);
+        (second.futex, second.owner) = (true, Some(9));
+        assert_eq!((blame.wanted().owner, blame.wanted().everyone), (8, 1));
+        let sight = Sight { loop_tid: LOOP + 1, ..sight };
+        assert_eq!(blame.concerned(&captured(9, reason::TICK, -1)), [sight]);
+    }
+
+    /// Once a turn is over nobody is watched for it, though a state that was read before still shows it.
+    #[test]
+    fn what_is_over_concerns_nobody() {
+        let mut blame = waiting();
+        blame.wait(LOOP, TURN).owner = Some(8);
+        blame.turn_over(LOOP, TURN);
+        assert_eq!(blame.concerned(&captured(8, reason::TICK, -1)), []);
+        blame.keep(vec![(LOOP, TURN)]);
+        assert!(blame.suspected.is_empty());
+        blame.keep(vec![(LOOP, TURN + 1)]);
+        assert_eq!(blame.suspected, [(LOOP, TURN + 1)]);
+    }
+
+    /// The loop itself is none of the others.
+    #[test]
+    fn everyone_but_the_loop() {
+        let mut blame = Blame::default();
+        blame.want_everyone();
+        assert_eq!(blame.wanted(), Wanted::default(), "nothing is suspected");
+        blame.keep(vec![(LOOP, TURN), (LOOP + 1, TURN)]);
+        assert_eq!(blame.wanted().everyone, 1);
+        let sight = Sight { loop_tid: LOOP + 1, turn_start_ns: TURN, held: None };
+        assert_eq!(blame.concerned(&captured(LOOP, reason::TICK, -1)), [sight]);
+    }
+}

@@ -1,0 +1,146 @@
+//! Captures to samples for the analyst: those of the ring, and those of threads that cannot move.
+
+use profiler_ebpf::limits::MIN_BLOCK_NS;
+use profiler_ebpf::python::PythonWalk;
+use profiler_ebpf::record::reason;
+use profiler_ebpf::turn::state;
+
+use super::Session;
+use crate::blame::{Blame, Blocked, Outside};
+use crate::job::{Job, KernelStack, PythonFrames};
+use crate::process::TargetMemory;
+use crate::process::stack::read_stack;
+use crate::source::{Captured, EventSource, Slot};
+use crate::turn::Awaited;
+
+impl<S: EventSource, M: TargetMemory> Session<S, M> {
+    /// A capture out of the ring: a tick, or a blocked stretch that is over.
+    pub fn captured(&mut self, mut captured: Box<Captured>, jobs: &mut Vec<Job>) {
+        let head = captured.head;
+        let completed = self
+            .loops
+            .get(&head.head.tid)
+            .is_some_and(|followed| followed.completed_ns == head.at_ns);
+        if head.reason == reason::SWITCH_OUT && completed {
+            self.followed(head.head.tid).cut_capture(&mut captured);
+            jobs.push(Job::BlockEnded { captured });
+            return;
+        }
+        if PythonWalk::from_u32(head.python_walk) == PythonWalk::WrongThread
+            && let Some(followed) = self.loops.get_mut(&head.head.tid)
+        {
+            // The state that we knew belongs to another thread by now: search again.
+            followed.tstate = None;
+        }
+        let mut python = self.name_python(&captured);
+        if !self.source.is_in_turn(head.head.tid, head.turn_start_ns) {
+            python.came_too_late();
+        }
+        self.note_work(&captured, &python);
+        self.followed(head.head.tid).cut_capture(&mut captured);
+        let awaited = self.awaited(&captured);
+        // Other loops may wait for what this one holds.
+        let sights = match captured.head.reason {
+            reason::TICK => self.blame.concerned(&captured),
+            _ => Vec::new(),
+        };
+        if !sights.is_empty() {
+            let (captured, python) = (captured.clone(), python.clone());
+            jobs.push(Job::Other { sights, captured, python });
+        }
+        jobs.push(Job::Sample { captured, python, kernel: KernelStack::Captured, awaited });
+    }
+
+    /// Completes the stack of a thread that is blocked in a suspected turn: it cannot move, so its
+    /// memory holds what it held when it gave up the CPU.
+    pub fn complete_block(&mut self, slot: Slot, now_ns: u64, jobs: &mut Vec<Job>) {
+        if slot.state.state != state::BLOCKED && slot.state.state != state::STOPPED {
+            return;
+        }
+        let Some(mut captured) = self.source.last_block(slot) else { return };
+        let tid = slot.state.tid;
+        let Some(followed) = self.loops.get(&tid) else { return };
+        let head = &captured.head;
+        // The capture is of this block only if both bear the same time. A young one may still be
+        // being written.
+        let is_of_block = head.reason == reason::SWITCH_OUT
+            && head.at_ns == slot.state.booked_until_ns
+            && now_ns.saturating_sub(head.at_ns) >= MIN_BLOCK_NS;
+        if !is_of_block {
+            return;
+        }
+        if head.at_ns == followed.completed_ns {
+            followed.cut_capture(&mut captured);
+            self.find_holder(&captured, now_ns, jobs);
+            return;
+        }
+        let tstate = followed.tstate;
+        if captured.stack.is_empty() {
+            captured.stack = read_stack(&self.memory, &captured.head);
+            if let (Some(python), Some(tstate)) = (&self.python, tstate) {
+                let (frames, walk) = python.walk(&self.memory, tstate, Some(captured.head.fsbase));
+                captured.python = frames;
+                captured.head.python_walk = walk as u32;
+            }
+        }
+        let python = self.name_python(&captured);
+        let kernel = KernelStack::Text(self.target.kernel_stack(tid));
+        // Had it moved meanwhile, the stack would be another one's.
+        let unmoved =
+            self.source.last_block(slot).is_some_and(|now| now.head.at_ns == captured.head.at_ns);
+        if !unmoved {
+            return;
+        }
+        self.note_work(&captured, &python);
+        if let Some(followed) = self.loops.get_mut(&tid) {
+            followed.completed_ns = captured.head.at_ns;
+            followed.cut_capture(&mut captured);
+        }
+        let awaited = self.awaited(&captured);
+        captured.head.blocked_ns = 0;
+        self.find_holder(&captured, now_ns, jobs);
+        jobs.push(Job::Sample { captured: Box::new(captured), python, kernel, awaited });
+    }
+
+    /// Looks who holds what a thread waits for that is blocked like this.
+    pub fn find_holder(&mut self, captured: &Captured, now_ns: u64, jobs: &mut Vec<Job>) {
+        let awaited = self.awaited(captured);
+        let (blame, outside) = self.outside();
+        blame.look(outside, Blocked { captured, awaited, now_ns }, jobs);
+    }
+
+    /// What a blocked thread waits for, as far as its registers and the interpreter tell.
+    pub fn awaited(&mut self, captured: &Captured) -> Awaited {
+        self.blame.awaited(self.python.as_ref(), &self.memory, captured)
+    }
+
+    /// Another thread, as far as a suspected loop has to do with it.
+    pub fn other(&mut self, captured: Box<Captured>, jobs: &mut Vec<Job>) {
+        let sights = self.blame.concerned(&captured);
+        if !sights.is_empty() || captured.head.reason == reason::WAKING {
+            let python = PythonFrames::of(&captured, self.python.as_mut(), &self.memory);
+            jobs.push(Job::Other { sights, captured, python });
+        }
+    }
+
+    pub fn name_python(&mut self, captured: &Captured) -> PythonFrames {
+        let mut named = PythonFrames::of(captured, self.python.as_mut(), &self.memory);
+        let tstate = self.loops.get(&captured.head.head.tid).and_then(|followed| followed.tstate);
+        if let PythonFrames::Named { frames, walk, running } = &mut named
+            && let Some(python) = &mut self.python
+        {
+            *running = python.running(&self.memory, &captured.python, frames, *walk, tstate);
+        }
+        named
+    }
+
+    pub fn outside(&mut self) -> (&mut Blame, Outside<'_, S, M>) {
+        let outside = Outside {
+            source: &mut self.source,
+            memory: &self.memory,
+            target: &self.target,
+            python: self.python.as_mut(),
+        };
+        (&mut self.blame, outside)
+    }
+}

@@ -1,0 +1,75 @@
+//! One loop that is followed: its tracker, and what is known of its thread.
+
+use profiler_ebpf::turn::{Loop, state};
+
+use super::items::{Cut, Item};
+use crate::turn::tracker::Tracker;
+
+/// Between two searches for a thread's interpreter state: a loop in native code never has one.
+const SEARCH_EVERY_NS: u64 = 1_000_000_000;
+
+/// One loop that is followed.
+#[derive(Debug)]
+pub struct Followed {
+    pub tracker: Tracker,
+    /// The blocked stretch whose stack has been completed, by its beginning.
+    pub completed_ns: u64,
+    /// The interpreter's state of this thread, once found.
+    pub tstate: Option<u64>,
+    next_search_ns: u64,
+    pub turns: u64,
+    /// The sleep that was found to be a park, by its beginning.
+    pub parked_ns: Option<u64>,
+    /// The work that a worker has in hand, and where its turn was cut because that changed.
+    pub item: Option<Item>,
+    pub cut: Option<Cut>,
+}
+
+impl Followed {
+    pub fn new(threshold_ns: u64) -> Self {
+        let tracker = Tracker::new(threshold_ns);
+        Self {
+            tracker,
+            completed_ns: 0,
+            tstate: None,
+            next_search_ns: 0,
+            turns: 0,
+            parked_ns: None,
+            item: None,
+            cut: None,
+        }
+    }
+
+    /// Whether the thread is where it waits for work, although its state says that it is in a turn.
+    pub fn is_parked(&self, seen: &Loop) -> bool {
+        seen.state == state::BLOCKED && self.parked_ns == Some(seen.booked_until_ns)
+    }
+
+    /// Whether to search for the interpreter's state of this thread now; not at every look.
+    pub fn search_is_due(&mut self, now_ns: u64) -> bool {
+        let due = self.tstate.is_none() && now_ns >= self.next_search_ns;
+        if due {
+            self.next_search_ns = now_ns + SEARCH_EVERY_NS;
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Followed;
+
+    const MS: u64 = 1_000_000;
+
+    /// A thread whose interpreter state was not found is searched for again, however often it is
+    /// looked at meanwhile; one that was found is not.
+    #[test]
+    fn state_is_searched_for_again() {
+        let mut followed = Followed::new(100 * MS);
+        let looks = (0..=40).map(|look| look * 50 * MS);
+        let searches: Vec<u64> = looks.filter(|now_ns| followed.search_is_due(*now_ns)).collect();
+        assert_eq!(searches, [0, 1000 * MS, 2000 * MS]);
+        followed.tstate = Some(1);
+        assert!(!followed.search_is_due(9000 * MS));
+    }
+}

@@ -1,0 +1,159 @@
+//! What a worker has in hand: a worker whose queue is never empty does not park between two pieces of work.
+//!
+//! To the probes that is one long turn. So while a worker's turn is suspected, the piece of work that its
+//! pool's loop holds is looked at every few milliseconds, and the turn is cut where it is another one. What
+//! begins there has an unknown beginning, at most one look before.
+
+use profiler_ebpf::record::Woken;
+use profiler_ebpf::turn::{Loop, START_UNKNOWN, Turn, phase, state};
+
+use super::Session;
+use super::followed::Followed;
+use crate::job::{Job, PythonFrames};
+use crate::process::TargetMemory;
+use crate::runtime::pool::work_frame;
+use crate::source::{Captured, EventSource, Slot};
+
+/// The piece of work that was seen in one turn.
+#[derive(Debug, Clone, Copy)]
+pub struct Item {
+    turn_start_ns: u64,
+    /// The frame of the call that the pool's loop made, whose first variable holds the work.
+    frame: u64,
+    work: u64,
+}
+
+/// Where a turn was cut: the account up to there belongs to earlier work.
+#[derive(Debug, Clone, Copy)]
+pub struct Cut {
+    turn_start_ns: u64,
+    at_ns: u64,
+    before: Turn,
+}
+
+impl Cut {
+    /// The rest of that turn; any other turn as it is.
+    fn apply(&self, turn: &mut Turn) {
+        if turn.start_ns != self.turn_start_ns {
+            return;
+        }
+        let before = &self.before;
+        *turn = Turn {
+            start_ns: self.at_ns,
+            running_ns: turn.running_ns.saturating_sub(before.running_ns),
+            blocked_ns: turn.blocked_ns.saturating_sub(before.blocked_ns),
+            runnable_ns: turn.runnable_ns.saturating_sub(before.runnable_ns),
+            stopped_ns: turn.stopped_ns.saturating_sub(before.stopped_ns),
+            voluntary: turn.voluntary.saturating_sub(before.voluntary),
+            preempted: turn.preempted.saturating_sub(before.preempted),
+            flags: turn.flags | START_UNKNOWN,
+            nested_waits: turn.nested_waits.saturating_sub(before.nested_waits),
+        };
+    }
+}
+
+impl Followed {
+    /// The turn as far as it is about the work in hand.
+    pub fn cut(&self, turn: &mut Turn) {
+        if let Some(cut) = &self.cut {
+            cut.apply(turn);
+        }
+    }
+
+    /// The same for the turn that a capture lies in.
+    pub fn cut_capture(&self, captured: &mut Captured) {
+        let head = &mut captured.head;
+        head.turn_start_ns = self.start_at(head.turn_start_ns, head.at_ns);
+    }
+
+    /// And for the turn in which a thread was woken.
+    pub fn cut_wake(&self, woken: &mut Woken) {
+        woken.turn_start_ns = self.start_at(woken.turn_start_ns, woken.blocked_at_ns);
+    }
+
+    /// Where the turn began that a moment lies in, if the probes have it begin at `turn_start_ns`.
+    fn start_at(&self, turn_start_ns: u64, at_ns: u64) -> u64 {
+        let cut = self.cut.filter(|cut| cut.turn_start_ns == turn_start_ns && cut.at_ns <= at_ns);
+        cut.map_or(turn_start_ns, |cut| cut.at_ns)
+    }
+}
+
+impl<S: EventSource, M: TargetMemory> Session<S, M> {
+    /// Remembers what work a worker has in hand, from the frames of its turn's first capture. To be
+    /// called before the capture is cut.
+    pub fn note_work(&mut self, captured: &Captured, python: &PythonFrames) {
+        let (Some(interpreter), PythonFrames::Named { frames, .. }) = (&self.python, python) else {
+            return;
+        };
+        let turn_start_ns = captured.head.turn_start_ns;
+        let Some(followed) = self.loops.get_mut(&captured.head.head.tid) else { return };
+        if followed.item.is_some_and(|item| item.turn_start_ns == turn_start_ns) {
+            return;
+        }
+        followed.item = work_frame(&captured.python, frames).and_then(|frame| {
+            let work = interpreter.first_variable(&self.memory, frame)?;
+            Some(Item { turn_start_ns, frame, work })
+        });
+    }
+
+    /// Cuts the turn of a worker that has other work in hand than before. Returns the slot as cut.
+    pub fn cut_at_work(&mut self, mut slot: Slot, now_ns: u64, jobs: &mut Vec<Job>) -> Slot {
+        let Loop { phase, tid, handed_work, turn, .. } = slot.state;
+        let in_turn = handed_work == 1 && phase == phase::TURN;
+        let known = self.loops.get(&tid).and_then(|followed| followed.item);
+        if let Some(mut item) = known.filter(|item| in_turn && item.turn_start_ns == turn.start_ns)
+        {
+            let python = self.python.as_ref();
+            let work = python.and_then(|python| python.first_variable(&self.memory, item.frame));
+            if work != Some(item.work) {
+                // A thread cannot take up work while it is blocked: all of that block is of this work.
+                let is_blocked = slot.state.state == state::BLOCKED;
+                let at_ns = if is_blocked { slot.state.booked_until_ns } else { now_ns };
+                self.end_of_work(slot, at_ns, jobs);
+                let followed = self.followed(tid);
+                let before = slot.state.account(at_ns);
+                followed.cut = Some(Cut { turn_start_ns: turn.start_ns, at_ns, before });
+                item.work = work.unwrap_or_default();
+                followed.item = Some(item);
+            }
+        }
+        if let Some(followed) = self.loops.get(&tid) {
+            followed.cut(&mut slot.state.turn);
+        }
+        slot
+    }
+
+    /// A stall that was announced of the work before ends here.
+    fn end_of_work(&mut self, slot: Slot, at_ns: u64, jobs: &mut Vec<Job>) {
+        let Some(followed) = self.loops.get(&slot.state.tid) else { return };
+        if followed.tracker.is_open() {
+            let mut turn = slot.state.account(at_ns);
+            followed.cut(&mut turn);
+            self.with(slot.state.tid, jobs, |tracker, due| {
+                tracker.ended_without_wait(turn, at_ns, due)
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use profiler_ebpf::turn::{START_UNKNOWN, Turn};
+
+    use super::Cut;
+
+    /// The rest of a turn has the rest of its account, and only of that turn.
+    #[test]
+    fn a_cut_takes_away_what_was_before() {
+        let before = Turn { start_ns: 100, running_ns: 30, blocked_ns: 20, ..Turn::default() };
+        let cut = Cut { turn_start_ns: 100, at_ns: 150, before };
+        let mut turn = Turn { start_ns: 100, running_ns: 35, blocked_ns: 95, ..Turn::default() };
+        cut.apply(&mut turn);
+        assert_eq!((turn.start_ns, turn.booked_ns()), (150, 80));
+        assert_eq!((turn.running_ns, turn.blocked_ns), (5, 75));
+        assert_eq!(turn.flags, START_UNKNOWN);
+        let mut other = Turn { start_ns: 300, running_ns: 35, ..Turn::default() };
+        cut.apply(&mut other);
+        assert_eq!((other.start_ns, other.running_ns, other.flags), (300, 35, 0));
+    }
+}

@@ -1,0 +1,238 @@
+//! Workers: threads that are handed work, and wait for it on a futex instead of in a wait that is hooked.
+//!
+//! Where such a thread parks is learnt, thread by thread: the analyst says which sleep was idleness,
+//! by its stack; from then on the probes know the place. Loops that park now and then (tokio's
+//! workers, uWSGI's threads, who take turns at one epoll instance) are learnt as they do. Threads
+//! that never use epoll (gunicorn's gthread) are searched for, if the user asks for them.
+
+use std::collections::BTreeMap;
+
+use profiler_ebpf::python::PythonWalk;
+use profiler_ebpf::record::{CaptureHead, RecordHead, ThreadSnapshot, kind};
+use profiler_ebpf::turn::{Loop, MAX_PARKS, Park, Parks, phase, state, wait};
+
+use super::Session;
+use crate::job::{Job, PythonFrames, Verdict};
+use crate::process::TargetMemory;
+use crate::process::frozen::seed;
+use crate::process::stack::read_stack;
+use crate::runtime::pool::{Pool, Posture, Word};
+use crate::source::{Captured, EventSource, Slot};
+
+/// Between two searches for workers: pools start threads as they need them.
+const SEARCH_EVERY_NS: u64 = 1_000_000_000;
+
+/// Threads handed to the analyst in one search; the rest come next time.
+const MAX_LOOKS: usize = 64;
+
+/// What is known of workers.
+#[derive(Debug, Default)]
+pub struct Workers {
+    wanted: bool,
+    next_search_ns: u64,
+    /// Threads that were looked at, as they slept then.
+    looked_at: BTreeMap<u32, ThreadSnapshot>,
+    parks: BTreeMap<u32, Parks>,
+}
+
+impl Workers {
+    pub fn forget(&mut self, tid: u32) {
+        self.looked_at.remove(&tid);
+        self.parks.remove(&tid);
+    }
+}
+
+/// Adds a place; where there is no room it takes the oldest one's. False where it was known.
+fn add(parks: &mut Parks, park: Park) -> bool {
+    if parks.known.contains(&park) {
+        return false;
+    }
+    parks.known.rotate_right(1);
+    parks.known[0] = park;
+    debug_assert_eq!(parks.known.len(), MAX_PARKS);
+    true
+}
+
+impl<S: EventSource, M: TargetMemory> Session<S, M> {
+    /// From now on threads that are handed work are searched for.
+    pub fn watch_workers(&mut self) {
+        self.workers.wanted = true;
+    }
+
+    /// Hands sleeping threads to the analyst: those that it has not seen sleep there.
+    pub fn search_workers(&mut self, now_ns: u64, jobs: &mut Vec<Job>) -> anyhow::Result<()> {
+        if !self.workers.wanted || now_ns < self.workers.next_search_ns {
+            return Ok(());
+        }
+        self.workers.next_search_ns = now_ns + SEARCH_EVERY_NS;
+        let threads = self.source.threads()?;
+        let is_there = |tid: &u32| threads.iter().any(|thread| thread.tid == *tid);
+        self.workers.looked_at.retain(|tid, _| is_there(tid));
+        let mut looks = 0;
+        for thread in threads {
+            if looks == MAX_LOOKS {
+                break;
+            }
+            if self.is_to_be_looked_at(&thread) {
+                looks += 1;
+                self.workers.looked_at.insert(thread.tid, thread);
+                let (captured, python) = self.standing(&thread, now_ns);
+                jobs.push(Job::Look { captured: Box::new(captured), python });
+            }
+        }
+        Ok(())
+    }
+
+    /// What the analyst made of a thread that sleeps on a futex.
+    pub fn learn(&mut self, verdict: &Verdict, now_ns: u64, jobs: &mut Vec<Job>) {
+        let tid = verdict.head.head.tid;
+        let slot = self.slot_of(tid);
+        if let Some(slot) = slot {
+            let is_handed = match verdict.posture {
+                Posture::Parked(pool, _) | Posture::Working(pool) => pool == Pool::Python,
+                Posture::OffDuty(_) | Posture::Looping { .. } | Posture::Unknown => false,
+            };
+            self.source.set_handed_work(slot, is_handed);
+            if verdict.posture.is_idle() {
+                self.turn_ended_at(slot, &verdict.head, jobs);
+            }
+        }
+        match verdict.posture {
+            Posture::Parked(pool, word) => {
+                let Some(word) = self.place(tid, word) else { return };
+                let registers = &verdict.head.registers;
+                let park = Park { sp: registers.sp, ip: registers.ip, ..word };
+                let parks = self.workers.parks.entry(tid).or_default();
+                add(parks, park);
+                parks.found_ns = verdict.head.at_ns;
+                let parks = *parks;
+                if slot.is_none() {
+                    self.follow_worker(tid, pool, now_ns, phase::PARKED);
+                }
+                if let Some(slot) = self.slot_of(tid) {
+                    self.source.set_parks(slot, parks);
+                }
+            }
+            Posture::Working(pool) if slot.is_none() => {
+                self.follow_worker(tid, pool, now_ns, phase::TURN);
+            }
+            Posture::Working(_)
+            | Posture::OffDuty(_)
+            | Posture::Looping { .. }
+            | Posture::Unknown => {}
+        }
+    }
+
+    /// A sleep that the probes took for part of a turn was none: the turn had ended before.
+    fn turn_ended_at(&mut self, slot: Slot, head: &CaptureHead, jobs: &mut Vec<Job>) {
+        let Loop { tid, phase, booked_until_ns, mut turn, .. } = slot.state;
+        if phase != phase::TURN || booked_until_ns != head.at_ns {
+            return;
+        }
+        let followed = self.followed(tid);
+        followed.parked_ns = Some(head.at_ns);
+        followed.cut(&mut turn);
+        if turn.booked_ns() >= self.threshold_ns {
+            self.with(tid, jobs, |tracker, due| {
+                tracker.ended_without_wait(turn, head.at_ns, due);
+            });
+        }
+    }
+
+    fn is_to_be_looked_at(&self, thread: &ThreadSnapshot) -> bool {
+        let sleeps_elsewhere = |before: &ThreadSnapshot| {
+            (before.registers.sp, before.registers.ip) != (thread.registers.sp, thread.registers.ip)
+        };
+        thread.task_state != 0
+            && !self.loops.contains_key(&thread.tid)
+            && self.workers.looked_at.get(&thread.tid).is_none_or(sleeps_elsewhere)
+    }
+
+    /// Where a thread sleeps now, out of its memory.
+    fn standing(&mut self, thread: &ThreadSnapshot, now_ns: u64) -> (Captured, PythonFrames) {
+        let mut head = CaptureHead {
+            head: RecordHead { kind: kind::CAPTURE, tid: thread.tid },
+            at_ns: now_ns,
+            registers: thread.registers,
+            stack_top: thread.stack_top,
+            fsbase: thread.fsbase,
+            ..CaptureHead::default()
+        };
+        let mut raw = Vec::new();
+        if let Some(python) = &self.python
+            && let Some(number) = self.target.tid_in_container(thread.tid)
+            && let Ok(tstate) = python.thread_state(&self.memory, number, Some(thread.fsbase))
+        {
+            let (frames, walk) = python.walk(&self.memory, tstate, Some(thread.fsbase));
+            (raw, head.python_walk) = (frames, walk as u32);
+        } else {
+            head.python_walk = PythonWalk::NotTried as u32;
+        }
+        let stack = read_stack(&self.memory, &head);
+        let captured = Captured { head, kernel: Vec::new(), python: raw, stack };
+        let python = PythonFrames::of(&captured, self.python.as_mut(), &self.memory);
+        (captured, python)
+    }
+
+    /// Where in the target the word lies that a parked thread is known by.
+    fn place(&self, tid: u32, word: Word) -> Option<Park> {
+        let (word_address, word) = match word {
+            Word::ReturnAddress { at, value } => (at, value),
+            Word::PythonFrame(frame) => {
+                let python = self.python.as_ref()?;
+                let number = self.target.tid_in_container(tid)?;
+                let tstate = python.thread_state(&self.memory, number, None).ok()?;
+                (python.innermost_at(&self.memory, tstate)?, frame)
+            }
+        };
+        Some(Park { word_address, word, ..Park::default() })
+    }
+
+    /// Watches a thread that no hooked wait has shown.
+    fn follow_worker(&mut self, tid: u32, pool: Pool, now_ns: u64, phase: u32) {
+        let Some(thread) = self.workers.looked_at.get(&tid) else { return };
+        let (mut watched, capture) = seed(thread, now_ns);
+        let capture = if phase == phase::PARKED {
+            watched.phase = phase::PARKED;
+            watched.state = state::RUNNING;
+            CaptureHead::default()
+        } else {
+            capture
+        };
+        // Of threads that take turns at epoll, the first such wait is their own.
+        watched.adopt(wait::PARK, u32::MAX);
+        watched.handed_work = u64::from(pool == Pool::Python);
+        match self.source.seed(watched, capture) {
+            Ok(true) => {}
+            // It has a slot by now, or all slots are taken.
+            Ok(false) => tracing::debug!(tid, "no slot for a worker"),
+            Err(error) => tracing::warn!("cannot watch the worker {tid}: {error:#}"),
+        }
+    }
+
+    fn slot_of(&mut self, tid: u32) -> Option<Slot> {
+        let is_its = |state: &Loop| state.tid == tid && state.phase != phase::DEAD;
+        self.source.loops().into_iter().find(|slot| is_its(&slot.state))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use profiler_ebpf::turn::{MAX_PARKS, Park, Parks};
+
+    use super::add;
+
+    /// A place is kept once; the one learnt first makes room.
+    #[test]
+    fn parks_are_few() {
+        let park = |sp| Park { sp, ..Park::default() };
+        let mut parks = Parks::default();
+        for sp in 1..=MAX_PARKS as u64 {
+            assert!(add(&mut parks, park(sp)));
+        }
+        assert!(!add(&mut parks, park(2)));
+        assert!(add(&mut parks, park(99)));
+        assert!(parks.known.contains(&park(99)) && parks.known.contains(&park(2)));
+        assert!(!parks.known.contains(&park(1)));
+    }
+}

@@ -1,0 +1,211 @@
+//! A loop that waits for what another thread keeps: that thread is named, by what is known of it for certain.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use profiler_tests::clock::{milliseconds, patience};
+use profiler_tests::lives::broken_contract;
+use profiler_tests::report::{Arrived, Event, Line, Stack, StallLine};
+use profiler_tests::scenario::{THRESHOLD_NS, alone, require_root};
+use profiler_tests::target::{Target, folder, system_python};
+use profiler_tests::tracer::Tracer;
+use serde::Deserialize;
+
+/// Some lines of a function.
+#[derive(Debug, Deserialize)]
+struct Place {
+    function: String,
+    first: u32,
+    last: u32,
+}
+
+impl Place {
+    fn is_at(&self, function: Option<&str>, line: Option<u32>) -> bool {
+        let lines = self.first..=self.last;
+        function == Some(self.function.as_str()) && line.is_some_and(|line| lines.contains(&line))
+    }
+
+    fn is_on(&self, stack: &Stack) -> bool {
+        stack.frames.iter().any(|frame| self.is_at(frame.function.as_deref(), frame.line))
+    }
+}
+
+/// Who kept it, and where.
+#[derive(Debug, Deserialize)]
+struct Keeper {
+    tid: u32,
+    #[serde(flatten)]
+    place: Place,
+}
+
+/// One wait, in the target's own words.
+#[derive(Debug, Deserialize)]
+struct Waited {
+    kind: String,
+    holders: Vec<Keeper>,
+    waiter: Place,
+    start_ns: u64,
+    end_ns: u64,
+}
+
+/// What was seen of one session.
+struct Seen {
+    target: Target,
+    waits: Vec<Waited>,
+    ends: Vec<StallLine>,
+}
+
+impl Seen {
+    /// The waits, each with the stall that was reported of it. A machine without a free CPU makes some
+    /// of them something else.
+    fn judged(&self, cause: &str) -> Result<Vec<(&Waited, &StallLine)>> {
+        let mut judged = Vec::new();
+        for waited in &self.waits {
+            let duration_ns = waited.end_ns - waited.start_ns;
+            ensure!(duration_ns >= THRESHOLD_NS, "{waited:?} was too short to be a test");
+            let overlaps = |end: &&StallLine| {
+                end.stall.start_monotonic_ns < waited.end_ns && end.end_ns() > waited.start_ns
+            };
+            let stall = self.ends.iter().find(overlaps);
+            let stall = stall.with_context(|| format!("{} was missed", waited.kind))?;
+            ensure!(stall.is_caused_by(cause), "{}: {:?}", waited.kind, stall.cause);
+            if stall.cause.kind == cause {
+                judged.push((waited, stall));
+            } else {
+                println!("{} {}: not enough CPU", waited.kind, milliseconds(duration_ns));
+            }
+        }
+        Ok(judged)
+    }
+}
+
+fn watch(options: &[&str]) -> Result<Seen> {
+    require_root()?;
+    let mut command = Command::new(system_python());
+    command.arg(folder().join("locks.py")).args(options);
+    let target = Target::program(command)?;
+    target.line_starting("ready", patience(10))?;
+    let (tracer, _) = Tracer::attach(target.pid(), &[])?;
+    target.signal(Signal::SIGUSR1)?;
+    let finished = tracer.finish()?;
+    let broken = broken_contract(&finished.lines);
+    ensure!(broken.is_empty(), "{broken:?}\n{}", finished.logs);
+    let mut waits = Vec::new();
+    while let Ok(line) = target.line_starting("waited", patience(0)) {
+        let text = line.trim_start_matches("waited");
+        waits.push(serde_json::from_str(text).with_context(|| line.clone())?);
+    }
+    let end = |arrived: Arrived| match arrived {
+        Arrived { line: Line { event: Event::StallEnd(end), .. }, .. } => Some(*end),
+        _ => None,
+    };
+    let ends = finished.lines.into_iter().filter_map(end).collect();
+    Ok(Seen { target, waits, ends })
+}
+
+/// The keeper that the culprit is said to be: by its thread, its function and its line.
+fn blamed<'a>(waited: &'a Waited, stall: &StallLine) -> Result<&'a Keeper> {
+    let culprit = stall.culprit.as_ref().with_context(|| format!("nobody: {:?}", stall.gaps))?;
+    let keeper = waited.holders.iter().find(|keeper| Some(keeper.tid) == culprit.thread);
+    let keeper = keeper.with_context(|| format!("{culprit:?} instead of {:?}", waited.holders))?;
+    let is_there = keeper.place.is_at(culprit.function.as_deref(), culprit.line);
+    ensure!(is_there, "{culprit:?} instead of {keeper:?}");
+    let holds = |stack: &&Stack| stack.role == "holder" && stack.thread.tid == keeper.tid;
+    let mut stacks = stall.stacks.iter().filter(holds).filter(|stack| keeper.place.is_on(stack));
+    let is_native = |stack: &Stack| stack.frames.iter().any(|frame| frame.language == "native");
+    ensure!(stacks.any(is_native), "no stack of {keeper:?} with native frames");
+    Ok(keeper)
+}
+
+/// A mutex says who owns it, asleep or on a CPU, with priority inheritance or without, and so does
+/// Python's re-entrant lock: its owner is to blame, where it is.
+#[test]
+fn an_owner_is_blamed() -> Result<()> {
+    let _machine = alone();
+    let seen = watch(&["mutex", "busy", "inheriting", "rlock"])?;
+    for (waited, stall) in seen.judged("lock")? {
+        let keeper = blamed(waited, stall)?;
+        let owner = stall.cause.owner_thread.as_ref().map(|thread| thread.tid);
+        ensure!(owner == Some(keeper.tid), "{:?} instead of {keeper:?}", stall.cause);
+        let told = format!("held by thread {}", keeper.tid);
+        ensure!(stall.cause.summary.contains(&told), "{}", stall.cause.summary);
+        let waker = stall.cause.woken_by.as_ref().map(|waker| waker.tid);
+        ensure!(waker == Some(keeper.tid), "released by {waker:?}");
+    }
+    Ok(())
+}
+
+/// A plain lock has no owner: the line that waits is named, and, without blame, who released it, in
+/// whatever process that is.
+#[test]
+fn a_waker_is_named() -> Result<()> {
+    let _machine = alone();
+    let seen = watch(&["lock", "process"])?;
+    for (waited, stall) in seen.judged("lock")? {
+        let [keeper] = &waited.holders[..] else { bail!("{waited:?}") };
+        let culprit = stall.culprit.as_ref().context("nobody is named")?;
+        let waits = waited.waiter.is_at(culprit.function.as_deref(), culprit.line);
+        ensure!(waits, "{culprit:?} instead of {:?}", waited.waiter);
+        ensure!(culprit.thread == Some(seen.target.pid()), "{culprit:?} is another thread's");
+        ensure!(stall.cause.owner_thread.is_none(), "{:?}", stall.cause);
+        ensure!(stall.gaps.iter().any(|gap| gap.starts_with("owner_thread:")), "{:?}", stall.gaps);
+
+        let waker = stall.cause.woken_by.as_ref().context("nobody released it")?;
+        let in_process = waited.kind == "lock";
+        let pid = if in_process { seen.target.pid() } else { keeper.tid };
+        ensure!((waker.pid, waker.tid) == (pid, keeper.tid), "{waker:?} instead of {keeper:?}");
+        ensure!(!waker.name.is_empty(), "{waker:?} has no name");
+        let released = |stack: &Stack| {
+            stack.role == "waker" && stack.thread.tid == keeper.tid && keeper.place.is_on(stack)
+        };
+        let shown = stall.stacks.iter().any(released);
+        ensure!(shown == in_process, "the releasing stack of {}: {shown}", waited.kind);
+    }
+    Ok(())
+}
+
+/// Whoever keeps the interpreter's lock is to blame: a thread that computes, several in turn, or one that
+/// sleeps without giving it back. The slices in which the loop waits are one wait.
+#[test]
+fn keepers_of_the_gil_are_blamed() -> Result<()> {
+    let _machine = alone();
+    let seen = watch(&["--times", "2", "spin", "spinners", "asleep"])?;
+    let mut in_turn = BTreeSet::new();
+    for (waited, stall) in seen.judged("gil")? {
+        let keeper = blamed(waited, stall)?;
+        let holder = stall.cause.holder_thread.as_ref().map(|thread| thread.tid);
+        ensure!(holder == Some(keeper.tid), "{:?} instead of {keeper:?}", stall.cause);
+        let keepers: Vec<_> = waited.holders.iter().map(|keeper| keeper.tid).collect();
+        for thread in &stall.cause.holders {
+            ensure!(keepers.contains(&thread.tid), "{thread:?} is none of {keepers:?}");
+            if waited.kind == "spinners" {
+                in_turn.insert(thread.tid);
+            }
+        }
+        let waiting = stall.stacks.iter().find(|stack| stack.role == "loop");
+        let slices = waiting.map_or(0, |stack| stack.samples);
+        ensure!(slices >= 5, "the wait is in pieces: {slices} samples");
+    }
+    println!("{} of 6 threads were seen to hold it in turn", in_turn.len());
+    Ok(())
+}
+
+/// What is given back soon stalls nobody, and no thread is blamed for anything.
+#[test]
+fn what_is_given_back_is_no_stall() -> Result<()> {
+    let _machine = alone();
+    let kinds =
+        ["spin", "spinners", "asleep", "lock", "rlock", "mutex", "busy", "inheriting", "process"];
+    let seen = watch(&[&["--healthy"], &kinds[..]].concat())?;
+    ensure!(seen.waits.len() == kinds.len(), "{} waits", seen.waits.len());
+    // A machine that keeps its CPUs from the loop does stall it.
+    let blamed: Vec<_> = seen
+        .ends
+        .iter()
+        .filter(|end| end.is_caused_by("lock") || end.is_caused_by("gil"))
+        .collect();
+    ensure!(blamed.iter().all(|end| end.cause.kind == "run_queue"), "{blamed:?}");
+    Ok(())
+}
