@@ -5,7 +5,7 @@
 
 mod other_threads;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
@@ -37,7 +37,7 @@ use crate::symbolize::perf_map::PerfMap;
 use crate::task::Running;
 use crate::turn::tracker::{Due, doing};
 use crate::turn::{Awaited, Moment, Stall, ThreadState};
-use crate::unwind::merge::{NamedNativeStack, PythonStack, merge};
+use crate::unwind::merge::{PythonStack, merge};
 use crate::unwind::native::NativeUnwinder;
 use crate::unwind::{greenlet, javascript};
 
@@ -270,7 +270,10 @@ impl Analyst {
             native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
         }
         let mut named = self.symbolizer.name_stack(&self.modules, &native);
-        let mut gaps = self.missing_names(&named);
+        // What is under everything has no lines to look for.
+        let owner = Owner::new(&self.facts.process);
+        let matters = |frame: &&Frame| owner.of(frame) != Origin::Plumbing;
+        let mut gaps = self.symbolizer.gaps_of(named.frames.iter().flatten().filter(matters));
         let posture = posture(registers, &native, &named, &captured.python, python);
         let greenlet_end = greenlet::end(&mut named);
         let copy = (registers, &*captured.stack);
@@ -295,15 +298,6 @@ impl Analyst {
         stack.gaps.extend(gaps);
         stack.truncated = stack.truncated.or(greenlet_end);
         (stack, posture)
-    }
-
-    /// Why names are missing in the modules of a stack that matter: not in what is under everything.
-    fn missing_names(&self, named: &NamedNativeStack) -> Vec<Gap> {
-        let owner = Owner::new(&self.facts.process);
-        let frames = named.frames.iter().flatten();
-        let matter = frames.filter(|frame| owner.of(frame) != Origin::Plumbing);
-        let modules: BTreeSet<&str> = matter.filter_map(|frame| frame.module.as_deref()).collect();
-        modules.into_iter().flat_map(|module| self.symbolizer.gaps_of(module)).cloned().collect()
     }
 
     /// False where the process is gone: what we know of it is all there will be.

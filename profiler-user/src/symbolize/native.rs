@@ -141,9 +141,10 @@ impl NativeSymbolizer {
         self.gaps.values().flatten()
     }
 
-    /// Why names in one module could not be had, or not with their lines.
-    pub fn gaps_of(&self, module: &str) -> impl Iterator<Item = &Gap> {
-        self.gaps.get(module).into_iter().flatten()
+    /// Why names in the modules of these frames could not be had, or not with their lines.
+    pub fn gaps_of<'a>(&self, frames: impl Iterator<Item = &'a Frame>) -> Vec<Gap> {
+        let modules: BTreeSet<&str> = frames.filter_map(|frame| frame.module.as_deref()).collect();
+        modules.into_iter().filter_map(|module| self.gaps.get(module)).flatten().cloned().collect()
     }
 
     fn miss(&mut self, module: &Module, gap: Gap) {
