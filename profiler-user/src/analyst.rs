@@ -217,7 +217,9 @@ impl Analyst {
         let mut named = self.symbolizer.name_stack(&self.modules, &native);
         let copy = (registers, &*captured.stack);
         let mut gaps = javascript::place(&mut named, &native, &self.modules, script, copy);
-        gaps.extend(self.perf_map.name_stack(&mut named, &native, &self.modules));
+        let unlisted = self.perf_map.name_stack(&mut named, &native, &self.modules);
+        // Where V8 is read, it has been said above why a frame has no name.
+        gaps.extend(unlisted.filter(|_| !script.code.is_known()));
         let mut stack = match python {
             PythonFrames::NotPython => merge(named, PythonStack::default()),
             PythonFrames::Missing(gap) => {
