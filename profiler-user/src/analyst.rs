@@ -26,7 +26,7 @@ use crate::report::schema::session::EndReason;
 use crate::report::syscalls::{Operand, operand};
 use crate::report::{Finish, Report};
 use crate::runtime::cpython::python_stack;
-use crate::runtime::pool::{Pool, Posture, posture};
+use crate::runtime::pool::{Pool, Posture, is_nameless, posture};
 use crate::runtime::tokio;
 use crate::runtime::v8::ScriptFrames;
 use crate::sink::Sink;
@@ -104,9 +104,12 @@ impl Analyst {
                 self.warm_up(&warm_up);
                 self.sink.accept(&Report::session_start(&self.facts, now_ns, *start))
             }
-            Job::Sample { captured, python, javascript, kernel, awaited } => {
-                let stack = self.stack(&captured, &python, &javascript);
-                self.sample(&captured, stack, &kernel, awaited);
+            Job::Sample { captured, python, javascript, kernel, awaited, is_replaced } => {
+                let (stack, mut posture) = self.stack(&captured, &python, &javascript);
+                if is_replaced && is_nameless(&stack.frames) {
+                    posture = Posture::OffDuty;
+                }
+                self.sample(&captured, (stack, posture), &kernel, awaited);
                 Ok(())
             }
             Job::Look { captured, python } => {
@@ -179,7 +182,7 @@ impl Analyst {
         self.tell(captured, posture);
         if posture.is_idle() {
             let head = &captured.head;
-            self.gathered(head.head.tid, head.turn_start_ns).parked_ns = Some(head.at_ns);
+            self.gathered(head.head.tid, head.turn_start_ns).idle_since(head.at_ns);
             return;
         }
         stack.kernel = match kernel {
@@ -242,9 +245,8 @@ impl Analyst {
     fn tell(&mut self, captured: &Captured, posture: Posture) {
         let gathered = self.loops.entry(captured.head.head.tid).or_default();
         match posture {
-            Posture::Parked(pool, _) | Posture::Working(pool) | Posture::OffDuty(pool) => {
-                gathered.pool = Some(pool);
-            }
+            Posture::Parked(pool, _) | Posture::Working(pool) => gathered.pool = Some(pool),
+            Posture::OffDuty => {}
             Posture::Looping { .. } => gathered.pool = None,
             Posture::Unknown => return,
         }
@@ -278,7 +280,9 @@ impl Analyst {
         let greenlet_end = greenlet::end(&mut named);
         let copy = (registers, &*captured.stack);
         gaps.extend(javascript::place(&mut named, &native, &self.modules, script, copy));
-        gaps.extend(self.perf_map.name_stack(&mut named, &native, &self.modules));
+        let unlisted = self.perf_map.name_stack(&mut named, &native, &self.modules);
+        // Where V8 is read, it has been said above why a frame has no name.
+        gaps.extend(unlisted.filter(|_| !script.code.is_known()));
         let mut stack = match python {
             PythonFrames::NotPython => merge(named, PythonStack::default()),
             PythonFrames::Missing(gap) => {

@@ -36,7 +36,7 @@ pub struct Gathered {
     turn_start_ns: u64,
     /// Since when the thread has not been in a turn at all, although the probes took it for one: they
     /// had yet to learn where it parks.
-    pub parked_ns: Option<u64>,
+    parked_ns: Option<u64>,
     pub samples: Samples,
     pub loop_kind: Option<&'static str>,
     /// The pool whose worker the thread is.
@@ -67,6 +67,11 @@ impl Gathered {
             let (loop_kind, pool) = (self.loop_kind, self.pool);
             *self = Self { turn_start_ns, loop_kind, pool, ..Self::default() };
         }
+    }
+
+    /// From then on the thread is not in the turn any more, whatever it does.
+    pub fn idle_since(&mut self, at_ns: u64) {
+        self.parked_ns = Some(self.parked_ns.map_or(at_ns, |known| known.min(at_ns)));
     }
 
     /// Whether the thread was only waiting for work at that time.

@@ -97,6 +97,8 @@ pub enum Job {
         javascript: ScriptFrames,
         kernel: KernelStack,
         awaited: Awaited,
+        /// Whether another thread serves the loop's epoll instance meanwhile.
+        is_replaced: bool,
     },
     /// A thread that is no loop of ours sleeps: it may be a worker.
     Look { captured: Box<Captured>, python: PythonFrames },

@@ -13,7 +13,9 @@ const path = require('path');
 const { setTimeout: pause } = require('timers/promises');
 
 const SHORT_MS = 30;
-const SLICE_MS = 5;
+// Times the number of kinds of callbacks, this is no multiple of the time between two samples (10 ms): else
+// they would always fall into the same ones.
+const SLICE_MS = 7;
 // A heartbeat that comes later than this after its time is written down.
 const LAG_NOTED_NS = 40_000_000n;
 const HEARTBEAT_MS = 20;
@@ -230,11 +232,10 @@ function saturated(ms) {
     function countBasket() { busyUntil(after(SLICE_MS)); },
     function countReturn() { busyUntil(after(SLICE_MS)); },
     function countPallet() { busyUntil(after(SLICE_MS)); },
+    function countTruck() { busyUntil(after(SLICE_MS)); },
   ];
   return new Promise((done) => {
-    for (let left = ms; left > 0; left -= SLICE_MS) {
-      setImmediate(kinds[(left / SLICE_MS) % kinds.length]);
-    }
+    for (let slice = 0; slice * SLICE_MS < ms; slice++) setImmediate(kinds[slice % kinds.length]);
     setImmediate(() => {
       write('saturated', start, now(), null, null);
       done();

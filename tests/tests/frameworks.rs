@@ -195,3 +195,11 @@ fn granian_on_asyncio() -> Result<()> {
 fn granian_on_uvloop() -> Result<()> {
     granian("uvloop")
 }
+
+/// Where its Rust runtime has several threads, those without work park: they stall nobody.
+#[test]
+fn granian_with_a_pool() -> Result<()> {
+    let server = ["-m", "granian", "--interface", "asgi", "--port", "{port}", "--loop", "asyncio"];
+    let pool = ["--runtime-mode", "mt", "--runtime-threads", "2", "--log-level", "warning"];
+    must_be_right("asyncio", &[&server[..], &pool, &["starlette_app:app"]].concat())
+}

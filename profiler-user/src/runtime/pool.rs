@@ -10,7 +10,7 @@ use profiler_ebpf::python::{PythonFrame, PythonWalk};
 use profiler_ebpf::record::Registers;
 use profiler_ebpf::turn::{FUTEX, wait, wait_of};
 
-use crate::frame::Frame;
+use crate::frame::{Frame, Language};
 use crate::job::PythonFrames;
 use crate::process::frozen::is_of_a_loop;
 use crate::runtime::cpython::{FrameKind, NamedFrame};
@@ -32,7 +32,7 @@ pub enum Pool {
 impl Posture {
     /// The thread is not in a turn, whatever the probes know of it.
     pub fn is_idle(self) -> bool {
-        matches!(self, Self::Parked(..) | Self::OffDuty(_) | Self::Looping { idle: true })
+        matches!(self, Self::Parked(..) | Self::OffDuty | Self::Looping { idle: true })
     }
 }
 
@@ -57,7 +57,7 @@ pub enum Posture {
     /// The work that it was handed is an event loop, which may be waiting.
     Looping { idle: bool },
     /// It has handed its work over, or was started for what may block: nobody waits for it.
-    OffDuty(Pool),
+    OffDuty,
     /// It is no worker that we know.
     Unknown,
 }
@@ -187,7 +187,7 @@ fn of_tokio(
     let index = named.frames.iter().position(of_runtime)?;
     let all = || named.frames.iter().flatten();
     if tokio::is_off_duty(all()) {
-        return Some(Posture::OffDuty(Pool::Tokio));
+        return Some(Posture::OffDuty);
     }
     if !tokio::is_worker(all()) {
         return None;
@@ -202,6 +202,18 @@ fn of_tokio(
     let at = native.frames.get(index)?;
     let word = Word::ReturnAddress { at: at.stack_pointer.checked_sub(8)?, value: at.address };
     Some(Posture::Parked(Pool::Tokio, word))
+}
+
+/// Whether nothing on the stack has a name but the C library: a worker of a stripped pool, say. If another
+/// thread serves its epoll instance meanwhile, nobody can tell whether it parks or waits for a lock,
+/// and most park.
+pub fn is_nameless(frames: &[Frame]) -> bool {
+    let tells = |frame: &Frame| {
+        let module = frame.module.as_deref().unwrap_or_default();
+        let of_libc = module.contains("/libc.so") || module.contains("/ld-musl");
+        frame.language != Language::Native || (frame.function.is_some() && !of_libc)
+    };
+    !frames.iter().any(tells)
 }
 
 /// Whether this function is of how a thread sleeps until it is unparked: a condition variable, and
@@ -221,9 +233,10 @@ mod tests {
     use profiler_ebpf::record::Registers;
     use profiler_ebpf::turn::FUTEX;
 
-    use super::{Pool, Posture, Word, posture, work_frame};
+    use super::{Pool, Posture, Word, is_nameless, posture, work_frame};
     use crate::frame::{Frame, Language};
     use crate::job::PythonFrames;
+    use crate::report::sample::{native, python as python_frame};
     use crate::runtime::cpython::{FrameKind, NamedFrame};
     use crate::unwind::merge::NamedNativeStack;
     use crate::unwind::native::{NativeFrame, NativeStack};
@@ -322,6 +335,17 @@ mod tests {
         assert_eq!(named(&[("handle", "/srv/app.py"), run, thread]), None);
     }
 
+    /// A stack without a name outside of the C library tells nothing; a lock's or Python's does.
+    #[test]
+    fn names_tell() {
+        let libc = native("syscall", "/usr/lib/x86_64-linux-gnu/libc.so.6");
+        let stripped = Frame { function: None, ..native("", "/v/granian/_granian.so") };
+        let frames = [libc.clone(), stripped.clone(), libc.clone()];
+        assert!(is_nameless(&frames) && is_nameless(&frames[..1]));
+        assert!(!is_nameless(&[libc.clone(), stripped, native("Ledger::lock", "/srv/ledger")]));
+        assert!(!is_nameless(&[libc, python_frame("pay", "/srv/app.py", 3)]));
+    }
+
     /// uWSGI's thread is idle where no Python runs in it.
     #[test]
     fn uwsgi() {
@@ -356,7 +380,7 @@ mod tests {
         let working = Posture::Working(Pool::Tokio);
         assert_eq!(of_native(&[syscall, mutex, task, poll, run], &not_python), working);
         assert_eq!(of_native(&[syscall, mutex, poll, run], &not_python), working);
-        let off_duty = Posture::OffDuty(Pool::Tokio);
+        let off_duty = Posture::OffDuty;
         assert_eq!(of_native(&[syscall, condvar, pool], &not_python), off_duty);
         assert_eq!(of_native(&[syscall, condvar, task], &not_python), Posture::Unknown);
     }

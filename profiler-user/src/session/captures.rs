@@ -6,6 +6,7 @@ use profiler_ebpf::record::reason;
 use profiler_ebpf::turn::state;
 
 use super::Session;
+use super::workers::is_replaced;
 use crate::blame::{Blame, Blocked, Outside};
 use crate::job::{Job, KernelStack, PythonFrames};
 use crate::process::TargetMemory;
@@ -51,7 +52,8 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             jobs.push(Job::Other { sights, captured, python });
         }
         let kernel = KernelStack::Captured;
-        jobs.push(Job::Sample { captured, python, javascript, kernel, awaited });
+        let is_replaced = is_replaced(&captured.head, &self.source.loops());
+        jobs.push(Job::Sample { captured, python, javascript, kernel, awaited, is_replaced });
     }
 
     /// Completes the stack of a thread that is blocked in a suspected turn: it cannot move, so its
@@ -103,8 +105,9 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let awaited = self.awaited(&captured);
         captured.head.blocked_ns = 0;
         self.find_holder(&captured, now_ns, jobs);
+        let is_replaced = is_replaced(&captured.head, &self.source.loops());
         let captured = Box::new(captured);
-        jobs.push(Job::Sample { captured, python, javascript, kernel, awaited });
+        jobs.push(Job::Sample { captured, python, javascript, kernel, awaited, is_replaced });
     }
 
     /// Looks who holds what a thread waits for that is blocked like this.

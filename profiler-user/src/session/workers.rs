@@ -8,8 +8,8 @@
 use std::collections::BTreeMap;
 
 use profiler_ebpf::python::PythonWalk;
-use profiler_ebpf::record::{CaptureHead, RecordHead, ThreadSnapshot, kind};
-use profiler_ebpf::turn::{Loop, MAX_PARKS, Park, Parks, phase, state, wait};
+use profiler_ebpf::record::{CaptureHead, RecordHead, ThreadSnapshot, kind, reason};
+use profiler_ebpf::turn::{FUTEX, Loop, MAX_PARKS, Park, Parks, phase, state, wait};
 
 use super::Session;
 use crate::job::{Job, PythonFrames, Verdict};
@@ -53,6 +53,20 @@ fn add(parks: &mut Parks, park: Park) -> bool {
     true
 }
 
+/// Whether another thread has taken over the epoll instance of one that blocked in a futex: it waits
+/// in it, or has begun a turn since.
+pub fn is_replaced(head: &CaptureHead, slots: &[Slot]) -> bool {
+    let own = slots.iter().find(|slot| slot.state.tid == head.head.tid);
+    let Some(own) = own.filter(|own| own.state.home_kind == wait::EPOLL) else { return false };
+    let serves = |slot: &Slot| {
+        let state = &slot.state;
+        state.tid != own.state.tid
+            && (state.home_kind, state.home_fd) == (own.state.home_kind, own.state.home_fd)
+            && (state.phase == phase::WAITING || state.turn.start_ns >= head.at_ns)
+    };
+    head.reason == reason::SWITCH_OUT && head.registers.syscall == FUTEX && slots.iter().any(serves)
+}
+
 impl<S: EventSource, M: TargetMemory> Session<S, M> {
     /// From now on threads that are handed work are searched for.
     pub fn watch_workers(&mut self) {
@@ -90,7 +104,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         if let Some(slot) = slot {
             let is_handed = match verdict.posture {
                 Posture::Parked(pool, _) | Posture::Working(pool) => pool == Pool::Python,
-                Posture::OffDuty(_) | Posture::Looping { .. } | Posture::Unknown => false,
+                Posture::OffDuty | Posture::Looping { .. } | Posture::Unknown => false,
             };
             self.source.set_handed_work(slot, is_handed);
             if verdict.posture.is_idle() {
@@ -116,10 +130,8 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             Posture::Working(pool) if slot.is_none() => {
                 self.follow_worker(tid, pool, now_ns, phase::TURN);
             }
-            Posture::Working(_)
-            | Posture::OffDuty(_)
-            | Posture::Looping { .. }
-            | Posture::Unknown => {}
+            Posture::Working(_) | Posture::OffDuty | Posture::Looping { .. } | Posture::Unknown => {
+            }
         }
     }
 
@@ -130,9 +142,10 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             return;
         }
         let followed = self.followed(tid);
+        let had_ended = followed.parked_ns.is_some_and(|parked_ns| parked_ns >= turn.start_ns);
         followed.parked_ns = Some(head.at_ns);
         followed.cut(&mut turn);
-        if turn.booked_ns() >= self.threshold_ns {
+        if !had_ended && turn.booked_ns() >= self.threshold_ns {
             self.with(tid, jobs, |tracker, due| {
                 tracker.ended_without_wait(turn, head.at_ns, due);
             });
@@ -218,9 +231,11 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
 
 #[cfg(test)]
 mod tests {
-    use profiler_ebpf::turn::{MAX_PARKS, Park, Parks};
+    use profiler_ebpf::record::{CaptureHead, RecordHead, Registers, kind, reason};
+    use profiler_ebpf::turn::{FUTEX, Loop, MAX_PARKS, Park, Parks, phase, wait};
 
-    use super::add;
+    use super::{add, is_replaced};
+    use crate::source::Slot;
 
     /// A place is kept once; the one learnt first makes room.
     #[test]
@@ -234,5 +249,36 @@ mod tests {
         assert!(add(&mut parks, park(99)));
         assert!(parks.known.contains(&park(99)) && parks.known.contains(&park(2)));
         assert!(!parks.known.contains(&park(1)));
+    }
+
+    /// Whoever blocked in a futex is replaced by one that waits in the same epoll instance, or has served
+    /// it since; not by one with an instance of its own, and not when it blocked in anything else.
+    #[test]
+    fn another_takes_over() {
+        let slot = |tid, home_fd, phase, start_ns| {
+            let mut state = Loop { tid, phase, ..Loop::default() };
+            state.adopt(wait::EPOLL, home_fd);
+            state.turn.start_ns = start_ns;
+            Slot { index: tid, state }
+        };
+        let head = |syscall| CaptureHead {
+            head: RecordHead { kind: kind::CAPTURE, tid: 1 },
+            at_ns: 500,
+            reason: reason::SWITCH_OUT,
+            registers: Registers { syscall, ..Registers::default() },
+            ..CaptureHead::default()
+        };
+        let own = slot(1, 7, phase::TURN, 400);
+        let table = [
+            (FUTEX, slot(2, 7, phase::WAITING, 300), true),
+            (FUTEX, slot(2, 7, phase::TURN, 600), true),
+            (FUTEX, slot(2, 7, phase::TURN, 300), false),
+            (FUTEX, slot(2, 8, phase::WAITING, 300), false),
+            (0, slot(2, 7, phase::WAITING, 300), false),
+        ];
+        for (syscall, other, expected) in table {
+            assert_eq!(is_replaced(&head(syscall), &[own, other]), expected, "{syscall} {other:?}");
+        }
+        assert!(!is_replaced(&head(FUTEX), &[own]));
     }
 }

@@ -95,13 +95,13 @@ mod tests {
     const SP: u64 = 0x7ffe_0000_1000;
 
     /// Where the step from a frame pointer leads to: return address, stack pointer, frame pointer.
-    fn step(bp: u64) -> Result<(u64, u64, u64), String> {
+    fn step(sp: u64, bp: u64) -> Result<(u64, u64, u64), String> {
         let words = [7, 0x7ffe_0000_2000, 0x40_1234, 9, 1, 0_u64];
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         let mut stack = CapturedStack { start: SP, bytes: &bytes, wanted_more: false };
         let position = Position {
             address: FrameAddress::from_instruction_pointer(0x40_0000),
-            registers: UnwindRegsX86_64::new(0x40_0000, SP, bp),
+            registers: UnwindRegsX86_64::new(0x40_0000, sp, bp),
         };
         match by_frame_pointer(position, &mut stack) {
             Step::Caller(Position { registers, .. }) => {
@@ -115,11 +115,12 @@ mod tests {
     /// The caller is found above the frame pointer; one that leads back, or to no code, ends the walk.
     #[test]
     fn frame_pointers() {
-        assert_eq!(step(SP + 8), Ok((0x40_1234, SP + 24, 0x7ffe_0000_2000)));
+        assert_eq!(step(SP, SP + 8), Ok((0x40_1234, SP + 24, 0x7ffe_0000_2000)));
         for bp in [0, 8, SP - 16, SP + 32, u64::MAX, u64::MAX - 7] {
-            let why = step(bp).unwrap_err();
+            let why = step(SP, bp).unwrap_err();
             assert!(why.contains("leads nowhere"), "{bp:#x}: {why}");
         }
-        assert!(step(SP + 40).unwrap_err().contains("goes on"), "past the copy");
+        assert!(step(SP + 24, SP + 8).unwrap_err().contains("leads nowhere"), "back");
+        assert!(step(SP, SP + 40).unwrap_err().contains("goes on"), "past the copy");
     }
 }

@@ -201,6 +201,8 @@ mod tests {
         let text = objects.one_byte("a name");
         let endless = objects.endless_cons();
         let beyond = objects.sliced(text, 4, 3);
+        // There would be something to read.
+        objects.memory.put(text - 1 + 16 + 6, b"beyond");
         let function = objects.function("f", "/srv/app.js", "function f() {}", (10, 15));
         let layout = layout();
         let heap = Heap { memory: &objects.memory, layout: &layout };

@@ -1,4 +1,4 @@
-//! V8 10 to 13, as node 18 to 24 have it: from a copied stack to functions, files and lines.
+//! V8 10 to 14, as node 18 to 25 have it: from a copied stack to functions, files and lines.
 //!
 //! JavaScript runs in three places: in code that V8 made at run time, which no file backs; in its
 //! interpreter, which is one of its builtins; and in other builtins. All of it keeps frame pointers,
