@@ -179,7 +179,9 @@ impl Analyst {
         self.tell(captured, posture);
         if posture.is_idle() {
             let head = &captured.head;
-            self.gathered(head.head.tid, head.turn_start_ns).parked_ns = Some(head.at_ns);
+            let gathered = self.gathered(head.head.tid, head.turn_start_ns);
+            // The first time ends the turn; a worker that handed its work over parks afterwards.
+            gathered.parked_ns.get_or_insert(head.at_ns);
             return;
         }
         stack.kernel = match kernel {
