@@ -4,6 +4,7 @@
 //! second): the event path does not wait for it.
 
 mod other_threads;
+mod stacks;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,17 +17,16 @@ use crate::frame::{Frame, Stack};
 use crate::gap::Gap;
 use crate::gathered::{Gathered, loop_kind};
 use crate::job::{Job, KernelStack, Losses, PythonFrames, Verdict};
-use crate::process::live::{LiveMemory, open_region};
+use crate::process::live::LiveMemory;
 use crate::process::modules::Modules;
 use crate::process::target::Target;
-use crate::report::application::{Origin, Owner, interpreter};
+use crate::report::application::interpreter;
 use crate::report::facts::{Context, RuntimeFacts, SessionFacts, ThreadFacts};
 use crate::report::group::Tally;
 use crate::report::schema::session::EndReason;
 use crate::report::syscalls::{Operand, operand};
 use crate::report::{Finish, Report};
-use crate::runtime::cpython::python_stack;
-use crate::runtime::pool::{Pool, Posture, is_nameless, posture};
+use crate::runtime::pool::{Pool, Posture, is_nameless};
 use crate::runtime::tokio;
 use crate::runtime::v8::ScriptFrames;
 use crate::sink::Sink;
@@ -34,12 +34,9 @@ use crate::source::Captured;
 use crate::symbolize::kernel::{KernelSymbols, parse_proc_stack};
 use crate::symbolize::native::NativeSymbolizer;
 use crate::symbolize::perf_map::PerfMap;
-use crate::task::Running;
 use crate::turn::tracker::{Due, doing};
 use crate::turn::{Awaited, Moment, Stall, ThreadState};
-use crate::unwind::merge::{PythonStack, merge};
 use crate::unwind::native::NativeUnwinder;
-use crate::unwind::{greenlet, javascript};
 
 /// What the last line of a session needs.
 #[derive(Debug)]
@@ -251,81 +248,6 @@ impl Analyst {
             Posture::Unknown => return,
         }
         let _ = self.verdicts.try_send(Verdict { head: captured.head, posture });
-    }
-
-    /// The stack, and what the thread is about if it sleeps on a futex.
-    fn stack(
-        &mut self,
-        captured: &Captured,
-        python: &PythonFrames,
-        script: &ScriptFrames,
-    ) -> (Stack, Posture) {
-        let registers = &captured.head.registers;
-        let (path, builtins) = script.code.builtins();
-        self.unwinder.trust_frame_pointers(path, builtins);
-        let mut native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
-        // Code that nobody had mapped when we last looked: a library loaded since.
-        let is_unknown = |address| {
-            self.modules.find(address).is_none() && !self.modules.is_made_at_run_time(address)
-        };
-        if native.frames.iter().any(|frame| is_unknown(frame.address)) && self.update_modules() {
-            native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
-        }
-        let mut named = self.symbolizer.name_stack(&self.modules, &native);
-        // What is under everything has no lines to look for.
-        let owner = Owner::new(&self.facts.process);
-        let matters = |frame: &&Frame| owner.of(frame) != Origin::Plumbing;
-        let mut gaps = self.symbolizer.gaps_of(named.frames.iter().flatten().filter(matters));
-        let posture = posture(registers, &native, &named, &captured.python, python);
-        let greenlet_end = greenlet::end(&mut named);
-        let copy = (registers, &*captured.stack);
-        gaps.extend(javascript::place(&mut named, &native, &self.modules, script, copy));
-        let unlisted = self.perf_map.name_stack(&mut named, &native, &self.modules);
-        // Where V8 is read, it has been said above why a frame has no name.
-        gaps.extend(unlisted.filter(|_| !script.code.is_known()));
-        let mut stack = match python {
-            PythonFrames::NotPython => merge(named, PythonStack::default()),
-            PythonFrames::Missing(gap) => {
-                let mut stack = merge(named, PythonStack::default());
-                stack.gaps.push(gap.clone());
-                // Nobody knows whether a coroutine ran.
-                stack.running = Some(Running { coroutines: Vec::new(), task: Err(gap.clone()) });
-                stack
-            }
-            PythonFrames::Named { frames, walk, running } => {
-                let mut stack = merge(named, python_stack(frames, *walk));
-                stack.running.clone_from(running);
-                stack.gaps.extend(frames.iter().filter_map(|frame| frame.gap.clone()));
-                stack
-            }
-        };
-        stack.gaps.extend(gaps);
-        stack.truncated = stack.truncated.or(greenlet_end);
-        (stack, posture)
-    }
-
-    /// False where the process is gone: what we know of it is all there will be.
-    fn update_modules(&mut self) -> bool {
-        let regions = self.target.regions();
-        if regions.is_empty() {
-            return false;
-        }
-        let pid = self.target.pid();
-        self.modules.update(&regions, &|region| open_region(pid, region), &self.memory);
-        true
-    }
-
-    fn kernel_frames(&mut self, addresses: &[u64], gaps: &mut Vec<Gap>) -> Vec<Frame> {
-        if addresses.is_empty() {
-            return Vec::new();
-        }
-        match self.kernel.get_or_insert_with(KernelSymbols::read) {
-            Ok(symbols) => symbols.name(addresses),
-            Err(gap) => {
-                gaps.push(gap.clone());
-                Vec::new()
-            }
-        }
     }
 
     fn report(&mut self, tid: u32, due: Due, losses: &Losses, now_ns: u64) -> std::io::Result<()> {

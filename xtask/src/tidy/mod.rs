@@ -33,6 +33,7 @@ const UNSAFE: [&str; 9] = [
     "profiler-ebpf/src/maps.rs",
     "profiler-ebpf/src/sched.rs",
     "profiler-ebpf/src/others.rs",
+    "profiler-ebpf/src/park.rs",
     "profiler-ebpf/src/task.rs",
     "profiler-ebpf/src/wait.rs",
     "profiler-user/src/source/kernel/table.rs",

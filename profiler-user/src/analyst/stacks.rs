@@ -1,0 +1,93 @@
+//! Captures to named stacks: native frames, the interpreters' frames in their places, and the kernel's.
+
+use super::Analyst;
+use crate::frame::{Frame, Stack};
+use crate::gap::Gap;
+use crate::job::PythonFrames;
+use crate::process::live::open_region;
+use crate::report::application::{Origin, Owner};
+use crate::runtime::cpython::python_stack;
+use crate::runtime::pool::{Posture, posture};
+use crate::runtime::v8::ScriptFrames;
+use crate::source::Captured;
+use crate::symbolize::kernel::KernelSymbols;
+use crate::task::Running;
+use crate::unwind::merge::{PythonStack, merge};
+use crate::unwind::{greenlet, javascript};
+
+impl Analyst {
+    /// The stack, and what the thread is about if it sleeps on a futex.
+    pub fn stack(
+        &mut self,
+        captured: &Captured,
+        python: &PythonFrames,
+        script: &ScriptFrames,
+    ) -> (Stack, Posture) {
+        let registers = &captured.head.registers;
+        let (path, builtins) = script.code.builtins();
+        self.unwinder.trust_frame_pointers(path, builtins);
+        let mut native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
+        // Code that nobody had mapped when we last looked: a library loaded since.
+        let is_unknown = |address| {
+            self.modules.find(address).is_none() && !self.modules.is_made_at_run_time(address)
+        };
+        if native.frames.iter().any(|frame| is_unknown(frame.address)) && self.update_modules() {
+            native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
+        }
+        let mut named = self.symbolizer.name_stack(&self.modules, &native);
+        // What is under everything has no lines to look for.
+        let owner = Owner::new(&self.facts.process);
+        let matters = |frame: &&Frame| owner.of(frame) != Origin::Plumbing;
+        let mut gaps = self.symbolizer.gaps_of(named.frames.iter().flatten().filter(matters));
+        let posture = posture(registers, &native, &named, &captured.python, python);
+        let greenlet_end = greenlet::end(&mut named);
+        let copy = (registers, &*captured.stack);
+        gaps.extend(javascript::place(&mut named, &native, &self.modules, script, copy));
+        let unlisted = self.perf_map.name_stack(&mut named, &native, &self.modules);
+        // Where V8 is read, it has been said above why a frame has no name.
+        gaps.extend(unlisted.filter(|_| !script.code.is_known()));
+        let mut stack = match python {
+            PythonFrames::NotPython => merge(named, PythonStack::default()),
+            PythonFrames::Missing(gap) => {
+                let mut stack = merge(named, PythonStack::default());
+                stack.gaps.push(gap.clone());
+                // Nobody knows whether a coroutine ran.
+                stack.running = Some(Running { coroutines: Vec::new(), task: Err(gap.clone()) });
+                stack
+            }
+            PythonFrames::Named { frames, walk, running } => {
+                let mut stack = merge(named, python_stack(frames, *walk));
+                stack.running.clone_from(running);
+                stack.gaps.extend(frames.iter().filter_map(|frame| frame.gap.clone()));
+                stack
+            }
+        };
+        stack.gaps.extend(gaps);
+        stack.truncated = stack.truncated.or(greenlet_end);
+        (stack, posture)
+    }
+
+    /// False where the process is gone: what we know of it is all there will be.
+    pub fn update_modules(&mut self) -> bool {
+        let regions = self.target.regions();
+        if regions.is_empty() {
+            return false;
+        }
+        let pid = self.target.pid();
+        self.modules.update(&regions, &|region| open_region(pid, region), &self.memory);
+        true
+    }
+
+    pub fn kernel_frames(&mut self, addresses: &[u64], gaps: &mut Vec<Gap>) -> Vec<Frame> {
+        if addresses.is_empty() {
+            return Vec::new();
+        }
+        match self.kernel.get_or_insert_with(KernelSymbols::read) {
+            Ok(symbols) => symbols.name(addresses),
+            Err(gap) => {
+                gaps.push(gap.clone());
+                Vec::new()
+            }
+        }
+    }
+}
