@@ -9,10 +9,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use framehop::x86_64::{CacheX86_64, UnwindRegsX86_64, UnwinderX86_64};
 use framehop::{ExplicitModuleSectionInfo, FrameAddress, Unwinder};
+use gimli::BaseAddresses;
 use profiler_ebpf::record::Registers;
 
 use crate::process::image::Image;
 use crate::process::modules::{Module, ModuleId, Modules};
+use crate::unwind::tables;
 
 /// Frames of one stack at most. The 64 KiB of a capture hold this many of 64 bytes, which is less
 /// than functions that do anything use on average.
@@ -279,7 +281,8 @@ impl NativeUnwinder {
     fn load_tables(&mut self, module: &Module) -> Result<Loaded, String> {
         let image = module.image.as_ref().map_err(|gap| gap.to_string())?;
         let bias = module.bias().ok_or("its program headers do not cover the mapping")?;
-        let sections = tables(image)?;
+        let sections = sections(image)?;
+        check(&sections)?;
         let bytes = [&sections.eh_frame, &sections.eh_frame_hdr]
             .into_iter()
             .flatten()
@@ -309,7 +312,7 @@ impl NativeUnwinder {
     }
 }
 
-fn tables(image: &Image) -> Result<ExplicitModuleSectionInfo<Vec<u8>>, String> {
+fn sections(image: &Image) -> Result<ExplicitModuleSectionInfo<Vec<u8>>, String> {
     let eh_frame = image.eh_frame().ok_or("no .eh_frame")?;
     let eh_frame_hdr = image.eh_frame_hdr();
     Ok(ExplicitModuleSectionInfo {
@@ -322,6 +325,22 @@ fn tables(image: &Image) -> Result<ExplicitModuleSectionInfo<Vec<u8>>, String> {
         eh_frame_hdr: eh_frame_hdr.map(|section| image.read(section)).transpose()?,
         ..ExplicitModuleSectionInfo::default()
     })
+}
+
+/// Tables are the target's, and a walk by forged ones might not end.
+fn check(sections: &ExplicitModuleSectionInfo<Vec<u8>>) -> Result<(), String> {
+    let start =
+        |range: &Option<std::ops::Range<u64>>| range.as_ref().map_or(0, |range| range.start);
+    let bases = BaseAddresses::default()
+        .set_eh_frame(start(&sections.eh_frame_svma))
+        .set_eh_frame_hdr(start(&sections.eh_frame_hdr_svma))
+        .set_text(start(&sections.text_svma))
+        .set_got(start(&sections.got_svma));
+    let eh_frame = sections.eh_frame.as_deref().unwrap_or_default();
+    // Slips in arithmetic over forged numbers stop a program that was built to look for them.
+    let found = || tables::check(eh_frame, sections.eh_frame_hdr.as_deref(), &bases);
+    catch_unwind(AssertUnwindSafe(found))
+        .unwrap_or_else(|_| Err("its unwind tables make no sense".to_owned()))
 }
 
 fn frame(modules: &Modules, position: Position, sigreturn: bool) -> NativeFrame {
