@@ -6,14 +6,21 @@
 
 use std::cell::Cell;
 use std::collections::HashSet;
+use std::fs::File;
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::PathBuf;
 
+use rustix::fs::{MemfdFlags, memfd_create};
+
+use crate::process::maps::{Backing, Region};
+use crate::process::modules::Modules;
 use crate::process::{TargetMemory, Unreadable};
 
 const PAGE: u64 = 4096;
 
 /// Runs a test as often as is said, and times `STALLTRACE_FUZZ_ROUNDS`.
-pub fn rounds(count: u64, test: impl Fn(&mut Random)) {
+pub fn rounds(count: u64, mut test: impl FnMut(&mut Random)) {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seeds = match number("STALLTRACE_FUZZ_SEED") {
         Some(seed) => seed..seed + 1,
@@ -123,12 +130,48 @@ pub fn damaged_elf(random: &mut Random, whole: &[u8]) -> Vec<u8> {
     };
     let mut part = bytes[range.clone()].to_vec();
     damage(random, &mut part);
-    if part.len() < range.len() && range.end < bytes.len() {
-        // Cut off within: the rest of the file stays where it is.
-        part.resize(range.len(), 0);
+    let cut_off = range.start + part.len();
+    if range.end == bytes.len() {
+        bytes.truncate(cut_off);
     }
-    bytes.splice(range, part);
+    // Cut off within, the rest of the file stays where it is.
+    bytes[range.start..cut_off].copy_from_slice(&part);
     bytes
+}
+
+/// The C library of this very process: a file with all tables that a linker writes.
+pub fn libc() -> Vec<u8> {
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("our own");
+    let line = maps.lines().find(|line| line.contains("libc.so")).expect("it is mapped");
+    std::fs::read(line.split_whitespace().last().expect("a path")).expect("readable")
+}
+
+/// A file with these bytes that has no name.
+pub fn file_of(bytes: &[u8]) -> File {
+    let mut file = File::from(memfd_create("hostile", MemfdFlags::CLOEXEC).expect("a memfd"));
+    file.write_all(bytes).expect("memory");
+    file
+}
+
+/// Where [`mapped`] puts a file.
+pub const MAPPED_AT: u64 = 0x5500_0000_0000;
+
+/// The only module of a process: the whole file, mapped executable in one piece.
+pub fn mapped(bytes: &[u8]) -> Modules {
+    let region = Region {
+        start: MAPPED_AT,
+        end: MAPPED_AT + (bytes.len() as u64).next_multiple_of(PAGE),
+        executable: true,
+        writable: false,
+        offset: 0,
+        device: (8, 1),
+        inode: 1,
+        backing: Backing::File(PathBuf::from("/bin/hostile")),
+    };
+    let mut modules = Modules::new();
+    let nothing = HostileMemory::new(Style::Heap, &mut Random::new(1));
+    modules.update(&[region], &|_| Ok(file_of(bytes)), &nothing);
+    modules
 }
 
 /// What a target's memory may be like.

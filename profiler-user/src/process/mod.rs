@@ -9,6 +9,8 @@ pub mod descriptors;
 pub mod image;
 pub mod modules;
 pub mod stack;
+#[cfg(test)]
+mod fuzz;
 
 use std::fmt;
 

@@ -2,3 +2,5 @@
 
 pub mod native;
 pub mod kernel;
+#[cfg(test)]
+mod fuzz;

@@ -3,3 +3,5 @@
 mod tables;
 pub mod native;
 pub mod merge;
+#[cfg(test)]
+mod fuzz;

@@ -18,7 +18,7 @@ use crate::unwind::tables;
 
 /// Frames of one stack at most. The 64 KiB of a capture hold this many of 64 bytes, which is less
 /// than functions that do anything use on average.
-const MAX_FRAMES: usize = 1024;
+pub(super) const MAX_FRAMES: usize = 1024;
 
 /// Bytes of unwind tables kept at most, over all modules. A Python service needs about 1 MB.
 const MAX_TABLE_BYTES: usize = 64 * 1024 * 1024;

@@ -1,6 +1,5 @@
 //! Every reader of the interpreter against memory that lies: whatever it holds, reading it ends, within bounds that have a name.
 
-use std::fs::{self, File};
 use std::path::PathBuf;
 
 use profiler_ebpf::limits::PYTHON_FRAMES;
@@ -14,7 +13,9 @@ use super::object::MAX_BYTES;
 use super::strings::MAX_CHARACTERS;
 use super::threads::{self, MAX_INTERPRETERS, MAX_THREAD_STATES};
 use super::{Gil, Python, frames, version};
-use crate::hostile::{HEAP, HostileMemory, Random, STYLES, damage, damaged_elf, rounds};
+use crate::hostile::{
+    HEAP, HostileMemory, Random, STYLES, damage, damaged_elf, file_of, libc, rounds,
+};
 use crate::process::maps::{Backing, Region};
 
 /// Two words of each interpreter, one structure of each thread, and where it all begins.
@@ -231,14 +232,10 @@ fn versions_and_offsets() {
 /// Files with any contents under names of interpreters.
 #[test]
 fn damaged_files() {
-    let maps = fs::read_to_string("/proc/self/maps").expect("our own");
-    let libc = maps.lines().find(|line| line.contains("libc.so")).expect("it is mapped");
-    let whole = fs::read(libc.split_whitespace().last().expect("a path")).expect("readable");
-    let path = std::env::temp_dir().join(format!("stalltrace-python-{}", std::process::id()));
+    let whole = libc();
     rounds(60, |random| {
         let mut bytes = damaged_elf(random, &whole);
         damage(random, &mut bytes);
-        fs::write(&path, &bytes).expect("the temporary directory is writable");
         let region = Region {
             start: random.odd_number(),
             end: random.odd_number(),
@@ -249,10 +246,9 @@ fn damaged_files() {
             inode: 1,
             backing: Backing::File(PathBuf::from(*random.pick(&["/bin/python3.9", "/bin/app"]))),
         };
-        let found = images(&[region], &|_| File::open(&path));
+        let found = images(&[region], &|_| Ok(file_of(&bytes)));
         assert!(found.is_err() || found == Ok(Vec::new()), "it is no interpreter: {found:?}");
     });
-    fs::remove_file(&path).expect("it was written above");
 }
 
 /// Line tables of any bytes have no more lines than bytes, and an answer for every offset.
