@@ -28,6 +28,7 @@ use crate::runtime::pool::{Pool, Posture, posture};
 use crate::sink::Sink;
 use crate::source::Captured;
 use crate::symbolize::kernel::{KernelSymbols, parse_proc_stack};
+use crate::symbolize::missing::missing;
 use crate::symbolize::native::NativeSymbolizer;
 use crate::turn::tracker::{Due, doing};
 use crate::turn::{Awaited, Moment, Stall, ThreadState};
@@ -228,8 +229,9 @@ impl Analyst {
             native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
         }
         let named = self.symbolizer.name_stack(&self.modules, &native);
+        let missing = missing(&self.modules, &self.symbolizer, &native, &named);
         let posture = posture(registers, &native, &named, &captured.python, python);
-        let stack = match python {
+        let mut stack = match python {
             PythonFrames::NotPython => merge(named, PythonStack::default()),
             PythonFrames::Missing(gap) => {
                 let mut stack = merge(named, PythonStack::default());
@@ -242,6 +244,7 @@ impl Analyst {
                 stack
             }
         };
+        stack.gaps.extend(missing);
         (stack, posture)
     }
 

@@ -2,8 +2,8 @@
 //!
 //! Never by process: the file that was mapped is open (see [`Image`]), so names are found after the
 //! target has died, across mount namespaces, and of deleted files. `blazesym` reads symbol tables
-//! and debug information; what it keeps in memory is bounded here by keeping few images open at
-//! once and dropping them on [`NativeSymbolizer::release`], while the names themselves stay.
+//! and debug information, out of a [`Snapshot`]; what is in memory is bounded here by keeping few
+//! images open at once and dropping them on [`NativeSymbolizer::release`], while the names stay.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
@@ -19,6 +19,7 @@ use crate::frame::{Frame, Language};
 use crate::gap::Gap;
 use crate::process::image::{Identity, Image};
 use crate::process::modules::{Module, Modules};
+use crate::symbolize::snapshot::Snapshot;
 use crate::unwind::merge::NamedNativeStack;
 use crate::unwind::native::{NativeFrame, NativeStack};
 
@@ -28,9 +29,11 @@ const OPEN_IMAGES: usize = 4;
 /// Addresses whose names are remembered: of a stack that recurs, all; some hundred bytes each.
 const MAX_NAMED: usize = 16 * 1024;
 
-/// Debug information used at most where it is mapped from the file: pages that were read count as
-/// ours until [`NativeSymbolizer::release`]. Of libpython's 16 MB, naming a stack reads 7.
-const MAX_DEBUG_BYTES: u64 = 128 * 1024 * 1024;
+/// Bytes of copies in memory at the same time, unless a single one has more.
+const MAX_OPEN_BYTES: u64 = 160 * 1024 * 1024;
+
+/// Debug information used at most. Of libpython's 16 MB, 12 are copied.
+pub(super) const MAX_DEBUG_BYTES: u64 = 128 * 1024 * 1024;
 
 /// Debug information used at most where it is compressed, and so takes memory that malloc does not
 /// give back. Debian's for libc would take 12 MB, for the line numbers of `nanosleep` and its kin;
@@ -55,12 +58,12 @@ const NAMELESS: Name = Name { function: None, file: None, line: None, inlined: f
 #[derive(Debug)]
 struct Opened {
     identity: Identity,
-    /// Keeps the path of `own` good.
     image: Arc<Image>,
     symbolizer: Symbolizer,
     /// The separate debug file, which is asked first.
     separate: Option<(Source<'static>, Image)>,
-    own: Option<Source<'static>>,
+    /// The copy keeps the path of the source good.
+    own: Result<(Source<'static>, Snapshot), String>,
 }
 
 /// Names native frames, and remembers the names.
@@ -72,7 +75,8 @@ pub struct NativeSymbolizer {
     opened: Vec<Opened>,
     /// Images whose debug information blazesym could not make sense of; their symbols may do.
     symbols_only: HashSet<Identity>,
-    gaps: BTreeSet<Gap>,
+    /// Why names could not be had, by image.
+    gaps: HashMap<Identity, BTreeSet<Gap>>,
 }
 
 impl NativeSymbolizer {
@@ -118,9 +122,9 @@ impl NativeSymbolizer {
         self.opened.clear();
     }
 
-    /// Why names could not be had, of all images so far.
-    pub fn gaps(&self) -> impl Iterator<Item = &Gap> {
-        self.gaps.iter()
+    /// Why names of an image could not be had, as far as that was found out.
+    pub fn gaps(&self, image: &Image) -> impl Iterator<Item = &Gap> {
+        self.gaps.get(image.identity()).into_iter().flatten()
     }
 
     fn names_at(&mut self, module: &Module, image: &Arc<Image>, offset: u64) -> Arc<[Name]> {
@@ -131,6 +135,8 @@ impl NativeSymbolizer {
         let names: Arc<[Name]> = self.look_up(module, image, offset).into();
         if self.named >= MAX_NAMED {
             self.names.clear();
+            self.symbols_only.clear();
+            self.gaps.clear();
             self.named = 0;
         }
         self.named += 1;
@@ -148,7 +154,7 @@ impl NativeSymbolizer {
             found = self.ask(module, image, offset);
         }
         found.unwrap_or_else(|why| {
-            self.gaps.insert(Gap::new(&format!("function names in {}", module.path), why));
+            self.miss(image, &format!("function names in {}", module.path), &why);
             vec![NAMELESS]
         })
     }
@@ -166,29 +172,42 @@ impl NativeSymbolizer {
             };
         // The file is the target's; a reader that gives up on forged contents must not take us along.
         let found = catch_unwind(AssertUnwindSafe(|| opened.names(offset)))
-            .unwrap_or_else(|_| Err("its symbols or debug information make no sense".to_owned()));
-        if found.is_ok() {
-            if self.opened.len() >= OPEN_IMAGES {
-                self.opened.remove(0);
-            }
-            self.opened.push(opened);
+            .map_err(|_| "its symbols or debug information make no sense".to_owned())?;
+        // After a first failure it is opened anew, without debug information.
+        if found.is_ok() || self.symbols_only.contains(image.identity()) {
+            self.keep(opened);
         }
         found
+    }
+
+    /// Lets go of what was used least recently, as far as the bounds ask for it.
+    fn keep(&mut self, opened: Opened) {
+        let bytes = |opened: &[Opened]| opened.iter().map(Opened::bytes).sum::<u64>();
+        while !self.opened.is_empty()
+            && (self.opened.len() >= OPEN_IMAGES
+                || bytes(&self.opened).saturating_add(opened.bytes()) > MAX_OPEN_BYTES)
+        {
+            self.opened.remove(0);
+        }
+        self.opened.push(opened);
     }
 
     fn open(&mut self, module: &Module, image: &Arc<Image>) -> Opened {
         let separate = image.build_id().and_then(debug_path).and_then(|path| {
             let debug = File::open(&path).map_err(|error| error.to_string());
             match debug.and_then(|file| Image::from_file(file, 0)) {
-                Ok(debug) => Some((self.source(module, image, path, &debug), debug)),
+                Ok(debug) => {
+                    let mut source = Elf::new(path);
+                    source.debug_syms = self.reads_debug(module, image, &debug);
+                    Some((Source::Elf(source), debug))
+                }
                 Err(why) => {
-                    self.gaps
-                        .insert(Gap::new(&format!("debug information in {}", path.display()), why));
+                    self.miss(image, &format!("debug information in {}", path.display()), &why);
                     None
                 }
             }
         });
-        let own = image.path().map(|path| self.source(module, image, path, image));
+        let own = self.copy(module, image);
         // Debug files are found above, by build id: by their links they would be looked for under
         // paths that mean something else in the target's mount namespace.
         let symbolizer = Symbolizer::builder()
@@ -199,33 +218,63 @@ impl NativeSymbolizer {
         Opened { identity, image: Arc::clone(image), symbolizer, separate, own }
     }
 
-    /// `file` is the image itself or its separate debug file.
-    fn source(
+    /// The image's own symbols and debug information, as they are at this moment.
+    fn copy(
         &mut self,
         module: &Module,
         image: &Image,
-        path: PathBuf,
-        file: &Image,
-    ) -> Source<'static> {
-        let mut elf = Elf::new(path);
+    ) -> Result<(Source<'static>, Snapshot), String> {
+        let mut with_debug = self.reads_debug(module, image, image);
+        let mut copy = Snapshot::of(image, with_debug, MAX_INFLATED_BYTES);
+        if let Err(why) = &copy
+            && with_debug
+        {
+            self.without_lines(module, image, why);
+            self.symbols_only.insert(image.identity().clone());
+            with_debug = false;
+            copy = Snapshot::of(image, with_debug, 0);
+        }
+        let copy = copy?;
+        if let Some(why) = copy.left_out() {
+            self.miss(image, &format!("function names in {}", module.path), why);
+        }
+        let mut source = Elf::new(copy.path());
+        source.debug_syms = with_debug;
+        Ok((Source::Elf(source), copy))
+    }
+
+    /// Whether the debug information of `file`, the image itself or its separate debug file, is there
+    /// and to be read; where it is there and not to be read, a gap says so.
+    fn reads_debug(&mut self, module: &Module, image: &Image, file: &Image) -> bool {
         let (all, inflated) = (file.debug_bytes(), file.compressed_debug_bytes());
         let small = all <= MAX_DEBUG_BYTES && inflated <= MAX_INFLATED_BYTES;
         let readable = small && !self.symbols_only.contains(image.identity());
-        elf.debug_syms = all > 0 && readable;
         if all > 0 && !readable {
-            let what = format!("source lines and inlined functions of {}", module.path);
             let why = if small {
                 "the debug information makes no sense"
             } else {
                 "the debug information is too large to read"
             };
-            self.gaps.insert(Gap::new(&what, why));
+            self.without_lines(module, image, why);
         }
-        Source::Elf(elf)
+        all > 0 && readable
+    }
+
+    fn without_lines(&mut self, module: &Module, image: &Image, why: &str) {
+        self.miss(image, &format!("source lines and inlined functions of {}", module.path), why);
+    }
+
+    fn miss(&mut self, image: &Image, what: &str, why: &str) {
+        let gaps = self.gaps.entry(image.identity().clone()).or_default();
+        gaps.insert(Gap::new(what, why));
     }
 }
 
 impl Opened {
+    fn bytes(&self) -> u64 {
+        self.own.as_ref().map_or(0, |(_, copy)| copy.bytes())
+    }
+
     fn names(&self, offset: u64) -> Result<Vec<Name>, String> {
         // A debug file has the addresses of the file it is about, but not its offsets.
         if let (Some((source, _)), Some(address)) = (&self.separate, self.image.address_of(offset))
@@ -237,7 +286,7 @@ impl Opened {
                 return Ok(names);
             }
         }
-        let Some(source) = &self.own else { return Ok(vec![NAMELESS]) };
+        let (source, _) = self.own.as_ref().map_err(Clone::clone)?;
         let found = self
             .symbolizer
             .symbolize_single(source, Input::FileOffset(offset))

@@ -1,0 +1,94 @@
+//! A named native stack to the reasons for what it lacks: each frame without a name has one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::gap::Gap;
+use crate::process::modules::Modules;
+use crate::symbolize::native::NativeSymbolizer;
+use crate::unwind::merge::NamedNativeStack;
+use crate::unwind::native::NativeStack;
+
+/// Why frames of this stack have no function, or no line where others of their file might have one.
+pub fn missing(
+    modules: &Modules,
+    symbolizer: &NativeSymbolizer,
+    stack: &NativeStack,
+    named: &NamedNativeStack,
+) -> Vec<Gap> {
+    let mut gaps = BTreeSet::new();
+    let mut without_symbol = BTreeMap::new();
+    let mut without_file = 0;
+    for (frame, functions) in stack.frames.iter().zip(&named.frames) {
+        let has_name = functions.iter().any(|function| function.function.is_some());
+        let Some(module) = frame.module.and_then(|id| modules.get(id)) else {
+            without_file += usize::from(!has_name);
+            continue;
+        };
+        match &module.image {
+            Err(gap) => {
+                gaps.insert(gap.clone());
+            }
+            Ok(image) => {
+                gaps.extend(symbolizer.gaps(image).cloned());
+                if !has_name {
+                    *without_symbol.entry(&module.path).or_insert(0) += 1;
+                }
+            }
+        }
+    }
+    for (path, frames) in without_symbol {
+        let why = format!("no symbol covers {}", count(frames));
+        gaps.insert(Gap::new(&format!("function names in {path}"), why));
+    }
+    if without_file > 0 {
+        let why =
+            format!("no file is mapped at {}: code that was made at run time", count(without_file));
+        gaps.insert(Gap::new("function names", why));
+    }
+    gaps.into_iter().collect()
+}
+
+fn count(frames: usize) -> String {
+    if frames == 1 { "1 frame".to_owned() } else { format!("{frames} frames") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::missing;
+    use crate::hostile::{MAPPED_AT, libc, mapped};
+    use crate::process::image::Image;
+    use crate::symbolize::native::NativeSymbolizer;
+    use crate::unwind::native::{NativeFrame, NativeStack};
+
+    /// The reasons for a stack of one frame, at this offset of a file.
+    fn reasons(bytes: &[u8], offset: u64, is_mapped: bool) -> Vec<String> {
+        let modules = mapped(bytes);
+        let module = modules.iter().next().map(|module| module.id).filter(|_| is_mapped);
+        let file_offset = is_mapped.then_some(offset);
+        let address = MAPPED_AT + offset;
+        let frame = NativeFrame { address, is_return_address: false, module, file_offset, sp: 0 };
+        let stack = NativeStack { frames: vec![frame], truncated: None };
+        let mut symbolizer = NativeSymbolizer::new();
+        let named = symbolizer.name_stack(&modules, &stack);
+        let gaps = missing(&modules, &symbolizer, &stack, &named);
+        gaps.into_iter().map(|gap| gap.0).collect()
+    }
+
+    /// A frame that has its name needs no reason; one that has none gets one, whatever it lacks.
+    #[test]
+    fn each_has_its_reason() {
+        let whole = libc();
+        let image = Image::from_memory(whole.clone(), 0).expect("an image");
+        let code = image.text().expect("code").file.start;
+        // Lines may be missing all the same.
+        let has_name = |why: &String| !why.starts_with("function names");
+        let named = |offset: &u64| reasons(&whole, *offset, true).iter().all(has_name);
+        assert!((code..code + 0x10_0000).step_by(0x4000).any(|offset| named(&offset)));
+        let behind = reasons(&whole, whole.len() as u64, true);
+        assert!(behind.iter().any(|why| why.contains("no symbol covers 1 frame")), "{behind:?}");
+        let nowhere = reasons(&whole, code, false);
+        assert!(nowhere.iter().any(|why| why.contains("no file is mapped")), "{nowhere:?}");
+        let no_image = reasons(b"no image", code, true);
+        assert!(no_image.iter().any(|why| why.contains("not a 64-bit ELF")), "{no_image:?}");
+    }
+}
