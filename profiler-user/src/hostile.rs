@@ -231,7 +231,7 @@ impl HostileMemory {
     /// An address at which a structure may lie.
     pub fn place(&self, random: &mut Random) -> u64 {
         match self.style {
-            Style::Heap => HEAP + (random.next() % HEAP_BYTES & !7),
+            Style::Heap => HEAP + ((random.next() % HEAP_BYTES) & !7),
             _ => random.next() & 0x7fff_ffff_fff8,
         }
     }
@@ -262,12 +262,12 @@ impl HostileMemory {
         }
         let detail = mixed(noise);
         match noise % 16 {
-            0..=6 => HEAP + (detail % HEAP_BYTES & !7),
+            0..=6 => HEAP + ((detail % HEAP_BYTES) & !7),
             7 => address,
             8..=9 => 0,
             10..=11 => detail % 64,
             // Two halves, of which readers take either.
-            12 => detail % 256 | (detail >> 32) % 256 << 32,
+            12 => (detail % 256) | (((detail >> 32) % 256) << 32),
             13 => detail % (8 << 20),
             14 => u64::MAX - detail % 16,
             _ => detail,

@@ -42,8 +42,8 @@ const MAX_ADDED_BYTES: u64 = 16 * 1024 * 1024;
 /// Memory that inflating them may take.
 const MAX_XZ_MEMORY: u64 = 64 * 1024 * 1024;
 
-/// Bytes copied at once.
-const CHUNK: usize = 1024 * 1024;
+/// Bytes copied at once; more would not stay in the caches of a CPU.
+const CHUNK: usize = 64 * 1024;
 
 /// Where sections begin: tables of symbols are read in place.
 const ALIGNMENT: u64 = 16;
@@ -216,7 +216,7 @@ impl Snapshot {
     fn copy(&mut self, image: &Image, section: &mut SectionHeader) -> Result<(), String> {
         let from = section.offset;
         section.offset = self.room(section.bytes)?;
-        section.flags &= !u64::from(elf::SHF_COMPRESSED.0);
+        section.flags &= !elf::SHF_COMPRESSED.0;
         let mut chunk = vec![0; CHUNK.min(section.bytes as usize)];
         let mut done = 0;
         while done < section.bytes {
@@ -231,7 +231,7 @@ impl Snapshot {
     }
 
     fn copy_debug(&mut self, image: &Image, section: &mut SectionHeader) -> Result<(), String> {
-        if section.flags & u64::from(elf::SHF_COMPRESSED.0) == 0 {
+        if section.flags & elf::SHF_COMPRESSED.0 == 0 {
             return self.copy(image, section);
         }
         let head = table::<CompressionHeader>(image, section.offset, 1)?;
@@ -247,7 +247,7 @@ impl Snapshot {
         let whole = inflate(head.kind, &packed, head.bytes).map_err(|error| error.to_string())?;
         section.offset = self.append(&whole)?;
         section.bytes = whole.len() as u64;
-        section.flags &= !u64::from(elf::SHF_COMPRESSED.0);
+        section.flags &= !elf::SHF_COMPRESSED.0;
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! Unwinding and merging what a hostile target has: forged tables, forged stacks, stacks that fit nothing.
 
+use object::{Object, ObjectSection};
 use profiler_ebpf::limits::STACK_BYTES;
 use profiler_ebpf::record::Registers;
 
@@ -94,6 +95,28 @@ fn damaged_tables() {
             unwind(&mut unwinder, &modules, &code, random);
         }
     });
+}
+
+/// The expression by which linkers tell where callers' frames are for all of `.plt`, made to jump to
+/// itself: the walk stops and says why. Evaluated, it would never end.
+#[test]
+fn endless_expression() {
+    const OF_THE_LINKER: [u8; 11] = [0x77, 8, 0x80, 0, 0x3f, 0x1a, 0x3b, 0x2a, 0x33, 0x24, 0x22];
+    const ENDLESS: [u8; 3] = [0x2f, 0xfd, 0xff];
+    let mut bytes = libc();
+    let places: Vec<_> = (0..bytes.len() - OF_THE_LINKER.len())
+        .filter(|at| bytes[*at..].starts_with(&OF_THE_LINKER))
+        .collect();
+    assert!(!places.is_empty(), "the C library calls functions through .plt");
+    for at in places {
+        bytes[at..at + ENDLESS.len()].copy_from_slice(&ENDLESS);
+    }
+    let file = object::File::parse(bytes.as_slice()).expect("an image");
+    let plt = file.section_by_name(".plt").expect("it is there");
+    let ip = MAPPED_AT + plt.address() + 32;
+    let registers = Registers { ip, sp: STACK_AT, bp: 0, ..Registers::default() };
+    let found = NativeUnwinder::new().unwind(&mapped(&bytes), &registers, &[0; 64]);
+    assert!(found.truncated.is_some_and(|why| why.contains("jumps back")));
 }
 
 /// The headers of a damaged file never lead outside of what is bounded.
