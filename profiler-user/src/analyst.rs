@@ -229,7 +229,7 @@ impl Analyst {
             native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
         }
         let named = self.symbolizer.name_stack(&self.modules, &native);
-        let missing = missing(&self.modules, &self.symbolizer, &native, &named);
+        let missing = missing(&self.modules, &self.unwinder, &self.symbolizer, &native, &named);
         let posture = posture(registers, &native, &named, &captured.python, python);
         let mut stack = match python {
             PythonFrames::NotPython => merge(named, PythonStack::default()),

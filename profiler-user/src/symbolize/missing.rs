@@ -6,11 +6,13 @@ use crate::gap::Gap;
 use crate::process::modules::Modules;
 use crate::symbolize::native::NativeSymbolizer;
 use crate::unwind::merge::NamedNativeStack;
-use crate::unwind::native::NativeStack;
+use crate::unwind::native::{NativeStack, NativeUnwinder};
 
-/// Why frames of this stack have no function, or no line where others of their file might have one.
+/// Why frames of this stack have no function, or no line where others of their file might have one,
+/// and where callers are less sure than unwind tables make them.
 pub fn missing(
     modules: &Modules,
+    unwinder: &NativeUnwinder,
     symbolizer: &NativeSymbolizer,
     stack: &NativeStack,
     named: &NamedNativeStack,
@@ -24,6 +26,10 @@ pub fn missing(
             without_file += usize::from(!has_name);
             continue;
         };
+        if let Some(why) = unwinder.without_tables(module.id) {
+            let why = format_args!("{why}; they were looked for by the frame pointer");
+            gaps.insert(Gap::new(&format!("callers of functions in {}", module.path), why));
+        }
         match &module.image {
             Err(gap) => {
                 gaps.insert(gap.clone());
@@ -58,7 +64,8 @@ mod tests {
     use crate::hostile::{MAPPED_AT, libc, mapped};
     use crate::process::image::Image;
     use crate::symbolize::native::NativeSymbolizer;
-    use crate::unwind::native::{NativeFrame, NativeStack};
+    use crate::unwind::native::{NativeFrame, NativeStack, NativeUnwinder};
+    use profiler_ebpf::record::Registers;
 
     /// The reasons for a stack of one frame, at this offset of a file.
     fn reasons(bytes: &[u8], offset: u64, is_mapped: bool) -> Vec<String> {
@@ -70,7 +77,7 @@ mod tests {
         let stack = NativeStack { frames: vec![frame], truncated: None };
         let mut symbolizer = NativeSymbolizer::new();
         let named = symbolizer.name_stack(&modules, &stack);
-        let gaps = missing(&modules, &symbolizer, &stack, &named);
+        let gaps = missing(&modules, &NativeUnwinder::new(), &symbolizer, &stack, &named);
         gaps.into_iter().map(|gap| gap.0).collect()
     }
 
@@ -90,5 +97,24 @@ mod tests {
         assert!(nowhere.iter().any(|why| why.contains("no file is mapped")), "{nowhere:?}");
         let no_image = reasons(b"no image", code, true);
         assert!(no_image.iter().any(|why| why.contains("not a 64-bit ELF")), "{no_image:?}");
+    }
+
+    /// Without tables the frame pointer may skip callers, and the report says so.
+    #[test]
+    fn callers_by_frame_pointer() {
+        let mut whole = libc();
+        let name = whole.windows(10).rposition(|bytes| bytes == b".eh_frame\0").expect("a table");
+        whole[name + 1] = b'x';
+        let modules = mapped(&whole);
+        let text = Image::from_memory(whole, 0).expect("an image").text().expect("code").clone();
+        let ip = MAPPED_AT + text.address.start;
+        let registers = Registers { ip, sp: 0x7000, ..Registers::default() };
+        let mut unwinder = NativeUnwinder::new();
+        let stack = unwinder.unwind(&modules, &registers, &[0; 64]);
+        let mut symbolizer = NativeSymbolizer::new();
+        let named = symbolizer.name_stack(&modules, &stack);
+        let gaps = missing(&modules, &unwinder, &symbolizer, &stack, &named);
+        let expected = "callers of functions in /bin/hostile: no .eh_frame";
+        assert!(gaps.iter().any(|gap| gap.0.starts_with(expected)), "{gaps:?}");
     }
 }

@@ -164,6 +164,11 @@ impl NativeUnwinder {
         NativeStack { frames, truncated }
     }
 
+    /// Why callers of a module's functions were looked for by the frame pointer alone.
+    pub fn without_tables(&self, id: ModuleId) -> Option<&str> {
+        self.loaded.get(&id)?.as_ref().err().map(String::as_str)
+    }
+
     /// Bytes of unwind tables in memory.
     pub fn table_bytes(&self) -> usize {
         self.table_bytes
