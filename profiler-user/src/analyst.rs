@@ -129,7 +129,7 @@ impl Analyst {
         for captured in captured {
             self.stack(captured, &PythonFrames::NotPython);
         }
-        // On a healthy target that may be all for days. Reading again takes 12 ms.
+        // On a healthy target that may be all for days. Reading again takes 25 ms.
         self.rest();
     }
 

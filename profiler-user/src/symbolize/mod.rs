@@ -1,5 +1,6 @@
 //! What code is called: addresses in modules and in the kernel to functions, files and lines.
 
+mod nesting;
 mod snapshot;
 pub mod native;
 pub mod kernel;

@@ -18,6 +18,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::process::image::{Image, MAX_SECTIONS, MAX_SEGMENTS};
+use crate::symbolize::nesting;
 
 /// Bytes of symbols and their names copied at most. node has 12 MB, an unstripped Chromium more than
 /// this.
@@ -199,6 +200,9 @@ impl Snapshot {
                 section.forget();
             }
         }
+        if with_debug {
+            self.check_nesting(&sections, &names)?;
+        }
         // The name of what was left out.
         if let Some(first) = names.first_mut() {
             *first = 0;
@@ -249,6 +253,19 @@ impl Snapshot {
         section.bytes = whole.len() as u64;
         section.flags &= !elf::SHF_COMPRESSED.0;
         Ok(())
+    }
+
+    /// By the copies, which nobody changes any more.
+    fn check_nesting(&self, sections: &[SectionHeader], names: &[u8]) -> Result<(), String> {
+        let of = |wanted: &[u8]| sections.iter().find(|it| name(names, it.name) == wanted);
+        let (Some(info), Some(short)) = (of(b".debug_info"), of(b".debug_abbrev")) else {
+            return Ok(());
+        };
+        let mut abbreviations = vec![0; short.bytes as usize];
+        let read = |offset, bytes: &mut [u8]| self.file.read_exact_at(bytes, offset);
+        read(short.offset, &mut abbreviations).map_err(|error| error.to_string())?;
+        let unit = |offset, bytes: &mut [u8]| read(info.offset + offset, bytes);
+        nesting::check(info.bytes, unit, &abbreviations)
     }
 
     /// Takes from what may be inflated in all.
