@@ -255,7 +255,11 @@ impl NativeUnwinder {
                 "{} has no unwind tables ({why}), and the frame pointer leads nowhere",
                 module.path
             ),
-            _ => format!("the unwind tables do not cover {}+{offset:#x}", module.path),
+            // Not covered, or by rules that this stack does not bear out.
+            _ => format!(
+                "neither the unwind tables nor the frame pointer lead on from {}+{offset:#x}",
+                module.path
+            ),
         }
     }
 
