@@ -148,7 +148,7 @@ impl Analyst {
             let (stack, _) = self.stack(captured, &PythonFrames::NotPython, &none);
             self.recognise(&stack.frames);
         }
-        // On a healthy target that may be all for days. Reading again takes 5 ms.
+        // On a healthy target that may be all for days. Reading again takes 25 ms.
         self.rest();
     }
 

@@ -28,3 +28,5 @@ pub mod runtime;
 pub mod symbolize;
 pub mod report;
 pub mod sink;
+#[cfg(test)]
+mod hostile;

@@ -5,12 +5,13 @@ use crate::frame::{Frame, Stack};
 use crate::gap::Gap;
 use crate::job::PythonFrames;
 use crate::process::live::open_region;
-use crate::report::application::{Origin, Owner};
+use crate::report::application::Owner;
 use crate::runtime::cpython::python_stack;
 use crate::runtime::pool::{Posture, posture};
 use crate::runtime::v8::ScriptFrames;
 use crate::source::Captured;
 use crate::symbolize::kernel::KernelSymbols;
+use crate::symbolize::missing::missing;
 use crate::task::Running;
 use crate::unwind::merge::{PythonStack, merge};
 use crate::unwind::{greenlet, javascript};
@@ -35,10 +36,9 @@ impl Analyst {
             native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
         }
         let mut named = self.symbolizer.name_stack(&self.modules, &native);
-        // What is under everything has no lines to look for.
         let owner = Owner::new(&self.facts.process);
-        let matters = |frame: &&Frame| owner.of(frame) != Origin::Plumbing;
-        let mut gaps = self.symbolizer.gaps_of(named.frames.iter().flatten().filter(matters));
+        let (unwinder, symbolizer) = (&self.unwinder, &self.symbolizer);
+        let mut gaps = missing(&self.modules, unwinder, symbolizer, &native, &named, &owner);
         let posture = posture(registers, &native, &named, &captured.python, python);
         let greenlet_end = greenlet::end(&mut named);
         let copy = (registers, &*captured.stack);

@@ -47,7 +47,7 @@ fn read(path: &str) -> Option<String> {
 }
 
 /// The peer in a table of /proc/net/tcp's form, or the local end of a socket without a peer.
-fn internet(table: &str, inode: &str) -> Option<String> {
+pub(super) fn internet(table: &str, inode: &str) -> Option<String> {
     let line = table.lines().skip(1).find(|line| line.split_whitespace().nth(9) == Some(inode))?;
     let mut fields = line.split_whitespace().skip(1);
     let local = fields.next().and_then(address)?;
@@ -78,7 +78,7 @@ fn address(text: &str) -> Option<String> {
 }
 
 /// The path of a unix socket; connected ends usually have none.
-fn unix(table: &str, inode: &str) -> Option<String> {
+pub(super) fn unix(table: &str, inode: &str) -> Option<String> {
     let line = table.lines().skip(1).find(|line| line.split_whitespace().nth(6) == Some(inode))?;
     Some(line.split_whitespace().nth(7).unwrap_or("(unnamed)").to_owned())
 }

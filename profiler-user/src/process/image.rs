@@ -16,10 +16,10 @@ use object::read::elf::{CompressionHeader, FileHeader, ProgramHeader, SectionHea
 use object::{Endianness, ReadCache, ReadRef};
 
 /// Program headers read at most; linkers write about a dozen.
-const MAX_SEGMENTS: u32 = 256;
+pub const MAX_SEGMENTS: u32 = 256;
 
 /// Section headers read at most: 64 bytes each. Linked images have about forty.
-const MAX_SECTIONS: u32 = 4096;
+pub const MAX_SECTIONS: u32 = 4096;
 
 /// Bytes of notes read at most; a build id takes 36.
 const MAX_NOTE_BYTES: u64 = 64 * 1024;

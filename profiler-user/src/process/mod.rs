@@ -10,6 +10,8 @@ pub mod image;
 pub mod modules;
 pub mod stack;
 pub mod lock;
+#[cfg(test)]
+mod fuzz;
 
 use std::fmt;
 

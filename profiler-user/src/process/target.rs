@@ -184,8 +184,8 @@ pub struct WaitDescriptors {
 
 /// The fields of /proc/PID/stat that are used.
 #[derive(Debug, PartialEq, Eq)]
-struct Stat {
-    name: String,
+pub(super) struct Stat {
+    pub(super) name: String,
     state: char,
     flags: u64,
     start_ticks: u64,
@@ -193,7 +193,7 @@ struct Stat {
 
 impl Stat {
     /// The name stands in parentheses and may hold any character, parentheses too.
-    fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         let (before, after) = text.rsplit_once(')')?;
         let name = before.split_once('(')?.1.to_owned();
         let mut fields = after.split_whitespace();
@@ -205,7 +205,7 @@ impl Stat {
 }
 
 /// The rest of the line that begins with `name`.
-fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
 }
 

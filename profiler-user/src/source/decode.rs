@@ -1,6 +1,6 @@
 //! Record bytes to events; the only reader of the wire's layout.
 
-use profiler_ebpf::limits::{KERNEL_FRAMES, PYTHON_FRAMES};
+use profiler_ebpf::limits::{KERNEL_FRAMES, PYTHON_FRAMES, STACK_BYTES};
 use profiler_ebpf::record::{Capture, CaptureHead, Exited, Ready, RecordHead, TurnEnded, kind};
 use std::mem::offset_of;
 use zerocopy::FromBytes;
@@ -43,7 +43,7 @@ pub fn capture(bytes: &[u8]) -> Result<Captured, Malformed> {
     let kernel = list(bytes, offset_of!(Capture, kernel), head.kernel_frames, KERNEL_FRAMES);
     let python = list(bytes, offset_of!(Capture, python), head.python_frames, PYTHON_FRAMES);
     let start = offset_of!(Capture, stack);
-    let end = start.saturating_add(head.stack_bytes as usize);
+    let end = start + (head.stack_bytes as usize).min(STACK_BYTES);
     let stack = bytes.get(start..end).unwrap_or_default().to_vec();
     Ok(Captured { head, kernel, python, stack })
 }
@@ -64,7 +64,9 @@ fn list<T: FromBytes>(bytes: &[u8], offset: usize, count: u32, most: usize) -> V
 #[cfg(test)]
 mod tests {
     use super::{Malformed, record};
+    use crate::hostile::{damage, rounds};
     use crate::source::Event;
+    use profiler_ebpf::limits::{KERNEL_FRAMES, PYTHON_FRAMES, STACK_BYTES};
     use profiler_ebpf::record::{Capture, CaptureHead, RecordHead, TurnEnded, kind};
     use profiler_ebpf::turn::Turn;
     use std::mem::offset_of;
@@ -111,5 +113,30 @@ mod tests {
         assert_eq!(record(head.as_bytes()), Err(Malformed::TooShort));
         let head = RecordHead { kind: 77, tid: 1 };
         assert_eq!(record(head.as_bytes()), Err(Malformed::UnknownKind(77)));
+    }
+
+    /// Records that a mismatch of versions or torn memory made: no list is longer than there is room
+    /// for, and nothing is made up that was not there.
+    #[test]
+    fn damaged() {
+        rounds(2000, |random| {
+            let length = match random.below(3) {
+                0 => random.below(size_of::<Capture>() + 100),
+                1 => random.below(size_of::<CaptureHead>() + 100),
+                _ => random.below(100),
+            };
+            let mut bytes = random.bytes(64);
+            bytes.resize(length, 0x5a);
+            let kinds = [kind::TURN_ENDED, kind::READY, kind::EXITED, kind::CAPTURE];
+            if random.once_in(2) && length >= size_of::<RecordHead>() {
+                bytes[..4].copy_from_slice(&random.pick(&kinds).to_le_bytes());
+            }
+            damage(random, &mut bytes);
+            let Ok(Event::Captured(captured)) = record(&bytes) else { return };
+            assert!(captured.kernel.len() <= KERNEL_FRAMES);
+            assert!(captured.python.len() <= PYTHON_FRAMES);
+            assert!(captured.stack.len() <= STACK_BYTES);
+            assert!(captured.stack.len() <= captured.head.stack_bytes as usize);
+        });
     }
 }

@@ -1,7 +1,13 @@
 //! What code is called: addresses in modules and in the kernel to functions, files and lines.
 
+mod nesting;
+mod snapshot;
 pub mod debug_file;
-pub mod native;
+mod opened;
 mod parts;
+pub mod native;
+pub mod missing;
 pub mod perf_map;
 pub mod kernel;
+#[cfg(test)]
+mod fuzz;

@@ -1,9 +1,13 @@
 //! Where a thread was: a capture's registers and stack to frames, and frames of several kinds to one stack.
 
+mod tables;
+mod sections;
 mod expression;
+mod step;
 pub mod native;
 pub mod greenlet;
-pub mod pairs;
 pub mod javascript;
+pub mod pairs;
 pub mod merge;
-mod step;
+#[cfg(test)]
+mod fuzz;

@@ -11,18 +11,17 @@ use std::sync::Arc;
 
 use framehop::x86_64::{CacheX86_64, UnwindRegsX86_64, UnwinderX86_64};
 use framehop::{ExplicitModuleSectionInfo, FrameAddress, Unwinder};
-use gimli::BaseAddresses;
 use profiler_ebpf::record::Registers;
 
-use crate::process::image::Image;
 use crate::process::modules::{Module, ModuleId, Modules};
+use crate::unwind::sections::{bases, check, sections};
 
 use super::expression::Tables;
 use super::step::{CapturedStack, Position, Step, by_frame_pointer, interrupted};
 
 /// Frames of one stack at most. The 64 KiB of a capture hold this many of 64 bytes, which is less
 /// than functions that do anything use on average.
-const MAX_FRAMES: usize = 1024;
+pub(super) const MAX_FRAMES: usize = 1024;
 
 /// Bytes of unwind tables kept at most, over all modules. A Python service needs about 1 MB.
 const MAX_TABLE_BYTES: usize = 64 * 1024 * 1024;
@@ -143,6 +142,11 @@ impl NativeUnwinder {
             Some("the unwind tables make no sense".to_owned())
         });
         NativeStack { frames, truncated }
+    }
+
+    /// Why callers of a module's functions were looked for by the frame pointer alone.
+    pub fn without_tables(&self, id: ModuleId) -> Option<&str> {
+        self.loaded.get(&id)?.as_ref().err().map(String::as_str)
     }
 
     /// Bytes of unwind tables in memory.
@@ -277,7 +281,11 @@ impl NativeUnwinder {
                 "{} has no unwind tables ({why}), and the frame pointer leads nowhere",
                 module.path
             ),
-            _ => format!("the unwind tables do not cover {}+{offset:#x}", module.path),
+            // Not covered, or by rules that this stack does not bear out.
+            _ => format!(
+                "neither the unwind tables nor the frame pointer lead on from {}+{offset:#x}",
+                module.path
+            ),
         }
     }
 
@@ -309,6 +317,7 @@ impl NativeUnwinder {
         let image = module.image.as_ref().map_err(|gap| gap.to_string())?;
         let bias = module.bias().ok_or("its program headers do not cover the mapping")?;
         let sections = sections(image)?;
+        check(&sections)?;
         let bytes = [&sections.eh_frame, &sections.eh_frame_hdr]
             .into_iter()
             .flatten()
@@ -349,31 +358,11 @@ fn tables_of(
 
 /// `None` without an index: what it takes to find one frame without it is too much.
 fn tables(sections: &ExplicitModuleSectionInfo<Arc<[u8]>>, bias: u64) -> Option<Tables> {
-    let start = |range: &Option<Range<u64>>| range.as_ref().map_or(0, |range| range.start);
     Some(Tables {
         eh_frame: Arc::clone(sections.eh_frame.as_ref()?),
         eh_frame_hdr: Arc::clone(sections.eh_frame_hdr.as_ref()?),
-        bases: BaseAddresses::default()
-            .set_eh_frame(start(&sections.eh_frame_svma))
-            .set_eh_frame_hdr(start(&sections.eh_frame_hdr_svma))
-            .set_text(start(&sections.text_svma))
-            .set_got(start(&sections.got_svma)),
+        bases: bases(sections),
         bias,
-    })
-}
-
-fn sections(image: &Image) -> Result<ExplicitModuleSectionInfo<Arc<[u8]>>, String> {
-    let eh_frame = image.eh_frame().ok_or("no .eh_frame")?;
-    let eh_frame_hdr = image.eh_frame_hdr();
-    Ok(ExplicitModuleSectionInfo {
-        base_svma: image.lowest_address(),
-        text_svma: image.text().map(|section| section.address.clone()),
-        got_svma: image.got().map(|section| section.address.clone()),
-        eh_frame_svma: Some(eh_frame.address.clone()),
-        eh_frame: Some(image.read(eh_frame)?.into()),
-        eh_frame_hdr_svma: eh_frame_hdr.map(|section| section.address.clone()),
-        eh_frame_hdr: eh_frame_hdr.map(|section| image.read(section).map(Arc::from)).transpose()?,
-        ..ExplicitModuleSectionInfo::default()
     })
 }
 

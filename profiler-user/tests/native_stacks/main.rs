@@ -146,7 +146,9 @@ impl Target {
         let stack = NativeUnwinder::new().unwind(&modules, &registers, &self.stack(&registers));
         let mut symbolizer = NativeSymbolizer::of_process(self.pid(), None);
         let frames = symbolizer.name_stack(&modules, &stack).frames;
-        let gaps = symbolizer.gaps().map(ToString::to_string).collect();
+        let images = modules.iter().filter_map(|module| module.image.as_ref().ok());
+        let gaps = images.flat_map(|image| symbolizer.gaps(image)).map(ToString::to_string);
+        let gaps = gaps.collect();
         Look { stack, frames, gaps }
     }
 }

@@ -20,6 +20,9 @@ const MAX_FILES: usize = 1024;
 /// 1 MiB together.
 const MAX_TABLE_BYTES: u64 = 16 << 20;
 
+/// Section headers read at most. Linked images have about forty.
+const MAX_SECTIONS: u16 = 4096;
+
 /// Address bits within a page; segments are mapped in whole pages.
 const PAGE_MASK: u64 = 4095;
 
@@ -161,7 +164,8 @@ impl<'data, R: ReadRef<'data>> Elf<'data, R> {
     fn parse(data: R) -> object::Result<Self> {
         let header = FileHeader64::<LittleEndian>::parse(data)?;
         // Without these two, other numbers of the file would say how much to read.
-        let counted = header.e_shnum(ENDIAN) != 0 || header.e_shoff(ENDIAN) == 0;
+        let sections = header.e_shnum(ENDIAN);
+        let counted = (1..=MAX_SECTIONS).contains(&sections) || header.e_shoff(ENDIAN) == 0;
         if !header.is_little_endian() || !counted || header.e_phnum(ENDIAN) == elf::PN_XNUM {
             return Ok(Self { data, segments: &[], sections: SectionTable::default() });
         }
@@ -182,10 +186,12 @@ impl<'data, R: ReadRef<'data>> Elf<'data, R> {
             &[elf::SHT_DYNSYM, elf::SHT_SYMTAB]
         };
         for table in tables {
-            for section in self.sections.iter().filter(|s| s.sh_type(ENDIAN) == *table) {
-                if let Some(symbols) = self.symbols_in(section)? {
-                    return Ok(Some(symbols));
-                }
+            // A linked file has one of each.
+            let section = self.sections.iter().find(|section| section.sh_type(ENDIAN) == *table);
+            if let Some(section) = section
+                && let Some(symbols) = self.symbols_in(section)?
+            {
+                return Ok(Some(symbols));
             }
         }
         let own = self.sections.section_by_name(ENDIAN, b".PyRuntime");

@@ -34,6 +34,8 @@ mod threads;
 mod version;
 #[cfg(test)]
 mod pages;
+#[cfg(test)]
+mod fuzz;
 
 use std::fs::File;
 use std::io;
@@ -203,6 +205,7 @@ impl Python {
     /// One named frame for each raw one, in the same order.
     pub fn decode(&mut self, memory: &dyn TargetMemory, frames: &[PythonFrame]) -> Vec<NamedFrame> {
         let code_type = self.image.code_type;
+        self.names.begin_stack();
         frames.iter().map(|raw| self.names.decode(memory, &self.layout, code_type, raw)).collect()
     }
 

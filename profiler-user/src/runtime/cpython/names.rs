@@ -14,7 +14,11 @@ use crate::gap::Gap;
 use crate::process::{TargetMemory, Unreadable};
 
 /// Bytes of one line table read at most. A module of ten thousand statements has about 100 KB.
-const MAX_LINE_TABLE_BYTES: u64 = 1 << 20;
+pub(super) const MAX_LINE_TABLE_BYTES: u64 = 1 << 20;
+
+/// Bytes of line tables read for one stack at most, so that naming it does not take seconds: the
+/// tables of ordinary functions have a few hundred.
+pub(super) const MAX_STACK_TABLE_BYTES: u64 = 4 << 20;
 
 /// Bytes of decoded code objects past which all are forgotten: some ten thousand ordinary functions.
 /// Those of stalls are few and soon back.
@@ -104,9 +108,16 @@ impl Code {
 pub struct Names {
     codes: HashMap<(u64, u32), Code>,
     bytes: usize,
+    /// Of line tables, read for the stack that is being named.
+    table_bytes: u64,
 }
 
 impl Names {
+    /// The frames that are named from here on are those of another stack.
+    pub fn begin_stack(&mut self) {
+        self.table_bytes = 0;
+    }
+
     /// Names one raw frame.
     pub fn decode(
         &mut self,
@@ -144,7 +155,7 @@ impl Names {
         match self.codes.entry((raw.code, raw.check)) {
             Entry::Occupied(known) => Ok(known.into_mut()),
             Entry::Vacant(place) => {
-                let code = read(memory, layout, code_type, raw)?;
+                let code = read(memory, layout, code_type, raw, &mut self.table_bytes)?;
                 self.bytes += code.bytes();
                 Ok(place.insert(code))
             }
@@ -210,6 +221,7 @@ fn read(
     layout: &Layout,
     code_type: Option<u64>,
     raw: &PythonFrame,
+    table_bytes: &mut u64,
 ) -> Result<Code, Gap> {
     let what = "Python function";
     let unreadable = |error: Unreadable| Gap::new(what, error);
@@ -247,7 +259,7 @@ fn read(
         file: text(layout.code_filename, "Python file name")?,
         first_line,
         flags: object.u32(layout.code_flags).map_err(unreadable)?,
-        lines: line_table(memory, layout, first_line, table)?,
+        lines: line_table(memory, layout, first_line, table, table_bytes)?,
     };
     still_there()?;
     Ok(code)
@@ -259,6 +271,7 @@ fn line_table(
     layout: &Layout,
     first_line: u32,
     address: u64,
+    table_bytes: &mut u64,
 ) -> Result<LineTable, Gap> {
     let what = "Python line table";
     let unreadable = |error: Unreadable| Gap::new(what, error);
@@ -266,6 +279,11 @@ fn line_table(
         memory.read_u64(address.wrapping_add(layout.bytes_length.into())).map_err(unreadable)?;
     if length > MAX_LINE_TABLE_BYTES {
         return Err(Gap::new(what, format_args!("{length} bytes are more than is read")));
+    }
+    *table_bytes += length;
+    if *table_bytes > MAX_STACK_TABLE_BYTES {
+        let why = format_args!("those of one stack have more than {MAX_STACK_TABLE_BYTES} bytes");
+        return Err(Gap::new(what, why));
     }
     let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
     memory.read(address.wrapping_add(layout.bytes_data.into()), &mut bytes).map_err(unreadable)?;

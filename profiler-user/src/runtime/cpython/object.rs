@@ -4,7 +4,7 @@ use crate::process::{TargetMemory, Unreadable};
 
 /// More than any structure is read of at once: a thread state up to its identity is the longest
 /// with under 200 bytes, and published offsets stay below 1024.
-const MAX_BYTES: usize = 1024 + 8;
+pub(super) const MAX_BYTES: usize = 1024 + 8;
 
 /// The beginning of one structure, as it was at one moment.
 pub struct Object {

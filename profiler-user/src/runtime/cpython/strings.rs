@@ -6,7 +6,7 @@ use crate::gap::Gap;
 use crate::process::TargetMemory;
 
 /// Characters read at most, after which a text is cut: no file name on Linux is longer.
-const MAX_CHARACTERS: usize = 4096;
+pub(super) const MAX_CHARACTERS: usize = 4096;
 
 /// What stands for the rest of a text that was cut.
 const CUT: char = '…';

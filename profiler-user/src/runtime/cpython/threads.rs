@@ -11,10 +11,10 @@ use crate::process::{TargetMemory, Unreadable};
 
 /// Interpreters of one process walked at most. Servers with sub-interpreters run one per core or
 /// application.
-const MAX_INTERPRETERS: usize = 256;
+pub(super) const MAX_INTERPRETERS: usize = 256;
 
 /// Thread states walked at most, of all interpreters together. Thread pools of a thousand exist.
-const MAX_THREAD_STATES: usize = 8192;
+pub(super) const MAX_THREAD_STATES: usize = 8192;
 
 /// `PID_MAX_LIMIT` (include/linux/threads.h).
 const MAX_TID: u32 = 4 * 1024 * 1024;
