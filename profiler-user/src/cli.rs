@@ -41,7 +41,9 @@ Examples:
   stalltrace attach 4242                        readable reports on the terminal
   stalltrace attach $(pgrep -o uvicorn) | jq .  JSON lines, one a report
   stalltrace attach 4242 --threshold 20ms       turns of 20 ms and more
-  stalltrace attach 4242 --duration 60s --output stalls.jsonl --format json";
+  stalltrace attach 4242 --duration 60s --output stalls.jsonl --format json
+  stalltrace attach 4242 --watch-workers        requests that hold a thread of a pool, too
+  stalltrace attach 4242 --all-threads          where all other threads were, too";
 
 const CHECK_EXAMPLES: &str = "\
 Examples:

@@ -3,15 +3,16 @@
 use std::path::PathBuf;
 
 use profiler_ebpf::limits::PYTHON_FRAMES;
-use profiler_ebpf::python::PythonFrame;
+use profiler_ebpf::python::{PythonFrame, PythonWalk};
 
 use super::detect::{Image, images};
+use super::dict::MAX_ENTRIES;
 use super::layout::{DEBUG_COOKIE, DEBUG_WORDS, Layout, of_minor};
 use super::lines::{Format, LineTable};
 use super::names::{MAX_LINE_TABLE_BYTES, MAX_STACK_TABLE_BYTES, Names};
 use super::object::MAX_BYTES;
 use super::strings::MAX_CHARACTERS;
-use super::tasks::Tasks;
+use super::tasks::{MAX_CURRENT, Tasks};
 use super::threads::{self, MAX_INTERPRETERS, MAX_THREAD_STATES};
 use super::{Gil, Python, frames, version};
 use crate::hostile::{
@@ -34,6 +35,9 @@ const MOST_NAME_READS: u64 = 3 + 3 * 2;
 
 /// Bytes of structures and texts of one frame.
 const MOST_NAME_BYTES: u64 = MOST_NAME_READS * MAX_BYTES as u64 + 2 * 4 * MAX_CHARACTERS as u64;
+
+/// Two dictionaries, each entry of which has a text, and the current tasks.
+const MOST_TASK_READS: u64 = 2 * (4 * MAX_ENTRIES + 16) + 16 * MAX_CURRENT as u64;
 
 /// Bytes read to find a lock and its holder, in pieces.
 const MOST_LOCK_READS: u64 = 4;
@@ -153,6 +157,31 @@ fn frames_and_names() {
         assert!(bytes <= most, "{bytes} bytes");
         for frame in &frames {
             python.first_variable(&memory, frame.frame);
+        }
+    });
+}
+
+/// The search for the task that runs, once for each stack: through the names of all modules, and the
+/// variables of one.
+#[test]
+fn running_tasks() {
+    rounds(60, |random| {
+        let (layout, mut memory) = (any_layout(random), any_memory(random));
+        let mut python = python(layout, memory.place(random), None);
+        let raw = plant_frames(&mut memory, &layout, random);
+        let mut named = python.decode(&memory, &raw);
+        for frame in &mut named {
+            frame.is_coroutine = random.once_in(2);
+        }
+        let walk = *random.pick(&[PythonWalk::Complete, PythonWalk::TooDeep]);
+        let tstate = random.once_in(2).then(|| memory.place(random));
+        for _ in 0..3 {
+            memory.forget_counts();
+            let running = python.running(&memory, &raw, &named, walk, tstate);
+            let ran = running.is_some_and(|running| running.task.is_ok());
+            assert!(!ran || named.iter().any(|frame| frame.is_coroutine), "a task of nobody's");
+            let (reads, _) = memory.counts();
+            assert!(reads <= MOST_TASK_READS, "{reads} reads");
         }
     });
 }

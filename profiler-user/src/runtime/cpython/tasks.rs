@@ -42,7 +42,7 @@ const TUPLE_ITEMS: u64 = 24;
 const MAX_PARAMETERS: u32 = 16;
 
 /// Current tasks looked at: there is one a loop, and a loop has a thread of its own.
-const MAX_CURRENT: usize = 1024;
+pub const MAX_CURRENT: usize = 1024;
 
 /// Stacks with coroutines between two searches for a table that was not found: a search reads
 /// through the names of all modules.

@@ -9,7 +9,7 @@ use profiler_ebpf::record::Registers;
 use super::layout::FrameSlots;
 
 /// Frames of one stack at most: 64 KiB have room for no more of the smallest, of 64 bytes.
-const MAX_FRAMES: usize = 1024;
+pub const MAX_FRAMES: usize = 1024;
 
 /// Bytes from one frame to its caller's at most: V8's own limit for a whole stack is 984 KiB.
 const MAX_FRAME_BYTES: u64 = 1 << 20;

@@ -8,13 +8,13 @@ use crate::process::TargetMemory;
 
 /// Strings below a string at most: what is joined is mostly flattened before it becomes a name or a
 /// source.
-const MAX_DEPTH: usize = 16;
+pub const MAX_DEPTH: usize = 16;
 
 /// Stretches of characters of one string at most.
-const MAX_PIECES: usize = 64;
+pub const MAX_PIECES: usize = 64;
 
 /// Bytes of characters read at once.
-const BLOCK_BYTES: u64 = 64 * 1024;
+pub const BLOCK_BYTES: u64 = 64 * 1024;
 
 /// The heap of one process. Every method answers `None` where what is there is something else.
 #[derive(Clone, Copy)]
@@ -66,6 +66,12 @@ impl Heap<'_> {
 
     pub fn is_string(&self, tagged: u64) -> bool {
         self.type_of(tagged).is_some_and(|kind| kind < self.layout.strings.first_other)
+    }
+
+    /// Characters that a string says it has.
+    pub fn length(&self, tagged: u64) -> Option<u64> {
+        let length = object(tagged)?.checked_add(self.layout.string_length)?;
+        self.is_string(tagged).then(|| self.memory.read_u32(length).ok().map(u64::from))?
     }
 
     /// A string of at most so many characters.

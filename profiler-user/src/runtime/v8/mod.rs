@@ -23,6 +23,8 @@ mod heap;
 mod layout;
 mod names;
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 pub mod sample;
 mod symbols;
 
@@ -151,6 +153,7 @@ impl V8 {
         stack: &[u8],
     ) -> ScriptFrames {
         let mut found = Vec::new();
+        self.names.begin_stack();
         for candidate in frames::candidates(&self.layout.slots, registers, stack) {
             let named = self.names.function(memory, &self.layout, candidate.function);
             let Some(Named::Script(function)) = named else { continue };

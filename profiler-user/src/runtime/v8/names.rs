@@ -19,12 +19,12 @@ const MAX_SCRIPTS: usize = 1024;
 /// Lines of all scripts together that are kept: 16 MB. A bundle has some ten thousand.
 const MAX_LINES: usize = 4 << 20;
 
-/// Characters of a source looked through for its lines, where all of a service may be in one file.
-const MAX_SOURCE: u64 = 8 << 20;
+/// Characters of sources looked through for their lines, for one stack; all of a service may be in one file.
+pub const MAX_SOURCE: u64 = 8 << 20;
 
 /// Characters of a function's name, and of a script's.
-const MAX_NAME: u64 = 1024;
-const MAX_PATH: u64 = 4096;
+pub const MAX_NAME: u64 = 1024;
+pub const MAX_PATH: u64 = 4096;
 
 /// Variables of a scope whose names V8 keeps in its `ScopeInfo`; more are in a table of their own,
 /// which takes one word there.
@@ -75,6 +75,8 @@ pub struct Names {
     functions: HashMap<u64, Known>,
     scripts: HashMap<u64, Script>,
     lines: usize,
+    /// Characters of sources looked through for the present stack.
+    looked_through: u64,
     /// Maps of functions, of `SharedFunctionInfo`s and of bytecode.
     function_maps: HashSet<u64>,
     shared_map: Option<u64>,
@@ -82,6 +84,11 @@ pub struct Names {
 }
 
 impl Names {
+    /// What follows is of one stack.
+    pub fn begin_stack(&mut self) {
+        self.looked_through = 0;
+    }
+
     /// `None` for a word that points to no function, or to one that has been moved.
     pub fn function(
         &mut self,
@@ -192,7 +199,15 @@ impl Names {
     fn read_script(&mut self, heap: &Heap<'_>, script: u64, words: [u64; 2]) {
         let [name, source] = words;
         let file = heap.text(name, MAX_PATH).map(|name| path(&name));
+        let length = heap.length(source).unwrap_or_default();
+        if length <= MAX_SOURCE && length > MAX_SOURCE - self.looked_through {
+            // The next stack that it is on begins anew.
+            return;
+        }
         let line_ends = line_ends(heap, source);
+        if line_ends.is_some() {
+            self.looked_through += length;
+        }
         let lines = line_ends.as_ref().map_or(0, Vec::len);
         if self.scripts.len() >= MAX_SCRIPTS || self.lines.saturating_add(lines) > MAX_LINES {
             self.scripts.clear();
