@@ -62,25 +62,32 @@ fn left_cpu(slot: u32, preempted: bool, task_state: u64) {
             }
         }
         Left::Dead => {
-            let in_turn = u64::from(state.phase == phase::TURN);
-            let head = RecordHead { kind: kind::EXITED, tid: state.tid };
-            let exited = Exited { head, at_ns: now_ns, in_turn, turn: state.turn };
-            change(state, |state| state.phase = phase::DEAD);
-            forget(state.tid);
-            emit::record(&exited, Counter::RecordLost);
+            exited(state, now_ns);
         }
         Left::Elsewhere | Left::Runnable => {}
     }
 }
 
-/// The turn is over: its thread went to sleep where it waits for work.
-#[inline(always)]
+/// The turn is over: its thread went to sleep where it waits for work. A function of its own, because
+/// the kernel has 512 bytes of stack for a chain of calls, and a record takes a fifth of them.
+#[inline(never)]
 fn parked(state: &mut Loop, now_ns: u64) {
     let turn = change(state, Loop::parked);
     if turn.booked_ns() >= param!(threshold_ns) {
         let head = RecordHead { kind: kind::TURN_ENDED, tid: state.tid };
         emit::record(&TurnEnded { head, end_ns: now_ns, turn }, Counter::EndLost);
     }
+}
+
+/// The thread is gone. A function of its own for the same reason.
+#[inline(never)]
+fn exited(state: &mut Loop, now_ns: u64) {
+    let in_turn = u64::from(state.phase == phase::TURN);
+    let head = RecordHead { kind: kind::EXITED, tid: state.tid };
+    let exited = Exited { head, at_ns: now_ns, in_turn, turn: state.turn };
+    change(state, |state| state.phase = phase::DEAD);
+    forget(state.tid);
+    emit::record(&exited, Counter::RecordLost);
 }
 
 #[inline(always)]

@@ -145,7 +145,8 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
                 continue;
             }
             self.follow(slot, now_ns);
-            if self.loops.get(&slot.state.tid).is_some_and(|known| known.is_parked(&slot.state)) {
+            let is_parked = self.followed(slot.state.tid).is_parked(&slot.state);
+            if is_parked || self.passes_over(slot, now_ns) {
                 continue;
             }
             let whole = slot;

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 
 use crate::clock::{monotonic_ns, patience};
-use crate::report::{Arrived, Event, Line};
+use crate::report::{Arrived, Event, Line, StallLine};
 use crate::target::send;
 
 /// The binary under test: `STALLTRACE_BIN`, else the one that was built last beside this program.
@@ -101,6 +101,16 @@ pub struct Finished {
     /// Lines on standard output that are none of the contract's.
     pub unreadable: Vec<String>,
     pub logs: String,
+}
+
+impl Finished {
+    /// The last line of every stall.
+    pub fn ends(&self) -> impl Iterator<Item = &StallLine> {
+        self.lines.iter().filter_map(|arrived| match &arrived.line.event {
+            Event::StallEnd(end) => Some(&**end),
+            _ => None,
+        })
+    }
 }
 
 impl Tracer {

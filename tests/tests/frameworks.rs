@@ -2,7 +2,7 @@
 //! the loop is named, and what waits as it should is not.
 
 use anyhow::{Context as _, Result, ensure};
-use profiler_tests::report::{Event, StallLine};
+use profiler_tests::report::StallLine;
 use profiler_tests::scenario::{Played, alone, each, play};
 use profiler_tests::target::Target;
 use profiler_tests::truth::Truth;
@@ -58,10 +58,7 @@ fn must_be(loop_kind: &str, arguments: &[&str], healthy: &[&str], stalling: &[&s
 }
 
 fn report_of<'a>(truth: &Truth, played: &'a Played) -> Result<&'a StallLine> {
-    let mut ends = played.finished.lines.iter().filter_map(|arrived| match &arrived.line.event {
-        Event::StallEnd(end) => Some(end.as_ref()),
-        _ => None,
-    });
+    let mut ends = played.finished.ends();
     let covers = |end: &&StallLine| {
         truth.overlap_ns(end.stall.start_monotonic_ns, end.end_ns()) > truth.duration_ns() / 2
     };

@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::clock::{MILLISECOND, patience};
 use profiler_tests::lives::broken_contract;
-use profiler_tests::report::{Arrived, Event, Line, Stack, StallLine};
+use profiler_tests::report::Stack;
 use profiler_tests::scenario::{THRESHOLD_NS, alone, require_root};
 use profiler_tests::target::{Target, folder, system_python};
 use profiler_tests::tracer::{Finished, Tracer};
@@ -23,14 +23,6 @@ fn watch(options: &[&str]) -> Result<(Target, Finished)> {
     Ok((target, finished))
 }
 
-fn ends(finished: &Finished) -> Vec<&StallLine> {
-    let end = |arrived| match arrived {
-        &Arrived { line: Line { event: Event::StallEnd(ref end), .. }, .. } => Some(&**end),
-        _ => None,
-    };
-    finished.lines.iter().filter_map(end).collect()
-}
-
 /// The words of the target's line as numbers.
 fn numbers(line: &str) -> Vec<u64> {
     line.split_whitespace().filter_map(|word| word.parse().ok()).collect()
@@ -41,7 +33,7 @@ fn numbers(line: &str) -> Vec<u64> {
 fn the_holder_is_blamed() -> Result<()> {
     let _machine = alone();
     let (target, finished) = watch(&["--times", "3"])?;
-    let ends = ends(&finished);
+    let ends: Vec<_> = finished.ends().collect();
     for time in 0..3 {
         let holding = numbers(&target.line_starting("holding", patience(10))?);
         let held = numbers(&target.line_starting("held", patience(10))?);
@@ -77,7 +69,7 @@ fn the_holder_is_blamed() -> Result<()> {
 fn a_lock_given_back_is_no_stall() -> Result<()> {
     let _machine = alone();
     let (_target, finished) = watch(&["--healthy", "--times", "2"])?;
-    let ends = ends(&finished);
+    let ends: Vec<_> = finished.ends().collect();
     ensure!(ends.is_empty(), "{} stalls invented", ends.len());
     Ok(())
 }

@@ -19,16 +19,9 @@ fn start(played: &Played) -> Result<&Start> {
     starts.next().context("no session_start")
 }
 
-fn ends(played: &Played) -> impl Iterator<Item = &StallLine> {
-    played.finished.lines.iter().filter_map(|arrived| match &arrived.line.event {
-        Event::StallEnd(end) => Some(&**end),
-        _ => None,
-    })
-}
-
 /// The report that is about a record.
 fn end_of<'a>(played: &'a Played, truth: &Truth) -> Option<&'a StallLine> {
-    ends(played).find(|end| {
+    played.finished.ends().find(|end| {
         let overlap_ns = truth.overlap_ns(end.stall.start_monotonic_ns, end.end_ns());
         overlap_ns > truth.duration_ns() / 2
     })

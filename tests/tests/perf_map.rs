@@ -4,7 +4,6 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::clock::patience;
-use profiler_tests::report::{Event, StallLine};
 use profiler_tests::scenario::{alone, require_root};
 use profiler_tests::target::{Scratch, Target, folder};
 use profiler_tests::tracer::Tracer;
@@ -24,14 +23,7 @@ fn made_code_is_named() -> Result<()> {
     target.line_starting("ready", patience(10))?;
     let (tracer, _) = Tracer::attach(target.pid(), &[])?;
     let finished = tracer.finish()?;
-    let ends: Vec<&StallLine> = finished
-        .lines
-        .iter()
-        .filter_map(|arrived| match &arrived.line.event {
-            Event::StallEnd(end) => Some(&**end),
-            _ => None,
-        })
-        .collect();
+    let ends: Vec<_> = finished.ends().collect();
     for (name, other) in [
         ("Orders::total(int, long)", "Orders::discount(int)"),
         ("Orders::discount(int)", "Orders::total(int, long)"),

@@ -5,7 +5,7 @@ use nix::sys::signal::Signal;
 use profiler_tests::clock::patience;
 use profiler_tests::interpreters::{Interpreter, all};
 use profiler_tests::lives::broken_contract;
-use profiler_tests::report::{Arrived, Event, Frame, Line, StallLine, basename};
+use profiler_tests::report::{Frame, StallLine, basename};
 use profiler_tests::scenario::{THRESHOLD_NS, alone, require_root};
 use profiler_tests::target::Target;
 use profiler_tests::tracer::{Finished, Tracer};
@@ -44,14 +44,6 @@ fn watch(interpreter: &Interpreter, option: Option<&str>) -> Result<(Vec<Seen>, 
         seen.push(serde_json::from_str(told).with_context(|| line.clone())?);
     }
     Ok((seen, finished))
-}
-
-fn ends(finished: &Finished) -> Vec<&StallLine> {
-    let end = |arrived| match arrived {
-        &Arrived { line: Line { event: Event::StallEnd(ref end), .. }, .. } => Some(&**end),
-        _ => None,
-    };
-    finished.lines.iter().filter_map(end).collect()
 }
 
 /// The stack in which the most time was spent.
@@ -106,7 +98,7 @@ fn every_version() -> Result<()> {
     let _machine = alone();
     for interpreter in all() {
         let (seen, finished) = watch(&interpreter, None)?;
-        let ends = ends(&finished);
+        let ends: Vec<_> = finished.ends().collect();
         ensure!(seen.len() == 2, "{}: {seen:?}", interpreter.name);
         for seen in &seen {
             let stall = ends.iter().find(|end| {
@@ -128,7 +120,7 @@ fn waiting_is_no_stall() -> Result<()> {
     let _machine = alone();
     for interpreter in all() {
         let (_, finished) = watch(&interpreter, Some("--healthy"))?;
-        let ends = ends(&finished);
+        let ends: Vec<_> = finished.ends().collect();
         ensure!(ends.is_empty(), "{}: {} stalls invented", interpreter.name, ends.len());
     }
     Ok(())

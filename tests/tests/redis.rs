@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::redis::{self, Connection};
-use profiler_tests::report::{Event, StallLine};
+use profiler_tests::report::StallLine;
 use profiler_tests::scenario::{Played, alone, observe};
 
 /// What is called, in Redis itself, when a script runs. The interpreter inside has no symbols of its own
@@ -20,11 +20,7 @@ const SCRIPT_FUNCTIONS: [&str; 7] = [
 ];
 
 fn only_end(played: &Played) -> Result<&StallLine> {
-    let mut ends = played.finished.lines.iter().filter_map(|arrived| match &arrived.line.event {
-        Event::StallEnd(end) => Some(&**end),
-        _ => None,
-    });
-    ends.next().context("no stall was reported")
+    played.finished.ends().next().context("no stall was reported")
 }
 
 /// `DEBUG SLEEP` blocks in the command that was asked to.

@@ -7,22 +7,13 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use profiler_tests::clock::monotonic_ns;
 use profiler_tests::load::Traffic;
-use profiler_tests::report::{Event, StallLine};
+use profiler_tests::report::StallLine;
 use profiler_tests::scenario::{Played, alone, observe, observe_process};
 use profiler_tests::servers::{Connection, Memcached, Server, busy_path, record, timed};
 use profiler_tests::target::{Target, send};
 
-fn ends(played: &Played) -> Vec<&StallLine> {
-    let lines = played.finished.lines.iter();
-    let ends = lines.filter_map(|arrived| match &arrived.line.event {
-        Event::StallEnd(end) => Some(&**end),
-        _ => None,
-    });
-    ends.collect()
-}
-
 fn only_end(played: &Played) -> Result<&StallLine> {
-    let ends = ends(played);
+    let ends = played.finished.ends().collect::<Vec<_>>();
     ensure!(ends.len() == 1, "{} stalls were reported", ends.len());
     ends.first().copied().context("no stall was reported")
 }
@@ -117,7 +108,7 @@ fn haproxy_waits_in_two_threads() -> Result<()> {
         answered.collect()
     })?;
     played.must_be_right()?;
-    let ends = ends(&played);
+    let ends = played.finished.ends().collect::<Vec<_>>();
     let mut threads: Vec<u32> = ends.iter().map(|end| end.thread.tid).collect();
     threads.sort_unstable();
     threads.dedup();
@@ -139,7 +130,7 @@ fn memcached_blocks_on_its_log() -> Result<()> {
     let memcached = Memcached::start()?;
     let played = observe(&memcached.target, || memcached.choke(2, Duration::from_millis(800)))?;
     played.must_be_right()?;
-    let ends = ends(&played);
+    let ends = played.finished.ends().collect::<Vec<_>>();
     ensure!(ends.len() == 2, "{} stalls were reported", ends.len());
     ensure!(ends.iter().any(|end| end.cause.summary.contains("write on pipe")), "{ends:#?}");
     for end in ends {

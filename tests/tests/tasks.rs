@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use profiler_tests::clock::patience;
 use profiler_tests::lives::broken_contract;
 use profiler_tests::load::Client;
-use profiler_tests::report::{Event, StallLine, Task};
+use profiler_tests::report::{StallLine, Task};
 use profiler_tests::scenario::{THRESHOLD_NS, alone, require_root};
 use profiler_tests::target::{Scratch, Target, folder, free_port, system_python, venv_python};
 use profiler_tests::tracer::{Finished, Tracer};
@@ -54,20 +54,13 @@ fn records(path: &Path) -> Result<Vec<Record>> {
     text.lines().map(parse).collect()
 }
 
-fn ends(finished: &Finished) -> impl Iterator<Item = &StallLine> {
-    finished.lines.iter().filter_map(|arrived| match &arrived.line.event {
-        Event::StallEnd(end) => Some(&**end),
-        _ => None,
-    })
-}
-
 fn covers(end: &StallLine, record: &Record) -> bool {
     end.stall.start_monotonic_ns <= record.start_ns && record.end_ns <= end.end_ns()
 }
 
 /// The report of the turn in which something was recorded.
 fn report_of<'a>(finished: &'a Finished, record: &Record) -> Option<&'a StallLine> {
-    ends(finished).find(|end| covers(end, record))
+    finished.ends().find(|end| covers(end, record))
 }
 
 /// Whether the loop waited for a CPU for so long that nobody can say what else it did.
@@ -84,7 +77,8 @@ fn unexplained<'a>(finished: &'a Finished, records: &[Record]) -> Vec<&'a StallL
     let explains = |end: &StallLine, record: &Record| {
         end.stall.start_monotonic_ns < record.end_ns && record.start_ns < end.end_ns()
     };
-    ends(finished)
+    finished
+        .ends()
         .filter(|end| !is_starved(end))
         .filter(|end| !records.iter().filter(is_long).any(|record| explains(end, record)))
         .collect()

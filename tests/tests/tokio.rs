@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::failure::Failure;
 use profiler_tests::load::Client;
-use profiler_tests::report::{Event, StallLine};
-use profiler_tests::scenario::{Played, alone, each, observe, play};
+use profiler_tests::report::StallLine;
+use profiler_tests::scenario::{alone, each, observe, play};
 use profiler_tests::target::{Scratch, Target};
 
 const SERVICE: &str = env!("CARGO_BIN_EXE_tokio-target");
@@ -20,15 +20,6 @@ fn start(program: &Path, flavour: &str) -> Result<Target> {
     Target::of_ours(command)
 }
 
-fn ends(played: &Played) -> Vec<&StallLine> {
-    let lines = played.finished.lines.iter();
-    let ends = lines.filter_map(|arrived| match &arrived.line.event {
-        Event::StallEnd(end) => Some(&**end),
-        _ => None,
-    });
-    ends.collect()
-}
-
 /// Every handler that blocks the one thread is found: function, file and line are the handler's own,
 /// not the runtime's below it nor the standard library's above.
 #[test]
@@ -37,7 +28,7 @@ fn current_thread() -> Result<()> {
     let target = start(Path::new(SERVICE), "current_thread")?;
     let played = play(&target, &each(&STALLS, &[300, 450]))?;
     played.must_be_right()?;
-    let ends = ends(&played);
+    let ends = played.finished.ends().collect::<Vec<_>>();
     ensure!(ends.len() >= 8, "{} stalls of 8 were reported", ends.len());
     for end in &ends {
         ensure!(end.thread.loop_kind.as_deref() == Some("tokio"), "{:?}", end.thread);
@@ -92,7 +83,7 @@ fn multi_thread() -> Result<()> {
     played.must_be_right()?;
     println!("{} missed: {missed:?}", missed.len());
     ensure!(played.verdict.confirmed > 0, "all {} stalls were missed", missed.len());
-    let workers = ends(&played);
+    let workers = played.finished.ends().collect::<Vec<_>>();
     ensure!(
         workers.iter().all(|end| end.thread.name.as_deref() == Some("tokio-rt-worker")
             && end.thread.loop_kind.as_deref() == Some("tokio")),
@@ -113,7 +104,11 @@ fn healthy() -> Result<()> {
         }
         let played = play(&target, &paths)?;
         played.must_be_right()?;
-        ensure!(ends(&played).is_empty(), "{flavour}: {:#?}", ends(&played));
+        ensure!(
+            played.finished.ends().next().is_none(),
+            "{flavour}: {:#?}",
+            played.finished.ends().collect::<Vec<_>>()
+        );
     }
     Ok(())
 }
@@ -133,7 +128,7 @@ fn stripped() -> Result<()> {
             Client::connect(target.port())?.get("/sleep?ms=400")?;
             Ok(Vec::new())
         })?;
-        let ends = ends(&played);
+        let ends = played.finished.ends().collect::<Vec<_>>();
         let [end] = ends[..] else { anyhow::bail!("{} stalls were reported", ends.len()) };
         let is_own = |module: Option<&str>| module.is_some_and(|name| name.ends_with("/service"));
         let own = end.stacks.iter().flat_map(|stack| &stack.frames);

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use profiler_tests::clock::patience;
 use profiler_tests::lives::broken_contract;
 use profiler_tests::load::Client;
-use profiler_tests::report::{Event, Line, StallLine};
+use profiler_tests::report::{Line, StallLine};
 use profiler_tests::scenario::{THRESHOLD_NS, alone, require_root};
 use profiler_tests::target::{
     Scratch, Target, folder, free_port, send, system_python, venv_python,
@@ -169,11 +169,7 @@ fn numbers(line: &str) -> Vec<u64> {
 fn ends(finished: &Finished) -> Result<Vec<&StallLine>> {
     let broken = broken_contract(&finished.lines);
     ensure!(broken.is_empty(), "{broken:?}");
-    let end = |line| match line {
-        &Line { event: Event::StallEnd(ref end), .. } => Some(&**end),
-        _ => None,
-    };
-    Ok(finished.lines.iter().filter_map(|arrived| end(&arrived.line)).collect())
+    Ok(finished.ends().collect())
 }
 
 /// Every thread that is held is reported, once each, and nothing else is.

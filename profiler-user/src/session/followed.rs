@@ -8,6 +8,9 @@ use crate::turn::tracker::Tracker;
 /// Between two searches for a thread's interpreter state: a loop in native code never has one.
 const SEARCH_EVERY_NS: u64 = 1_000_000_000;
 
+/// Between two looks at a thread of a pool that nobody asked to watch.
+const GLANCE_EVERY_NS: u64 = 1_000_000_000;
+
 /// One loop that is followed.
 #[derive(Debug)]
 pub struct Followed {
@@ -17,6 +20,7 @@ pub struct Followed {
     /// The interpreter's state of this thread, once found.
     pub tstate: Option<u64>,
     next_search_ns: u64,
+    next_glance_ns: u64,
     pub turns: u64,
     /// The sleep that was found to be a park, by its beginning.
     pub parked_ns: Option<u64>,
@@ -33,11 +37,21 @@ impl Followed {
             completed_ns: 0,
             tstate: None,
             next_search_ns: 0,
+            next_glance_ns: 0,
             turns: 0,
             parked_ns: None,
             item: None,
             cut: None,
         }
+    }
+
+    /// Whether to look at a thread that needs no close looks.
+    pub fn glance_is_due(&mut self, now_ns: u64) -> bool {
+        let due = now_ns >= self.next_glance_ns;
+        if due {
+            self.next_glance_ns = now_ns + GLANCE_EVERY_NS;
+        }
+        due
     }
 
     /// Whether the thread is where it waits for work, although its state says that it is in a turn.

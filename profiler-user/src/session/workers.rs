@@ -97,7 +97,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         Ok(())
     }
 
-    /// What the analyst made of a thread that sleeps on a futex.
+    /// What the analyst made of a thread, by its stack.
     pub fn learn(&mut self, verdict: &Verdict, now_ns: u64, jobs: &mut Vec<Job>) {
         let tid = verdict.head.head.tid;
         let slot = self.slot_of(tid);
@@ -133,6 +133,14 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             Posture::Working(_) | Posture::OffDuty | Posture::Looping { .. } | Posture::Unknown => {
             }
         }
+    }
+
+    /// Whether a thread is one of a pool that nobody asked to watch: it is looked at now and then, for it
+    /// may have become an event loop.
+    pub fn passes_over(&mut self, slot: Slot, now_ns: u64) -> bool {
+        slot.state.handed_work == 1
+            && !self.workers.wanted
+            && !self.followed(slot.state.tid).glance_is_due(now_ns)
     }
 
     /// A sleep that the probes took for part of a turn was none: the turn had ended before.
