@@ -8,11 +8,13 @@ use anyhow::{Context as _, Result, ensure};
 use profiler_tests::failure::Failure;
 use profiler_tests::load::Client;
 use profiler_tests::report::StallLine;
-use profiler_tests::scenario::{alone, each, observe, play};
+use profiler_tests::scenario::{alone, each, observe, play, require_root};
 use profiler_tests::target::{Scratch, Target};
+use profiler_tests::tracer::Tracer;
 
 const SERVICE: &str = env!("CARGO_BIN_EXE_tokio-target");
 const STALLS: [&str; 4] = ["/sleep", "/spin", "/lock", "/read"];
+const HARMLESS: [&str; 3] = ["/offload", "/wait", "/handover"];
 
 fn start(program: &Path, flavour: &str) -> Result<Target> {
     let mut command = Command::new(program);
@@ -42,6 +44,40 @@ fn current_thread() -> Result<()> {
         ensure!(ends.iter().any(|end| end.is_caused_by(cause)), "no {kind} was caused by {cause}");
     }
     inlined_frames_lie_inside(&ends)
+}
+
+/// Workers that are watched are timed from park to park, each by itself; the one that waits in epoll for
+/// all of them is idle.
+#[test]
+fn watched_workers() -> Result<()> {
+    let _machine = alone();
+    require_root()?;
+    let target = start(Path::new(SERVICE), "multi_thread")?;
+    let (tracer, _) = Tracer::attach(target.pid(), &["--watch-workers"])?;
+    // They are searched for once a second.
+    std::thread::sleep(Duration::from_millis(2500));
+    for path in each(&STALLS, &[300]).iter().chain(&each(&HARMLESS, &[250])) {
+        Client::connect(target.port())?.get(path)?;
+        std::thread::sleep(Duration::from_millis(150));
+    }
+    let finished = tracer.interrupt()?;
+    let truths = target.truths()?;
+    let ends: Vec<_> = finished.ends().collect();
+    ensure!(truths.len() == STALLS.len(), "odd target: {truths:?}");
+    for truth in &truths {
+        let lasted_ns = truth.duration_ns();
+        let about = ends.iter().find(|end| {
+            truth.overlap_ns(end.stall.start_monotonic_ns, end.end_ns()) > lasted_ns / 2
+        });
+        let end = about.with_context(|| format!("{truth:?} was missed"))?;
+        let culprit = end.culprit.as_ref().context("nobody is blamed")?;
+        ensure!(culprit.function == truth.function, "{culprit:?} for {truth:?}");
+        ensure!(end.stall.start_known && end.stall.end_known, "{:?}", end.stall);
+        let apart_ns = end.stall.duration_ns.abs_diff(lasted_ns);
+        ensure!(apart_ns < lasted_ns / 5, "{} ns for {truth:?}", end.stall.duration_ns);
+    }
+    ensure!(ends.len() == truths.len(), "{} stalls of {}", ends.len(), truths.len());
+    Ok(())
 }
 
 /// A frame that was inlined has the address of the one that it was put into, which comes next.

@@ -14,7 +14,7 @@ use profiler_ebpf::turn::{FUTEX, Loop, MAX_PARKS, Park, Parks, phase, state, wai
 use super::Session;
 use crate::job::{Job, PythonFrames, Verdict};
 use crate::process::TargetMemory;
-use crate::process::frozen::seed;
+use crate::process::frozen::{seed, waits};
 use crate::process::stack::read_stack;
 use crate::runtime::pool::{Pool, Posture, Word};
 use crate::source::{Captured, EventSource, Slot};
@@ -164,7 +164,9 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let sleeps_elsewhere = |before: &ThreadSnapshot| {
             (before.registers.sp, before.registers.ip) != (thread.registers.sp, thread.registers.ip)
         };
+        // Whoever sleeps in a wait that is hooked shows as it returns.
         thread.task_state != 0
+            && !waits(thread)
             && !self.loops.contains_key(&thread.tid)
             && self.workers.looked_at.get(&thread.tid).is_none_or(sleeps_elsewhere)
     }
