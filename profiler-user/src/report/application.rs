@@ -398,11 +398,11 @@ mod tests {
         let mut frame = native("serde_json::de::from_str", "/srv/server");
         assert_eq!(Owner::new(&process).of(&frame), Application);
         for file in [
-            "/root/.cargo/registry/src/index/serde_json-1.0/src/de.rs",
+            "/home/dev/.cargo/registry/src/index/serde_json-1.0/src/de.rs",
             "/usr/local/cargo/registry/src/index/serde_json-1.0/src/de.rs",
-            "/root/.cargo/git/checkouts/json-1f/9e/src/de.rs",
+            "/home/dev/.cargo/git/checkouts/json-1f/9e/src/de.rs",
             "/rustc/5980/library/core/src/ops/function.rs",
-            "/root/.rustup/toolchains/1.95/lib/rustlib/src/rust/library/core/src/str/mod.rs",
+            "/home/dev/.rustup/toolchains/1.95/lib/rustlib/src/rust/library/core/src/str/mod.rs",
         ] {
             frame.file = Some(file.to_owned());
             assert_eq!(Owner::new(&process).of(&frame), Library, "{file}");

@@ -122,7 +122,7 @@ fn last_segment(frame: &Frame) -> Option<&str> {
 mod tests {
     use super::*;
 
-    const REGISTRY: &str = "/root/.cargo/registry/src/index.crates.io-1949cf8c6b5b557f";
+    const REGISTRY: &str = "/home/dev/.cargo/registry/src/index.crates.io-1949cf8c6b5b557f";
 
     fn frame(function: &str, file: Option<&str>) -> Frame {
         Frame {
