@@ -17,7 +17,7 @@ use crate::unwind::merge::{PythonStack, merge};
 use crate::unwind::{greenlet, javascript};
 
 impl Analyst {
-    /// The stack, and what the thread is about if it sleeps on a futex.
+    /// The stack, and what its thread is about.
     pub fn stack(
         &mut self,
         captured: &Captured,
@@ -36,16 +36,17 @@ impl Analyst {
             native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
         }
         let mut named = self.symbolizer.name_stack(&self.modules, &native);
-        let owner = Owner::new(&self.facts.process);
-        let (unwinder, symbolizer) = (&self.unwinder, &self.symbolizer);
-        let mut gaps = missing(&self.modules, unwinder, symbolizer, &native, &named, &owner);
         let posture = posture(registers, &native, &named, &captured.python, python);
         let greenlet_end = greenlet::end(&mut named);
         let copy = (registers, &*captured.stack);
-        gaps.extend(javascript::place(&mut named, &native, &self.modules, script, copy));
+        let mut gaps = javascript::place(&mut named, &native, &self.modules, script, copy);
         let unlisted = self.perf_map.name_stack(&mut named, &native, &self.modules);
         // Where V8 is read, it has been said above why a frame has no name.
         gaps.extend(unlisted.filter(|_| !script.code.is_known()));
+        // What nobody has named by now has no name.
+        let owner = Owner::new(&self.facts.process);
+        let (unwinder, symbolizer) = (&self.unwinder, &self.symbolizer);
+        gaps.extend(missing(&self.modules, unwinder, symbolizer, &native, &named, &owner));
         let mut stack = match python {
             PythonFrames::NotPython => merge(named, PythonStack::default()),
             PythonFrames::Missing(gap) => {

@@ -81,14 +81,15 @@ pub struct Switches {
     pub preempted: u32,
 }
 
-/// The thread whose loop stalled.
+/// The thread whose loop stalled, or the worker whose work did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct LoopThread {
     pub tid: u32,
     pub tid_in_container: Option<u32>,
     pub name: Option<String>,
-    /// `asyncio`, `uvloop`, `libuv`, `tokio`, `epoll`, …
+    /// `asyncio`, `uvloop`, `trio`, `gevent`, `libuv`, `tokio`, `epoll`, …; of a worker its pool: `thread-pool`,
+    /// `uwsgi`, `tokio`.
     #[serde(rename = "loop")]
     pub loop_kind: String,
 }
