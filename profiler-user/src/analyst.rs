@@ -13,7 +13,7 @@ use std::sync::mpsc::SyncSender;
 use profiler_ebpf::record::reason;
 
 use crate::config::Config;
-use crate::frame::{Frame, Stack};
+use crate::frame::{Counts, Frame, Stack};
 use crate::gap::Gap;
 use crate::gathered::{Gathered, loop_kind};
 use crate::job::{Job, KernelStack, Losses, PythonFrames, Verdict};
@@ -63,6 +63,8 @@ pub struct Analyst {
     facts: SessionFacts,
     config: Config,
     tally: Tally,
+    /// How the frames of all stacks so far were had.
+    counts: Counts,
     sink: Box<dyn Sink + Send>,
 }
 
@@ -88,6 +90,7 @@ impl Analyst {
             facts,
             config,
             tally: Tally::default(),
+            counts: Counts::default(),
             sink,
         };
         analyst.update_modules();
@@ -164,6 +167,7 @@ impl Analyst {
             watched_ns: ending.watched_ns,
             turns: ending.turns,
             tally: &self.tally,
+            frames: &self.counts,
             losses: &ending.losses,
         };
         self.sink.accept(&Report::session_end(&self.facts, now_ns, &finish))

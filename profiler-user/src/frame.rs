@@ -32,6 +32,51 @@ pub struct Frame {
     pub module_offset: Option<u64>,
 }
 
+/// How many stacks and frames were had, and how.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub stacks: u64,
+    /// Of these, the ones that stop before their outermost frame.
+    pub stacks_truncated: u64,
+    /// Innermost native frames: where the registers were.
+    pub registers: u64,
+    pub unwind_table: u64,
+    pub frame_pointer: u64,
+    pub signal: u64,
+    pub python: u64,
+    pub javascript: u64,
+    /// Frames of any kind that nobody could name.
+    pub nameless: u64,
+}
+
+impl Counts {
+    /// As a session's last line has them.
+    pub fn by_name(&self) -> [(&'static str, u64); 9] {
+        [
+            ("stacks", self.stacks),
+            ("stacks_truncated", self.stacks_truncated),
+            ("by_registers", self.registers),
+            ("by_unwind_table", self.unwind_table),
+            ("by_frame_pointer", self.frame_pointer),
+            ("by_signal", self.signal),
+            ("python", self.python),
+            ("javascript", self.javascript),
+            ("nameless", self.nameless),
+        ]
+    }
+
+    /// A whole stack, as it is reported.
+    pub fn add(&mut self, stack: &Stack) {
+        self.stacks += 1;
+        self.stacks_truncated += u64::from(stack.truncated.is_some());
+        for frame in &stack.frames {
+            self.python += u64::from(frame.language == Language::Python);
+            self.javascript += u64::from(frame.language == Language::JavaScript);
+            self.nameless += u64::from(frame.function.is_none());
+        }
+    }
+}
+
 /// Frames from the innermost outwards.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stack {

@@ -65,6 +65,8 @@ impl Analyst {
         };
         stack.gaps.extend(gaps);
         stack.truncated = stack.truncated.or(greenlet_end);
+        native.count(&mut self.counts);
+        self.counts.add(&stack);
         (stack, posture)
     }
 

@@ -54,6 +54,8 @@ pub struct Finish<'a> {
     pub watched_ns: u64,
     pub turns: u64,
     pub tally: &'a Tally,
+    /// How frames were had.
+    pub frames: &'a frame::Counts,
     /// Everything that this session has lost, by reason.
     pub losses: &'a [(&'static str, u64)],
 }
@@ -88,7 +90,7 @@ impl Report {
 
     /// stalltrace has detached.
     pub fn session_end(session: &SessionFacts, now_ns: u64, finish: &Finish<'_>) -> Self {
-        let &Finish { reason, watched_ns, turns, tally, losses } = finish;
+        let &Finish { reason, watched_ns, turns, tally, frames, losses } = finish;
         let totals = tally.totals(turns);
         let message = message::session_end(&session.process, reason, watched_ns, &totals);
         let mut gaps = session.gaps.clone();
@@ -99,6 +101,7 @@ impl Report {
             watched_ns,
             totals,
             top_culprits,
+            frames: lost(&frames.by_name()),
             gaps: distinct(&gaps),
             lost: lost(losses),
         }))
@@ -629,6 +632,17 @@ mod tests {
                 "stalls": 1,
                 "stalled_ns": 5_012_000_346_u64,
             }],
+            "frames": {
+                "stacks": 2,
+                "stacks_truncated": 1,
+                "by_registers": 2,
+                "by_unwind_table": 30,
+                "by_frame_pointer": 4,
+                "by_signal": 0,
+                "python": 20,
+                "javascript": 0,
+                "nameless": 1,
+            },
             "gaps": [],
             "lost": { "captures": 3, "switches": 0 },
         });

@@ -9,7 +9,7 @@ use super::facts::{Context, ProcessFacts, RuntimeFacts, SessionFacts, ThreadFact
 use super::group::Tally;
 use super::schema::session::{Configuration, EndReason, Probe, WaitHooks};
 use super::{Finish, Report, Start};
-use crate::frame::{Frame, Language, Stack};
+use crate::frame::{Counts, Frame, Language, Stack};
 use crate::gap::Gap;
 use crate::turn::{Awaited, End, Moment, Sampled, Stall, ThreadState};
 
@@ -232,6 +232,16 @@ pub fn session_end() -> Report {
         watched_ns: 30_000_000_000,
         turns: 1200,
         tally: &tally,
+        frames: &Counts {
+            stacks: 2,
+            stacks_truncated: 1,
+            registers: 2,
+            unwind_table: 30,
+            frame_pointer: 4,
+            python: 20,
+            nameless: 1,
+            ..Counts::default()
+        },
         losses: &[("captures", 3), ("switches", 0)],
     };
     Report::session_end(&session(), 35_000_000_000, &finish)

@@ -239,7 +239,7 @@ mod tests {
     use crate::report::sample::{native, python as python_frame};
     use crate::runtime::cpython::{FrameKind, NamedFrame};
     use crate::unwind::merge::NamedNativeStack;
-    use crate::unwind::native::{NativeFrame, NativeStack};
+    use crate::unwind::native::{NativeFrame, NativeStack, Reached};
 
     const ON_FUTEX: Registers = Registers { ip: 1, sp: 2, bp: 3, syscall: FUTEX, args: [0; 6] };
 
@@ -278,6 +278,7 @@ mod tests {
             native.frames.push(NativeFrame {
                 address,
                 stack_pointer: address,
+                reached: Reached::Registers,
                 frame_pointer: 0,
                 is_return_address: index > 0,
                 module: None,

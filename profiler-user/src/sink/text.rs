@@ -342,6 +342,9 @@ fn session_end(page: &mut Page, line: &SessionEnd) {
         format!("{time} in {stalls}, {function}  {place}")
     };
     list(page, "culprits", &line.top_culprits.iter().map(told).collect::<Vec<_>>());
+    let had = line.frames.iter().filter(|(_, count)| **count > 0);
+    let had: Vec<String> = had.map(|(how, count)| format!("{how} {count}")).collect();
+    list(page, "frames", &[had.join(", ")]);
     list(page, "gaps", &line.gaps);
     if line.lost.values().all(|count| *count == 0) {
         page.label("lost").put(Style::Plain, "nothing").end_line();
@@ -428,6 +431,7 @@ STALLED  uvicorn[4242]: event loop stalled 5012 ms, blocked in recvfrom on tcp 1
     const SESSION_END: &str = "\
 uvicorn[4242]: 1 of 1200 turns stalled, 5012 ms in all, the longest 5012 ms; the target exited after 30.0 s
   culprits  5012.000 ms in 1 stall, charge_payment  /srv/pay/app.py:31
+  frames    by_frame_pointer 4, by_registers 2, by_unwind_table 30, nameless 1, python 20, stacks 2, stacks_truncated 1
   lost      captures 3
 ";
 

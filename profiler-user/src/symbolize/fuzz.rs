@@ -6,7 +6,7 @@ use super::kernel::{KernelSymbols, parse_proc_stack};
 use super::native::NativeSymbolizer;
 use crate::hostile::{MAPPED_AT, Random, damage, damaged_elf, mapped, rounds};
 use crate::process::image::Image;
-use crate::unwind::native::NativeFrame;
+use crate::unwind::native::{NativeFrame, Reached};
 
 /// Functions within functions, on several lines.
 const PROGRAM: &str = "
@@ -52,6 +52,7 @@ fn frames<'a>(
             module,
             file_offset: Some(offset),
             stack_pointer: 0,
+            reached: Reached::Registers,
             frame_pointer: 0,
         }
     })

@@ -63,7 +63,7 @@ mod tests {
     use crate::report::application::Owner;
     use crate::report::sample::session;
     use crate::symbolize::native::NativeSymbolizer;
-    use crate::unwind::native::{NativeFrame, NativeStack, NativeUnwinder};
+    use crate::unwind::native::{NativeFrame, NativeStack, NativeUnwinder, Reached};
     use profiler_ebpf::record::Registers;
 
     /// The reasons for a stack of one frame, at this offset of a file.
@@ -78,6 +78,7 @@ mod tests {
             module,
             file_offset,
             stack_pointer: 0,
+            reached: Reached::Registers,
             frame_pointer: 0,
         };
         let stack = NativeStack { frames: vec![frame], truncated: None };

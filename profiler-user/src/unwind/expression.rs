@@ -9,8 +9,8 @@ use std::sync::Arc;
 use framehop::x86_64::UnwindRegsX86_64;
 use gimli::{
     BaseAddresses, CfaRule, EhFrame, EhFrameHdr, Encoding, EndianSlice, EvaluationResult,
-    Expression, Format, LittleEndian, Location, RegisterRule, UnwindContext, UnwindSection, Value,
-    X86_64,
+    Expression, Format, LittleEndian, Location, RegisterRule, UnwindContext, UnwindSection,
+    UnwindTableRow, Value, X86_64,
 };
 
 /// Steps of one expression at most; those of OpenSSL have four.
@@ -38,10 +38,26 @@ struct Rule<'a> {
     bp: Option<i64>,
 }
 
+/// What a table says of an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coverage {
+    None,
+    Rule,
+    /// Where the caller's frame is, an expression computes.
+    Expression,
+}
+
 impl Tables {
-    /// Whether the table has an expression for code at this address.
-    pub fn has_expression(&self, address: u64) -> bool {
-        self.rule(address).is_some()
+    /// What the table says of code at this address.
+    pub fn coverage(&self, address: u64) -> Coverage {
+        let is_expression = |_: &EhFrame<Bytes<'_>>, row: &UnwindTableRow<usize>| {
+            matches!(row.cfa(), CfaRule::Expression(_))
+        };
+        match self.with_row(address, is_expression) {
+            None => Coverage::None,
+            Some(false) => Coverage::Rule,
+            Some(true) => Coverage::Expression,
+        }
     }
 
     /// The caller's registers. `address` is the instruction or, of a caller, the byte before the
@@ -67,6 +83,22 @@ impl Tables {
     }
 
     fn rule(&self, address: u64) -> Option<Rule<'_>> {
+        self.with_row(address, |eh_frame, row| {
+            let CfaRule::Expression(expression) = row.cfa() else { return None };
+            let bp = match row.register(X86_64::RBP) {
+                Some(RegisterRule::Offset(offset)) => Some(offset),
+                _ => None,
+            };
+            Some(Rule { cfa: expression.get(eh_frame).ok()?, bp })
+        })?
+    }
+
+    /// Looks at the row of an address, if there is one.
+    fn with_row<'a, R>(
+        &'a self,
+        address: u64,
+        look: impl FnOnce(&EhFrame<Bytes<'a>>, &UnwindTableRow<usize>) -> R,
+    ) -> Option<R> {
         let eh_frame = EhFrame::new(&self.eh_frame, LittleEndian);
         let header = EhFrameHdr::new(&self.eh_frame_hdr, LittleEndian);
         let header = header.parse(&self.bases, ADDRESS_BYTES).ok()?;
@@ -81,12 +113,7 @@ impl Tables {
                 EhFrame::cie_from_offset,
             )
             .ok()?;
-        let CfaRule::Expression(expression) = row.cfa() else { return None };
-        let bp = match row.register(X86_64::RBP) {
-            Some(RegisterRule::Offset(offset)) => Some(offset),
-            _ => None,
-        };
-        Some(Rule { cfa: expression.get(&eh_frame).ok()?, bp })
+        Some(look(&eh_frame, row))
     }
 }
 

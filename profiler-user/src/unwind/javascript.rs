@@ -103,7 +103,7 @@ mod tests {
     use crate::process::modules::Modules;
     use crate::runtime::v8::{Function, sample};
     use crate::unwind::merge::NamedNativeStack;
-    use crate::unwind::native::{NativeFrame, NativeStack};
+    use crate::unwind::native::{NativeFrame, NativeStack, Reached};
 
     const NODE: &str = "/usr/bin/node";
     const SP: u64 = 0x7ffe_0000_0000;
@@ -137,6 +137,7 @@ mod tests {
             is_return_address: true,
             frame_pointer,
             stack_pointer: 0,
+            reached: Reached::Registers,
             module: module.map(|module| module.id),
             file_offset: module.map(|module| module.file_offset(address)),
         }

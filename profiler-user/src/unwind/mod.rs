@@ -4,6 +4,7 @@ mod tables;
 mod sections;
 mod expression;
 mod step;
+mod stack;
 pub mod native;
 pub mod greenlet;
 pub mod javascript;

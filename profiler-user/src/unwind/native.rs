@@ -16,7 +16,8 @@ use profiler_ebpf::record::Registers;
 use crate::process::modules::{Module, ModuleId, Modules};
 use crate::unwind::sections::{bases, check, sections};
 
-use super::expression::Tables;
+use super::expression::{Coverage, Tables};
+pub use super::stack::{NativeFrame, NativeStack, Reached};
 use super::step::{CapturedStack, Position, Step, by_frame_pointer, interrupted};
 
 /// Frames of one stack at most. The 64 KiB of a capture hold this many of 64 bytes, which is less
@@ -30,9 +31,9 @@ const MAX_TABLE_BYTES: usize = 64 * 1024 * 1024;
 /// at once when there are more.
 const MAX_SIGRETURN_ANSWERS: usize = 4096;
 
-/// Remembered answers to "is this frame's caller found by an expression"; forgotten all at once when
+/// Remembered answers to "what does the table say of this address"; forgotten all at once when
 /// there are more.
-const MAX_EXPRESSION_ANSWERS: usize = 16 * 1024;
+const MAX_COVERAGE_ANSWERS: usize = 16 * 1024;
 
 /// `mov $15, %rax; syscall`: `rt_sigreturn`, as every libc and Go write it. A frame that returns to
 /// this was called by the kernel, and the interrupted registers lie on the stack above it.
@@ -40,31 +41,6 @@ const SIGRETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0x00, 0x00, 0x00, 0x0f, 0x05
 
 /// Not a frame pointer: below every stack, and not the zero that marks an outermost frame.
 const IMPOSSIBLE_BP: u64 = 1;
-
-/// One frame of native code, not yet named.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct NativeFrame {
-    pub address: u64,
-    /// The call lies before the address; otherwise the address is the instruction itself.
-    pub is_return_address: bool,
-    /// The frame pointer's register while the frame ran its call, whatever the code used it for.
-    pub frame_pointer: u64,
-    /// `None` where no file is mapped at the address: code that was made at run time, or no code.
-    pub module: Option<ModuleId>,
-    /// Of the address, in the module's file.
-    pub file_offset: Option<u64>,
-    /// While the frame runs. Its part of the stack lies between this and its caller's.
-    pub stack_pointer: u64,
-}
-
-/// Frames from the innermost outwards.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct NativeStack {
-    pub frames: Vec<NativeFrame>,
-    /// Why the stack stops before its outermost frame. `None`: the unwind tables of the last frame
-    /// say that it has no caller.
-    pub truncated: Option<String>,
-}
 
 /// Unwinds the threads of one process.
 pub struct NativeUnwinder {
@@ -74,7 +50,7 @@ pub struct NativeUnwinder {
     loaded: HashMap<ModuleId, Result<Loaded, String>>,
     table_bytes: usize,
     sigreturns: HashMap<u64, bool>,
-    expressions: HashMap<u64, bool>,
+    coverage: HashMap<u64, Coverage>,
     /// Code that no table covers and that keeps frame pointers: a file, and offsets in it.
     frame_pointer_code: Option<(String, Range<u64>)>,
 }
@@ -110,7 +86,7 @@ impl NativeUnwinder {
             loaded: HashMap::new(),
             table_bytes: 0,
             sigreturns: HashMap::new(),
-            expressions: HashMap::new(),
+            coverage: HashMap::new(),
             frame_pointer_code: None,
         }
     }
@@ -166,15 +142,18 @@ impl NativeUnwinder {
             address: FrameAddress::from_instruction_pointer(registers.ip),
             registers: UnwindRegsX86_64::new(registers.ip, registers.sp, registers.bp),
         };
+        let mut reached = Reached::Registers;
         loop {
             let sigreturn = self.is_sigreturn(modules, position.address);
-            frames.push(frame(modules, position, sigreturn));
+            frames.push(NativeFrame { reached, ..frame(modules, position, sigreturn) });
             if frames.len() == MAX_FRAMES {
                 return Some(format!("deeper than {MAX_FRAMES} frames"));
             }
             let step = if sigreturn {
+                reached = Reached::Signal;
                 interrupted(position, stack)
             } else {
+                reached = self.way_out(modules, position.address);
                 self.step(modules, position, stack)
             };
             match step {
@@ -197,7 +176,7 @@ impl NativeUnwinder {
                 return by_frame_pointer(position, stack);
             }
             self.load(module);
-            if self.has_expression(module, position.address) {
+            if self.coverage(module, position.address) == Some(Coverage::Expression) {
                 return self.by_expression(module, position, stack);
             }
         }
@@ -218,13 +197,32 @@ impl NativeUnwinder {
         }
     }
 
-    fn has_expression(&mut self, module: &Module, address: FrameAddress) -> bool {
-        let Some(tables) = tables_of(&self.loaded, module.id) else { return false };
-        if self.expressions.len() >= MAX_EXPRESSION_ANSWERS {
-            self.expressions.clear();
+    /// By which means a step from here leads outwards.
+    fn way_out(&mut self, modules: &Modules, address: FrameAddress) -> Reached {
+        let Some(module) = modules.find(address.address_for_lookup()) else {
+            return Reached::FramePointer;
+        };
+        if self.keeps_frame_pointer(module, address) {
+            return Reached::FramePointer;
+        }
+        self.load(module);
+        if self.without_tables(module.id).is_some() {
+            return Reached::FramePointer;
+        }
+        match self.coverage(module, address) {
+            Some(Coverage::None) => Reached::FramePointer,
+            _ => Reached::UnwindTable,
+        }
+    }
+
+    /// None where the table has no index to look it up with.
+    fn coverage(&mut self, module: &Module, address: FrameAddress) -> Option<Coverage> {
+        let tables = tables_of(&self.loaded, module.id)?;
+        if self.coverage.len() >= MAX_COVERAGE_ANSWERS {
+            self.coverage.clear();
         }
         let address = address.address_for_lookup();
-        *self.expressions.entry(address).or_insert_with(|| tables.has_expression(address))
+        Some(*self.coverage.entry(address).or_insert_with(|| tables.coverage(address)))
     }
 
     fn by_expression(
@@ -344,7 +342,7 @@ impl NativeUnwinder {
                 self.table_bytes = self.table_bytes.saturating_sub(loaded.bytes);
             }
             self.sigreturns.clear();
-            self.expressions.clear();
+            self.coverage.clear();
         }
     }
 }
@@ -378,5 +376,6 @@ fn frame(modules: &Modules, position: Position, sigreturn: bool) -> NativeFrame 
         module: module.map(|module| module.id),
         file_offset: module.map(|module| module.file_offset(address.address())),
         stack_pointer: registers.sp(),
+        reached: Reached::Registers,
     }
 }

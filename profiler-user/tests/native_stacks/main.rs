@@ -16,12 +16,12 @@ use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 use profiler_ebpf::limits::STACK_BYTES;
 use profiler_ebpf::record::Registers;
-use stalltrace::frame::Frame;
+use stalltrace::frame::{Counts, Frame};
 use stalltrace::process::maps::{self, Backing, Region};
 use stalltrace::process::modules::Modules;
 use stalltrace::process::{TargetMemory, Unreadable};
 use stalltrace::symbolize::native::NativeSymbolizer;
-use stalltrace::unwind::native::{NativeFrame, NativeStack, NativeUnwinder};
+use stalltrace::unwind::native::{NativeFrame, NativeStack, NativeUnwinder, Reached};
 
 mod debug_files;
 
@@ -295,6 +295,8 @@ fn signal_handler() {
     let look = target.look();
     look.show("signal");
     assert_eq!(look.stack.truncated, None);
+    let by_signal = |frame: &&NativeFrame| frame.reached == Reached::Signal;
+    assert_eq!(look.stack.frames.iter().filter(by_signal).count(), 1);
     let functions = look.functions();
     let ours = from_inner_to_main(&functions);
     assert_eq!(ours[..2], ["inner", "handler"]);
@@ -364,6 +366,7 @@ fn clock_gettime(modules: &Modules) -> u64 {
             module: Some(vdso.id),
             file_offset: Some(vdso.file_offset(*address)),
             stack_pointer: 0,
+            reached: Reached::Registers,
         };
         let names = symbolizer.name(modules, &frame);
         names[0].function.as_deref().is_some_and(|name| name.ends_with("clock_gettime"))
@@ -403,6 +406,10 @@ fn code_made_at_run_time() {
     let stack = [frame.as_slice(), stack.as_slice()].concat();
     let mut unwinder = NativeUnwinder::new();
     let found = unwinder.unwind(&modules, &made, &stack);
+    let mut counts = Counts::default();
+    found.count(&mut counts);
+    assert_eq!((counts.registers, counts.frame_pointer), (1, 1), "{counts:?}");
+    assert_eq!(counts.unwind_table + 2, found.frames.len() as u64, "{counts:?}");
     assert_eq!((found.truncated, found.frames[0].module), (None, None));
     assert_eq!(found.frames[1].address, asleep.ip);
     let found = unwinder.unwind(&modules, &Registers { bp: 0, ..made }, &stack);

@@ -79,6 +79,10 @@ pub struct SessionEnd {
     pub totals: Totals,
     /// Most stalled time first.
     pub top_culprits: Vec<TopCulprit>,
+    /// How stacks and their frames were had: `stacks`, of these `stacks_truncated`; native frames
+    /// `by_registers` (the innermost), `by_unwind_table`, `by_frame_pointer`, `by_signal`; frames of
+    /// `python` and `javascript`; and `nameless` ones of any kind.
+    pub frames: BTreeMap<String, u64>,
     /// Everything that could not be had, with its reason.
     pub gaps: Vec<String>,
     /// Records, samples and reports lost in this session, by reason.
