@@ -74,8 +74,6 @@ struct Headers {
     eh_frame_hdr: Option<Section>,
     text: Option<Section>,
     got: Option<Section>,
-    has_symbol_table: bool,
-    mini_debug_info: Option<Section>,
     debug_link: Option<Section>,
     debug_bytes: u64,
     compressed_debug_bytes: u64,
@@ -160,16 +158,6 @@ impl Image {
 
     pub fn got(&self) -> Option<&Section> {
         self.headers.got.as_ref()
-    }
-
-    /// Whether there is a symbol table besides the dynamic one: a stripped file has none.
-    pub fn has_symbol_table(&self) -> bool {
-        self.headers.has_symbol_table
-    }
-
-    /// `.gnu_debugdata`: another ELF file, compressed, with the symbols that were stripped.
-    pub fn mini_debug_info(&self) -> Option<&Section> {
-        self.headers.mini_debug_info.as_ref()
     }
 
     /// `.gnu_debuglink`: the name of the separate debug file, and its checksum.
@@ -296,17 +284,11 @@ impl Headers {
                 self.debug_bytes = self.debug_bytes.saturating_add(bytes);
                 continue;
             }
-            // A separate debug file keeps its own, and of the dynamic one only the header.
-            if section.sh_type(endian) == elf::SHT_SYMTAB {
-                self.has_symbol_table = true;
-                continue;
-            }
             let place = match name {
                 b".eh_frame" => &mut self.eh_frame,
                 b".eh_frame_hdr" => &mut self.eh_frame_hdr,
                 b".text" => &mut self.text,
                 b".got" => &mut self.got,
-                b".gnu_debugdata" => &mut self.mini_debug_info,
                 b".gnu_debuglink" => &mut self.debug_link,
                 _ => continue,
             };
