@@ -111,6 +111,25 @@ pub struct Cause {
     /// A phrase for a person.
     pub summary: String,
     pub confidence: Confidence,
+    /// The part of the stall that went into it: no other part is larger.
+    pub time_ns: u64,
+    /// How often the thread waited so, as far as that was seen; `null` for what is sampled by the clock.
+    pub times: Option<u64>,
+    /// What else a tenth of the stall or more went into, longest first.
+    pub also: Vec<Component>,
+}
+
+/// Another part of the same stall.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Component {
+    #[serde(flatten)]
+    pub kind: CauseKind,
+    /// A phrase for a person.
+    pub summary: String,
+    pub time_ns: u64,
+    /// As in the cause itself.
+    pub times: Option<u64>,
 }
 
 /// How sure a cause is.

@@ -1,7 +1,7 @@
 //! A loop that waited for another thread: which one, in the words of a report, and which stacks show why.
 
-use super::schema::stall::{CauseKind, Holder, Thread, Waker};
 use crate::gap::Gap;
+use crate::report::schema::stall::{CauseKind, Holder, Thread, Waker};
 use crate::turn::{Awaited, End, Sampled, Stall};
 
 /// The cause of a wait for the interpreter's lock.
