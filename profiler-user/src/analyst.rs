@@ -283,7 +283,7 @@ impl Analyst {
     fn stall(&mut self, tid: u32, due: Due) -> Stall {
         let gathered = self.gathered(tid, due.turn.start_ns);
         let (ticks_user, ticks_kernel) = gathered.samples.ticks();
-        let mut gaps = due.gaps;
+        let (mut gaps, around) = (due.gaps, due.around);
         if gathered.samples.dropped > 0 {
             let why = format!(
                 "{} captures showed more different ones than are kept",
@@ -308,6 +308,7 @@ impl Analyst {
             owner,
             wakers,
             others,
+            around,
             ready_events: due.ready_events,
             gaps,
         }

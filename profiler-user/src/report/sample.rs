@@ -9,6 +9,7 @@ use super::facts::{Context, ProcessFacts, RuntimeFacts, SessionFacts, ThreadFact
 use super::group::Tally;
 use super::schema::session::{Configuration, EndReason, Probe, WaitHooks};
 use super::{Finish, Report, Start};
+use crate::around::{Growth, Surroundings};
 use crate::frame::{Counts, Frame, Language, Stack};
 use crate::gap::Gap;
 use crate::turn::{Awaited, End, Moment, Sampled, Stall, ThreadState};
@@ -121,6 +122,7 @@ pub fn stall() -> Stall {
         owner: None,
         wakers: Vec::new(),
         others: Vec::new(),
+        around: Surroundings { stolen: Some(Growth::default()), ..Surroundings::default() },
         ready_events: Some(17),
         gaps: Vec::new(),
     }

@@ -7,6 +7,7 @@ pub mod tracker;
 use profiler_ebpf::record::Registers;
 use profiler_ebpf::turn::Turn;
 
+use crate::around::Surroundings;
 use crate::frame::Stack;
 use crate::gap::Gap;
 use crate::task::Share;
@@ -133,6 +134,8 @@ pub struct Stall {
     pub wakers: Vec<Waker>,
     /// The other threads, where they were asked for.
     pub others: Vec<Other>,
+    /// What went on around the thread meanwhile.
+    pub around: Surroundings,
     /// What the wait after the stall returned: file descriptors kept waiting.
     pub ready_events: Option<u64>,
     pub gaps: Vec<Gap>,

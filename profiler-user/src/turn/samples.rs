@@ -3,6 +3,7 @@
 use profiler_ebpf::record::Registers;
 
 use super::{Awaited, Sampled, ThreadState};
+use crate::activity::Activity;
 use crate::frame::Stack;
 use crate::task::{Running, Share};
 
@@ -121,7 +122,10 @@ impl Samples {
         awaited: Awaited,
     ) -> Option<(usize, Option<usize>)> {
         let same = |known: &Sampled| {
-            (known.state, known.awaited) == (state, awaited) && looks_same(&known.stack, &stack)
+            (known.state, known.awaited) == (state, awaited)
+                && looks_same(&known.stack, &stack)
+                // The same code may have been frozen, or have had to free memory, once.
+                && Activity::of(&known.stack.kernel) == Activity::of(&stack.kernel)
         };
         if let Some(index) = self.stacks.iter().position(same) {
             let sampled = &mut self.stacks[index];

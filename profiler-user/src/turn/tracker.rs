@@ -7,6 +7,7 @@
 use profiler_ebpf::turn::{Loop, Turn, phase, state};
 
 use super::{End, Moment, ThreadState};
+use crate::around::Surroundings;
 use crate::gap::Gap;
 
 /// How long after a stall the loop may sit in its next wait before we say that nothing was ready.
@@ -26,7 +27,8 @@ pub struct Due {
     pub end: End,
     pub now: Option<ThreadState>,
     pub ready_events: Option<u64>,
-    /// For those who pass it on: what else could not be had.
+    /// For those who pass it on: what went on around the thread, and what else could not be had.
+    pub around: Surroundings,
     pub gaps: Vec<Gap>,
 }
 
@@ -163,6 +165,7 @@ impl Tracker {
             end: End::NotYet,
             now: Some(doing(seen.state)),
             ready_events: None,
+            around: Surroundings::default(),
             gaps: Vec::new(),
         });
     }
@@ -195,6 +198,7 @@ impl Tracker {
             end: over.end,
             now: None,
             ready_events: over.ready,
+            around: Surroundings::default(),
             gaps: Vec::new(),
         });
     }

@@ -1,7 +1,7 @@
 //! The kind of a cause to its words.
 
 use super::held;
-use crate::report::schema::stall::CauseKind;
+use crate::report::schema::stall::{CauseKind, MemoryActivity, StoppedBy, Tracer};
 
 /// A cause in words, to follow "stalled 5012 ms, ".
 pub fn phrase(kind: &CauseKind) -> String {
@@ -20,11 +20,91 @@ pub fn phrase(kind: &CauseKind) -> String {
         CauseKind::Cpu => "on the CPU",
         CauseKind::Saturated => "on the CPU in many short callbacks",
         CauseKind::Lock { .. } | CauseKind::Gil { .. } => return held::phrase(kind),
-        CauseKind::Memory => "waiting for memory",
-        CauseKind::RunQueue { .. } => "ready, but without a CPU",
-        CauseKind::CpuQuota { .. } => "out of its CPU quota",
-        CauseKind::Stopped => "stopped by a signal, a debugger or the freezer",
+        CauseKind::Memory { activity, .. } => memory(*activity),
+        CauseKind::RunQueue { confined_to, .. } => return run_queue(confined_to.as_deref()),
+        CauseKind::CpuQuota { throttled_ns, quota_us, period_us, .. } => {
+            return quota(*throttled_ns, *quota_us, *period_us);
+        }
+        CauseKind::Stopped { by, tracer } => return stopped(*by, tracer.as_ref()),
         CauseKind::Unknown => "for an unknown reason",
     };
     fixed.to_owned()
+}
+
+fn memory(activity: Option<MemoryActivity>) -> &'static str {
+    match activity {
+        Some(MemoryActivity::Reclaim) => "freeing memory before it got any (direct reclaim)",
+        Some(MemoryActivity::SwapIn) => "waiting for memory to come back from swap",
+        Some(MemoryActivity::MmapLock) => "waiting for the lock of its address space (mmap_lock)",
+        Some(MemoryActivity::Compaction) => "moving memory about for a large page (compaction)",
+        None => "waiting for memory",
+    }
+}
+
+/// `ready, but without a CPU, confined to CPU 0`
+fn run_queue(confined_to: Option<&str>) -> String {
+    let waiting = "ready, but without a CPU";
+    match confined_to {
+        Some(list) if list.contains([',', '-']) => format!("{waiting}, confined to CPUs {list}"),
+        Some(cpu) => format!("{waiting}, confined to CPU {cpu}"),
+        None => waiting.to_owned(),
+    }
+}
+
+/// `out of its CPU quota (0.2 CPUs), throttled for 240 ms`
+fn quota(throttled_ns: Option<u64>, quota_us: u64, period_us: u64) -> String {
+    let hundredths = quota_us.saturating_mul(100) / period_us.max(1);
+    let (whole, rest) = (hundredths / 100, hundredths % 100);
+    let cpus = match rest % 10 {
+        0 => format!("{whole}.{}", rest / 10),
+        _ => format!("{whole}.{rest:02}"),
+    };
+    let throttled = throttled_ns.map(|ns| format!(", throttled for {} ms", milliseconds(ns)));
+    format!("out of its CPU quota ({cpus} CPUs){}", throttled.unwrap_or_default())
+}
+
+/// `stopped by a debugger (gdb, pid 4711)`
+fn stopped(by: Option<StoppedBy>, tracer: Option<&Tracer>) -> String {
+    let by = match by {
+        Some(StoppedBy::Signal) => "by a signal",
+        Some(StoppedBy::Debugger) => "by a debugger",
+        Some(StoppedBy::Freezer) => "by its control group's freezer",
+        None => "by a signal, a debugger or the freezer",
+    };
+    let who = tracer.map(|tracer| match &tracer.name {
+        Some(name) => format!(" ({name}, pid {})", tracer.pid),
+        None => format!(" (pid {})", tracer.pid),
+    });
+    format!("stopped {by}{}", who.unwrap_or_default())
+}
+
+/// To the nearest.
+pub fn milliseconds(ns: u64) -> u64 {
+    ns.saturating_add(500_000) / 1_000_000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{quota, run_queue, stopped};
+    use crate::report::schema::stall::{StoppedBy, Tracer};
+
+    /// Quotas as people set them: a tenth of a CPU as well as several.
+    #[test]
+    fn quotas_in_cpus() {
+        let throttled = "out of its CPU quota (0.2 CPUs), throttled for 240 ms";
+        assert_eq!(quota(Some(239_700_000), 20_000, 100_000), throttled);
+        assert_eq!(quota(None, 250_000, 100_000), "out of its CPU quota (2.5 CPUs)");
+        assert_eq!(quota(None, 5_000, 100_000), "out of its CPU quota (0.05 CPUs)");
+    }
+
+    /// Which CPUs, and who traced, is told where it is known.
+    #[test]
+    fn who_and_where() {
+        assert_eq!(run_queue(Some("0")), "ready, but without a CPU, confined to CPU 0");
+        assert_eq!(run_queue(Some("0-1,4")), "ready, but without a CPU, confined to CPUs 0-1,4");
+        let gdb = Tracer { pid: 4711, name: Some("gdb".to_owned()) };
+        let by = Some(StoppedBy::Debugger);
+        assert_eq!(stopped(by, Some(&gdb)), "stopped by a debugger (gdb, pid 4711)");
+        assert_eq!(stopped(by, None), "stopped by a debugger");
+    }
 }

@@ -1,10 +1,39 @@
-//! Time in which the thread was stopped, traced or frozen to a cause.
+//! Time in which the thread was stopped, traced or frozen to a cause: by whom.
 
 use super::{Basis, Component, Explanation};
-use crate::report::schema::stall::CauseKind;
+use crate::activity::Activity;
+use crate::gap::Gap;
+use crate::report::schema::stall::{CauseKind, StoppedBy, Tracer};
 use crate::turn::Stall;
 
 pub fn explain<'a>(component: &Component<'a>, stall: &Stall) -> Explanation<'a> {
-    let evidence = component.stacks.clone();
-    Explanation::new(CauseKind::Stopped, Basis::Measured, evidence, stall.tid)
+    // Heaviest first. A stop that was short has no kernel stack.
+    let activity = component.stacks.iter().find_map(|sampled| Activity::of(&sampled.stack.kernel));
+    let was_frozen = stall.around.frozen_ns > 0;
+    let tracer = stall.around.tracer.as_ref();
+    let by = match activity {
+        Some(Activity::Traced) => Some(StoppedBy::Debugger),
+        Some(Activity::Frozen) => Some(StoppedBy::Freezer),
+        Some(Activity::SignalStop) => Some(StoppedBy::Signal),
+        _ if was_frozen => Some(StoppedBy::Freezer),
+        _ => None,
+    };
+    let mut gaps = Vec::new();
+    if by.is_none() {
+        let reason = "no kernel stack was read while it was stopped";
+        gaps.push(Gap::new("by", reason));
+    }
+    // What is told by looks at the freezer alone is sampled.
+    let basis =
+        if component.stacks.is_empty() && was_frozen { Basis::Sampled } else { Basis::Measured };
+    let tracer = tracer.filter(|_| by == Some(StoppedBy::Debugger));
+    if by == Some(StoppedBy::Debugger) && tracer.is_none() {
+        gaps.push(Gap::new("tracer", "it had gone before it was asked for"));
+    }
+    // No line of the program is to blame: it could have been any.
+    let reason = "the thread was stopped from outside; the stack only says where it was";
+    gaps.push(Gap::new("culprit", reason));
+    let tracer = tracer.map(|it| Tracer { pid: it.pid, name: it.name.clone() });
+    let kind = CauseKind::Stopped { by, tracer };
+    Explanation { gaps, ..Explanation::new(kind, basis, Vec::new(), stall.tid) }
 }
