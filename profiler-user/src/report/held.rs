@@ -127,7 +127,8 @@ mod tests {
     }
 
     fn waker(tid: u32) -> Waker {
-        Waker { pid: 4242, tid, name: format!("t{tid}"), ended_ns: 9, seen: None }
+        let (pid, name, awaited) = (4242, format!("t{tid}"), Awaited::Futex);
+        Waker { pid, tid, name, ended_ns: 9, awaited, ..Waker::default() }
     }
 
     fn lock_of(stall: &Stall) -> (String, Vec<String>) {
