@@ -103,11 +103,15 @@ pub struct Thread {
 pub struct Cause {
     pub kind: String,
     pub summary: String,
+    #[serde(default)]
+    pub time_ns: u64,
+    pub times: Option<u64>,
     /// Of a lock.
     pub owner_thread: Option<Thread>,
     pub woken_by: Option<Waker>,
     /// Of the interpreter's lock.
     pub holder_thread: Option<Thread>,
+    /// Of either.
     #[serde(default)]
     pub holders: Vec<Thread>,
 }

@@ -467,7 +467,8 @@ mod tests {
         let locking = stall(202, [0x7f10, 0, 0, 0, 0, 0]);
         let verdict = judge(&locking, &BTreeMap::new());
         let address = "0x7f10".to_owned();
-        let kind = CauseKind::Lock { address, owner_thread: None, woken_by: None };
+        let holders = Vec::new();
+        let kind = CauseKind::Lock { address, owner_thread: None, holders, woken_by: None };
         assert_eq!(verdict.cause.kind, kind);
     }
 }

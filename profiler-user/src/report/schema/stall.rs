@@ -168,8 +168,10 @@ pub enum CauseKind {
     Lock {
         /// The futex.
         address: String,
-        /// Who owns the lock, where the lock itself says so.
+        /// Who owns the lock, where the lock itself says so; of several who owned it longest.
         owner_thread: Option<Thread>,
+        /// Everybody who was seen to own it meanwhile, longest first.
+        holders: Vec<Holder>,
         /// Who ended the longest of the waits: it may have held the lock all the time, or only last.
         /// `null` while the wait lasts, and where a timeout or a signal ended it.
         woken_by: Option<Waker>,
