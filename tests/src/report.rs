@@ -106,6 +106,9 @@ pub struct Cause {
     #[serde(default)]
     pub time_ns: u64,
     pub times: Option<u64>,
+    /// What else it was, longest first.
+    #[serde(default)]
+    pub also: Vec<Part>,
     /// Of a lock.
     pub owner_thread: Option<Thread>,
     pub woken_by: Option<Waker>,
@@ -114,6 +117,13 @@ pub struct Cause {
     /// Of either.
     #[serde(default)]
     pub holders: Vec<Thread>,
+}
+
+/// Another part of a stall.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Part {
+    pub kind: String,
+    pub time_ns: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
