@@ -124,6 +124,7 @@ pub struct Cause {
 pub struct Part {
     pub kind: String,
     pub time_ns: u64,
+    pub culprit: Option<Culprit>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

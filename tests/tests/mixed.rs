@@ -36,6 +36,12 @@ fn part_of(kind: &str) -> &str {
     if kind == "syscall" { "recv" } else { kind }
 }
 
+/// The target's function in which a part's time goes.
+fn place_of(part: &str) -> Option<&'static str> {
+    let places = [("cpu", "compute"), ("sleep", "pause"), ("recv", "Neighbour.ask")];
+    places.into_iter().find(|(known, _)| *known == part).map(|(_, function)| function)
+}
+
 fn watch(turns: &[&str]) -> Result<(Vec<Mixture>, Vec<StallLine>)> {
     require_root()?;
     let mut command = Command::new(system_python());
@@ -86,6 +92,11 @@ fn the_largest_part_is_the_cause() -> Result<()> {
             // Waking up took the thread as long as it had no CPU.
             let is_near = told_ns.abs_diff(*ns) <= NEAR_NS + starved_ns;
             ensure!(is_near, "{kind}: {} of {} ms", milliseconds(told_ns), milliseconds(*ns));
+        }
+        for part in &stall.cause.also {
+            let function = part.culprit.as_ref().and_then(|culprit| culprit.function.as_deref());
+            let expected = place_of(part_of(&part.kind));
+            ensure!(expected.is_none() || function == expected, "{function:?} for {part:?}");
         }
         if starved_ns < THRESHOLD_NS / 2 {
             let cause = part_of(&stall.cause.kind);

@@ -130,6 +130,8 @@ pub struct Component {
     pub time_ns: u64,
     /// As in the cause itself.
     pub times: Option<u64>,
+    /// The frame to look at first for this part; `null` where no stack shows it.
+    pub culprit: Option<Culprit>,
 }
 
 /// How sure a cause is.
