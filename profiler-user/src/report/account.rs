@@ -1,4 +1,4 @@
-//! A turn's account to the parts that a report shows: the exact split, and where most of the time went.
+//! A turn's account to the parts that a report shows: the exact split between its states.
 
 use profiler_ebpf::turn::Turn;
 
@@ -16,12 +16,6 @@ pub enum Part {
 }
 
 impl Part {
-    /// The part in which most of the time went; `None` where no time is booked at all.
-    pub fn largest(turn: &Turn) -> Option<Self> {
-        let parts = [Self::Blocked, Self::Running, Self::Runnable, Self::Stopped];
-        parts.into_iter().filter(|part| part.of(turn) > 0).max_by_key(|part| part.of(turn))
-    }
-
     /// Its time, ns.
     pub fn of(self, turn: &Turn) -> u64 {
         match self {
@@ -73,7 +67,7 @@ pub fn time(stall: &Stall, gaps: &mut Vec<Gap>) -> Time {
 mod tests {
     use profiler_ebpf::turn::Turn;
 
-    use super::{Part, time};
+    use super::time;
     use crate::report::sample;
 
     /// However ticks fall, user and kernel time add up to the running time, to the nanosecond.
@@ -118,22 +112,5 @@ mod tests {
         gaps.clear();
         assert_eq!(time(&stall, &mut gaps).running_user_ns, 0);
         assert!(gaps.is_empty());
-    }
-
-    /// The largest part is the largest; of nothing there is none.
-    #[test]
-    fn largest_part() {
-        let turn = |running_ns, blocked_ns, runnable_ns, stopped_ns| Turn {
-            running_ns,
-            blocked_ns,
-            runnable_ns,
-            stopped_ns,
-            ..Turn::default()
-        };
-        assert_eq!(Part::largest(&turn(9, 1, 1, 1)), Some(Part::Running));
-        assert_eq!(Part::largest(&turn(1, 9, 1, 1)), Some(Part::Blocked));
-        assert_eq!(Part::largest(&turn(1, 1, 9, 1)), Some(Part::Runnable));
-        assert_eq!(Part::largest(&turn(1, 1, 1, 9)), Some(Part::Stopped));
-        assert_eq!(Part::largest(&turn(0, 0, 0, 0)), None);
     }
 }

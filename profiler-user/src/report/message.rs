@@ -3,8 +3,11 @@
 use super::application::basename;
 use super::facts::ProcessFacts;
 use super::schema::session::{EndReason, Totals};
-use super::schema::stall::{Cause, Culprit, Stall};
+use super::schema::stall::{Cause, Component, Culprit, Stall};
 use crate::turn::Moment;
+
+/// Other parts of a stall are said where they are at least this fraction of the cause's.
+const SAID_FRACTION: u64 = 4;
 
 /// `uvicorn[4242]: event loop stalled 5012 ms, blocked in recvfrom, at charge_payment (app.py:31)`
 pub fn stall(
@@ -25,7 +28,25 @@ pub fn stall(
         format!("stalled for {at_least}{duration_ms} ms so far")
     };
     let place = culprit.map(|culprit| format!(", at {}", place(culprit))).unwrap_or_default();
-    format!("{}: {subject} {duration}, {}{place}", name(process), cause.summary)
+    let (part, rest) = mixture(cause);
+    format!("{}: {subject} {duration}, {part}{}{place}{rest}", name(process), cause.summary)
+}
+
+/// What of the time the cause stands for, and what stands for the rest, where it is a mixture:
+/// `300 ms of it ` and `; also 120 ms on the CPU at parse (app.py:17)`.
+fn mixture(cause: &Cause) -> (String, String) {
+    let is_said = |part: &&Component| part.time_ns >= cause.time_ns / SAID_FRACTION;
+    let of = |part: &Component| {
+        let place = part.culprit.as_ref().map(place).map(|place| format!(" at {place}"));
+        let place = place.unwrap_or_default();
+        format!("{} ms {}{place}", milliseconds(part.time_ns), part.summary)
+    };
+    let others: Vec<String> = cause.also.iter().filter(is_said).map(of).collect();
+    if others.is_empty() {
+        return (String::new(), String::new());
+    }
+    let part = format!("{} ms of it ", milliseconds(cause.time_ns));
+    (part, format!("; also {}", others.join(", ")))
 }
 
 /// `stalltrace 0.1.0 watches uvicorn[4242] for event loop stalls past 100 ms`
@@ -109,6 +130,17 @@ mod tests {
             message(Moment::End, &sample::stall()),
             format!("uvicorn[4242]: event loop stalled 5012 ms, {rest}")
         );
+    }
+
+    /// A mixture says how much of the time the cause stands for, and names the rest.
+    #[test]
+    fn mixtures() {
+        let mut stall = sample::stall();
+        stall.turn.running_ns = 2_000_000_000;
+        let rest = "5000 ms of it blocked in recvfrom on tcp 127.0.0.1:8081, \
+                    at charge_payment (app.py:31); also 2000 ms on the CPU at parse (app.py:17)";
+        let expected = format!("uvicorn[4242]: event loop stalled 7000 ms, {rest}");
+        assert_eq!(message(Moment::End, &stall), expected);
     }
 
     /// Where beginning or end was not seen, the duration is called a lower bound.

@@ -497,19 +497,13 @@ uvicorn[4242]: 1 of 1200 turns stalled, 5012 ms in all, the longest 5012 ms; the
     fn what_is_missing() {
         let mut stall = sample::stall();
         stall.end = End::Unseen("the thread exited".to_owned());
-        stall.stacks.reverse();
-        if let Some(receiving) = stall.stacks.last_mut() {
-            receiving.time_ns = 1_000;
-            receiving.stack.truncated = Some("frame 6 could not be unwound".to_owned());
-        }
+        // Nothing says what most of the time went into.
+        stall.stacks.retain(|sampled| sampled.stack.truncated.is_some());
         let text = plain(&sample::report(Moment::End, &stall));
         assert!(text.contains("  cause     not certain\n"), "{text}");
-        assert!(text.contains("            cut here: frame 6 could not be unwound\n"), "{text}");
+        assert!(text.contains("            cut here: the copy of the stack ends here\n"), "{text}");
         assert!(text.contains("end: the thread exited\n"), "{text}");
-        assert!(
-            text.contains("          > charge_payment"),
-            "the culprit's stack is shown: {text}"
-        );
+        assert!(text.contains("cause: no stack was taken of 5000000000 ns"), "{text}");
     }
 
     /// A loop that is its runtime is said once.

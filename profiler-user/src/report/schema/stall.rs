@@ -111,6 +111,27 @@ pub struct Cause {
     /// A phrase for a person.
     pub summary: String,
     pub confidence: Confidence,
+    /// The part of the stall that went into it: no other part is larger.
+    pub time_ns: u64,
+    /// How often the thread waited so, as far as that was seen; `null` for what is sampled by the clock.
+    pub times: Option<u64>,
+    /// What else a tenth of the stall or more went into, longest first.
+    pub also: Vec<Component>,
+}
+
+/// Another part of the same stall.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Component {
+    #[serde(flatten)]
+    pub kind: CauseKind,
+    /// A phrase for a person.
+    pub summary: String,
+    pub time_ns: u64,
+    /// As in the cause itself.
+    pub times: Option<u64>,
+    /// The frame to look at first for this part; `null` where no stack shows it.
+    pub culprit: Option<Culprit>,
 }
 
 /// How sure a cause is.
@@ -149,8 +170,10 @@ pub enum CauseKind {
     Lock {
         /// The futex.
         address: String,
-        /// Who owns the lock, where the lock itself says so.
+        /// Who owns the lock, where the lock itself says so; of several who owned it longest.
         owner_thread: Option<Thread>,
+        /// Everybody who was seen to own it meanwhile, longest first.
+        holders: Vec<Holder>,
         /// Who ended the longest of the waits: it may have held the lock all the time, or only last.
         /// `null` while the wait lasts, and where a timeout or a signal ended it.
         woken_by: Option<Waker>,

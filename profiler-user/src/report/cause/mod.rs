@@ -1,0 +1,479 @@
+//! A stall's account and stacks to why it stalled, how sure that is, and which stacks carry it.
+//!
+//! The turn's time is divided into components: running, each wait that was seen, blocked time that was
+//! not, ready without a CPU, stopped. The largest is the cause, the others are listed behind it. Stacks
+//! only say in what; where they say nothing of the largest, the confidence does.
+
+mod cpu;
+mod held;
+mod phrase;
+mod run_queue;
+mod stopped;
+mod wait;
+
+use std::collections::BTreeMap;
+
+use self::wait::Wait;
+use super::account::Part;
+use super::schema::stall::{self, Cause, CauseKind, Confidence};
+use crate::gap::Gap;
+use crate::turn::{Sampled, Stall};
+
+/// A component that was measured and has this much of the turn is its cause for certain: no other can
+/// be larger.
+const CERTAIN_PERCENT: u64 = 50;
+
+/// Smaller components are left out of the list behind the largest.
+const MENTIONED_PERCENT: u64 = 10;
+
+/// A cause, and what it rests on.
+#[derive(Debug)]
+pub struct Verdict<'a> {
+    pub cause: Cause,
+    /// The stacks that show it, heaviest first: the culprit is among their frames.
+    pub evidence: Vec<&'a Sampled>,
+    /// Whose stacks they are: the loop's own thread, or the one that it waited for.
+    pub blamed: u32,
+    /// The same for each part in `cause.also`: its stacks, and whose they are.
+    pub also: Vec<(Vec<&'a Sampled>, u32)>,
+    pub gaps: Vec<Gap>,
+}
+
+/// One thing that the turn's time went into.
+#[derive(Debug)]
+struct Component<'a> {
+    nature: Nature,
+    time_ns: u64,
+    /// The stacks that were taken in it, heaviest first.
+    stacks: Vec<&'a Sampled>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Nature {
+    Running,
+    Waiting(Wait),
+    /// Blocked, and no stack says in what.
+    Unseen,
+    Runnable,
+    Stopped,
+}
+
+/// What an explanation rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Basis {
+    /// What it was and how long it took was measured.
+    Measured,
+    /// How long is measured, what it was is sampled.
+    Sampled,
+    /// What it was is not known.
+    Missing,
+}
+
+/// Why a component took its time.
+#[derive(Debug)]
+struct Explanation<'a> {
+    kind: CauseKind,
+    basis: Basis,
+    evidence: Vec<&'a Sampled>,
+    blamed: u32,
+    gaps: Vec<Gap>,
+}
+
+impl<'a> Explanation<'a> {
+    fn new(kind: CauseKind, basis: Basis, evidence: Vec<&'a Sampled>, blamed: u32) -> Self {
+        Self { kind, basis, evidence, blamed, gaps: Vec::new() }
+    }
+
+    fn missing(blamed: u32, reason: &str) -> Self {
+        let gaps = vec![Gap::new("cause", reason)];
+        Self { gaps, ..Self::new(CauseKind::Unknown, Basis::Missing, Vec::new(), blamed) }
+    }
+}
+
+/// Why it stalled. `descriptors` says what the target's descriptors stand for.
+pub fn judge<'a>(stall: &'a Stall, descriptors: &BTreeMap<u32, String>) -> Verdict<'a> {
+    let components = components(stall);
+    let Some((largest, others)) = components.split_first() else {
+        let explanation = Explanation::missing(stall.tid, "none of the turn's time is booked yet");
+        return verdict(explanation, Confidence::Unknown, None, Vec::new());
+    };
+    let whole_ns = stall.turn.booked_ns();
+    let mentioned =
+        others.iter().filter(|other| is_percent(other.time_ns, whole_ns, MENTIONED_PERCENT));
+    let also = mentioned
+        .map(|other| {
+            let explanation = explain(other, stall, descriptors);
+            let part = stall::Component {
+                summary: phrase::phrase(&explanation.kind),
+                kind: explanation.kind,
+                time_ns: other.time_ns,
+                times: other.times(),
+                culprit: None,
+            };
+            (part, (explanation.evidence, explanation.blamed))
+        })
+        .collect();
+    let explanation = explain(largest, stall, descriptors);
+    let confidence = match explanation.basis {
+        Basis::Measured if is_percent(largest.time_ns, whole_ns, CERTAIN_PERCENT) => {
+            Confidence::Certain
+        }
+        Basis::Measured | Basis::Sampled => Confidence::Likely,
+        Basis::Missing => Confidence::Unknown,
+    };
+    verdict(explanation, confidence, Some(largest), also)
+}
+
+fn verdict<'a>(
+    explanation: Explanation<'a>,
+    confidence: Confidence,
+    component: Option<&Component<'_>>,
+    also: Vec<(stall::Component, (Vec<&'a Sampled>, u32))>,
+) -> Verdict<'a> {
+    let Explanation { kind, evidence, blamed, gaps, .. } = explanation;
+    let summary = phrase::phrase(&kind);
+    let time_ns = component.map_or(0, |component| component.time_ns);
+    let times = component.and_then(Component::times);
+    let (parts, also) = also.into_iter().unzip();
+    let cause = Cause { kind, summary, confidence, time_ns, times, also: parts };
+    Verdict { cause, evidence, blamed, also, gaps }
+}
+
+fn explain<'a>(
+    component: &Component<'a>,
+    stall: &'a Stall,
+    descriptors: &BTreeMap<u32, String>,
+) -> Explanation<'a> {
+    match component.nature {
+        Nature::Running => cpu::explain(component, stall.tid),
+        Nature::Waiting(_) => wait::explain(component, stall, descriptors),
+        Nature::Unseen => {
+            let ns = component.time_ns;
+            let reason = format!(
+                "no stack was taken of {ns} ns of blocked time; each block may have been too short"
+            );
+            Explanation::missing(stall.tid, &reason)
+        }
+        Nature::Runnable => run_queue::explain(component, stall),
+        Nature::Stopped => stopped::explain(component, stall),
+    }
+}
+
+fn is_percent(part: u64, whole: u64, percent: u64) -> bool {
+    u128::from(part) * 100 >= u128::from(whole) * u128::from(percent)
+}
+
+/// What the turn's time went into, longest first. The times add up to what is booked, unless the waits
+/// that were seen are longer than the time that was booked as blocked: a wait that still lasts is
+/// measured a moment later than its booking.
+fn components(stall: &Stall) -> Vec<Component<'_>> {
+    let of_part = |nature, part: Part| {
+        let stacks = shown(stall, part);
+        Component { nature, time_ns: part.of(&stall.turn), stacks }
+    };
+    let mut components = vec![of_part(Nature::Running, Part::Running)];
+    for sampled in shown(stall, Part::Blocked) {
+        let nature = Nature::Waiting(Wait::of(sampled));
+        match components.iter_mut().find(|known| known.nature == nature) {
+            Some(known) => {
+                known.time_ns = known.time_ns.saturating_add(sampled.time_ns);
+                known.stacks.push(sampled);
+            }
+            None => {
+                components.push(Component {
+                    nature,
+                    time_ns: sampled.time_ns,
+                    stacks: vec![sampled],
+                });
+            }
+        }
+    }
+    let is_wait = |component: &&Component<'_>| matches!(component.nature, Nature::Waiting(_));
+    let seen_ns: u64 = components.iter().filter(is_wait).map(|wait| wait.time_ns).sum();
+    let unseen_ns = stall.turn.blocked_ns.saturating_sub(seen_ns);
+    components.push(Component { nature: Nature::Unseen, time_ns: unseen_ns, stacks: Vec::new() });
+    components.push(of_part(Nature::Runnable, Part::Runnable));
+    components.push(of_part(Nature::Stopped, Part::Stopped));
+    components.retain(|component| component.time_ns > 0);
+    // Among equals the first: stacks come heaviest first.
+    components.sort_by_key(|component| std::cmp::Reverse(component.time_ns));
+    components
+}
+
+/// The stacks of one part.
+fn shown(stall: &Stall, part: Part) -> Vec<&Sampled> {
+    stall.stacks.iter().filter(|sampled| part.shows(sampled)).collect()
+}
+
+impl Component<'_> {
+    /// How often it waited; unknown where stacks are taken by the clock.
+    fn times(&self) -> Option<u64> {
+        let waits = matches!(self.nature, Nature::Waiting(_) | Nature::Stopped);
+        waits.then(|| self.stacks.iter().map(|sampled| sampled.samples).sum())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use profiler_ebpf::turn::Turn;
+
+    use super::judge;
+    use crate::report::sample::{self, blocked_in, javascript, kernel, native, on_cpu, python};
+    use crate::report::schema::stall::{Cause, CauseKind, Confidence};
+    use crate::turn::{Awaited, Holder, Sampled, Stall, ThreadState};
+
+    const RECVFROM: i64 = 45;
+    const FSYNC: i64 = 74;
+
+    /// A stall with these ns running, blocked, runnable and stopped.
+    fn stall(parts: [u64; 4], stacks: Vec<Sampled>) -> Stall {
+        let [running_ns, blocked_ns, runnable_ns, stopped_ns] = parts;
+        let turn = Turn { running_ns, blocked_ns, runnable_ns, stopped_ns, ..Turn::default() };
+        Stall { turn, stacks, ..sample::stall() }
+    }
+
+    fn with_kernel(mut sampled: Sampled, functions: &[&str]) -> Sampled {
+        sampled.stack.kernel = functions.iter().map(|function| kernel(function)).collect();
+        sampled
+    }
+
+    /// Each situation has its kind, its words and its confidence.
+    #[test]
+    fn causes() {
+        let recv = |time_ns| blocked_in(RECVFROM, [7, 0, 0, 0, 0, 0], time_ns);
+        let call = |number, args, time_ns| vec![blocked_in(number, args, time_ns)];
+        let page_fault = with_kernel(blocked_in(-1, [0; 6], 95), &["__schedule", "io_schedule"]);
+        let swap_in = with_kernel(blocked_in(-1, [0; 6], 95), &["io_schedule", "do_swap_page"]);
+        let slow_read =
+            with_kernel(blocked_in(0, [9, 0, 0, 0, 0, 0], 95), &["io_schedule_timeout"]);
+        let runnable = Sampled { state: ThreadState::Runnable, ..on_cpu(Vec::new(), 60) };
+        use Confidence::{Certain, Likely, Unknown};
+        let table = [
+            ([90, 10, 0, 0], vec![on_cpu(Vec::new(), 90)], "on the CPU", Likely),
+            ([90, 10, 0, 0], vec![recv(10)], "on the CPU", Unknown),
+            ([5, 95, 0, 0], vec![recv(95)], "blocked in recvfrom on tcp 127.0.0.1:8081", Certain),
+            ([5, 95, 0, 0], vec![recv(60)], "blocked in recvfrom on tcp 127.0.0.1:8081", Certain),
+            ([5, 95, 0, 0], vec![recv(20)], "for an unknown reason", Unknown),
+            ([40, 42, 18, 0], vec![recv(42)], "blocked in recvfrom on tcp 127.0.0.1:8081", Likely),
+            ([5, 95, 0, 0], Vec::new(), "for an unknown reason", Unknown),
+            ([5, 95, 0, 0], call(-1, [0; 6], 95), "for an unknown reason", Unknown),
+            (
+                [5, 95, 0, 0],
+                call(230, [1, 0, 9, 0, 0, 0], 95),
+                "asleep in clock_nanosleep",
+                Certain,
+            ),
+            ([5, 95, 0, 0], call(23, [0, 0, 0, 0, 9, 0], 95), "asleep in select", Certain),
+            (
+                [5, 95, 0, 0],
+                call(202, [0x7f10, 9, 0, 0, 0, 0], 95),
+                "waiting for another thread (futex)",
+                Certain,
+            ),
+            ([5, 95, 0, 0], call(7, [0x7f10, 1, 9, 0, 0, 0], 95), "blocked in poll", Certain),
+            (
+                [5, 95, 0, 0],
+                call(61, [4711, 0, 0, 0, 0, 0], 95),
+                "blocked in wait4 on child 4711",
+                Certain,
+            ),
+            ([5, 95, 0, 0], call(999, [0; 6], 95), "blocked in system call 999", Certain),
+            (
+                [5, 95, 0, 0],
+                call(FSYNC, [9, 0, 0, 0, 0, 0], 95),
+                "waiting for the disk in fsync on /var/lib/x.json",
+                Certain,
+            ),
+            (
+                [5, 95, 0, 0],
+                vec![slow_read],
+                "waiting for the disk in read on /var/lib/x.json",
+                Certain,
+            ),
+            ([5, 95, 0, 0], vec![page_fault], "waiting for the disk in a page fault", Certain),
+            ([5, 95, 0, 0], vec![swap_in], "waiting for memory", Certain),
+            ([5, 10, 85, 0], vec![runnable], "ready, but without a CPU", Certain),
+            ([40, 0, 45, 15], Vec::new(), "ready, but without a CPU", Likely),
+            ([5, 10, 0, 85], Vec::new(), "stopped by a signal, a debugger or the freezer", Certain),
+            ([0, 0, 0, 0], Vec::new(), "for an unknown reason", Unknown),
+        ];
+        let descriptors = BTreeMap::from([
+            (7, "tcp 127.0.0.1:8081".to_owned()),
+            (9, "/var/lib/x.json".to_owned()),
+        ]);
+        for (parts, stacks, summary, confidence) in table {
+            let stall = stall(parts, stacks);
+            let verdict = judge(&stall, &descriptors);
+            assert_eq!(verdict.cause.summary, summary, "{parts:?}");
+            assert_eq!(verdict.cause.confidence, confidence, "{summary} {parts:?}");
+            if confidence == Unknown {
+                assert!(!verdict.gaps.is_empty(), "{summary} is not explained");
+            }
+        }
+    }
+
+    /// A mixed stall is named after its largest part, and the others are listed with their times; what is
+    /// too small is left out.
+    #[test]
+    fn mixed_stalls() {
+        let stacks = vec![
+            blocked_in(230, [0; 6], 33),
+            blocked_in(RECVFROM, [7, 0, 0, 0, 0, 0], 9),
+            on_cpu(Vec::new(), 30),
+        ];
+        let stall = stall([38, 42, 20, 0], stacks);
+        let cause = judge(&stall, &BTreeMap::new()).cause;
+        assert_eq!((cause.summary.as_str(), cause.time_ns), ("on the CPU", 38));
+        let also: Vec<_> = cause
+            .also
+            .iter()
+            .map(|part| (part.summary.as_str(), part.time_ns, part.times))
+            .collect();
+        let expected =
+            [("asleep in clock_nanosleep", 33, Some(1)), ("ready, but without a CPU", 20, None)];
+        assert_eq!(also, expected);
+    }
+
+    /// Several stacks in one system call are one wait, and a heavier stack of another does not hide it.
+    #[test]
+    fn waits_add_up() {
+        let stacks = vec![
+            blocked_in(230, [0; 6], 40),
+            blocked_in(RECVFROM, [7, 0, 0, 0, 0, 0], 30),
+            blocked_in(RECVFROM, [7, 0, 0, 0, 0, 0], 30),
+        ];
+        let stall = stall([0, 100, 0, 0], stacks);
+        let verdict = judge(&stall, &BTreeMap::new());
+        let Cause { summary, confidence, time_ns, times, .. } = &verdict.cause;
+        assert_eq!((summary.as_str(), *confidence), ("blocked in recvfrom", Confidence::Certain));
+        assert_eq!((*time_ns, *times), (60, Some(2)));
+        assert_eq!(verdict.evidence.len(), 2);
+        let gaps: Vec<_> = verdict.gaps.iter().map(ToString::to_string).collect();
+        assert_eq!(gaps, ["target: what descriptor 7 stands for was not read"]);
+    }
+
+    /// The time decides, not the heaviest stack: a short block does not explain a long computation.
+    #[test]
+    fn evidence_is_of_the_largest_part() {
+        let computing = vec![native("parse", "/srv/server")];
+        let stacks = vec![
+            blocked_in(RECVFROM, [7, 0, 0, 0, 0, 0], 40),
+            on_cpu(computing.clone(), 30),
+            on_cpu(Vec::new(), 30),
+        ];
+        let stall = stall([60, 40, 0, 0], stacks);
+        let verdict = judge(&stall, &BTreeMap::new());
+        assert_eq!(verdict.cause.kind, CauseKind::Cpu);
+        assert_eq!(verdict.evidence.len(), 2);
+        assert_eq!(verdict.evidence.first().map(|sampled| &sampled.stack.frames), Some(&computing));
+    }
+
+    /// Several callbacks without a heaviest are saturation; one that has most of the time, or stacks on
+    /// which no loop is seen, are not.
+    #[test]
+    fn many_callbacks_or_one() {
+        let kind = |roots: &[&str], with_loop: bool| {
+            let stack = |root: &&str| {
+                let mut frames =
+                    vec![python("step", "/srv/app.py", 3), python(root, "/srv/app.py", 9)];
+                if with_loop {
+                    frames.push(python("Handle._run", "/usr/lib/python3.11/asyncio/events.py", 80));
+                }
+                on_cpu(frames, 10)
+            };
+            let stall = stall([100, 0, 0, 0], roots.iter().map(stack).collect());
+            judge(&stall, &BTreeMap::new()).cause.kind
+        };
+        assert_eq!(kind(&["a", "b", "c", "a", "b", "c"], true), CauseKind::Saturated);
+        assert_eq!(kind(&["a", "b", "c", "a", "a", "a"], true), CauseKind::Cpu);
+        assert_eq!(kind(&["a", "b", "a", "b", "a", "b"], true), CauseKind::Cpu);
+        assert_eq!(kind(&["a", "b", "c", "a", "b", "c"], false), CauseKind::Cpu);
+        assert_eq!(kind(&["a", "b", "c", "d"], true), CauseKind::Cpu);
+    }
+
+    /// A server calls every handler from the same function of its own: the handlers tell them apart.
+    #[test]
+    fn handlers_of_one_server() {
+        let kind = |handlers: &[&str]| {
+            let stack = |handler: &&str| {
+                let site = "/v/lib/python3.11/site-packages";
+                let lib = "/usr/lib/python3.11";
+                on_cpu(
+                    vec![
+                        python("render", "/srv/app.py", 3),
+                        python("dumps", &format!("{lib}/json/__init__.py"), 231),
+                        python(handler, "/srv/app.py", 9),
+                        python("RequestResponseCycle.run_asgi", &format!("{site}/uvicorn/x.py"), 5),
+                        python("Handle._run", &format!("{lib}/asyncio/events.py"), 80),
+                    ],
+                    10,
+                )
+            };
+            let stall = stall([100, 0, 0, 0], handlers.iter().map(stack).collect());
+            judge(&stall, &BTreeMap::new()).cause.kind
+        };
+        assert_eq!(kind(&["a", "b", "c", "a", "b", "c"]), CauseKind::Saturated);
+        assert_eq!(kind(&["a", "a", "a", "a", "a", "b"]), CauseKind::Cpu);
+    }
+
+    /// Node calls all callbacks from the same functions of its own, so these do not tell them apart.
+    #[test]
+    fn many_callbacks_of_node() {
+        let kind = |roots: [&str; 5]| {
+            let stack = |root: &str| {
+                let frames = vec![
+                    javascript(root, "/srv/app.js", 9),
+                    javascript("processImmediate", "node:internal/timers", 450),
+                    native("uv_run", "/usr/bin/node"),
+                    native("main", "/usr/bin/node"),
+                ];
+                on_cpu(frames, 10)
+            };
+            let stall = stall([100, 0, 0, 0], roots.map(stack).to_vec());
+            judge(&stall, &BTreeMap::new()).cause.kind
+        };
+        assert_eq!(kind(["a", "b", "c", "a", "d"]), CauseKind::Saturated);
+        assert_eq!(kind(["a", "b", "c", "a", "a"]), CauseKind::Cpu);
+    }
+
+    /// Who waits for the interpreter's lock is innocent: the holder's stacks are the evidence, and where
+    /// nobody was seen to hold it, nobody is blamed.
+    #[test]
+    fn the_holder_is_to_blame() {
+        let mut waiting = blocked_in(202, [0x7f10, 9, 0, 0, 0, 0], 95);
+        waiting.awaited = Awaited::Gil;
+        let mut stall = stall([5, 95, 0, 0], vec![waiting]);
+        let verdict = judge(&stall, &BTreeMap::new());
+        let kind = CauseKind::Gil { holder_thread: None, holders: Vec::new() };
+        assert_eq!(verdict.cause.kind, kind);
+        assert!(verdict.evidence.is_empty());
+        assert!(verdict.gaps[0].0.starts_with("holder_thread"), "{:?}", verdict.gaps);
+
+        let seen = on_cpu(vec![python("match_report", "/srv/app.py", 7)], 90);
+        let held = Awaited::Gil;
+        stall.holders.push(Holder { tid: 77, name: None, held, seen: seen.clone() });
+        let verdict = judge(&stall, &BTreeMap::new());
+        assert_eq!(verdict.cause.summary, "waiting for the GIL, held by thread 77");
+        assert_eq!((verdict.blamed, verdict.evidence), (77, vec![&seen]));
+    }
+
+    /// A system call is told with its arguments, a lock with its address.
+    #[test]
+    fn what_belongs_to_the_kind() {
+        let stall = |number, args| stall([0, 9, 0, 0], vec![blocked_in(number, args, 9)]);
+        let reading = stall(0, [5, u64::MAX, 16, 0, 0, 0]);
+        let verdict = judge(&reading, &BTreeMap::new());
+        let args = ["0x5", "0xffffffffffffffff", "0x10", "0x0", "0x0", "0x0"];
+        let args = args.map(str::to_owned).to_vec();
+        let syscall = "read".to_owned();
+        assert_eq!(verdict.cause.kind, CauseKind::Syscall { syscall, args, target: None });
+        let locking = stall(202, [0x7f10, 0, 0, 0, 0, 0]);
+        let verdict = judge(&locking, &BTreeMap::new());
+        let address = "0x7f10".to_owned();
+        let holders = Vec::new();
+        let kind = CauseKind::Lock { address, owner_thread: None, holders, woken_by: None };
+        assert_eq!(verdict.cause.kind, kind);
+    }
+}

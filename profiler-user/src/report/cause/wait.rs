@@ -1,0 +1,135 @@
+//! A wait that a thread was blocked in to a cause: a system call, a lock, a disk, memory, or a sleep.
+
+use std::collections::BTreeMap;
+
+use profiler_ebpf::record::Registers;
+
+use super::{Basis, Component, Explanation, held};
+use crate::gap::Gap;
+use crate::report::hexadecimal;
+use crate::report::schema::stall::CauseKind;
+use crate::report::syscalls::{self, Operand};
+use crate::turn::{Awaited, Sampled, Stall};
+
+/// What makes blocked stacks the same wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wait {
+    syscall: i64,
+    operand: Operand,
+    awaited: Awaited,
+    is_disk: bool,
+    is_swap_in: bool,
+}
+
+impl Wait {
+    pub fn of(sampled: &Sampled) -> Self {
+        Self {
+            syscall: sampled.registers.syscall,
+            operand: syscalls::operand(&sampled.registers),
+            awaited: sampled.awaited,
+            is_disk: is_disk(sampled),
+            is_swap_in: is_swap_in(sampled),
+        }
+    }
+}
+
+pub fn explain<'a>(
+    component: &Component<'a>,
+    stall: &'a Stall,
+    descriptors: &BTreeMap<u32, String>,
+) -> Explanation<'a> {
+    let mut gaps = Vec::new();
+    let heaviest = component.stacks.first();
+    let kind = heaviest
+        .map_or(CauseKind::Unknown, |heaviest| wait_kind(stall, heaviest, descriptors, &mut gaps));
+    let basis = if kind == CauseKind::Unknown { Basis::Missing } else { Basis::Measured };
+    let (evidence, blamed) = held::evidence(stall, &kind, &mut gaps)
+        .unwrap_or_else(|| (component.stacks.clone(), stall.tid));
+    Explanation { gaps, ..Explanation::new(kind, basis, evidence, blamed) }
+}
+
+/// What a blocked stack was waiting for.
+fn wait_kind(
+    stall: &Stall,
+    sampled: &Sampled,
+    descriptors: &BTreeMap<u32, String>,
+    gaps: &mut Vec<Gap>,
+) -> CauseKind {
+    let registers = &sampled.registers;
+    let inside = registers.syscall >= 0;
+    if is_swap_in(sampled) {
+        return CauseKind::Memory;
+    }
+    if !inside && !is_disk(sampled) {
+        let reason = "the thread was blocked outside any system call, and its kernel stack does not say in what";
+        gaps.push(Gap::new("cause", reason));
+        return CauseKind::Unknown;
+    }
+    if !inside {
+        gaps.push(Gap::new("target", "which file the page belongs to is not recorded"));
+        return CauseKind::Disk { syscall: None, target: None };
+    }
+    let syscall = syscall_name(registers);
+    if syscalls::is_sleep(registers) {
+        return CauseKind::Sleep { syscall };
+    }
+    if sampled.awaited == Awaited::Gil {
+        return held::gil(stall, gaps);
+    }
+    if syscalls::is_futex(registers) {
+        let [address, ..] = registers.args;
+        return held::lock(stall, hexadecimal(address), gaps);
+    }
+    let target = target(registers, &syscall, descriptors, gaps);
+    if is_disk(sampled) {
+        return CauseKind::Disk { syscall: Some(syscall), target };
+    }
+    CauseKind::Syscall { syscall, args: registers.args.map(hexadecimal).to_vec(), target }
+}
+
+/// Whether the kernel waited for a block device: only that accounts as I/O wait, in `io_schedule`.
+fn is_disk(sampled: &Sampled) -> bool {
+    syscalls::is_write_back(&sampled.registers) || has_kernel_frame(sampled, "io_schedule")
+}
+
+/// The page had been swapped out: that is memory pressure, not a slow file.
+fn is_swap_in(sampled: &Sampled) -> bool {
+    has_kernel_frame(sampled, "do_swap_page")
+}
+
+fn has_kernel_frame(sampled: &Sampled, prefix: &str) -> bool {
+    let named = |name: &String| name.starts_with(prefix);
+    sampled.stack.kernel.iter().any(|frame| frame.function.as_ref().is_some_and(named))
+}
+
+fn syscall_name(registers: &Registers) -> String {
+    let number = registers.syscall;
+    syscalls::name(number).map_or_else(|| format!("system call {number}"), str::to_owned)
+}
+
+/// What the system call works on, in the words of a report.
+fn target(
+    registers: &Registers,
+    syscall: &str,
+    descriptors: &BTreeMap<u32, String>,
+    gaps: &mut Vec<Gap>,
+) -> Option<String> {
+    match syscalls::operand(registers) {
+        Operand::Descriptor(number) => {
+            let known = descriptors.get(&number).cloned();
+            if known.is_none() {
+                let reason = format!("what descriptor {number} stands for was not read");
+                gaps.push(Gap::new("target", reason));
+            }
+            known
+        }
+        Operand::Child(Some(pid)) => Some(format!("child {pid}")),
+        Operand::Child(None) => Some("any child".to_owned()),
+        Operand::InMemory => {
+            let reason = format!("{syscall} names it by a pointer that was not followed");
+            gaps.push(Gap::new("target", reason));
+            None
+        }
+        Operand::Nothing => None,
+    }
+}
