@@ -160,7 +160,7 @@ impl Gathered {
     }
 
     /// Who ended waits, with what those waits had lasted; the longest first. The waits of one thread
-    /// count as of one kind where they were in the same system call, on the same descriptor or word.
+    /// count as of one kind where they were on futexes, or in the same system call on the same descriptor.
     pub fn wakers(&self) -> Vec<Waker> {
         let mut wakers: Vec<Waker> = Vec::new();
         for wake in &self.wakes {
@@ -172,8 +172,10 @@ impl Gathered {
             let ended_ns = wake.at_ns.saturating_sub(wake.blocked_at_ns);
             let Waited { awaited, registers: wait } = waited;
             let of_kind = |known: &&mut Waker| {
-                (known.tid, known.awaited) == (wake.by.tid, awaited)
-                    && (known.wait.syscall, known.wait.args[0]) == (wait.syscall, wait.args[0])
+                // Many locks are made anew for each wait.
+                let is_alike = awaited == Awaited::Futex
+                    || (known.wait.syscall, known.wait.args[0]) == (wait.syscall, wait.args[0]);
+                (known.tid, known.awaited) == (wake.by.tid, awaited) && is_alike
             };
             match wakers.iter_mut().find(of_kind) {
                 Some(known) => {

@@ -2,7 +2,7 @@
 
 use crate::gap::Gap;
 use crate::report::schema::stall::{CauseKind, Holder, Thread, Waker};
-use crate::turn::{Awaited, End, Sampled, Stall};
+use crate::turn::{self, Awaited, End, Sampled, Stall};
 
 /// The cause of a wait for the interpreter's lock.
 pub fn gil(stall: &Stall, gaps: &mut Vec<Gap>) -> CauseKind {
@@ -22,7 +22,8 @@ pub fn lock(stall: &Stall, address: String, gaps: &mut Vec<Gap>) -> CauseKind {
     let seen = holders.first();
     let named = stall.owner.as_ref().map(|owner| thread(owner.tid, &owner.name));
     let owner_thread = seen.map(|holder| thread(holder.tid, &holder.name)).or(named);
-    let woken_by = stall.wakers.first().map(|waker| Waker {
+    let of_futex = |waker: &&turn::Waker| waker.awaited == Awaited::Futex;
+    let woken_by = stall.wakers.iter().find(of_futex).map(|waker| Waker {
         pid: waker.pid,
         tid: waker.tid,
         name: waker.name.clone(),
@@ -189,7 +190,8 @@ mod tests {
         assert_eq!((words.as_str(), gaps.len()), ("waiting for another thread (futex)", 1));
         stall.end = End::Seen;
         assert_eq!(lock_of(&stall).1.len(), 2);
-        stall.wakers = vec![waker(7), waker(8)];
+        let of_a_pipe = Waker { awaited: Awaited::Syscall, ..waker(6) };
+        stall.wakers = vec![of_a_pipe, waker(7), waker(8)];
         let (words, gaps) = lock_of(&stall);
         let expected = "waiting for another thread (futex), released by thread 7 (t7)";
         assert_eq!((words.as_str(), gaps.len()), (expected, 1));
