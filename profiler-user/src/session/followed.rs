@@ -1,9 +1,11 @@
 //! One loop that is followed: its tracker, and what is known of its thread.
 
-use profiler_ebpf::turn::{Loop, state};
+use profiler_ebpf::rivals::Rivals;
+use profiler_ebpf::turn::{Loop, Turn, state};
 
 use super::items::{Cut, Item};
 use crate::around::Tracer;
+use crate::turn::instead::Instead;
 use crate::turn::tracker::{Due, Tracker};
 
 /// Between two searches for a thread's interpreter state: a loop in native code never has one.
@@ -30,6 +32,8 @@ pub struct Followed {
     pub cut: Option<Cut>,
     /// Who traced the thread when it stopped, and since when.
     pub traced: Option<(u64, Tracer)>,
+    /// Who ran instead of the thread, in the turn that was last told of.
+    pub rivals: Option<Box<Rivals>>,
 }
 
 impl Followed {
@@ -46,7 +50,24 @@ impl Followed {
             item: None,
             cut: None,
             traced: None,
+            rivals: None,
         }
+    }
+
+    /// Who ran instead of the thread in the turn of this account, which may be cut.
+    pub fn instead(&self, turn: &Turn) -> Instead {
+        let cut = self.cut.as_ref().filter(|cut| cut.at_ns == turn.start_ns);
+        let instead = match cut {
+            Some(cut) => self.whole_instead(cut.turn_start_ns).since(&cut.instead_before),
+            None => self.whole_instead(turn.start_ns),
+        };
+        instead.within(turn.runnable_ns)
+    }
+
+    /// The same of a whole turn, which the probes have begin then.
+    pub fn whole_instead(&self, turn_start_ns: u64) -> Instead {
+        let rivals = self.rivals.as_ref().filter(|rivals| rivals.turn_start_ns == turn_start_ns);
+        rivals.map(|rivals| Instead::of(rivals)).unwrap_or_default()
     }
 
     /// Whether to look at a thread that needs no close looks.

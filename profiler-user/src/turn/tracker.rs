@@ -6,6 +6,7 @@
 
 use profiler_ebpf::turn::{Loop, Turn, phase, state};
 
+use super::instead::Instead;
 use super::{End, Moment, ThreadState};
 use crate::around::Surroundings;
 use crate::gap::Gap;
@@ -27,8 +28,11 @@ pub struct Due {
     pub end: End,
     pub now: Option<ThreadState>,
     pub ready_events: Option<u64>,
-    /// For those who pass it on: what went on around the thread, and what else could not be had.
+    /// For those who pass it on: what went on around the thread.
     pub around: Surroundings,
+    /// For those who pass it on: who ran while the thread had no CPU.
+    pub instead: Instead,
+    /// For those who pass it on: what else could not be had.
     pub gaps: Vec<Gap>,
 }
 
@@ -166,6 +170,7 @@ impl Tracker {
             now: Some(doing(seen.state)),
             ready_events: None,
             around: Surroundings::default(),
+            instead: Instead::default(),
             gaps: Vec::new(),
         });
     }
@@ -199,6 +204,7 @@ impl Tracker {
             now: None,
             ready_events: over.ready,
             around: Surroundings::default(),
+            instead: Instead::default(),
             gaps: Vec::new(),
         });
     }
@@ -210,7 +216,7 @@ pub fn doing(scheduler_state: u32) -> ThreadState {
     match scheduler_state {
         state::RUNNING => ThreadState::RunningUser,
         state::BLOCKED => ThreadState::Blocked,
-        state::RUNNABLE => ThreadState::Runnable,
+        state::RUNNABLE | state::PREEMPTED => ThreadState::Runnable,
         _ => ThreadState::Stopped,
     }
 }
