@@ -8,6 +8,7 @@ mod cpu;
 mod held;
 mod memory;
 mod phrase;
+mod quota;
 mod run_queue;
 mod stopped;
 mod wait;
@@ -181,7 +182,7 @@ fn explain<'a>(
         Nature::Memory(activity) => memory::explain(component, activity, stall),
         Nature::Runnable => run_queue::explain(component, stall),
         Nature::Throttled => match &stall.around.quota {
-            Some(quota) => run_queue::explain_quota(component, stall, quota),
+            Some(quota) => quota::explain(component, stall, quota),
             None => run_queue::explain(component, stall),
         },
         Nature::Stopped => stopped::explain(component, stall),
@@ -221,7 +222,7 @@ fn components(stall: &Stall) -> Vec<Component<'_>> {
         components.see(nature, sampled.time_ns, sampled);
     }
     components.add(Nature::Unseen, turn.blocked_ns.saturating_sub(seen_ns));
-    let throttled_ns = run_queue::throttled_ns(stall);
+    let throttled_ns = quota::throttled_ns(stall);
     components.add(Nature::Throttled, throttled_ns);
     components.add(Nature::Runnable, turn.runnable_ns.saturating_sub(throttled_ns));
     for sampled in shown(stall, Part::Runnable) {
@@ -537,6 +538,11 @@ mod tests {
             let seen = Sampled { state, ..blocked_in(-1, [0; 6], 85) };
             stall([5, 10, 0, 85], vec![with_kernel(seen, functions)])
         };
+        let with_state = |task_state| {
+            let mut stall = stopped(&[]);
+            stall.stacks[0].task_state = task_state;
+            stall
+        };
         let mut traced = stopped(&["ptrace_stop", "do_signal_stop"]);
         let gdb = around::Tracer { pid: 4711, name: Some("gdb".to_owned()) };
         traced.around.tracer = Some(gdb);
@@ -544,12 +550,16 @@ mod tests {
             (stopped(&["do_signal_stop", "get_signal"]), "stopped by a signal"),
             (stopped(&["__refrigerator"]), "stopped by its control group's freezer"),
             (traced, "stopped by a debugger (gdb, pid 4711)"),
+            (with_state(0x4), "stopped by a signal"),
+            (with_state(0x8), "stopped by a debugger"),
+            (with_state(0x8000), "stopped by its control group's freezer"),
         ];
         for (stall, summary) in table {
             let verdict = judge(&stall, &BTreeMap::new());
             assert_eq!(verdict.cause.summary, summary);
             assert!(verdict.evidence.is_empty());
-            assert!(verdict.gaps[0].0.starts_with("culprit"), "{:?}", verdict.gaps);
+            let is_said = |gap: &Gap| gap.0.starts_with("culprit: the thread was stopped");
+            assert!(verdict.gaps.iter().any(is_said), "{:?}", verdict.gaps);
         }
     }
 

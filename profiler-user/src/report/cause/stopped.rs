@@ -4,11 +4,16 @@ use super::{Basis, Component, Explanation};
 use crate::activity::Activity;
 use crate::gap::Gap;
 use crate::report::schema::stall::{CauseKind, StoppedBy, Tracer};
-use crate::turn::Stall;
+use crate::turn::{Sampled, Stall, ThreadState};
+
+/// Bits of `task_struct.__state` (include/linux/sched.h); the freezer has one since 6.1.
+const STATE_STOPPED: u64 = 0x4;
+const STATE_TRACED: u64 = 0x8;
+const STATE_FROZEN: u64 = 0x8000;
 
 pub fn explain<'a>(component: &Component<'a>, stall: &Stall) -> Explanation<'a> {
-    // Heaviest first. A stop that was short has no kernel stack.
-    let activity = component.stacks.iter().find_map(|sampled| Activity::of(&sampled.stack.kernel));
+    // Heaviest first.
+    let activity = component.stacks.iter().find_map(|sampled| by_whom(sampled));
     let was_frozen = stall.around.frozen_ns > 0;
     let tracer = stall.around.tracer.as_ref();
     let by = match activity {
@@ -20,7 +25,7 @@ pub fn explain<'a>(component: &Component<'a>, stall: &Stall) -> Explanation<'a> 
     };
     let mut gaps = Vec::new();
     if by.is_none() {
-        let reason = "no kernel stack was read while it was stopped";
+        let reason = "no stack was taken of it while it was stopped";
         gaps.push(Gap::new("by", reason));
     }
     // What is told by looks at the freezer alone is sampled.
@@ -36,4 +41,16 @@ pub fn explain<'a>(component: &Component<'a>, stall: &Stall) -> Explanation<'a> 
     let tracer = tracer.map(|it| Tracer { pid: it.pid, name: it.name.clone() });
     let kind = CauseKind::Stopped { by, tracer };
     Explanation { gaps, ..Explanation::new(kind, basis, Vec::new(), stall.tid) }
+}
+
+/// By where the kernel kept it; a stop that was short has no kernel stack, only the scheduler's state.
+fn by_whom(sampled: &Sampled) -> Option<Activity> {
+    let told = Activity::of(&sampled.stack.kernel).filter(|activity| activity.is_stop());
+    told.or_else(|| match sampled.task_state {
+        _ if sampled.state != ThreadState::Stopped => None,
+        state if state & STATE_TRACED != 0 => Some(Activity::Traced),
+        state if state & STATE_STOPPED != 0 => Some(Activity::SignalStop),
+        state if state & STATE_FROZEN != 0 => Some(Activity::Frozen),
+        _ => None,
+    })
 }
