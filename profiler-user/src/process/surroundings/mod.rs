@@ -160,7 +160,10 @@ impl Watch {
 /// Who traces a thread now.
 pub fn tracer(pid: u32, tid: u32) -> Option<Tracer> {
     let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
-    let pid = thread::tracer(&status)?;
+    // The kernel names the thread that traces.
+    let tid = thread::tracer(&status)?;
+    let status = fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
+    let pid = thread::process(&status).unwrap_or(tid);
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok();
     Some(Tracer { pid, name: name.map(|name| name.trim_end().to_owned()) })
 }

@@ -18,7 +18,12 @@ pub fn cpus(status: &str, online: &str) -> Option<Cpus> {
     })
 }
 
-/// The process that traces it.
+/// The process that the thread belongs to.
+pub fn process(status: &str) -> Option<u32> {
+    field(status, "Tgid:")?.parse().ok()
+}
+
+/// The thread that traces it.
 pub fn tracer(status: &str) -> Option<u32> {
     field(status, "TracerPid:")?.parse().ok().filter(|pid| *pid != 0)
 }
@@ -39,10 +44,10 @@ pub fn numbers(list: &str) -> Option<Vec<u32>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{cpus, numbers, tracer};
+    use super::{cpus, numbers, process, tracer};
 
     const STATUS: &str =
-        "Name:\tapp\nTracerPid:\t4711\nCpus_allowed:\t3\nCpus_allowed_list:\t0-1\n";
+        "Name:\tapp\nTgid:\t42\nTracerPid:\t4711\nCpus_allowed:\t3\nCpus_allowed_list:\t0-1\n";
 
     /// A mask may name CPUs that do not exist or are switched off.
     #[test]
@@ -56,7 +61,7 @@ mod tests {
     /// Nobody is process 0.
     #[test]
     fn tracers() {
-        assert_eq!(tracer(STATUS), Some(4711));
+        assert_eq!((tracer(STATUS), process(STATUS)), (Some(4711), Some(42)));
         assert_eq!(tracer("TracerPid:\t0\n"), None);
     }
 
