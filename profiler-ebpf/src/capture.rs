@@ -55,7 +55,8 @@ pub fn take_stacks(capture: &mut Capture, tstate: u64) {
     }
 }
 
-/// Adds the kernel's stack: 4 to 7 µs, so only for a tick that found the thread in the kernel.
+/// Adds the kernel's stack: 4 to 7 µs, so only for a tick that found the thread in the kernel, and for a
+/// sleep that no system call explains.
 #[inline(always)]
 pub fn take_kernel_stack<C: EbpfContext>(context: &C, capture: &mut Capture) {
     let bytes = (KERNEL_FRAMES * 8) as u32;

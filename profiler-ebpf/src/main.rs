@@ -42,7 +42,7 @@ pub fn sched_switch(context: BtfTracePointContext) -> i32 {
     let next = Task::from_tracepoint(context.arg(2));
     let state =
         if param!(switch_has_state) == 1 { context.arg::<u32>(3) } else { previous.state() };
-    sched::switched(preempted, previous, next, u64::from(state));
+    sched::switched(&context, preempted, previous, next, u64::from(state));
     0
 }
 

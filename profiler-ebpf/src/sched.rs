@@ -1,10 +1,11 @@
 //! What the scheduler does to a loop's thread inside a turn: left the CPU, why, woken, came back.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::programs::BtfTracePointContext;
 use profiler_ebpf::counter::Counter;
 use profiler_ebpf::limits::MIN_BLOCK_NS;
 use profiler_ebpf::record::{Exited, RecordHead, TurnEnded, kind, reason};
-use profiler_ebpf::turn::{Left, Loop, phase};
+use profiler_ebpf::turn::{Left, Loop, may_lock_memory, phase, sleeps_for_the_kernel};
 
 use crate::maps::{capture_at, change, count, forget, loop_at, param, slot_of};
 use crate::task::Task;
@@ -12,12 +13,18 @@ use crate::{capture, emit, park, runnable};
 
 /// One task leaves a CPU, another comes onto it. Runs in the context of the one that leaves.
 #[inline(always)]
-pub fn switched(preempted: bool, previous: Task, next: Task, previous_state: u64) {
+pub fn switched(
+    context: &BtfTracePointContext,
+    preempted: bool,
+    previous: Task,
+    next: Task,
+    previous_state: u64,
+) {
     runnable::switched(previous, next);
     let target = param!(tgid) as u32;
     let (out, into) = (previous.tgid() == target, next.tgid() == target);
     if out && let Some(slot) = slot_of(previous.tid()) {
-        left_cpu(slot, preempted, previous_state, previous, next);
+        left_cpu(context, slot, (preempted, previous_state), previous, next);
     }
     if into && let Some(slot) = slot_of(next.tid()) {
         came_back(slot, next);
@@ -43,7 +50,13 @@ pub fn woken(task: Task) {
 }
 
 #[inline(always)]
-fn left_cpu(slot: u32, preempted: bool, task_state: u64, task: Task, next: Task) {
+fn left_cpu(
+    context: &BtfTracePointContext,
+    slot: u32,
+    (preempted, task_state): (bool, u64),
+    task: Task,
+    next: Task,
+) {
     let Some(state) = loop_at(slot) else { return };
     if !state.minds_leaving(task_state) {
         return;
@@ -67,9 +80,18 @@ fn left_cpu(slot: u32, preempted: bool, task_state: u64, task: Task, next: Task)
             if park::is_parked(slot, &capture.head.registers) {
                 parked(slot, state, now_ns);
                 capture.head.reason = 0;
-            } else if is_suspected(state, now_ns) {
-                capture::take_stacks(capture, state.python_tstate);
+                return;
             }
+            // What a thread waits for that maps or faults cannot be completed from outside.
+            let suspected = is_suspected(state, now_ns);
+            if !suspected && !may_lock_memory(task_state, capture.head.registers.syscall) {
+                return;
+            }
+            // What else it sleeps for, its system call tells.
+            if sleeps_for_the_kernel(task_state) {
+                capture::take_kernel_stack(context, capture);
+            }
+            capture::take_stacks(capture, state.python_tstate);
         }
         Left::Dead => {
             exited(slot, state, now_ns);

@@ -83,10 +83,26 @@ pub mod state {
 /// The bits of `task_struct.__state` that matter here (include/linux/sched.h, unchanged since 4.14
 /// but for `FROZEN`, which is new in 6.1).
 mod task {
+    pub const UNINTERRUPTIBLE: u64 = 0x2;
     pub const STOPPED: u64 = 0x4;
     pub const TRACED: u64 = 0x8;
     pub const DEAD: u64 = 0x80;
     pub const FROZEN: u64 = 0x8000;
+}
+
+/// Whether a thread that gave up its CPU with this `__state` waits for something of the kernel's own (a
+/// disk, memory, a lock), so that its system call does not tell what.
+#[inline(always)]
+pub const fn sleeps_for_the_kernel(task_state: u64) -> bool {
+    task_state & task::UNINTERRUPTIBLE != 0
+}
+
+/// Whether such a thread may wait for the lock of its address space, by its system call: to map, unmap
+/// or protect, or none, which is a page fault. Its memory cannot be read from outside meanwhile.
+#[inline(always)]
+pub const fn may_lock_memory(task_state: u64, syscall: i64) -> bool {
+    let maps = matches!(syscall, 9 | 10 | 11 | 12 | 25 | 28);
+    sleeps_for_the_kernel(task_state) && (maps || syscall < 0)
 }
 
 /// The turn's beginning was not seen: its duration is a lower bound.
@@ -437,6 +453,7 @@ impl Loop {
 #[cfg(test)]
 mod tests {
     use super::{Entered, Faults, Left, Loop, START_UNKNOWN, phase, state, wait, wait_of};
+    use super::{may_lock_memory, sleeps_for_the_kernel};
 
     const EPFD: u32 = 7;
 
@@ -475,6 +492,15 @@ mod tests {
         assert_eq!(turn.preempted_ns, 60, "the rest was woken, and waited");
         assert_eq!(turn.booked_ns(), 175);
         assert_eq!((turn.voluntary, turn.preempted), (1, 1));
+    }
+
+    /// Only a sleep that the kernel imposes, in a page fault or a call that maps, may be for the address
+    /// space.
+    #[test]
+    fn waits_for_the_address_space() {
+        assert!(may_lock_memory(0x102, 9) && may_lock_memory(2, -1));
+        assert!(!may_lock_memory(1, 9) && !may_lock_memory(2, 0));
+        assert!(sleeps_for_the_kernel(2) && !sleeps_for_the_kernel(1));
     }
 
     /// Sleeping by a poll of nothing is no idle wait, nor is submitting to a ring.

@@ -122,18 +122,22 @@ impl Activity {
     /// By a kernel stack, innermost first. The innermost function that tells decides: memory that is
     /// freed on behalf of a page that comes back from swap is reclaim.
     pub fn of(kernel: &[Frame]) -> Option<Self> {
-        let names = || kernel.iter().filter_map(|frame| frame.function.as_deref());
         let activity = |(depth, name): (usize, &str)| {
-            if RWSEM.iter().any(|rwsem| name.starts_with(rwsem)) {
-                let is_call = |name: &&str| RWSEM_CALLS.iter().any(|call| name.starts_with(call));
-                let taker = names().skip(depth + 1).find(|name| !is_call(name))?;
-                let takes = MMAP_LOCK_TAKERS.iter().any(|known| taker.starts_with(known));
-                return takes.then_some(Self::MmapLock);
+            if is_rwsem(name) {
+                let rest = kernel.get(depth + 1..).unwrap_or_default();
+                return wants_mmap_lock(rest).then_some(Self::MmapLock);
             }
             let known = TELLING.iter().find(|(beginning, _)| name.starts_with(beginning));
             known.map(|(_, activity)| *activity)
         };
-        names().enumerate().find_map(activity)
+        names(kernel).enumerate().find_map(activity)
+    }
+
+    /// The same of a thread that sleeps. /proc/TID/stack leaves out the scheduler's functions, and the
+    /// semaphore's are among them: what is innermost then is what sleeps.
+    pub fn of_sleep(kernel: &[Frame]) -> Option<Self> {
+        let locked = || wants_mmap_lock(kernel).then_some(Self::MmapLock);
+        Self::of(kernel).or_else(locked)
     }
 
     /// Whether the thread was kept from running by somebody outside.
@@ -142,14 +146,34 @@ impl Activity {
     }
 }
 
+fn names(kernel: &[Frame]) -> impl Iterator<Item = &str> {
+    kernel.iter().map(|frame| frame.function.as_deref().unwrap_or_default())
+}
+
+fn is_rwsem(name: &str) -> bool {
+    RWSEM.iter().any(|rwsem| name.starts_with(rwsem))
+}
+
+/// Whether the first that is not a semaphore's own function is one that takes the address space's.
+fn wants_mmap_lock(kernel: &[Frame]) -> bool {
+    let is_call = |name: &&str| RWSEM_CALLS.iter().any(|call| name.starts_with(call));
+    let taker = names(kernel).find(|name| !is_call(name));
+    taker.is_some_and(|taker| MMAP_LOCK_TAKERS.iter().any(|known| taker.starts_with(known)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::Activity;
+    use crate::frame::Frame;
     use crate::symbolize::kernel::parse_proc_stack;
 
-    fn of(functions: &[&str]) -> Option<Activity> {
+    fn parsed(functions: &[&str]) -> Vec<Frame> {
         let lines = functions.iter().map(|function| format!("[<0>] {function}+0x1/0x2\n"));
-        Activity::of(&parse_proc_stack(&lines.collect::<String>()))
+        parse_proc_stack(&lines.collect::<String>())
+    }
+
+    fn of(functions: &[&str]) -> Option<Activity> {
+        Activity::of(&parsed(functions))
     }
 
     /// Stacks as kernels from 5.15 to 6.18 print them.
@@ -197,6 +221,11 @@ mod tests {
         assert_eq!(with(&["filemap_fault", "__do_fault", "handle_mm_fault"]), None);
         let unmapping = ["rwsem_down_write_slowpath", "down_write_killable", "__vm_munmap"];
         assert_eq!(of(&unmapping), Some(Activity::MmapLock));
+        let sleeps = |functions: &[&str]| Activity::of_sleep(&parsed(functions));
+        assert_eq!(sleeps(&["vm_mmap_pgoff", "do_syscall_64"]), Some(Activity::MmapLock));
+        assert_eq!(sleeps(&["do_user_addr_fault", "exc_page_fault"]), Some(Activity::MmapLock));
+        assert_eq!(sleeps(&["folio_wait_bit_common", "filemap_fault", "exc_page_fault"]), None);
+        assert_eq!(of(&["do_user_addr_fault", "exc_page_fault"]), None, "it runs");
         let renaming = ["rwsem_down_write_slowpath", "down_write", "lock_rename", "do_renameat2"];
         assert_eq!(of(&renaming), None);
     }

@@ -1,9 +1,14 @@
-//! A handler that computes in a control group with little CPU time: the quota is the cause, and not the handler.
+//! A handler that computes with little CPU time to be had: its quota or its one CPU is the cause, and not the handler.
+
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use profiler_tests::cgroup::{Controller, Group};
-use profiler_tests::clock::{MILLISECOND, milliseconds};
+use profiler_tests::clock::{MILLISECOND, milliseconds, patience};
 use profiler_tests::scenario::alone;
+use profiler_tests::target::{Target, system_python};
 use profiler_tests::turns::{around, nothing, play};
 
 /// A fifth of a CPU.
@@ -46,6 +51,44 @@ fn the_quota_is_the_cause() -> Result<()> {
         ensure!(cgroup == Some(group.name().as_str()), "{words}");
     }
     println!("{} of {}", milliseconds(throttled_ns), milliseconds(turn.duration_ns()));
+    Ok(())
+}
+
+/// A program that keeps a CPU.
+const HOG: &str = "print('ready', flush=True)\nwhile True: pass";
+
+/// Lets a process run on the first CPU only.
+fn confine(target: &Target) -> Result<()> {
+    let mut first = CpuSet::new();
+    first.set(0)?;
+    Ok(sched_setaffinity(Pid::from_raw(i32::try_from(target.pid())?), &first)?)
+}
+
+/// A thread that may use one CPU only, which others use as well, is told to be confined to it; one that
+/// may use all is not.
+#[test]
+fn confined_to_one_cpu() -> Result<()> {
+    let _machine = alone();
+    let hog = || -> Result<Target> {
+        let mut command = Command::new(system_python());
+        command.args(["-c", HOG]);
+        let hog = Target::program(command)?;
+        hog.line_starting("ready", patience(10))?;
+        confine(&hog)?;
+        Ok(hog)
+    };
+    let _hogs = [hog()?, hog()?];
+    let (played, finished) = play(around(&["compute=100"]), 1, confine, nothing)?;
+    let turn = played.first().context("no turn")?;
+    let stall = turn.stall(&finished).context("no stall")?;
+    let words = format!("{:?} {:?} of {turn:?}", stall.cause, stall.stall.time);
+    ensure!(stall.cause.kind == "run_queue", "{words}");
+    ensure!(stall.cause.summary.contains(", confined to CPU 0"), "{words}");
+    ensure!(stall.cause.allowed_cpus == Some(1), "{words}");
+
+    let (played, finished) = play(around(&["compute=200"]), 1, nothing, nothing)?;
+    let stall = played.first().and_then(|turn| turn.stall(&finished)).context("no stall")?;
+    ensure!(!stall.cause.summary.contains("confined"), "{:?}", stall.cause);
     Ok(())
 }
 

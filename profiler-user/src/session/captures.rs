@@ -7,13 +7,16 @@ use profiler_ebpf::turn::state;
 
 use super::Session;
 use super::workers::is_replaced;
+use crate::activity::Activity;
 use crate::blame::{Blame, Blocked, Outside};
+use crate::gap::Gap;
 use crate::job::{Job, KernelStack, PythonFrames};
 use crate::process::TargetMemory;
 use crate::process::stack::read_stack;
 use crate::process::surroundings;
 use crate::runtime::v8::ScriptFrames;
 use crate::source::{Captured, EventSource, Slot};
+use crate::symbolize::kernel::parse_proc_stack;
 use crate::turn::Awaited;
 
 impl<S: EventSource, M: TargetMemory> Session<S, M> {
@@ -80,6 +83,13 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             self.find_holder(&captured, now_ns, jobs);
             return;
         }
+        // First, because it needs none of the target's memory.
+        let kernel = self.target.kernel_stack(tid);
+        if kernel.as_deref().is_some_and(waits_for_address_space) {
+            self.tell_locked(captured, kernel, jobs);
+            return;
+        }
+        let Some(followed) = self.loops.get(&tid) else { return };
         let tstate = followed.tstate;
         if captured.stack.is_empty() {
             captured.stack = read_stack(&self.memory, &captured.head);
@@ -91,10 +101,16 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         }
         let python = self.name_python(&captured);
         let javascript = self.name_javascript(&captured);
-        let kernel = KernelStack::Text(self.target.kernel_stack(tid));
-        // Had it moved meanwhile, the stack would be another one's.
-        let unmoved =
-            self.source.last_block(slot).is_some_and(|now| now.head.at_ns == captured.head.at_ns);
+        // Has all of it, where the text leaves out what is the scheduler's.
+        let kernel = match captured.kernel.is_empty() {
+            true => KernelStack::Text(kernel),
+            false => KernelStack::Captured,
+        };
+        // Had it moved meanwhile, the stack would be another one's. The capture is given up when it does.
+        let same = |now: Captured| {
+            (now.head.at_ns, now.head.reason) == (captured.head.at_ns, reason::SWITCH_OUT)
+        };
+        let unmoved = self.source.last_block(slot).is_some_and(same);
         if !unmoved {
             return;
         }
@@ -114,6 +130,35 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let is_replaced = is_replaced(&captured.head, &self.source.loops());
         let captured = Box::new(captured);
         jobs.push(Job::Sample { captured, python, javascript, kernel, awaited, is_replaced });
+    }
+
+    /// A thread that waits for the lock of its address space, as far as the probes captured it: whoever
+    /// reads its memory now waits behind it. Once it goes on, the probes send the capture again.
+    fn tell_locked(&mut self, captured: Captured, kernel: Option<String>, jobs: &mut Vec<Job>) {
+        let at_ns = captured.head.at_ns;
+        let followed = self.followed(captured.head.head.tid);
+        if followed.locked_ns == at_ns {
+            return;
+        }
+        followed.locked_ns = at_ns;
+        let mut captured = Box::new(captured);
+        followed.cut_capture(&mut captured);
+        captured.head.blocked_ns = 0;
+        let python = match self.python {
+            Some(_) => {
+                let why = "the address space is locked, and the interpreter's memory in it";
+                PythonFrames::Missing(Gap::new("python frames", why))
+            }
+            None => PythonFrames::NotPython,
+        };
+        jobs.push(Job::Sample {
+            captured,
+            python,
+            javascript: ScriptFrames::default(),
+            kernel: KernelStack::Text(kernel),
+            awaited: Awaited::Syscall,
+            is_replaced: false,
+        });
     }
 
     /// Looks who holds what a thread waits for that is blocked like this.
@@ -162,4 +207,8 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         };
         (&mut self.blame, outside)
     }
+}
+
+fn waits_for_address_space(kernel: &str) -> bool {
+    Activity::of_sleep(&parse_proc_stack(kernel)) == Some(Activity::MmapLock)
 }

@@ -20,6 +20,8 @@ pub struct Followed {
     pub tracker: Tracker,
     /// The blocked stretch whose stack has been completed, by its beginning.
     pub completed_ns: u64,
+    /// The blocked stretch, by its beginning, in which the address space was found locked.
+    pub locked_ns: u64,
     /// The interpreter's state of this thread, once found.
     pub tstate: Option<u64>,
     next_search_ns: u64,
@@ -42,6 +44,7 @@ impl Followed {
         Self {
             tracker,
             completed_ns: 0,
+            locked_ns: 0,
             tstate: None,
             next_search_ns: 0,
             next_glance_ns: 0,

@@ -9,6 +9,7 @@ use profiler_ebpf::record::Registers;
 use profiler_ebpf::turn::Turn;
 
 use self::instead::Instead;
+use crate::activity::Activity;
 use crate::around::Surroundings;
 use crate::frame::Stack;
 use crate::gap::Gap;
@@ -64,6 +65,21 @@ pub struct Sampled {
     pub task_state: u64,
     /// Whose coroutines it was seen in. The stack's own say only whose were the first.
     pub shares: Vec<Share>,
+}
+
+impl Sampled {
+    /// What the kernel was doing with the thread, where its system call does not tell.
+    pub fn activity(&self) -> Option<Activity> {
+        activity_of(&self.stack, self.state)
+    }
+}
+
+/// The same of a stack that was taken in this state.
+fn activity_of(stack: &Stack, state: ThreadState) -> Option<Activity> {
+    match state {
+        ThreadState::Blocked => Activity::of_sleep(&stack.kernel),
+        _ => Activity::of(&stack.kernel),
+    }
 }
 
 /// What a blocked thread waited for.

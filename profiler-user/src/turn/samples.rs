@@ -2,8 +2,7 @@
 
 use profiler_ebpf::record::Registers;
 
-use super::{Awaited, Sampled, ThreadState};
-use crate::activity::Activity;
+use super::{Awaited, Sampled, ThreadState, activity_of};
 use crate::frame::Stack;
 use crate::task::{Running, Share};
 
@@ -66,6 +65,7 @@ impl Samples {
 
     /// The thread gave up its CPU at `at_ns`; `blocked_ns` is known once it came back.
     pub fn block(&mut self, at_ns: u64, blocked_ns: Option<u64>, stack: Stack, was: Was) {
+        self.take_back(at_ns);
         if let Some((stack, share)) = self.add(stack, was) {
             let registers = was.registers;
             self.blocks.push(Block { at_ns, stack, share, registers, blocked_ns });
@@ -112,16 +112,29 @@ impl Samples {
                 }
             }
         }
-        for block in &self.blocks {
-            let blocked_ns = block.blocked_ns.unwrap_or(now_ns.saturating_sub(block.at_ns));
+        let begins = self.blocks.iter().skip(1).map(|block| block.at_ns).chain([now_ns]);
+        for (block, next_ns) in self.blocks.iter().zip(begins) {
+            // One whose end was lost was over at the latest when the next began.
+            let blocked_ns = block.blocked_ns.unwrap_or(next_ns.saturating_sub(block.at_ns));
             let sampled = &mut stacks[block.stack];
             sampled.time_ns += blocked_ns;
             if let Some(share) = block.share {
                 sampled.shares[share].time_ns += blocked_ns;
             }
         }
+        stacks.retain(|sampled| sampled.samples > 0);
         stacks.sort_by_key(|sampled| std::cmp::Reverse((sampled.time_ns, sampled.samples)));
         stacks
+    }
+
+    /// Forgets the stretch that began at `at_ns`, because more is known of it now.
+    fn take_back(&mut self, at_ns: u64) {
+        let Some(block) = self.blocks.pop_if(|block| block.at_ns == at_ns) else { return };
+        let sampled = &mut self.stacks[block.stack];
+        sampled.samples -= 1;
+        if let Some(share) = block.share {
+            sampled.shares[share].samples -= 1;
+        }
     }
 
     /// Where the stack is in the list, and in which of its shares; equal ones of the same state are one.
@@ -129,12 +142,13 @@ impl Samples {
         let Was { state, registers, awaited, task_state } = was;
         // Who was stopped differs by who stopped it.
         let told_by = |task_state: u64| if state == ThreadState::Stopped { task_state } else { 0 };
+        let activity = activity_of(&stack, state);
         let same = |known: &Sampled| {
             (known.state, known.awaited) == (state, awaited)
                 && told_by(known.task_state) == told_by(task_state)
                 && looks_same(&known.stack, &stack)
                 // The same code may have been frozen, or have had to free memory, once.
-                && Activity::of(&known.stack.kernel) == Activity::of(&stack.kernel)
+                && known.activity() == activity
         };
         if let Some(index) = self.stacks.iter().position(same) {
             let sampled = &mut self.stacks[index];
@@ -253,6 +267,20 @@ mod tests {
         let seen: Vec<_> = stacks.iter().map(|s| (s.samples, s.time_ns)).collect();
         assert_eq!(seen, [(3, 300), (1, 100)]);
         assert_eq!(samples.ticks(), (4, 0));
+    }
+
+    /// A stretch that is told again, because more is known of it, counts once; one whose end was lost
+    /// ends where the next begins.
+    #[test]
+    fn stretches_count_once() {
+        let mut samples = Samples::default();
+        samples.block(100, None, stack("libc", 1), WAS);
+        samples.block(100, Some(50), stack("handler", 1), WAS);
+        samples.block(200, None, stack("lost", 1), WAS);
+        samples.block(230, Some(70), stack("handler", 1), WAS);
+        let stacks = samples.stacks(0, 1000);
+        let seen: Vec<_> = stacks.iter().map(|it| (it.samples, it.time_ns)).collect();
+        assert_eq!(seen, [(2, 120), (1, 30)]);
     }
 
     /// A block counts in full, also while it lasts; the same code on a CPU is another entry.

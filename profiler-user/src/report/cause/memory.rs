@@ -13,7 +13,7 @@ const MOSTLY_PERCENT: u64 = 50;
 
 /// What the kernel was doing for memory when this stack was taken.
 pub fn activity(sampled: &Sampled) -> Option<MemoryActivity> {
-    match Activity::of(&sampled.stack.kernel)? {
+    match sampled.activity()? {
         Activity::Reclaim => Some(MemoryActivity::Reclaim),
         Activity::Compaction => Some(MemoryActivity::Compaction),
         Activity::SwapIn => Some(MemoryActivity::SwapIn),

@@ -212,7 +212,7 @@ fn components(stall: &Stall) -> Vec<Component<'_>> {
     let mut seen_ns: u64 = 0;
     for sampled in shown(stall, Part::Blocked) {
         seen_ns = seen_ns.saturating_add(sampled.time_ns);
-        let is_stop = Activity::of(&sampled.stack.kernel).is_some_and(Activity::is_stop);
+        let is_stop = sampled.activity().is_some_and(Activity::is_stop);
         let nature = match memory::activity(sampled) {
             Some(activity) => Nature::Memory(activity),
             // To the scheduler a thread that version 2's freezer stops is asleep.

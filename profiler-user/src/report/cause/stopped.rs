@@ -45,7 +45,7 @@ pub fn explain<'a>(component: &Component<'a>, stall: &Stall) -> Explanation<'a> 
 
 /// By where the kernel kept it; a stop that was short has no kernel stack, only the scheduler's state.
 fn by_whom(sampled: &Sampled) -> Option<Activity> {
-    let told = Activity::of(&sampled.stack.kernel).filter(|activity| activity.is_stop());
+    let told = sampled.activity().filter(|activity| activity.is_stop());
     told.or_else(|| match sampled.task_state {
         _ if sampled.state != ThreadState::Stopped => None,
         state if state & STATE_TRACED != 0 => Some(Activity::Traced),
