@@ -5,7 +5,8 @@ use aya_ebpf::programs::BtfTracePointContext;
 use profiler_ebpf::counter::Counter;
 use profiler_ebpf::limits::MIN_BLOCK_NS;
 use profiler_ebpf::record::{Exited, RecordHead, TurnEnded, kind, reason};
-use profiler_ebpf::turn::{Left, Loop, may_lock_memory, phase, sleeps_for_the_kernel};
+use profiler_ebpf::sleep::{may_lock_memory, sleeps_for_the_kernel};
+use profiler_ebpf::turn::{Left, Loop, phase};
 
 use crate::maps::{capture_at, change, count, forget, loop_at, param, slot_of};
 use crate::task::Task;

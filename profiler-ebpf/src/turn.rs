@@ -7,6 +7,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+pub use crate::parks::{MAX_PARKS, Park, Parks};
+
 /// The kinds of wait. A greater one takes over from a smaller: whoever uses epoll is an epoll loop,
 /// and its `poll()` inside a callback (a socket with a timeout) is blocking, not idleness.
 pub mod wait {
@@ -83,26 +85,10 @@ pub mod state {
 /// The bits of `task_struct.__state` that matter here (include/linux/sched.h, unchanged since 4.14
 /// but for `FROZEN`, which is new in 6.1).
 mod task {
-    pub const UNINTERRUPTIBLE: u64 = 0x2;
     pub const STOPPED: u64 = 0x4;
     pub const TRACED: u64 = 0x8;
     pub const DEAD: u64 = 0x80;
     pub const FROZEN: u64 = 0x8000;
-}
-
-/// Whether a thread that gave up its CPU with this `__state` waits for something of the kernel's own (a
-/// disk, memory, a lock), so that its system call does not tell what.
-#[inline(always)]
-pub const fn sleeps_for_the_kernel(task_state: u64) -> bool {
-    task_state & task::UNINTERRUPTIBLE != 0
-}
-
-/// Whether such a thread may wait for the lock of its address space, by its system call: to map, unmap
-/// or protect, or none, which is a page fault. Its memory cannot be read from outside meanwhile.
-#[inline(always)]
-pub const fn may_lock_memory(task_state: u64, syscall: i64) -> bool {
-    let maps = matches!(syscall, 9 | 10 | 11 | 12 | 25 | 28);
-    sleeps_for_the_kernel(task_state) && (maps || syscall < 0)
 }
 
 /// The turn's beginning was not seen: its duration is a lower bound.
@@ -211,47 +197,6 @@ pub struct Loop {
     /// 1 for a thread that is handed work through a queue, and has no wait of its own that is hooked:
     /// whatever it waits on belongs to the work. Written by the daemon.
     pub handed_work: u64,
-}
-
-/// Ways to park that are known of one thread. A worker's loop has few: one a place in its code.
-pub const MAX_PARKS: usize = 4;
-
-/// How to recognise a thread that has parked, which is idle, from one that waits for a lock inside its
-/// work: both sleep in the same syscall. It sleeps at the same depth of its stack, and one word in
-/// its memory (a return address, the interpreter's current frame) has the same value.
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
-#[repr(C)]
-pub struct Park {
-    /// The stack pointer. 0: no park.
-    pub sp: u64,
-    /// The instruction pointer.
-    pub ip: u64,
-    /// Where the word lies in the target.
-    pub word_address: u64,
-    /// What it must be.
-    pub word: u64,
-}
-
-impl Park {
-    /// The word is left to the caller: it lies in the target's memory.
-    #[inline(always)]
-    pub const fn is_at(&self, sp: u64, ip: u64) -> bool {
-        self.sp != 0 && self.sp == sp && self.ip == ip
-    }
-}
-
-/// One thread's ways to park. Written by the daemon, read by the probes.
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
-#[repr(C)]
-pub struct Parks {
-    /// When the thread went into a sleep that was only later found to be a park, ns.
-    pub found_ns: u64,
-    /// In no order.
-    pub known: [Park; MAX_PARKS],
 }
 
 /// What the entry of a wait means.
@@ -453,7 +398,6 @@ impl Loop {
 #[cfg(test)]
 mod tests {
     use super::{Entered, Faults, Left, Loop, START_UNKNOWN, phase, state, wait, wait_of};
-    use super::{may_lock_memory, sleeps_for_the_kernel};
 
     const EPFD: u32 = 7;
 
@@ -492,15 +436,6 @@ mod tests {
         assert_eq!(turn.preempted_ns, 60, "the rest was woken, and waited");
         assert_eq!(turn.booked_ns(), 175);
         assert_eq!((turn.voluntary, turn.preempted), (1, 1));
-    }
-
-    /// Only a sleep that the kernel imposes, in a page fault or a call that maps, may be for the address
-    /// space.
-    #[test]
-    fn waits_for_the_address_space() {
-        assert!(may_lock_memory(0x102, 9) && may_lock_memory(2, -1));
-        assert!(!may_lock_memory(1, 9) && !may_lock_memory(2, 0));
-        assert!(sleeps_for_the_kernel(2) && !sleeps_for_the_kernel(1));
     }
 
     /// Sleeping by a poll of nothing is no idle wait, nor is submitting to a ring.

@@ -9,7 +9,7 @@ use super::facts::{Context, ProcessFacts, RuntimeFacts, SessionFacts, ThreadFact
 use super::group::Tally;
 use super::schema::session::{Configuration, EndReason, Probe, WaitHooks};
 use super::{Finish, Report, Start};
-use crate::around::{Growth, Surroundings};
+use crate::around::{Cpus, Growth, Surroundings};
 use crate::frame::{Counts, Frame, Language, Stack};
 use crate::gap::Gap;
 use crate::turn::instead::Instead;
@@ -128,10 +128,16 @@ pub fn stall() -> Stall {
         wakers: Vec::new(),
         instead: Instead::default(),
         others: Vec::new(),
-        around: Surroundings { stolen: Some(Growth::default()), ..Surroundings::default() },
+        around: around(),
         ready_events: Some(17),
         gaps: Vec::new(),
     }
+}
+
+/// A machine of two CPUs, without a hypervisor or a quota.
+fn around() -> Surroundings {
+    let cpus = Some(Cpus { list: "0-1".to_owned(), allowed: 2, online: 2 });
+    Surroundings { cpus, stolen: Some(Growth::default()), ..Surroundings::default() }
 }
 
 /// The same stall 103 ms after its beginning.

@@ -159,7 +159,7 @@ fn steal(nature: Nature, stall: &Stall) -> Option<String> {
     let needs_cpu = matches!(nature, Nature::Running | Nature::Runnable | Nature::Throttled);
     let is_much = is_percent(stolen.at_least_ns, whole_ns, STOLEN_PERCENT);
     (needs_cpu && is_much).then(|| {
-        let ms = phrase::milliseconds(stolen.at_most_ns.min(whole_ns));
+        let ms = super::message::milliseconds(stolen.at_most_ns.min(whole_ns));
         format!(" (the hypervisor took up to {ms} ms)")
     })
 }
@@ -318,6 +318,10 @@ mod tests {
     const RECVFROM: i64 = 45;
     const FSYNC: i64 = 74;
     const MS: u64 = 1_000_000;
+    /// So short that it is no whole millisecond.
+    const NO_CPU: &str = "ready, but without a CPU: woken, but waited 0 ms for one";
+
+    const NO_CPU_80: &str = "ready, but without a CPU: woken, but waited 80 ms for one";
 
     /// A stall with these ns running, blocked, runnable and stopped.
     fn stall(parts: [u64; 4], stacks: Vec<Sampled>) -> Stall {
@@ -386,8 +390,8 @@ mod tests {
             ),
             ([5, 95, 0, 0], vec![page_fault], "waiting for the disk in a page fault", Certain),
             ([5, 95, 0, 0], vec![swap_in], "waiting for memory to come back from swap", Certain),
-            ([5, 10, 85, 0], vec![runnable], "ready, but without a CPU", Certain),
-            ([40, 0, 45, 15], Vec::new(), "ready, but without a CPU", Likely),
+            ([5, 10, 85, 0], vec![runnable], NO_CPU, Certain),
+            ([40, 0, 45, 15], Vec::new(), NO_CPU, Likely),
             ([5, 10, 0, 85], Vec::new(), "stopped by a signal, a debugger or the freezer", Certain),
             ([0, 0, 0, 0], Vec::new(), "for an unknown reason", Unknown),
         ];
@@ -423,8 +427,7 @@ mod tests {
             .iter()
             .map(|part| (part.summary.as_str(), part.time_ns, part.times))
             .collect();
-        let expected =
-            [("asleep in clock_nanosleep", 33, Some(1)), ("ready, but without a CPU", 20, None)];
+        let expected = [("asleep in clock_nanosleep", 33, Some(1)), (NO_CPU, 20, None)];
         assert_eq!(also, expected);
     }
 
@@ -475,9 +478,9 @@ mod tests {
                 50,
                 Certain,
             ),
-            (growth(20 * MS, 20 * MS, 130 * MS), "ready, but without a CPU", 60, Certain),
-            (growth(0, 0, 130 * MS), "ready, but without a CPU", 80, Certain),
-            (None, "ready, but without a CPU", 80, Certain),
+            (growth(20 * MS, 20 * MS, 130 * MS), NO_CPU_80, 60, Certain),
+            (growth(0, 0, 130 * MS), NO_CPU_80, 80, Certain),
+            (None, NO_CPU_80, 80, Certain),
         ];
         for (throttled, summary, time_ms, confidence) in table {
             let stall = with_quota(throttled);
@@ -508,10 +511,10 @@ mod tests {
         let mut stall = stall([10, 0, 90, 0], Vec::new());
         let on = |list: &str, allowed| Cpus { list: list.to_owned(), allowed, online: 2 };
         stall.around.cpus = Some(on("0", 1));
-        let summary = judge(&stall, &BTreeMap::new()).cause.summary;
-        assert_eq!(summary, "ready, but without a CPU, confined to CPU 0");
+        let told = |stall: &Stall| judge(stall, &BTreeMap::new()).cause.summary;
+        assert_eq!(told(&stall), format!("{NO_CPU}, confined to CPU 0"));
         stall.around.cpus = Some(on("0-1", 2));
-        assert_eq!(judge(&stall, &BTreeMap::new()).cause.summary, "ready, but without a CPU");
+        assert_eq!(told(&stall), NO_CPU);
     }
 
     /// Time that a hypervisor took is a hint where it was much and inside the stall, and only where the

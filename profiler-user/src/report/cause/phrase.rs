@@ -1,6 +1,7 @@
 //! The kind of a cause to its words.
 
-use super::held;
+use super::{held, run_queue};
+use crate::report::message::milliseconds;
 use crate::report::schema::stall::{CauseKind, MemoryActivity, StoppedBy, Tracer};
 
 /// A cause in words, to follow "stalled 5012 ms, ".
@@ -21,7 +22,7 @@ pub fn phrase(kind: &CauseKind) -> String {
         CauseKind::Saturated => "on the CPU in many short callbacks",
         CauseKind::Lock { .. } | CauseKind::Gil { .. } => return held::phrase(kind),
         CauseKind::Memory { activity, .. } => memory(*activity),
-        CauseKind::RunQueue { confined_to, .. } => return run_queue(confined_to.as_deref()),
+        CauseKind::RunQueue { .. } => return run_queue::phrase(kind),
         CauseKind::CpuQuota { throttled_ns, quota_us, period_us, .. } => {
             return quota(*throttled_ns, *quota_us, *period_us);
         }
@@ -38,16 +39,6 @@ fn memory(activity: Option<MemoryActivity>) -> &'static str {
         Some(MemoryActivity::MmapLock) => "waiting for the lock of its address space (mmap_lock)",
         Some(MemoryActivity::Compaction) => "moving memory about for a large page (compaction)",
         None => "waiting for memory",
-    }
-}
-
-/// `ready, but without a CPU, confined to CPU 0`
-fn run_queue(confined_to: Option<&str>) -> String {
-    let waiting = "ready, but without a CPU";
-    match confined_to {
-        Some(list) if list.contains([',', '-']) => format!("{waiting}, confined to CPUs {list}"),
-        Some(cpu) => format!("{waiting}, confined to CPU {cpu}"),
-        None => waiting.to_owned(),
     }
 }
 
@@ -78,14 +69,9 @@ fn stopped(by: Option<StoppedBy>, tracer: Option<&Tracer>) -> String {
     format!("stopped {by}{}", who.unwrap_or_default())
 }
 
-/// To the nearest.
-pub fn milliseconds(ns: u64) -> u64 {
-    ns.saturating_add(500_000) / 1_000_000
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{quota, run_queue, stopped};
+    use super::{quota, stopped};
     use crate::report::schema::stall::{StoppedBy, Tracer};
 
     /// Quotas as people set them: a tenth of a CPU as well as several.
@@ -97,11 +83,9 @@ mod tests {
         assert_eq!(quota(None, 5_000, 100_000), "out of its CPU quota (0.05 CPUs)");
     }
 
-    /// Which CPUs, and who traced, is told where it is known.
+    /// Who traced is told where it is known.
     #[test]
-    fn who_and_where() {
-        assert_eq!(run_queue(Some("0")), "ready, but without a CPU, confined to CPU 0");
-        assert_eq!(run_queue(Some("0-1,4")), "ready, but without a CPU, confined to CPUs 0-1,4");
+    fn who_stopped() {
         let gdb = Tracer { pid: 4711, name: Some("gdb".to_owned()) };
         let by = Some(StoppedBy::Debugger);
         assert_eq!(stopped(by, Some(&gdb)), "stopped by a debugger (gdb, pid 4711)");
