@@ -58,8 +58,8 @@ pub struct Sampled {
     pub registers: Registers,
     /// What it waited for, where the syscall alone does not tell.
     pub awaited: Awaited,
-    /// The kernel's `__state` of a thread that gave up its CPU: stopped by a signal 0x4, by a debugger
-    /// 0x8, frozen 0x8000 (since 6.1). 0 of one that ran.
+    /// The kernel's `__state` of a thread that gave up its CPU, a set of bits: stopped by a signal 0x4,
+    /// by a debugger 0x8, frozen 0x8000 (since 6.1), and others. 0 of one that ran.
     pub task_state: u64,
     /// Whose coroutines it was seen in. The stack's own say only whose were the first.
     pub shares: Vec<Share>,
