@@ -30,5 +30,8 @@ pub const BYSTANDER_EVERY_NS: u64 = 1_000_000;
 /// Thread states of an interpreter that the probes know at most: enough for a pool of a thousand.
 pub const MAX_THREAD_STATES: u32 = 2048;
 
+/// Processes whose accepts are counted at most: twice as many as large machines have workers.
+pub const MAX_ACCEPTORS: u32 = 256;
+
 /// A blocked stretch shorter than this is accounted but its stack is not sent.
 pub const MIN_BLOCK_NS: u64 = 1_000_000;

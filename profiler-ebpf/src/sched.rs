@@ -8,7 +8,7 @@ use profiler_ebpf::turn::{Left, Loop, phase};
 
 use crate::maps::{capture_at, change, count, forget, loop_at, param, slot_of};
 use crate::task::Task;
-use crate::{capture, emit, park};
+use crate::{capture, emit, park, stats};
 
 /// One task leaves a CPU, another comes onto it. Runs in the context of the one that leaves.
 #[inline(always)]
@@ -29,23 +29,34 @@ pub fn woken(task: Task) {
     if u64::from(task.tgid()) != param!(tgid) {
         return;
     }
-    if let Some(state) = slot_of(task.tid()).and_then(loop_at)
-        && state.phase == phase::TURN
-    {
-        // SAFETY: the helper has no preconditions.
-        let now_ns = unsafe { bpf_ktime_get_ns() };
-        change(state, |state| state.woken(now_ns));
+    let Some(slot) = slot_of(task.tid()) else { return };
+    let Some(state) = loop_at(slot) else { return };
+    let in_turn = state.phase == phase::TURN;
+    if in_turn || stats::is_asleep(slot) {
+        let now_ns = clock();
+        if in_turn {
+            change(state, |state| state.woken(now_ns));
+        }
+        stats::woken(slot, now_ns);
     }
+}
+
+#[inline(always)]
+fn clock() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_ktime_get_ns() }
 }
 
 #[inline(always)]
 fn left_cpu(slot: u32, preempted: bool, task_state: u64) {
     let Some(state) = loop_at(slot) else { return };
+    let can_go_on = preempted || task_state == 0;
     if !state.minds_leaving(task_state) {
+        stats::left_cpu(slot, can_go_on, clock);
         return;
     }
-    // SAFETY: the helper has no preconditions.
-    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let now_ns = clock();
+    stats::left_cpu(slot, can_go_on, || now_ns);
     match change(state, |state| state.switched_out(preempted, task_state, now_ns)) {
         Left::Blocked => {
             let Some(capture) = capture_at(slot) else { return };
@@ -55,14 +66,14 @@ fn left_cpu(slot: u32, preempted: bool, task_state: u64) {
                 return;
             }
             if park::is_parked(slot, &capture.head.registers) {
-                parked(state, now_ns);
+                parked(slot, state, now_ns);
                 capture.head.reason = 0;
             } else if is_suspected(state, now_ns) {
                 capture::take_stacks(capture, state.python_tstate);
             }
         }
         Left::Dead => {
-            exited(state, now_ns);
+            exited(slot, state, now_ns);
         }
         Left::Elsewhere | Left::Runnable => {}
     }
@@ -71,8 +82,9 @@ fn left_cpu(slot: u32, preempted: bool, task_state: u64) {
 /// The turn is over: its thread went to sleep where it waits for work. A function of its own, because
 /// the kernel has 512 bytes of stack for a chain of calls, and a record takes a fifth of them.
 #[inline(never)]
-fn parked(state: &mut Loop, now_ns: u64) {
+fn parked(slot: u32, state: &mut Loop, now_ns: u64) {
     let turn = change(state, Loop::parked);
+    stats::parked(slot, &state.turn);
     if turn.booked_ns() >= param!(threshold_ns) {
         let head = RecordHead { kind: kind::TURN_ENDED, tid: state.tid };
         emit::record(&TurnEnded { head, end_ns: now_ns, turn }, Counter::EndLost);
@@ -81,7 +93,10 @@ fn parked(state: &mut Loop, now_ns: u64) {
 
 /// The thread is gone. A function of its own for the same reason.
 #[inline(never)]
-fn exited(state: &mut Loop, now_ns: u64) {
+fn exited(slot: u32, state: &mut Loop, now_ns: u64) {
+    if state.phase == phase::TURN {
+        stats::exited(slot, &state.turn);
+    }
     let in_turn = u64::from(state.phase == phase::TURN);
     let head = RecordHead { kind: kind::EXITED, tid: state.tid };
     let exited = Exited { head, at_ns: now_ns, in_turn, turn: state.turn };
@@ -94,10 +109,11 @@ fn exited(state: &mut Loop, now_ns: u64) {
 fn came_back(slot: u32) {
     let Some(state) = loop_at(slot) else { return };
     if state.phase != phase::TURN && state.phase != phase::PARKED {
+        stats::came_back(slot, clock);
         return;
     }
-    // SAFETY: the helper has no preconditions.
-    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let now_ns = clock();
+    stats::came_back(slot, || now_ns);
     let Some(capture) = capture_at(slot) else { return };
     let head = &mut capture.head;
     if state.phase == phase::PARKED || park::was_found(slot, head) {

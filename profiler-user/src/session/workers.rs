@@ -40,6 +40,11 @@ impl Workers {
         self.looked_at.remove(&tid);
         self.parks.remove(&tid);
     }
+
+    /// Whether a thread is one of a pool that nobody asked to watch.
+    pub fn is_unwanted(&self, state: &Loop) -> bool {
+        state.handed_work == 1 && !self.wanted
+    }
 }
 
 /// Adds a place; where there is no room it takes the oldest one's. False where it was known.
@@ -138,8 +143,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     /// Whether a thread is one of a pool that nobody asked to watch: it is looked at now and then, for it
     /// may have become an event loop.
     pub fn passes_over(&mut self, slot: Slot, now_ns: u64) -> bool {
-        slot.state.handed_work == 1
-            && !self.workers.wanted
+        self.workers.is_unwanted(&slot.state)
             && !self.followed(slot.state.tid).glance_is_due(now_ns)
     }
 
