@@ -5,6 +5,7 @@
 
 mod other_threads;
 mod stacks;
+mod statistics;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -64,6 +65,7 @@ pub struct Analyst {
     facts: SessionFacts,
     config: Config,
     tally: Tally,
+    stalls: statistics::Stalls,
     /// How the frames of all stacks so far were had.
     counts: Counts,
     sink: Box<dyn Sink + Send>,
@@ -91,6 +93,7 @@ impl Analyst {
             facts,
             config,
             tally: Tally::default(),
+            stalls: statistics::Stalls::default(),
             counts: Counts::default(),
             sink,
         };
@@ -141,6 +144,7 @@ impl Analyst {
                 Ok(())
             }
             Job::Report { tid, due, losses } => self.report(tid, *due, &losses, now_ns),
+            Job::Statistics(interval) => self.statistics(&interval, now_ns),
         }
     }
 
@@ -271,6 +275,7 @@ impl Analyst {
         let report = Report::stall(moment, &stall, &context);
         if moment == Moment::End {
             self.tally.observe(&report);
+            *self.stalls.entry(tid).or_default() += 1;
             self.gathered(tid, 0);
         }
         self.sink.accept(&report)

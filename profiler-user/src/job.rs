@@ -5,6 +5,7 @@ use profiler_ebpf::python::PythonWalk;
 use profiler_ebpf::record::{CaptureHead, Woken};
 
 use crate::gap::Gap;
+use crate::interval::Interval;
 use crate::process::TargetMemory;
 use crate::report::Start;
 use crate::runtime::cpython::{NamedFrame, Python};
@@ -128,6 +129,8 @@ pub enum Job {
     BlockEnded { captured: Box<Captured> },
     /// A line is due; with what has been lost so far.
     Report { tid: u32, due: Box<Due>, losses: Losses },
+    /// A line of statistics is due.
+    Statistics(Box<Interval>),
 }
 
 /// What the analyst made of a thread's stack.

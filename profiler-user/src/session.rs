@@ -3,9 +3,11 @@
 //! Everything here happens while the target may be frozen, so nothing here is slow: what needs the
 //! target's live memory is read at once, what needs files, symbols or sinks is left to the analyst.
 
+mod acceptors;
 mod captures;
 mod followed;
 mod items;
+mod statistics;
 mod workers;
 
 use std::collections::BTreeMap;
@@ -15,6 +17,7 @@ use profiler_ebpf::record::ThreadSnapshot;
 use profiler_ebpf::turn::{phase, state};
 
 use self::followed::Followed;
+use self::statistics::Statistics;
 use self::workers::Workers;
 use crate::blame::Blame;
 use crate::gap::Gap;
@@ -51,6 +54,8 @@ pub struct Session<S, M> {
     /// Why running threads cannot be sampled, if they cannot.
     ticks_refused: Option<String>,
     workers: Workers,
+    /// Where they are wanted.
+    statistics: Option<Statistics>,
 }
 
 impl<S: EventSource, M: TargetMemory> Session<S, M> {
@@ -74,6 +79,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             suspected_ns: 0,
             ticks_refused: None,
             workers: Workers::default(),
+            statistics: None,
         }
     }
 
@@ -135,8 +141,9 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let mut next_ns = now_ns + self.suspect_ns();
         let mut wants_ticks = false;
         let mut suspected = Vec::new();
-        for slot in slots {
+        for slot in slots.iter().copied() {
             if slot.state.phase == phase::DEAD {
+                self.sum_up_gone(slot, now_ns);
                 if let Some(gone) = self.loops.remove(&slot.state.tid) {
                     self.turns_of_gone += gone.turns;
                 }
@@ -169,7 +176,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         blame.watch(outside, now_ns);
         let wants_ticks = wants_ticks || self.blame.wants_ticks();
         self.sample_running(wants_ticks, now_ns);
-        next_ns
+        next_ns.min(self.tell_statistics(&slots, now_ns, jobs))
     }
 
     /// Closes whatever is open: we are about to detach, or the target is gone.
@@ -193,6 +200,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         for (tid, due) in closed {
             self.report(tid, due, jobs);
         }
+        self.tell_rest(&slots, now_ns, jobs);
     }
 
     /// Turns of all loops so far.
@@ -325,9 +333,10 @@ mod tests {
     use std::collections::VecDeque;
     use std::sync::Arc;
 
+    use profiler_ebpf::parks::Parks;
     use profiler_ebpf::record::{CaptureHead, RecordHead, Registers, ThreadSnapshot, reason};
     use profiler_ebpf::rivals::Rivals;
-    use profiler_ebpf::turn::{FUTEX, Loop, Parks, Turn, phase, state, wait};
+    use profiler_ebpf::turn::{FUTEX, Loop, Turn, phase, state, wait};
     use profiler_ebpf::wanted::Wanted;
 
     use super::{Job, Session};

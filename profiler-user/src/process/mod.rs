@@ -6,6 +6,7 @@ pub mod live;
 pub mod cgroup;
 pub mod frozen;
 pub mod descriptors;
+pub mod listeners;
 pub mod image;
 pub mod modules;
 pub mod stack;

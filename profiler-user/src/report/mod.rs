@@ -14,6 +14,7 @@ mod message;
 #[cfg(test)]
 pub mod sample;
 pub mod schema;
+pub mod stats;
 pub mod syscalls;
 mod task;
 

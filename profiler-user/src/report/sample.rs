@@ -2,15 +2,20 @@
 
 use std::collections::BTreeMap;
 
+use profiler_ebpf::histogram::Histogram;
+use profiler_ebpf::reading::Accepts;
 use profiler_ebpf::record::Registers;
-use profiler_ebpf::turn::Turn;
+use profiler_ebpf::turn::{Turn, wait};
+use zerocopy::FromZeros;
 
 use super::facts::{Context, ProcessFacts, RuntimeFacts, SessionFacts, ThreadFacts, WallAnchor};
 use super::group::Tally;
 use super::schema::session::{Configuration, EndReason, Probe, WaitHooks};
+use super::stats::{Measured, StatsContext};
 use super::{Finish, Report, Start};
 use crate::frame::{Counts, Frame, Language, Stack};
 use crate::gap::Gap;
+use crate::interval::{Acceptor, LoopInterval, TimeInTurns};
 use crate::turn::instead::Instead;
 use crate::turn::{Awaited, End, Moment, Sampled, Stall, ThreadState};
 
@@ -227,6 +232,70 @@ pub fn session_start() -> Report {
         },
     };
     Report::session_start(&session(), 5_000_000_000, start)
+}
+
+/// A loop that has done nothing in an interval.
+pub fn idle_loop() -> LoopInterval {
+    LoopInterval {
+        tid: 4242,
+        home_kind: wait::EPOLL,
+        time: TimeInTurns::default(),
+        waits: 0,
+        ready_events: 0,
+        most_ready: 0,
+        empty_wakeups: 0,
+        turns: Histogram::new_zeroed(),
+        delays: Histogram::new_zeroed(),
+    }
+}
+
+/// A loop with a thousand turns of 1.5 ms, but for one of 9 ms.
+pub fn busy_loop() -> LoopInterval {
+    let mut busy = idle_loop();
+    (0..999).for_each(|_| busy.turns.add(1_500_000, 0));
+    busy.turns.add(9_000_000, 0);
+    busy.delays.add(50_000, 0);
+    busy.delays.add(200_000, 1);
+    let time = TimeInTurns {
+        running_ns: 1_200_000_000,
+        blocked_ns: 200_000_000,
+        runnable_ns: 100_000_000,
+        stopped_ns: 0,
+    };
+    LoopInterval {
+        time,
+        waits: 1000,
+        ready_events: 1250,
+        most_ready: 12,
+        empty_wakeups: 40,
+        ..busy
+    }
+}
+
+/// The statistics of ten seconds in which these loops have stalled once each, and two workers have
+/// accepted connections.
+pub fn stats_of(loops: &[LoopInterval]) -> Report {
+    let acceptor = |pid, accepted, would_block| Acceptor {
+        pid,
+        name: "uvicorn".to_owned(),
+        accepts: Accepts { accepted, would_block, failed: 0 },
+    };
+    let measured: Vec<Measured<'_>> =
+        loops.iter().map(|interval| Measured { thread: thread(), interval, stalls: 1 }).collect();
+    let context = StatsContext {
+        session: &session(),
+        now_ns: 15_000_000_000,
+        duration_ns: 10_000_000_000,
+        accepts: &[acceptor(4242, 19, 2), acceptor(4243, 1, 7)],
+        losses: &[("captures", 3), ("switches", 0)],
+        gaps: &[],
+    };
+    Report::stats(&measured, &context)
+}
+
+/// The same of a loop that is busy.
+pub fn stats() -> Report {
+    stats_of(&[busy_loop()])
 }
 
 /// The last line of a session that saw the one stall.

@@ -3,6 +3,7 @@
 pub mod json;
 mod fold;
 mod page;
+mod statistics;
 pub mod text;
 
 use std::fs::File;

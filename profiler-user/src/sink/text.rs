@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 pub use super::page::Colour;
 use super::page::{Page, Style};
-use super::{Sink, fold};
+use super::{Sink, fold, statistics};
 use crate::report::Report;
 use crate::report::schema::session::{Probe, SessionEnd, SessionStart, TopCulprit, WaitHooks};
 use crate::report::schema::stall::{
@@ -59,6 +59,7 @@ pub fn render(report: &Report, colour: Colour) -> String {
             page.put(Style::Dim, "   still  ").put(Style::Plain, &line.common.message).end_line();
         }
         Report::StallEnd(line) => stall(&mut page, line, "STALLED"),
+        Report::Stats(line) => statistics::stats(&mut page, line),
         Report::SessionEnd(line) => session_end(&mut page, line),
     }
     page.into_text()
@@ -353,7 +354,7 @@ fn session_end(page: &mut Page, line: &SessionEnd) {
 }
 
 /// One line each, the label before the first.
-fn list(page: &mut Page, label: &str, lines: &[String]) {
+pub(super) fn list(page: &mut Page, label: &str, lines: &[String]) {
     let mut label = label;
     for line in lines.iter().filter(|line| !line.is_empty()) {
         page.label(label).put(Style::Plain, line).end_line();
@@ -361,20 +362,20 @@ fn list(page: &mut Page, label: &str, lines: &[String]) {
     }
 }
 
-fn lost(page: &mut Page, lost: &BTreeMap<String, u64>) {
+pub(super) fn lost(page: &mut Page, lost: &BTreeMap<String, u64>) {
     let counts = lost.iter().filter(|(_, count)| **count > 0);
     let counts: Vec<String> = counts.map(|(reason, count)| format!("{reason} {count}")).collect();
     list(page, "lost", &[counts.join(", ")]);
 }
 
 /// `5000.000 ms`
-fn milliseconds(ns: u64) -> String {
+pub(super) fn milliseconds(ns: u64) -> String {
     let us = ns / 1000;
     format!("{}.{:03} ms", us / 1000, us % 1000)
 }
 
 /// `1 sample`, `2 samples`
-fn counted(count: u64, noun: &str) -> String {
+pub(super) fn counted(count: u64, noun: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
     format!("{count} {noun}{plural}")
 }

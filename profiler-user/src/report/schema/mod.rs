@@ -7,6 +7,7 @@
 
 pub mod session;
 pub mod stall;
+pub mod stats;
 
 use std::collections::BTreeMap;
 
@@ -16,6 +17,7 @@ use serde::Serialize;
 
 use session::{SessionEnd, SessionStart};
 use stall::StallLine;
+use stats::Stats;
 
 /// One line of stalltrace's output.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -30,6 +32,8 @@ pub enum Report {
     StallUpdate(Box<StallLine>),
     /// It is over. Stands alone: it has all that the lines before it had.
     StallEnd(Box<StallLine>),
+    /// How loops fared in one interval, stalls or not.
+    Stats(Box<Stats>),
     /// stalltrace has detached.
     SessionEnd(Box<SessionEnd>),
 }
@@ -109,6 +113,7 @@ impl Report {
         match self {
             Self::SessionStart(line) => &line.common,
             Self::StallOpen(line) | Self::StallUpdate(line) | Self::StallEnd(line) => &line.common,
+            Self::Stats(line) => &line.common,
             Self::SessionEnd(line) => &line.common,
         }
     }
@@ -189,6 +194,7 @@ mod tests {
             "null" => value.is_null(),
             "boolean" => value.is_boolean(),
             "integer" => value.is_u64() || value.is_i64(),
+            "number" => value.is_number(),
             "string" => value.is_string(),
             "array" => value.is_array(),
             "object" => value.is_object(),
@@ -208,6 +214,8 @@ mod tests {
             sample::report(Moment::Update, &sample::open_stall()),
             sample::report(Moment::End, &sample::stall()),
             sample::report(Moment::End, &nameless),
+            sample::stats(),
+            sample::stats_of(&[sample::idle_loop()]),
             sample::session_end(),
         ];
         for line in lines {
