@@ -110,7 +110,7 @@ impl Reading {
         let events = returned as u64;
         self.waits += 1;
         self.ready_events += events;
-        let cell = core::hint::black_box(self.cell as usize) & 1;
+        let cell = self.cell as usize & 1;
         if events > self.most_ready[cell] {
             self.most_ready[cell] = events;
         }

@@ -33,12 +33,16 @@ pub fn woken(task: Task) {
     let Some(slot) = slot_of(task.tid()) else { return };
     let Some(state) = loop_at(slot) else { return };
     let in_turn = state.phase == phase::TURN;
-    if in_turn || stats::is_asleep(slot) {
-        let now_ns = clock();
-        if in_turn && change(state, |state| state.woken(now_ns)) {
-            runnable::begin(slot, &state.turn, task, None, now_ns);
-        }
-        stats::woken(slot, now_ns);
+    let sleeper = stats::of_sleeper(slot);
+    if !in_turn && sleeper.is_none() {
+        return;
+    }
+    let now_ns = clock();
+    if in_turn && change(state, |state| state.woken(now_ns)) {
+        runnable::begin(slot, &state.turn, task, None, now_ns);
+    }
+    if let Some(reading) = sleeper {
+        reading.woken(now_ns);
     }
 }
 

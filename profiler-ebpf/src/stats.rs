@@ -1,6 +1,7 @@
 //! What hooks tell the statistics of the thread in a slot; nothing at all where none are wanted.
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use profiler_ebpf::reading::Reading;
 use profiler_ebpf::turn::{Entered, Turn};
 
 use crate::maps::{accepts_of, reading_at};
@@ -16,18 +17,10 @@ pub fn left_cpu(slot: u32, can_go_on: bool, now_ns: impl FnOnce() -> u64) {
     }
 }
 
-/// Whether a wakeup of the thread begins a delay.
+/// Where a wakeup of the thread begins a delay.
 #[inline(always)]
-pub fn is_asleep(slot: u32) -> bool {
-    reading_at(slot).is_some_and(|reading| reading.asleep == 1)
-}
-
-/// Something wakes the thread.
-#[inline(always)]
-pub fn woken(slot: u32, now_ns: u64) {
-    if let Some(reading) = reading_at(slot) {
-        reading.woken(now_ns);
-    }
+pub fn of_sleeper(slot: u32) -> Option<&'static mut Reading> {
+    reading_at(slot).filter(|reading| reading.asleep == 1)
 }
 
 /// The thread comes onto a CPU.
