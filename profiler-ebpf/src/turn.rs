@@ -7,6 +7,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+pub use crate::parks::{MAX_PARKS, Park, Parks};
+
 /// The kinds of wait. A greater one takes over from a smaller: whoever uses epoll is an epoll loop,
 /// and its `poll()` inside a callback (a socket with a timeout) is blocking, not idleness.
 pub mod wait {

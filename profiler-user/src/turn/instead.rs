@@ -151,8 +151,8 @@ mod tests {
         let pid = std::process::id();
         let name = Some(thread_name(pid, pid).unwrap());
         let mut known = BTreeMap::new();
-        let mut instead = Instead::default();
-        instead.ran = vec![Ran { pid, tid: pid, name, time_ns: 5 }];
+        let ran = vec![Ran { pid, tid: pid, name, time_ns: 5 }];
+        let mut instead = Instead { ran, ..Instead::default() };
         instead.introduce(&mut known);
         assert!(instead.processes[&pid].command.is_some());
 
