@@ -20,6 +20,7 @@ use crate::job::{Job, KernelStack, Losses, PythonFrames, Verdict};
 use crate::process::live::LiveMemory;
 use crate::process::modules::Modules;
 use crate::process::target::Target;
+use crate::report::advice::Peers;
 use crate::report::application::interpreter;
 use crate::report::facts::{Context, RuntimeFacts, SessionFacts, ThreadFacts};
 use crate::report::group::Tally;
@@ -63,6 +64,7 @@ pub struct Analyst {
     facts: SessionFacts,
     config: Config,
     tally: Tally,
+    peers: Peers,
     /// How the frames of all stacks so far were had.
     counts: Counts,
     sink: Box<dyn Sink + Send>,
@@ -90,6 +92,7 @@ impl Analyst {
             facts,
             config,
             tally: Tally::default(),
+            peers: Peers::default(),
             counts: Counts::default(),
             sink,
         };
@@ -270,11 +273,13 @@ impl Analyst {
             error_threshold_ns: self.config.error_threshold_ns,
             descriptors: &descriptors,
             losses,
+            peers: &self.peers,
             gaps: &gaps,
         };
         let report = Report::stall(moment, &stall, &context);
         if moment == Moment::End {
             self.tally.observe(&report);
+            self.peers.observe(&report);
             self.gathered(tid, 0);
         }
         self.sink.accept(&report)

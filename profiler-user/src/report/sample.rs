@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use profiler_ebpf::record::Registers;
 use profiler_ebpf::turn::Turn;
 
+use super::advice::Peers;
 use super::facts::{Context, ProcessFacts, RuntimeFacts, SessionFacts, ThreadFacts, WallAnchor};
 use super::group::Tally;
 use super::schema::session::{Configuration, EndReason, Probe, WaitHooks};
@@ -188,6 +189,7 @@ pub fn report(moment: Moment, stall: &Stall) -> Report {
         error_threshold_ns: 1_000_000_000,
         descriptors: &descriptors,
         losses: &[("captures", 3), ("switches", 0)],
+        peers: &Peers::default(),
         gaps: &[],
     };
     Report::stall(moment, stall, &context)
