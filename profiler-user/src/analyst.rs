@@ -35,6 +35,7 @@ use crate::source::Captured;
 use crate::symbolize::kernel::{KernelSymbols, parse_proc_stack};
 use crate::symbolize::native::NativeSymbolizer;
 use crate::symbolize::perf_map::PerfMap;
+use crate::turn::samples::Was;
 use crate::turn::tracker::{Due, doing};
 use crate::turn::{Awaited, Moment, Stall, ThreadState};
 use crate::unwind::native::NativeUnwinder;
@@ -214,14 +215,9 @@ impl Analyst {
             if let Operand::Descriptor(fd) = operand(&registers) {
                 gathered.describe(fd, pid);
             }
-            gathered.samples.block(
-                head.at_ns,
-                blocked_ns,
-                stack,
-                doing(head.state),
-                registers,
-                awaited,
-            );
+            let (state, task_state) = (doing(head.state), head.task_state);
+            let was = Was { state, registers, awaited, task_state };
+            gathered.samples.block(head.at_ns, blocked_ns, stack, was);
             if let Some(blocked_ns) = blocked_ns {
                 gathered.block_over(head.at_ns, blocked_ns);
             }
@@ -312,6 +308,7 @@ impl Analyst {
             holders,
             owner,
             wakers,
+            instead: due.instead,
             others,
             ready_events: due.ready_events,
             gaps,

@@ -74,6 +74,7 @@ impl Holders {
                     time_ns: 0,
                     registers,
                     awaited,
+                    task_state: 0,
                     shares: Vec::new(),
                 };
                 self.seen.push(Seen { tid, held, sampled, weight_ns: 0 });

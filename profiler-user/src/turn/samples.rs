@@ -20,8 +20,26 @@ struct Block {
     stack: usize,
     /// Which of the stack's shares it is in.
     share: Option<usize>,
+    registers: Registers,
     /// Unknown while it lasts.
     blocked_ns: Option<u64>,
+}
+
+/// How a thread was when its stack was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Was {
+    pub state: ThreadState,
+    pub registers: Registers,
+    pub awaited: Awaited,
+    /// As [`Sampled::task_state`].
+    pub task_state: u64,
+}
+
+/// A wait, as its capture showed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waited {
+    pub awaited: Awaited,
+    pub registers: Registers,
 }
 
 /// The stacks of one turn.
@@ -42,21 +60,14 @@ impl Samples {
             ThreadState::RunningUser => self.ticks_user += 1,
             _ => self.ticks_kernel += 1,
         }
-        self.add(stack, state, registers, Awaited::Syscall);
+        self.add(stack, Was { state, registers, awaited: Awaited::Syscall, task_state: 0 });
     }
 
     /// The thread gave up its CPU at `at_ns`; `blocked_ns` is known once it came back.
-    pub fn block(
-        &mut self,
-        at_ns: u64,
-        blocked_ns: Option<u64>,
-        stack: Stack,
-        state: ThreadState,
-        registers: Registers,
-        awaited: Awaited,
-    ) {
-        if let Some((stack, share)) = self.add(stack, state, registers, awaited) {
-            self.blocks.push(Block { at_ns, stack, share, blocked_ns });
+    pub fn block(&mut self, at_ns: u64, blocked_ns: Option<u64>, stack: Stack, was: Was) {
+        if let Some((stack, share)) = self.add(stack, was) {
+            let registers = was.registers;
+            self.blocks.push(Block { at_ns, stack, share, registers, blocked_ns });
         }
     }
 
@@ -66,11 +77,11 @@ impl Samples {
         block.map(|block| block.blocked_ns = Some(blocked_ns)).is_some()
     }
 
-    /// What the thread waited for in the stretch that began at `at_ns`, and for how long; none while
-    /// it lasts.
-    pub fn wait_at(&self, at_ns: u64) -> Option<(Awaited, Option<u64>)> {
+    /// What the thread waited for in the stretch that began at `at_ns`.
+    pub fn wait_at(&self, at_ns: u64) -> Option<Waited> {
         let block = self.blocks.iter().rev().find(|block| block.at_ns == at_ns)?;
-        Some((self.stacks.get(block.stack)?.awaited, block.blocked_ns))
+        let awaited = self.stacks.get(block.stack)?.awaited;
+        Some(Waited { awaited, registers: block.registers })
     }
 
     /// The stretch that still lasts: since when, and what for.
@@ -113,15 +124,14 @@ impl Samples {
     }
 
     /// Where the stack is in the list, and in which of its shares; equal ones of the same state are one.
-    fn add(
-        &mut self,
-        stack: Stack,
-        state: ThreadState,
-        registers: Registers,
-        awaited: Awaited,
-    ) -> Option<(usize, Option<usize>)> {
+    fn add(&mut self, stack: Stack, was: Was) -> Option<(usize, Option<usize>)> {
+        let Was { state, registers, awaited, task_state } = was;
+        // Who was stopped differs by who stopped it.
+        let told_by = |task_state: u64| if state == ThreadState::Stopped { task_state } else { 0 };
         let same = |known: &Sampled| {
-            (known.state, known.awaited) == (state, awaited) && looks_same(&known.stack, &stack)
+            (known.state, known.awaited) == (state, awaited)
+                && told_by(known.task_state) == told_by(task_state)
+                && looks_same(&known.stack, &stack)
         };
         if let Some(index) = self.stacks.iter().position(same) {
             let sampled = &mut self.stacks[index];
@@ -142,6 +152,7 @@ impl Samples {
             time_ns: 0,
             registers,
             awaited,
+            task_state,
             shares,
         });
         Some((self.stacks.len() - 1, share))
@@ -179,11 +190,11 @@ pub fn looks_same(one: &Stack, other: &Stack) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Awaited, MAX_SHARES, Samples};
+    use super::{Awaited, MAX_SHARES, Samples, Was};
     use crate::frame::{Frame, Language, Stack};
     use crate::gap::Gap;
     use crate::task::Running;
-    use crate::turn::ThreadState::{Blocked, RunningKernel, RunningUser};
+    use crate::turn::ThreadState::{Blocked, RunningKernel, RunningUser, Stopped};
     use profiler_ebpf::record::Registers;
 
     fn stack(function: &str, address: u64) -> Stack {
@@ -198,6 +209,33 @@ mod tests {
             module_offset: None,
         };
         Stack { frames: vec![frame], ..Stack::default() }
+    }
+
+    const WAS: Was = Was {
+        state: Blocked,
+        registers: Registers { ip: 0, sp: 0, bp: 0, syscall: 0, args: [0; 6] },
+        awaited: Awaited::Syscall,
+        task_state: 1,
+    };
+
+    /// A thread that a signal stopped and one that a debugger did are two, whatever their stacks; how
+    /// a thread sleeps makes no difference.
+    #[test]
+    fn stops_are_told_apart() {
+        let mut samples = Samples::default();
+        for (at_ns, state, task_state) in [
+            (100, Stopped, 4),
+            (200, Stopped, 8),
+            (300, Stopped, 4),
+            (400, Blocked, 1),
+            (500, Blocked, 2),
+        ] {
+            samples.block(at_ns, Some(10), stack("f", 1), Was { state, task_state, ..WAS });
+        }
+        let stacks = samples.stacks(0, 1000);
+        let mut seen: Vec<_> = stacks.iter().map(|it| (it.task_state, it.samples)).collect();
+        seen.sort_unstable();
+        assert_eq!(seen, [(1, 2), (4, 2), (8, 1)]);
     }
 
     /// Equal stacks are one entry, whatever their addresses; running time is shared by ticks.
@@ -220,10 +258,10 @@ mod tests {
         // ns   100        150      200            260
         //       ├ blocked ──┤ running  ├ blocked ... now
         let mut samples = Samples::default();
-        samples.block(100, None, stack("read", 1), Blocked, Registers::default(), Awaited::Syscall);
+        samples.block(100, None, stack("read", 1), WAS);
         assert!(samples.block_ended(100, 50));
         samples.tick(stack("read", 1), RunningKernel, Registers::default());
-        samples.block(200, None, stack("read", 1), Blocked, Registers::default(), Awaited::Syscall);
+        samples.block(200, None, stack("read", 1), WAS);
         let stacks = samples.stacks(50, 260);
         let seen: Vec<_> = stacks.iter().map(|s| (s.state, s.samples, s.time_ns)).collect();
         assert_eq!(seen, [(Blocked, 2, 110), (RunningKernel, 1, 50)]);
@@ -252,8 +290,7 @@ mod tests {
         for frame in 0..MAX_SHARES as u64 + 5 {
             let at_ns = 100 * frame;
             let stack = seen_in(running(frame));
-            let registers = Registers::default();
-            samples.block(at_ns, Some(7), stack, Blocked, registers, Awaited::Syscall);
+            samples.block(at_ns, Some(7), stack, WAS);
         }
         let [stack] = &samples.stacks(0, 0)[..] else { panic!("not one stack") };
         assert_eq!((stack.shares.len(), stack.samples), (MAX_SHARES, MAX_SHARES as u64 + 5));

@@ -34,6 +34,8 @@ pub struct Verdict<'a> {
     pub evidence: Vec<&'a Sampled>,
     /// Whose stacks they are: the loop's own thread, or the one that it waited for.
     pub blamed: u32,
+    /// The same for each part in `cause.also`: its stacks, and whose they are.
+    pub also: Vec<(Vec<&'a Sampled>, u32)>,
     pub gaps: Vec<Gap>,
 }
 
@@ -101,12 +103,14 @@ pub fn judge<'a>(stall: &'a Stall, descriptors: &BTreeMap<u32, String>) -> Verdi
     let also = mentioned
         .map(|other| {
             let explanation = explain(other, stall, descriptors);
-            stall::Component {
+            let part = stall::Component {
                 summary: phrase::phrase(&explanation.kind),
                 kind: explanation.kind,
                 time_ns: other.time_ns,
                 times: other.times(),
-            }
+                culprit: None,
+            };
+            (part, (explanation.evidence, explanation.blamed))
         })
         .collect();
     let explanation = explain(largest, stall, descriptors);
@@ -124,14 +128,15 @@ fn verdict<'a>(
     explanation: Explanation<'a>,
     confidence: Confidence,
     component: Option<&Component<'_>>,
-    also: Vec<stall::Component>,
+    also: Vec<(stall::Component, (Vec<&'a Sampled>, u32))>,
 ) -> Verdict<'a> {
     let Explanation { kind, evidence, blamed, gaps, .. } = explanation;
     let summary = phrase::phrase(&kind);
     let time_ns = component.map_or(0, |component| component.time_ns);
     let times = component.and_then(Component::times);
-    let cause = Cause { kind, summary, confidence, time_ns, times, also };
-    Verdict { cause, evidence, blamed, gaps }
+    let (parts, also) = also.into_iter().unzip();
+    let cause = Cause { kind, summary, confidence, time_ns, times, also: parts };
+    Verdict { cause, evidence, blamed, also, gaps }
 }
 
 fn explain<'a>(
@@ -467,7 +472,8 @@ mod tests {
         let locking = stall(202, [0x7f10, 0, 0, 0, 0, 0]);
         let verdict = judge(&locking, &BTreeMap::new());
         let address = "0x7f10".to_owned();
-        let kind = CauseKind::Lock { address, owner_thread: None, woken_by: None };
+        let holders = Vec::new();
+        let kind = CauseKind::Lock { address, owner_thread: None, holders, woken_by: None };
         assert_eq!(verdict.cause.kind, kind);
     }
 }

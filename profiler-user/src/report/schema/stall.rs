@@ -130,6 +130,8 @@ pub struct Component {
     pub time_ns: u64,
     /// As in the cause itself.
     pub times: Option<u64>,
+    /// The frame to look at first for this part; `null` where no stack shows it.
+    pub culprit: Option<Culprit>,
 }
 
 /// How sure a cause is.
@@ -168,8 +170,10 @@ pub enum CauseKind {
     Lock {
         /// The futex.
         address: String,
-        /// Who owns the lock, where the lock itself says so.
+        /// Who owns the lock, where the lock itself says so; of several who owned it longest.
         owner_thread: Option<Thread>,
+        /// Everybody who was seen to own it meanwhile, longest first.
+        holders: Vec<Holder>,
         /// Who ended the longest of the waits: it may have held the lock all the time, or only last.
         /// `null` while the wait lasts, and where a timeout or a signal ended it.
         woken_by: Option<Waker>,
