@@ -21,6 +21,7 @@ use crate::job::{Job, KernelStack, Losses, PythonFrames, Verdict};
 use crate::process::live::LiveMemory;
 use crate::process::modules::Modules;
 use crate::process::target::Target;
+use crate::report::advice::Peers;
 use crate::report::application::interpreter;
 use crate::report::facts::{Context, RuntimeFacts, SessionFacts, ThreadFacts};
 use crate::report::group::Tally;
@@ -66,6 +67,7 @@ pub struct Analyst {
     config: Config,
     tally: Tally,
     stalls: statistics::Stalls,
+    peers: Peers,
     /// How the frames of all stacks so far were had.
     counts: Counts,
     sink: Box<dyn Sink + Send>,
@@ -94,6 +96,7 @@ impl Analyst {
             config,
             tally: Tally::default(),
             stalls: statistics::Stalls::default(),
+            peers: Peers::default(),
             counts: Counts::default(),
             sink,
         };
@@ -270,12 +273,14 @@ impl Analyst {
             error_threshold_ns: self.config.error_threshold_ns,
             descriptors: &descriptors,
             losses,
+            peers: &self.peers,
             gaps: &gaps,
         };
         let report = Report::stall(moment, &stall, &context);
         if moment == Moment::End {
             self.tally.observe(&report);
             *self.stalls.entry(tid).or_default() += 1;
+            self.peers.observe(&report);
             self.gathered(tid, 0);
         }
         self.sink.accept(&report)

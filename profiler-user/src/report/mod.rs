@@ -5,6 +5,7 @@
 //! ([`culprit`]); [`schema`] is what a line looks like.
 
 mod account;
+pub mod advice;
 pub mod application;
 mod cause;
 mod culprit;
@@ -136,6 +137,7 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
     } else {
         Severity::Warn
     };
+    let advice = advice::find(&verdict, &owner, context);
     let culprit_seen = culprit.as_ref();
     let subject = if context.thread.is_worker { "worker" } else { "event loop" };
     let process = &session.process;
@@ -152,7 +154,7 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
         cause: verdict.cause,
         culprit,
         task,
-        advice: None,
+        advice,
         stacks: stacks(seen, context, &owner),
         gaps: distinct(&gaps),
         lost: lost(context.losses),
@@ -408,7 +410,8 @@ mod tests {
                 "thread": 4242,
             },
             "task": null,
-            "advice": null,
+            "advice": "A blocking call: use its asynchronous kin, or run it with asyncio.to_thread; \
+                       with a timeout where it waits for somebody.",
             "stacks": stacks(),
             "gaps": ["native frames: libfoo.so has no unwind table"],
             "lost": { "captures": 3, "switches": 0 },

@@ -8,6 +8,7 @@ use profiler_ebpf::record::Registers;
 use profiler_ebpf::turn::{Turn, wait};
 use zerocopy::FromZeros;
 
+use super::advice::Peers;
 use super::facts::{Context, ProcessFacts, RuntimeFacts, SessionFacts, ThreadFacts, WallAnchor};
 use super::group::Tally;
 use super::schema::session::{Configuration, EndReason, Probe, WaitHooks};
@@ -199,6 +200,7 @@ pub fn report(moment: Moment, stall: &Stall) -> Report {
         error_threshold_ns: 1_000_000_000,
         descriptors: &descriptors,
         losses: &[("captures", 3), ("switches", 0)],
+        peers: &Peers::default(),
         gaps: &[],
     };
     Report::stall(moment, stall, &context)

@@ -79,6 +79,9 @@ fn stall(page: &mut Page, line: &StallLine, word: &str) {
         Confidence::Likely => page.label("cause").put(Style::Plain, "likely").end_line(),
         Confidence::Unknown => page.label("cause").put(Style::Plain, "not certain").end_line(),
     }
+    if let Some(advice) = &line.advice {
+        page.label("advice").put(Style::Plain, advice).end_line();
+    }
     time(page, line);
     if let Some(events) = line.stall.ready_events.filter(|events| *events > 0) {
         let kept = format!("{} kept waiting", counted(events, "file descriptor"));
@@ -399,6 +402,7 @@ stalltrace 0.1.0 watches uvicorn[4242] for event loop stalls past 100 ms
     const STALL_OPEN: &str = "\
 STALLING  uvicorn[4242]: event loop stalled for 103 ms so far, blocked in recvfrom on tcp 127.0.0.1:8081, at charge_payment (app.py:31)
   began     2026-11-21T05:20:01.000123Z in thread 4242 (uvicorn), asyncio on cpython 3.11.2
+  advice    A blocking call: use its asynchronous kin, or run it with asyncio.to_thread; with a timeout where it waits for somebody.
   time      running, user       8.000 ms  ██
             running, kernel     4.000 ms  █
             blocked            91.000 ms  █████████████████████
@@ -422,6 +426,7 @@ still  uvicorn[4242]: event loop stalled for 103 ms so far, blocked in recvfrom 
     const STALL_END: &str = "\
 STALLED  uvicorn[4242]: event loop stalled 5012 ms, blocked in recvfrom on tcp 127.0.0.1:8081, at charge_payment (app.py:31)
   began     2026-11-21T05:20:01.000123Z in thread 4242 (uvicorn), asyncio on cpython 3.11.2
+  advice    A blocking call: use its asynchronous kin, or run it with asyncio.to_thread; with a timeout where it waits for somebody.
   time      running, user       8.000 ms
             running, kernel     4.000 ms
             blocked          5000.000 ms  ████████████████████████
