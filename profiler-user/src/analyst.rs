@@ -289,7 +289,7 @@ impl Analyst {
     fn stall(&mut self, tid: u32, due: Due) -> Stall {
         let gathered = self.gathered(tid, due.turn.start_ns);
         let (ticks_user, ticks_kernel) = gathered.samples.ticks();
-        let (mut gaps, mut instead) = (due.gaps, due.instead);
+        let (mut gaps, mut instead, around) = (due.gaps, due.instead, due.around);
         instead.introduce(&mut gathered.neighbours);
         if gathered.samples.dropped > 0 {
             let why = format!(
@@ -316,6 +316,7 @@ impl Analyst {
             wakers,
             instead,
             others,
+            around,
             ready_events: due.ready_events,
             gaps,
         }

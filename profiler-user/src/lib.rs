@@ -19,6 +19,8 @@ pub mod analyst;
 
 pub mod gap;
 pub mod frame;
+pub mod activity;
+pub mod around;
 pub mod task;
 pub mod interval;
 pub mod process;

@@ -24,6 +24,7 @@ use crate::gap::Gap;
 use crate::job::Job;
 use crate::process::TargetMemory;
 use crate::process::frozen::{Candidate, Evidence, in_turn, is_of_a_loop, seed};
+use crate::process::surroundings::Watch;
 use crate::process::target::{Target, WaitDescriptors};
 use crate::runtime::cpython::{NamedFrame, Python};
 use crate::runtime::v8::V8;
@@ -56,6 +57,7 @@ pub struct Session<S, M> {
     workers: Workers,
     /// Where they are wanted.
     statistics: Option<Statistics>,
+    around: Watch,
 }
 
 impl<S: EventSource, M: TargetMemory> Session<S, M> {
@@ -67,6 +69,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         threshold_ns: u64,
     ) -> Self {
         Self {
+            around: Watch::new(target.pid()),
             source,
             memory,
             target,
@@ -135,12 +138,15 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     pub fn step(&mut self, now_ns: u64, jobs: &mut Vec<Job>) -> u64 {
         // First the states, then the records: see `turn::tracker`.
         let slots = self.source.loops();
-        for event in self.source.drain() {
+        let events = self.source.drain();
+        self.around.look(now_ns);
+        for event in events {
             self.take(event, jobs);
         }
         let mut next_ns = now_ns + self.suspect_ns();
         let mut wants_ticks = false;
         let mut suspected = Vec::new();
+        let before_ns = self.suspected_ns;
         for slot in slots.iter().copied() {
             if slot.state.phase == phase::DEAD {
                 self.sum_up_gone(slot, now_ns);
@@ -171,6 +177,10 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             }
             self.look(slot, now_ns, jobs);
         }
+        if !suspected.is_empty() {
+            let is_new = now_ns.saturating_sub(before_ns) > CLOSE_LOOK_NS * 2;
+            self.around.look_closely(now_ns, is_new);
+        }
         self.blame.keep(suspected);
         let (blame, outside) = self.outside();
         blame.watch(outside, now_ns);
@@ -182,7 +192,9 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     /// Closes whatever is open: we are about to detach, or the target is gone.
     pub fn finish(&mut self, why: &str, now_ns: u64, jobs: &mut Vec<Job>) {
         let slots = self.source.loops();
-        for event in self.source.drain() {
+        let events = self.source.drain();
+        self.around.look(now_ns);
+        for event in events {
             self.take(event, jobs);
         }
         for slot in &slots {
@@ -263,6 +275,10 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             }
             if let Some(why) = &self.ticks_refused {
                 due.gaps.push(Gap::new("stacks of the running thread", why));
+            }
+            due.around = self.around.between(tid, due.turn.start_ns, due.at_ns);
+            if let Some(followed) = self.loops.get(&tid) {
+                followed.add_tracer(&mut due);
             }
             if let Some(why) = &self.blame.refused {
                 due.gaps.push(Gap::new("other threads", why));

@@ -172,6 +172,19 @@ pub struct Cause {
     pub woken_ns: Option<u64>,
     pub idle_ns: Option<u64>,
     pub preempted_by: Option<Vec<Preemptor>>,
+    /// Of a CPU quota.
+    pub throttled_ns: Option<u64>,
+    pub quota_us: Option<u64>,
+    pub cgroup: Option<String>,
+    /// Of a run queue.
+    pub confined_to: Option<String>,
+    pub allowed_cpus: Option<u32>,
+    /// Of a stop.
+    pub by: Option<String>,
+    pub tracer: Option<Process>,
+    /// Of memory.
+    pub activity: Option<String>,
+    pub pressure_ns: Option<u64>,
 }
 
 /// Who had the CPU meanwhile.
@@ -190,6 +203,8 @@ pub struct Part {
     pub kind: String,
     pub time_ns: u64,
     pub culprit: Option<Culprit>,
+    pub throttled_ns: Option<u64>,
+    pub activity: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

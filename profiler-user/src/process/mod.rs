@@ -12,6 +12,7 @@ pub mod modules;
 pub mod stack;
 pub mod lock;
 pub mod neighbour;
+pub mod surroundings;
 #[cfg(test)]
 mod fuzz;
 

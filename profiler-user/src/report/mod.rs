@@ -29,7 +29,7 @@ use self::group::Tally;
 pub use self::schema::Report;
 use self::schema::session::{Configuration, EndReason, Probe, SessionEnd, SessionStart, WaitHooks};
 use self::schema::stall::{
-    Frame, Language, LoopThread, Role, Stack, Stall, StallLine, State, Switches, Thread,
+    CauseKind, Frame, Language, LoopThread, Role, Stack, Stall, StallLine, State, Switches, Thread,
 };
 use self::schema::{Common, Process, Runtime, SchemaVersion, Severity};
 use crate::frame;
@@ -124,7 +124,8 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
         part.culprit = culprit::find(evidence, &owner, *blamed);
     }
     let culprit = culprit::find(&verdict.evidence, &owner, verdict.blamed);
-    if culprit.is_none() {
+    let is_stopped = matches!(verdict.cause.kind, CauseKind::Stopped { .. });
+    if culprit.is_none() && !is_stopped {
         gaps.push(missing_culprit(&verdict.evidence, &owner));
     }
     let task = task::find(seen, &verdict, culprit.as_ref(), &owner, &mut gaps);
@@ -203,6 +204,9 @@ fn stall_facts(
         }
         End::NotYet | End::Seen => {}
     }
+    if seen.around.stolen.is_none() {
+        gaps.push(Gap::new("steal_ns", "/proc/stat was not read before the stall"));
+    }
     let session = context.session;
     Stall {
         id: format!("{}-{}-{}", session.id, seen.tid, turn.start_ns),
@@ -215,6 +219,7 @@ fn stall_facts(
         time: account::time(seen, gaps),
         switches: Switches { voluntary: turn.voluntary, preempted: turn.preempted },
         ready_events: seen.ready_events,
+        steal_ns: seen.around.stolen.map(|stolen| stolen.at_most_ns.min(turn.booked_ns())),
     }
 }
 
@@ -387,6 +392,7 @@ mod tests {
                 },
                 "switches": { "voluntary": 2, "preempted": 1 },
                 "ready_events": 17,
+                "steal_ns": 0,
             },
             "thread": { "tid": 4242, "tid_in_container": 7, "name": "uvicorn", "loop": "asyncio" },
             "runtime": { "name": "cpython", "version": "3.11.2" },

@@ -14,6 +14,7 @@ use super::group::Tally;
 use super::schema::session::{Configuration, EndReason, Probe, WaitHooks};
 use super::stats::{Measured, StatsContext};
 use super::{Finish, Report, Start};
+use crate::around::{Growth, Surroundings};
 use crate::frame::{Counts, Frame, Language, Stack};
 use crate::gap::Gap;
 use crate::interval::{Acceptor, LoopInterval, TimeInTurns};
@@ -133,6 +134,7 @@ pub fn stall() -> Stall {
         wakers: Vec::new(),
         instead: Instead::default(),
         others: Vec::new(),
+        around: Surroundings { stolen: Some(Growth::default()), ..Surroundings::default() },
         ready_events: Some(17),
         gaps: Vec::new(),
     }

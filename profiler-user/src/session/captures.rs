@@ -11,6 +11,7 @@ use crate::blame::{Blame, Blocked, Outside};
 use crate::job::{Job, KernelStack, PythonFrames};
 use crate::process::TargetMemory;
 use crate::process::stack::read_stack;
+use crate::process::surroundings;
 use crate::runtime::v8::ScriptFrames;
 use crate::source::{Captured, EventSource, Slot};
 use crate::turn::Awaited;
@@ -100,6 +101,11 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         self.note_work(&captured, &python);
         if let Some(followed) = self.loops.get_mut(&tid) {
             followed.completed_ns = captured.head.at_ns;
+            if slot.state.state == state::STOPPED
+                && let Some(tracer) = surroundings::tracer(self.target.pid(), tid)
+            {
+                followed.traced = Some((captured.head.at_ns, tracer));
+            }
             followed.cut_capture(&mut captured);
         }
         let awaited = self.awaited(&captured);

@@ -9,6 +9,7 @@ use profiler_ebpf::record::Registers;
 use profiler_ebpf::turn::Turn;
 
 use self::instead::Instead;
+use crate::around::Surroundings;
 use crate::frame::Stack;
 use crate::gap::Gap;
 use crate::task::Share;
@@ -149,6 +150,8 @@ pub struct Stall {
     pub wakers: Vec<Waker>,
     /// The other threads, where they were asked for.
     pub others: Vec<Other>,
+    /// What went on around the thread meanwhile.
+    pub around: Surroundings,
     /// What the wait after the stall returned: file descriptors kept waiting.
     pub ready_events: Option<u64>,
     pub gaps: Vec<Gap>,

@@ -3,6 +3,7 @@
 use profiler_ebpf::record::Registers;
 
 use super::{Awaited, Sampled, ThreadState};
+use crate::activity::Activity;
 use crate::frame::Stack;
 use crate::task::{Running, Share};
 
@@ -132,6 +133,8 @@ impl Samples {
             (known.state, known.awaited) == (state, awaited)
                 && told_by(known.task_state) == told_by(task_state)
                 && looks_same(&known.stack, &stack)
+                // The same code may have been frozen, or have had to free memory, once.
+                && Activity::of(&known.stack.kernel) == Activity::of(&stack.kernel)
         };
         if let Some(index) = self.stacks.iter().position(same) {
             let sampled = &mut self.stacks[index];

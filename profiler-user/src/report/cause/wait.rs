@@ -18,7 +18,6 @@ pub struct Wait {
     operand: Operand,
     awaited: Awaited,
     is_disk: bool,
-    is_swap_in: bool,
 }
 
 impl Wait {
@@ -28,7 +27,6 @@ impl Wait {
             operand: syscalls::operand(&sampled.registers),
             awaited: sampled.awaited,
             is_disk: is_disk(sampled),
-            is_swap_in: is_swap_in(sampled),
         }
     }
 }
@@ -57,9 +55,6 @@ fn wait_kind(
 ) -> CauseKind {
     let registers = &sampled.registers;
     let inside = registers.syscall >= 0;
-    if is_swap_in(sampled) {
-        return CauseKind::Memory;
-    }
     if !inside && !is_disk(sampled) {
         let reason = "the thread was blocked outside any system call, and its kernel stack does not say in what";
         gaps.push(Gap::new("cause", reason));
@@ -90,11 +85,6 @@ fn wait_kind(
 /// Whether the kernel waited for a block device: only that accounts as I/O wait, in `io_schedule`.
 fn is_disk(sampled: &Sampled) -> bool {
     syscalls::is_write_back(&sampled.registers) || has_kernel_frame(sampled, "io_schedule")
-}
-
-/// The page had been swapped out: that is memory pressure, not a slow file.
-fn is_swap_in(sampled: &Sampled) -> bool {
-    has_kernel_frame(sampled, "do_swap_page")
 }
 
 fn has_kernel_frame(sampled: &Sampled, prefix: &str) -> bool {

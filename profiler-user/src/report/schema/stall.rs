@@ -56,6 +56,9 @@ pub struct Stall {
     /// What the wait after the stall returned: how many file descriptors had been kept waiting.
     /// `null` while the stall lasts.
     pub ready_events: Option<u64>,
+    /// What the hypervisor took from the machine's CPUs meanwhile, at most: on which of them the thread
+    /// was is not recorded.
+    pub steal_ns: Option<u64>,
 }
 
 /// How a stall's time divides. The sum is its duration, exactly.
@@ -192,7 +195,12 @@ pub enum CauseKind {
         target: Option<String>,
     },
     /// Direct reclaim, swap, or the lock of the address space.
-    Memory,
+    Memory {
+        activity: Option<MemoryActivity>,
+        /// Time in the stall in which some task waited for memory, at most.
+        pressure_ns: Option<u64>,
+        pressure_of: Option<PressureOf>,
+    },
     /// Ready, but without a CPU. `preempted_ns` and `woken_ns` add up to `stall.time.runnable_ns`.
     RunQueue {
         /// Its CPU had been taken from it.
@@ -205,13 +213,77 @@ pub enum CauseKind {
         /// Who ran on the CPU that it waited for, longest first, each process once; `null` where
         /// nothing of that was seen. Their times and `idle_ns` add up to no more than `runnable_ns`.
         preempted_by: Option<Vec<Preemptor>>,
+        /// How many of the machine's CPUs the thread may use.
+        allowed_cpus: Option<u32>,
+        /// Which they are, where they are fewer than all: `0-1,4`.
+        confined_to: Option<String>,
     },
-    /// The cgroup had used up its CPU time.
-    CpuQuota { throttled_ns: Option<u64> },
+    /// The cgroup, or one above it, had used up its CPU time.
+    CpuQuota {
+        /// Counted by the kernel when each wait for the next period ends, and summed over the CPUs: no
+        /// more than the time in which the thread had no CPU.
+        throttled_ns: Option<u64>,
+        /// CPU time in each period.
+        quota_us: u64,
+        period_us: u64,
+        /// Whose quota it is.
+        cgroup: String,
+    },
     /// Stopped by a signal, a debugger or the freezer.
-    Stopped,
+    Stopped {
+        by: Option<StoppedBy>,
+        /// The debugger.
+        tracer: Option<Tracer>,
+    },
     /// Not to be told from what was seen.
     Unknown,
+}
+
+/// What a thread did in the kernel instead of its work, to get memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum MemoryActivity {
+    /// It freed memory before it got some.
+    Reclaim,
+    /// It waited for a page that had been swapped out.
+    SwapIn,
+    /// It waited for the lock of its process's address space.
+    MmapLock,
+    /// It moved pages about before it got a large one.
+    Compaction,
+}
+
+/// Whose tasks waited for memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum PressureOf {
+    /// Those of the process's control group.
+    Cgroup,
+    /// Anybody's: the kernel keeps none of the group.
+    Machine,
+}
+
+/// Who kept a thread from running.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum StoppedBy {
+    /// Whoever sent SIGSTOP, or stopped the job.
+    Signal,
+    /// A process that traces it.
+    Debugger,
+    /// Whoever froze its control group.
+    Freezer,
+}
+
+/// A process that traces the thread.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Tracer {
+    pub pid: u32,
+    pub name: Option<String>,
 }
 
 /// A thread that ended a wait by its own system call.
