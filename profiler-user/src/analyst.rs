@@ -3,6 +3,7 @@
 //! Runs in a thread of its own. It may be slow (a first look at a large binary takes a tenth of a
 //! second): the event path does not wait for it.
 
+mod calls;
 mod other_threads;
 mod stacks;
 
@@ -12,11 +13,13 @@ use std::sync::mpsc::SyncSender;
 
 use profiler_ebpf::record::reason;
 
+use self::calls::Caller;
 use crate::config::Config;
 use crate::frame::{Counts, Frame, Stack};
 use crate::gap::Gap;
 use crate::gathered::{Gathered, loop_kind};
 use crate::job::{Job, KernelStack, Losses, PythonFrames, Verdict};
+use crate::process::arguments::Arguments;
 use crate::process::live::LiveMemory;
 use crate::process::modules::Modules;
 use crate::process::target::Target;
@@ -24,7 +27,6 @@ use crate::report::application::interpreter;
 use crate::report::facts::{Context, RuntimeFacts, SessionFacts, ThreadFacts};
 use crate::report::group::Tally;
 use crate::report::schema::session::EndReason;
-use crate::report::syscalls::{Operand, operand};
 use crate::report::{Finish, Report};
 use crate::runtime::pool::{Pool, Posture, is_nameless};
 use crate::runtime::tokio;
@@ -34,6 +36,7 @@ use crate::source::Captured;
 use crate::symbolize::kernel::{KernelSymbols, parse_proc_stack};
 use crate::symbolize::native::NativeSymbolizer;
 use crate::symbolize::perf_map::PerfMap;
+use crate::turn::samples::Wait;
 use crate::turn::tracker::{Due, doing};
 use crate::turn::{Awaited, Moment, Stall, ThreadState};
 use crate::unwind::native::NativeUnwinder;
@@ -104,12 +107,20 @@ impl Analyst {
                 self.warm_up(&warm_up);
                 self.sink.accept(&Report::session_start(&self.facts, now_ns, *start))
             }
-            Job::Sample { captured, python, javascript, kernel, awaited, is_replaced } => {
+            Job::Sample {
+                captured,
+                python,
+                javascript,
+                kernel,
+                awaited,
+                arguments,
+                is_replaced,
+            } => {
                 let (stack, mut posture) = self.stack(&captured, &python, &javascript);
                 if is_replaced && is_nameless(&stack.frames) {
                     posture = Posture::OffDuty;
                 }
-                self.sample(&captured, (stack, posture), &kernel, awaited);
+                self.sample(&captured, (stack, posture), &kernel, (awaited, arguments.as_ref()));
                 Ok(())
             }
             Job::Look { captured, python } => {
@@ -178,7 +189,7 @@ impl Analyst {
         captured: &Captured,
         (mut stack, posture): (Stack, Posture),
         kernel: &KernelStack,
-        awaited: Awaited,
+        (awaited, arguments): (Awaited, Option<&Arguments>),
     ) {
         self.tell(captured, posture);
         if posture.is_idle() {
@@ -208,17 +219,11 @@ impl Analyst {
         } else {
             let blocked_ns = (head.blocked_ns > 0).then_some(head.blocked_ns);
             let registers = head.registers;
-            if let Operand::Descriptor(fd) = operand(&registers) {
-                gathered.describe(fd, pid);
-            }
-            gathered.samples.block(
-                head.at_ns,
-                blocked_ns,
-                stack,
-                doing(head.state),
-                registers,
-                awaited,
-            );
+            let caller =
+                Caller { pid, tid: head.head.tid, registers: &registers, frames: &stack.frames };
+            let call = caller.look(arguments, gathered);
+            let wait = Wait { state: doing(head.state), registers, awaited, call };
+            gathered.samples.block(head.at_ns, blocked_ns, stack, wait);
             if let Some(blocked_ns) = blocked_ns {
                 gathered.block_over(head.at_ns, blocked_ns);
             }

@@ -4,9 +4,9 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::call::Party;
 use crate::frame::Frame;
 use crate::gap::Gap;
-use crate::process::descriptors::describe;
 use crate::runtime::pool::Pool;
 use crate::runtime::tokio;
 use crate::turn::holders::Holders;
@@ -58,7 +58,12 @@ pub struct Gathered {
     /// What the descriptors that it blocked on stood for at that time; none where one number stood
     /// for several in the same turn.
     descriptors: BTreeMap<u32, Option<String>>,
+    /// Who has the other ends of pipes and connections, by their links.
+    ends: BTreeMap<String, OtherEnd>,
 }
+
+/// Who has the other end of something, if anybody on this machine has; or why that is not known.
+pub type OtherEnd = Result<Option<Party>, String>;
 
 impl Gathered {
     /// Lets go of what belongs to another turn. Of what kind the loop is stays known.
@@ -221,21 +226,35 @@ impl Gathered {
         self.others.iter().map(other).collect()
     }
 
-    pub fn describe(&mut self, fd: u32, pid: u32) {
-        if self.descriptors.len() >= MAX_DESCRIPTORS && !self.descriptors.contains_key(&fd) {
+    /// Remembers what a descriptor was when the thread blocked on it.
+    pub fn note(&mut self, number: u32, text: &str) {
+        if self.descriptors.len() >= MAX_DESCRIPTORS && !self.descriptors.contains_key(&number) {
             return;
         }
-        let Some(text) = describe(pid, fd) else { return };
-        match self.descriptors.entry(fd) {
+        match self.descriptors.entry(number) {
             Entry::Vacant(entry) => {
-                entry.insert(Some(text));
+                entry.insert(Some(text.to_owned()));
             }
             Entry::Occupied(mut entry) => {
-                if entry.get().as_ref() != Some(&text) {
+                if entry.get().as_deref() != Some(text) {
                     entry.insert(None);
                 }
             }
         }
+    }
+
+    /// Who has the other end of the thing with this link. Searched for once in a turn, and for the first
+    /// few only: a search looks through all processes.
+    pub fn end_of(&mut self, link: &str, search: impl FnOnce() -> OtherEnd) -> OtherEnd {
+        if let Some(known) = self.ends.get(link) {
+            return known.clone();
+        }
+        if self.ends.len() >= MAX_DESCRIPTORS {
+            return Err("it waited for many others in the same turn".to_owned());
+        }
+        let found = search();
+        self.ends.insert(link.to_owned(), found.clone());
+        found
     }
 }
 
@@ -280,12 +299,13 @@ mod tests {
     use crate::frame::Stack;
     use crate::report::sample::{native, python};
     use crate::turn::holders::Sighting;
+    use crate::turn::samples::Wait;
     use crate::turn::{Awaited, Sampled, ThreadState, Waker};
 
     fn waits(gathered: &mut Gathered, at_ns: u64, blocked_ns: u64, awaited: Awaited) {
-        let (stack, state) = (Stack::default(), ThreadState::Blocked);
-        let registers = Registers::default();
-        gathered.samples.block(at_ns, Some(blocked_ns), stack, state, registers, awaited);
+        let (state, registers) = (ThreadState::Blocked, Registers::default());
+        let wait = Wait { state, registers, awaited, call: None };
+        gathered.samples.block(at_ns, Some(blocked_ns), Stack::default(), wait);
         gathered.block_over(at_ns, blocked_ns);
     }
 
@@ -341,6 +361,7 @@ mod tests {
             time_ns: 0,
             registers: Registers::default(),
             awaited: Awaited::Syscall,
+            call: None,
             shares: Vec::new(),
         };
         gathered.wake_seen(8, 3080, &seen);

@@ -20,6 +20,7 @@ pub mod analyst;
 pub mod gap;
 pub mod frame;
 pub mod task;
+pub mod call;
 pub mod process;
 pub mod source;
 pub mod turn;

@@ -134,6 +134,7 @@ impl Analyst {
             time_ns: 0,
             registers: captured.head.registers,
             awaited: Awaited::Syscall,
+            call: None,
             shares: Vec::new(),
         }
     }

@@ -74,6 +74,7 @@ impl Holders {
                     time_ns: 0,
                     registers,
                     awaited,
+                    call: None,
                     shares: Vec::new(),
                 };
                 self.seen.push(Seen { tid, held, sampled, weight_ns: 0 });

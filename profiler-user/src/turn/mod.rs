@@ -7,6 +7,7 @@ pub mod tracker;
 use profiler_ebpf::record::Registers;
 use profiler_ebpf::turn::Turn;
 
+use crate::call::Call;
 use crate::frame::Stack;
 use crate::gap::Gap;
 use crate::task::Share;
@@ -56,6 +57,8 @@ pub struct Sampled {
     pub registers: Registers,
     /// What it waited for, where the syscall alone does not tell.
     pub awaited: Awaited,
+    /// What was known of the system call that it was blocked in.
+    pub call: Option<Box<Call>>,
     /// Whose coroutines it was seen in. The stack's own say only whose were the first.
     pub shares: Vec<Share>,
 }

@@ -3,6 +3,7 @@
 use profiler_ebpf::record::Registers;
 
 use super::{Awaited, Sampled, ThreadState};
+use crate::call::Call;
 use crate::frame::Stack;
 use crate::task::{Running, Share};
 
@@ -24,6 +25,33 @@ struct Block {
     blocked_ns: Option<u64>,
 }
 
+/// What a thread was doing when its stack was taken.
+#[derive(Debug, Clone)]
+pub struct Wait {
+    pub state: ThreadState,
+    pub registers: Registers,
+    pub awaited: Awaited,
+    pub call: Option<Call>,
+}
+
+impl Wait {
+    /// Whether a stack that is known was taken in the same wait, as far as that can be told without its
+    /// frames. What a lock's or the interpreter's waits are called with changes from one to the next.
+    fn is_of(&self, known: &Sampled) -> bool {
+        let [first, ..] = self.registers.args;
+        let [known_first, ..] = known.registers.args;
+        let same_call = self.awaited != Awaited::Syscall
+            || self.state != ThreadState::Blocked
+            || (self.registers.syscall, first) == (known.registers.syscall, known_first);
+        (self.state, self.awaited) == (known.state, known.awaited)
+            && same_call
+            && match (&self.call, &known.call) {
+                (Some(call), Some(known)) => call.is_on_the_same(known),
+                _ => true,
+            }
+    }
+}
+
 /// The stacks of one turn.
 #[derive(Debug, Default)]
 pub struct Samples {
@@ -42,20 +70,12 @@ impl Samples {
             ThreadState::RunningUser => self.ticks_user += 1,
             _ => self.ticks_kernel += 1,
         }
-        self.add(stack, state, registers, Awaited::Syscall);
+        self.add(stack, Wait { state, registers, awaited: Awaited::Syscall, call: None });
     }
 
     /// The thread gave up its CPU at `at_ns`; `blocked_ns` is known once it came back.
-    pub fn block(
-        &mut self,
-        at_ns: u64,
-        blocked_ns: Option<u64>,
-        stack: Stack,
-        state: ThreadState,
-        registers: Registers,
-        awaited: Awaited,
-    ) {
-        if let Some((stack, share)) = self.add(stack, state, registers, awaited) {
+    pub fn block(&mut self, at_ns: u64, blocked_ns: Option<u64>, stack: Stack, wait: Wait) {
+        if let Some((stack, share)) = self.add(stack, wait) {
             self.blocks.push(Block { at_ns, stack, share, blocked_ns });
         }
     }
@@ -113,20 +133,17 @@ impl Samples {
     }
 
     /// Where the stack is in the list, and in which of its shares; equal ones of the same state are one.
-    fn add(
-        &mut self,
-        stack: Stack,
-        state: ThreadState,
-        registers: Registers,
-        awaited: Awaited,
-    ) -> Option<(usize, Option<usize>)> {
-        let same = |known: &Sampled| {
-            (known.state, known.awaited) == (state, awaited) && looks_same(&known.stack, &stack)
-        };
+    fn add(&mut self, stack: Stack, wait: Wait) -> Option<(usize, Option<usize>)> {
+        let same = |known: &Sampled| wait.is_of(known) && looks_same(&known.stack, &stack);
+        let Wait { state, registers, awaited, .. } = wait;
         if let Some(index) = self.stacks.iter().position(same) {
             let sampled = &mut self.stacks[index];
             sampled.samples += 1;
             sampled.registers = registers;
+            // What was seen while it lasted says more.
+            if sampled.call.is_none() || wait.call.as_ref().is_some_and(|call| call.is_seen) {
+                sampled.call = wait.call.map(Box::new);
+            }
             return Some((index, share_of(&mut sampled.shares, stack.running)));
         }
         if self.stacks.len() == MAX_STACKS {
@@ -142,6 +159,7 @@ impl Samples {
             time_ns: 0,
             registers,
             awaited,
+            call: wait.call.map(Box::new),
             shares,
         });
         Some((self.stacks.len() - 1, share))
@@ -179,7 +197,8 @@ pub fn looks_same(one: &Stack, other: &Stack) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Awaited, MAX_SHARES, Samples};
+    use super::{Awaited, MAX_SHARES, Samples, Wait};
+    use crate::call::{Call, Descriptor, Kind};
     use crate::frame::{Frame, Language, Stack};
     use crate::gap::Gap;
     use crate::task::Running;
@@ -198,6 +217,40 @@ mod tests {
             module_offset: None,
         };
         Stack { frames: vec![frame], ..Stack::default() }
+    }
+
+    /// Blocked in a read from this descriptor.
+    fn reading(number: u64) -> Wait {
+        let registers = Registers { syscall: 0, args: [number; 6], ..Registers::default() };
+        Wait { state: Blocked, registers, awaited: Awaited::Syscall, call: None }
+    }
+
+    /// Equal stacks in calls on different things are different waits, and what was seen of a call while it
+    /// lasted stays.
+    #[test]
+    fn calls_are_told_apart() {
+        let on = |link: &str, is_seen| {
+            let link = link.to_owned();
+            let descriptor = Descriptor { link, ..Descriptor::new(7, Kind::Pipe, "pipe") };
+            let call = Call { is_seen, descriptor: Some(descriptor), ..Call::default() };
+            Wait { call: Some(call), ..reading(7) }
+        };
+        let mut samples = Samples::default();
+        samples.block(100, Some(50), stack("read", 1), reading(8));
+        samples.block(200, Some(40), stack("read", 1), on("pipe:[1]", true));
+        samples.block(300, Some(4), stack("read", 1), on("pipe:[1]", false));
+        samples.block(400, Some(30), stack("read", 1), on("pipe:[2]", true));
+        let stacks = samples.stacks(0, 500);
+        let times: Vec<_> = stacks.iter().map(|sampled| sampled.time_ns).collect();
+        assert_eq!(times, [50, 44, 30]);
+        assert!(stacks[1].call.as_ref().is_some_and(|call| call.is_seen));
+        // The interpreter's lock is waited for at changing addresses.
+        let mut samples = Samples::default();
+        for number in [7, 8] {
+            let wait = Wait { awaited: Awaited::Gil, ..reading(number) };
+            samples.block(100 * number, Some(5), stack("take", 1), wait);
+        }
+        assert_eq!(samples.stacks(0, 0).len(), 1);
     }
 
     /// Equal stacks are one entry, whatever their addresses; running time is shared by ticks.
@@ -220,10 +273,10 @@ mod tests {
         // ns   100        150      200            260
         //       ├ blocked ──┤ running  ├ blocked ... now
         let mut samples = Samples::default();
-        samples.block(100, None, stack("read", 1), Blocked, Registers::default(), Awaited::Syscall);
+        samples.block(100, None, stack("read", 1), reading(7));
         assert!(samples.block_ended(100, 50));
         samples.tick(stack("read", 1), RunningKernel, Registers::default());
-        samples.block(200, None, stack("read", 1), Blocked, Registers::default(), Awaited::Syscall);
+        samples.block(200, None, stack("read", 1), reading(7));
         let stacks = samples.stacks(50, 260);
         let seen: Vec<_> = stacks.iter().map(|s| (s.state, s.samples, s.time_ns)).collect();
         assert_eq!(seen, [(Blocked, 2, 110), (RunningKernel, 1, 50)]);
@@ -252,8 +305,7 @@ mod tests {
         for frame in 0..MAX_SHARES as u64 + 5 {
             let at_ns = 100 * frame;
             let stack = seen_in(running(frame));
-            let registers = Registers::default();
-            samples.block(at_ns, Some(7), stack, Blocked, registers, Awaited::Syscall);
+            samples.block(at_ns, Some(7), stack, reading(7));
         }
         let [stack] = &samples.stacks(0, 0)[..] else { panic!("not one stack") };
         assert_eq!((stack.shares.len(), stack.samples), (MAX_SHARES, MAX_SHARES as u64 + 5));

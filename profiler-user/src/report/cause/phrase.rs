@@ -1,6 +1,6 @@
 //! The kind of a cause to its words.
 
-use super::held;
+use super::{called, held};
 use crate::report::schema::stall::CauseKind;
 
 /// A cause in words, to follow "stalled 5012 ms, ".
@@ -9,11 +9,8 @@ pub fn phrase(kind: &CauseKind) -> String {
         target.as_ref().map(|target| format!(" on {target}")).unwrap_or_default()
     };
     let fixed = match kind {
-        CauseKind::Syscall { syscall, target, .. } => {
-            return format!("blocked in {syscall}{}", on(target));
-        }
-        CauseKind::Sleep { syscall } => return format!("asleep in {syscall}"),
-        CauseKind::Disk { syscall: Some(syscall), target } => {
+        CauseKind::Syscall { .. } | CauseKind::Sleep { .. } => return called::phrase(kind),
+        CauseKind::Disk { syscall: Some(syscall), target, .. } => {
             return format!("waiting for the disk in {syscall}{}", on(target));
         }
         CauseKind::Disk { syscall: None, .. } => "waiting for the disk in a page fault",
