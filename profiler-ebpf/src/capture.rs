@@ -32,6 +32,7 @@ pub fn take_registers(
         in_user,
         state: state.state,
         holds_gil: 0,
+        task_state: 0,
         registers,
         stack_top: if is_main { task.start_stack() } else { 0 },
         fsbase: task.fsbase(),

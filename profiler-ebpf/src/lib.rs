@@ -10,5 +10,6 @@ pub mod param;
 pub mod python;
 pub mod turn;
 pub mod record;
+pub mod rivals;
 pub mod wanted;
 pub mod counter;

@@ -8,6 +8,7 @@ mod task;
 mod emit;
 mod capture;
 mod park;
+mod runnable;
 mod wait;
 mod sched;
 mod others;

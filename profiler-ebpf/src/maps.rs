@@ -8,6 +8,7 @@ use profiler_ebpf::limits::{MAX_DESKS, MAX_LOOPS, RING_BYTES};
 use profiler_ebpf::param::Params;
 use profiler_ebpf::python::PythonLayout;
 use profiler_ebpf::record::Capture;
+use profiler_ebpf::rivals::Rivals;
 use profiler_ebpf::turn::{Loop, Parks};
 
 /// Set by the daemon before loading, frozen after.
@@ -33,6 +34,12 @@ pub static PARAMS: Params = Params {
         task_nvcsw: 0,
         task_nivcsw: 0,
         task_on_cpu: 0,
+        task_cpu: 0,
+        task_min_flt: 0,
+        task_maj_flt: 0,
+        task_flags: 0,
+        task_run_delay: 0,
+        task_migrations: 0,
     },
 };
 
@@ -67,6 +74,10 @@ static CAPTURES: Array<Capture> = Array::with_max_entries(MAX_LOOPS + MAX_DESKS,
 /// Where each loop's thread sleeps when it is idle, if not in a wait that is hooked; written by the daemon.
 #[map]
 static PARKS: Array<Parks> = Array::with_max_entries(MAX_LOOPS, BPF_F_MMAPABLE);
+
+/// Who ran instead of each loop's thread while that was ready; the daemon maps it.
+#[map]
+static RIVALS: Array<Rivals> = Array::with_max_entries(MAX_LOOPS, BPF_F_MMAPABLE);
 
 /// How the target's CPython is laid out; written by the daemon.
 #[map]
@@ -131,6 +142,13 @@ pub fn loop_at(slot: u32) -> Option<&'static mut Loop> {
 pub fn capture_at(slot: u32) -> Option<&'static mut Capture> {
     // SAFETY: as for `loop_at`; captures are written on the thread's own CPU only.
     CAPTURES.get_ptr_mut(slot).map(|capture| unsafe { &mut *capture })
+}
+
+#[inline(always)]
+pub fn rivals_at(slot: u32) -> Option<&'static mut Rivals> {
+    // SAFETY: as for `loop_at`, but that a switch on a CPU that the thread was just moved from may
+    // come between: a number may be lost, and all are plain.
+    RIVALS.get_ptr_mut(slot).map(|rivals| unsafe { &mut *rivals })
 }
 
 /// How the thread in a slot parks.

@@ -5,11 +5,11 @@ use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, Queue};
 use profiler_ebpf::counter::Counter;
-use profiler_ebpf::limits::{BYSTANDER_EVERY_NS, MAX_DESKS, MAX_THREAD_STATES};
+use profiler_ebpf::limits::{BYSTANDER_EVERY_NS, MAX_DESKS, MAX_THREAD_STATES, MIN_BLOCK_NS};
 use profiler_ebpf::python::PythonWalk;
 use profiler_ebpf::record::{Capture, CaptureHead, RecordHead, Woken, kind, reason};
 use profiler_ebpf::turn::{FUTEX, phase, state};
-use profiler_ebpf::wanted::{Wanted, ends_wait};
+use profiler_ebpf::wanted::{Wanted, call_of, ends_wait, is_of_kind};
 
 use crate::maps::{capture_at, count, loop_at, param, slot_of};
 use crate::task::Task;
@@ -83,20 +83,18 @@ pub fn waking(task: Task) {
         return;
     }
     let head = &capture.head;
-    if head.registers.syscall != FUTEX
-        || head.reason != reason::SWITCH_OUT
-        || head.at_ns != state.booked_until_ns
-    {
+    if head.reason != reason::SWITCH_OUT || head.at_ns != state.booked_until_ns {
+        return;
+    }
+    let is_futex = head.registers.syscall == FUTEX;
+    if !is_futex && now_ns.saturating_sub(head.at_ns) < MIN_BLOCK_NS {
         return;
     }
     let pid_tgid = bpf_get_current_pid_tgid();
     let (by_tgid, by_tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
     let same_process = u64::from(by_tgid) == param!(tgid);
-    if !is_ended_by_current(capture, same_process) {
-        return;
-    }
-    tell_woken(capture, state.turn.start_ns, pid_tgid, now_ns);
-    if same_process {
+    let told = tell_woken(capture, state.turn.start_ns, pid_tgid, now_ns);
+    if told && is_futex && same_process {
         let tstate = thread_state(Task::current().fsbase());
         let met =
             Met { tid: by_tid, reason: reason::WAKING, in_user: 0, holds_gil: 0, tstate, now_ns };
@@ -109,19 +107,24 @@ pub fn waking(task: Task) {
     }
 }
 
-/// Whether the current thread's system call explains the end of the wait that the capture is of.
+/// Tells that the current thread ended the wait that the capture is of, if its system call explains that.
 ///
-/// A function of its own, as are the next and `fill`: the kernel allows 512 bytes of stack for all
-/// that are being called together, and the walk of the interpreter's frames needs a third of it.
+/// A function of its own, as is `fill`: the kernel allows 512 bytes of stack for all that are being
+/// called together, and the walk of the interpreter's frames needs a third of it.
 #[inline(never)]
-fn is_ended_by_current(capture: &Capture, same_process: bool) -> bool {
-    Task::current()
-        .registers()
-        .is_some_and(|call| ends_wait(&capture.head.registers, &call, same_process))
-}
-
-#[inline(never)]
-fn tell_woken(capture: &Capture, turn_start_ns: u64, by: u64, now_ns: u64) {
+fn tell_woken(capture: &Capture, turn_start_ns: u64, by: u64, now_ns: u64) -> bool {
+    let task = Task::current();
+    let Some(mut call) = task.registers() else { return false };
+    call.syscall = call_of(call.syscall, task.flags());
+    let wait = &capture.head.registers;
+    let explains = if wait.syscall == FUTEX {
+        ends_wait(wait, &call, by >> 32 == param!(tgid))
+    } else {
+        is_of_kind(wait, call.syscall)
+    };
+    if !explains {
+        return false;
+    }
     let mut woken = Woken {
         head: RecordHead { kind: kind::WOKEN, tid: capture.head.head.tid },
         at_ns: now_ns,
@@ -130,10 +133,13 @@ fn tell_woken(capture: &Capture, turn_start_ns: u64, by: u64, now_ns: u64) {
         by_tgid: (by >> 32) as u32,
         by_tid: by as u32,
         by_name: [0; 16],
+        by_syscall: call.syscall,
+        by_args: [call.args[0], call.args[1]],
     };
     // SAFETY: the buffer is of that size.
     unsafe { bpf_get_current_comm(woken.by_name.as_mut_ptr().cast(), 16) };
     emit::record(&woken, Counter::RecordLost);
+    true
 }
 
 /// Whether the last bystander was captured long enough ago. Two CPUs that ask at the same moment may
@@ -210,6 +216,7 @@ fn fill(capture: &mut Capture, met: &Met) -> bool {
         in_user: met.in_user,
         state: state::RUNNING,
         holds_gil: met.holds_gil,
+        task_state: 0,
         registers,
         stack_top: if is_main { task.start_stack() } else { 0 },
         fsbase: task.fsbase(),

@@ -57,4 +57,17 @@ pub struct Offsets {
     pub task_nivcsw: u64,
     /// `task_struct.on_cpu`
     pub task_on_cpu: u64,
+    /// `task_struct.thread_info.cpu`, before 5.16 `cpu`: the CPU that it runs on or is queued on
+    pub task_cpu: u64,
+    /// `task_struct.min_flt`
+    pub task_min_flt: u64,
+    /// `task_struct.maj_flt`
+    pub task_maj_flt: u64,
+    /// `task_struct.flags`
+    pub task_flags: u64,
+    /// `task_struct.sched_info.run_delay`: ns that it has waited on CPUs' queues and left them, by
+    /// running there or by moving to another's
+    pub task_run_delay: u64,
+    /// `task_struct.se.nr_migrations`
+    pub task_migrations: u64,
 }

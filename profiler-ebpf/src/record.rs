@@ -20,6 +20,8 @@ pub mod kind {
     pub const OTHER: u32 = 5;
     /// A [`super::Woken`].
     pub const WOKEN: u32 = 6;
+    /// A [`crate::rivals::Rivals`], before the end of the turn that it is about.
+    pub const RIVALS: u32 = 7;
 }
 
 /// The beginning of every record.
@@ -153,6 +155,9 @@ pub struct CaptureHead {
     pub state: u32,
     /// 1 where a tick found the thread to hold the interpreter's lock, and the daemon had asked.
     pub holds_gil: u32,
+    /// The thread's `__state` as it gave up its CPU: SIGSTOP 0x4, a debugger 0x8, since 6.1 the freezer
+    /// 0x8000; 0 for a tick.
+    pub task_state: u64,
     /// The user registers.
     pub registers: Registers,
     /// Where the stack ends as far as is known: of the main thread, `mm->start_stack`; else 0.
@@ -185,7 +190,8 @@ pub struct Capture {
     pub stack: [u8; STACK_BYTES + crate::limits::PAGE_BYTES],
 }
 
-/// A loop's thread that was blocked on a futex in a suspected turn was woken by somebody's futex call.
+/// A loop's thread that was blocked in a suspected turn was woken from within a system call of the
+/// kind that ends such waits: see [`crate::wanted::ends_wait`].
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -205,4 +211,8 @@ pub struct Woken {
     pub by_tid: u32,
     /// What that thread was called, ended by a zero.
     pub by_name: [u8; 16],
+    /// The system call that it was in: `exit` for a task that exits, whatever made it.
+    pub by_syscall: i64,
+    /// The first two arguments of that.
+    pub by_args: [u64; 2],
 }

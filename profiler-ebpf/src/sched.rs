@@ -8,18 +8,19 @@ use profiler_ebpf::turn::{Left, Loop, phase};
 
 use crate::maps::{capture_at, change, count, forget, loop_at, param, slot_of};
 use crate::task::Task;
-use crate::{capture, emit, park};
+use crate::{capture, emit, park, runnable};
 
 /// One task leaves a CPU, another comes onto it. Runs in the context of the one that leaves.
 #[inline(always)]
 pub fn switched(preempted: bool, previous: Task, next: Task, previous_state: u64) {
+    runnable::switched(previous, next);
     let target = param!(tgid) as u32;
     let (out, into) = (previous.tgid() == target, next.tgid() == target);
     if out && let Some(slot) = slot_of(previous.tid()) {
-        left_cpu(slot, preempted, previous_state);
+        left_cpu(slot, preempted, previous_state, previous, next);
     }
     if into && let Some(slot) = slot_of(next.tid()) {
-        came_back(slot);
+        came_back(slot, next);
     }
 }
 
@@ -29,24 +30,32 @@ pub fn woken(task: Task) {
     if u64::from(task.tgid()) != param!(tgid) {
         return;
     }
-    if let Some(state) = slot_of(task.tid()).and_then(loop_at)
+    let Some(slot) = slot_of(task.tid()) else { return };
+    if let Some(state) = loop_at(slot)
         && state.phase == phase::TURN
     {
         // SAFETY: the helper has no preconditions.
         let now_ns = unsafe { bpf_ktime_get_ns() };
-        change(state, |state| state.woken(now_ns));
+        if change(state, |state| state.woken(now_ns)) {
+            runnable::begin(slot, &state.turn, task, None, now_ns);
+        }
     }
 }
 
 #[inline(always)]
-fn left_cpu(slot: u32, preempted: bool, task_state: u64) {
+fn left_cpu(slot: u32, preempted: bool, task_state: u64, task: Task, next: Task) {
     let Some(state) = loop_at(slot) else { return };
     if !state.minds_leaving(task_state) {
         return;
     }
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    match change(state, |state| state.switched_out(preempted, task_state, now_ns)) {
+    let faults = task.faults();
+    let left = change(state, |state| {
+        state.count_faults(faults);
+        state.switched_out(preempted, task_state, now_ns)
+    });
+    match left {
         Left::Blocked => {
             let Some(capture) = capture_at(slot) else { return };
             // Before the turn is suspected registers do: if the block lasts, the daemon completes
@@ -54,26 +63,29 @@ fn left_cpu(slot: u32, preempted: bool, task_state: u64) {
             if !capture::take_registers(capture, state, reason::SWITCH_OUT, 0, now_ns) {
                 return;
             }
+            capture.head.task_state = task_state;
             if park::is_parked(slot, &capture.head.registers) {
-                parked(state, now_ns);
+                parked(slot, state, now_ns);
                 capture.head.reason = 0;
             } else if is_suspected(state, now_ns) {
                 capture::take_stacks(capture, state.python_tstate);
             }
         }
         Left::Dead => {
-            exited(state, now_ns);
+            exited(slot, state, now_ns);
         }
-        Left::Elsewhere | Left::Runnable => {}
+        Left::Runnable => runnable::begin(slot, &state.turn, task, Some(next), now_ns),
+        Left::Elsewhere => {}
     }
 }
 
 /// The turn is over: its thread went to sleep where it waits for work. A function of its own, because
 /// the kernel has 512 bytes of stack for a chain of calls, and a record takes a fifth of them.
 #[inline(never)]
-fn parked(state: &mut Loop, now_ns: u64) {
+fn parked(slot: u32, state: &mut Loop, now_ns: u64) {
     let turn = change(state, Loop::parked);
     if turn.booked_ns() >= param!(threshold_ns) {
+        runnable::tell(slot, turn.start_ns);
         let head = RecordHead { kind: kind::TURN_ENDED, tid: state.tid };
         emit::record(&TurnEnded { head, end_ns: now_ns, turn }, Counter::EndLost);
     }
@@ -81,9 +93,12 @@ fn parked(state: &mut Loop, now_ns: u64) {
 
 /// The thread is gone. A function of its own for the same reason.
 #[inline(never)]
-fn exited(state: &mut Loop, now_ns: u64) {
+fn exited(slot: u32, state: &mut Loop, now_ns: u64) {
     let in_turn = u64::from(state.phase == phase::TURN);
     let head = RecordHead { kind: kind::EXITED, tid: state.tid };
+    if in_turn == 1 {
+        runnable::tell(slot, state.turn.start_ns);
+    }
     let exited = Exited { head, at_ns: now_ns, in_turn, turn: state.turn };
     change(state, |state| state.phase = phase::DEAD);
     forget(state.tid);
@@ -91,17 +106,22 @@ fn exited(state: &mut Loop, now_ns: u64) {
 }
 
 #[inline(always)]
-fn came_back(slot: u32) {
+fn came_back(slot: u32, task: Task) {
     let Some(state) = loop_at(slot) else { return };
     if state.phase != phase::TURN && state.phase != phase::PARKED {
         return;
     }
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
+    runnable::end(slot, now_ns);
     let Some(capture) = capture_at(slot) else { return };
     let head = &mut capture.head;
     if state.phase == phase::PARKED || park::was_found(slot, head) {
-        change(state, |state| state.unparked(now_ns));
+        let faults = task.faults();
+        change(state, |state| {
+            state.count_faults(faults);
+            state.unparked(now_ns);
+        });
         head.reason = 0;
         return;
     }

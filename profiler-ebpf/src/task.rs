@@ -3,6 +3,7 @@
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_task_pt_regs};
 use profiler_ebpf::record::Registers;
+use profiler_ebpf::turn::Faults;
 
 use crate::maps::param;
 
@@ -37,6 +38,9 @@ struct PtRegs {
     sp: u64,
     ss: u64,
 }
+
+/// `__USER32_CS` (arch/x86/include/asm/segment.h)
+const USER32_CS: u64 = 0x23;
 
 impl Task {
     pub fn from_tracepoint(task: *const u8) -> Self {
@@ -116,8 +120,13 @@ impl Task {
             ip: regs.ip,
             sp: regs.sp,
             bp: regs.bp,
-            // An interrupt or fault from user mode leaves a negative number here.
-            syscall: if (regs.orig_ax as i64) < 0 { -1 } else { regs.orig_ax as i64 },
+            // An interrupt or fault from user mode leaves a negative number here, and the numbers of
+            // 32-bit programs are others.
+            syscall: if (regs.orig_ax as i64) < 0 || regs.cs == USER32_CS {
+                -1
+            } else {
+                regs.orig_ax as i64
+            },
             args: [regs.di, regs.si, regs.dx, regs.r10, regs.r8, regs.r9],
         })
     }
@@ -135,6 +144,41 @@ impl Task {
         self.load(param!(offset.task_on_cpu))
     }
 
+    /// The CPU that it runs on or waits for.
+    #[inline(always)]
+    pub fn cpu(self) -> u32 {
+        self.load(param!(offset.task_cpu))
+    }
+
+    /// The `PF_` flags.
+    #[inline(always)]
+    pub fn flags(self) -> u32 {
+        self.load(param!(offset.task_flags))
+    }
+
+    #[inline(always)]
+    pub fn faults(self) -> Faults {
+        let minor = self.load(param!(offset.task_min_flt));
+        Faults { minor, major: self.load(param!(offset.task_maj_flt)) }
+    }
+
+    /// Waited for CPUs so far, ns, without the queue that it is in now.
+    #[inline(always)]
+    pub fn run_delay_ns(self) -> u64 {
+        self.load(param!(offset.task_run_delay))
+    }
+
+    /// Times it was moved to another CPU.
+    #[inline(always)]
+    pub fn migrations(self) -> u64 {
+        self.load(param!(offset.task_migrations))
+    }
+
+    /// Where the kernel has it: for [`read_kernel`], past the end of the program that got it.
+    pub fn address(self) -> u64 {
+        self.0 as u64
+    }
+
     #[inline(always)]
     fn load<T: Copy>(self, offset: u64) -> T {
         // SAFETY: the verifier allows the load only where the offset is a field of the structure
@@ -145,7 +189,7 @@ impl Task {
 
 /// Reads kernel memory that the verifier cannot follow.
 #[inline(always)]
-fn read_kernel<T>(address: u64) -> Option<T> {
+pub fn read_kernel<T>(address: u64) -> Option<T> {
     // SAFETY: the helper checks the address and fails instead of faulting.
     unsafe { bpf_probe_read_kernel(address as *const T) }.ok()
 }

@@ -63,6 +63,21 @@ pub mod state {
     pub const RUNNABLE: u32 = 2;
     /// Stopped, traced or frozen: not to be woken by what it waits for.
     pub const STOPPED: u32 = 3;
+    /// Ready as well, but because its CPU was taken from it, where [`RUNNABLE`] was woken.
+    pub const PREEMPTED: u32 = 4;
+
+    /// That of a thread that gave up its CPU with this `__state`.
+    #[inline(always)]
+    pub const fn of_sleep(task_state: u64) -> u32 {
+        use super::task::{FROZEN, STOPPED as STOPPED_BIT, TRACED};
+        if task_state & (STOPPED_BIT | TRACED | FROZEN) != 0 { STOPPED } else { BLOCKED }
+    }
+
+    /// Whether only a CPU is missing.
+    #[inline(always)]
+    pub const fn is_ready(state: u32) -> bool {
+        state == RUNNABLE || state == PREEMPTED
+    }
 }
 
 /// The bits of `task_struct.__state` that matter here (include/linux/sched.h, unchanged since 4.14
@@ -93,6 +108,9 @@ pub struct Turn {
     pub runnable_ns: u64,
     /// Stopped, traced or frozen.
     pub stopped_ns: u64,
+    /// The part of `runnable_ns` in which its CPU had been taken from it. In the rest it had been
+    /// woken, and waited for one.
+    pub preempted_ns: u64,
     /// Times it gave up the CPU.
     pub voluntary: u32,
     /// Times the CPU was taken from it.
@@ -101,7 +119,39 @@ pub struct Turn {
     pub flags: u32,
     /// Waits inside callbacks that are not the loop's own.
     pub nested_waits: u32,
+    /// Page faults that needed no disk, up to the thread's last switch or the turn's end.
+    pub minor_faults: u32,
+    /// Page faults that waited for a disk, likewise.
+    pub major_faults: u32,
 }
+
+/// A thread's page faults since it began, as the kernel counts them.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Faults {
+    /// `task_struct.min_flt`
+    pub minor: u64,
+    /// `task_struct.maj_flt`
+    pub major: u64,
+}
+
+/// A turn of no length.
+const EMPTY: Turn = Turn {
+    start_ns: 0,
+    running_ns: 0,
+    blocked_ns: 0,
+    runnable_ns: 0,
+    stopped_ns: 0,
+    preempted_ns: 0,
+    voluntary: 0,
+    preempted: 0,
+    flags: 0,
+    nested_waits: 0,
+    minor_faults: 0,
+    major_faults: 0,
+};
 
 impl Turn {
     /// The sum of all four states: the turn's duration up to the last booking.
@@ -136,6 +186,8 @@ pub struct Loop {
     pub turns: u64,
     /// The current turn.
     pub turn: Turn,
+    /// The thread's faults as they were counted last; all zero: not yet.
+    pub faults: Faults,
     /// Start of the last turn that was reported as a stall.
     pub stalled_ns: u64,
     /// The interpreter's thread state; written by the daemon, checked by the probes.
@@ -264,17 +316,7 @@ impl Loop {
         self.phase = phase::TURN;
         self.state = state::RUNNING;
         self.booked_until_ns = now_ns;
-        self.turn = Turn {
-            start_ns: now_ns,
-            running_ns: 0,
-            blocked_ns: 0,
-            runnable_ns: 0,
-            stopped_ns: 0,
-            voluntary: 0,
-            preempted: 0,
-            flags,
-            nested_waits: 0,
-        };
+        self.turn = Turn { start_ns: now_ns, flags, ..EMPTY };
     }
 
     /// The thread has parked, says whoever recognised where it went to sleep: the turn ended as it
@@ -318,28 +360,25 @@ impl Loop {
         self.book(now_ns);
         // A preempted thread may already have announced that it will sleep; it has not yet.
         if preempted || task_state == 0 {
-            self.state = state::RUNNABLE;
+            self.state = state::PREEMPTED;
             self.turn.preempted += 1;
             return Left::Runnable;
         }
         self.turn.voluntary += 1;
-        self.state = if task_state & (task::STOPPED | task::TRACED | task::FROZEN) != 0 {
-            state::STOPPED
-        } else {
-            state::BLOCKED
-        };
+        self.state = state::of_sleep(task_state);
         Left::Blocked
     }
 
-    /// Something woke the thread.
+    /// Something woke the thread. True where it waits for a CPU from now on, inside a turn.
     #[inline(always)]
-    pub fn woken(&mut self, now_ns: u64) {
-        if self.phase == phase::TURN
-            && (self.state == state::BLOCKED || self.state == state::STOPPED)
-        {
+    pub fn woken(&mut self, now_ns: u64) -> bool {
+        let slept = self.phase == phase::TURN
+            && (self.state == state::BLOCKED || self.state == state::STOPPED);
+        if slept {
             self.book(now_ns);
             self.state = state::RUNNABLE;
         }
+        slept
     }
 
     /// The thread comes onto a CPU. False where it was thought to be on one already.
@@ -354,6 +393,18 @@ impl Loop {
         was_off
     }
 
+    /// Gives the turn under way, if there is one, the faults since they were counted last. To be asked
+    /// before each rule that begins or ends a turn, and at switches, so that a long one shows them.
+    #[inline(always)]
+    pub fn count_faults(&mut self, now: Faults) {
+        let before = self.faults;
+        self.faults = now;
+        if self.phase == phase::TURN && before.minor | before.major != 0 {
+            self.turn.minor_faults += now.minor.wrapping_sub(before.minor) as u32;
+            self.turn.major_faults += now.major.wrapping_sub(before.major) as u32;
+        }
+    }
+
     /// Gives the time since the last booking to the present state.
     #[inline(always)]
     fn book(&mut self, now_ns: u64) {
@@ -363,13 +414,15 @@ impl Loop {
             return;
         }
         self.booked_until_ns = now_ns;
-        // All four are written: as a match, the compiler makes it an indexed store whose bound the
+        // All are written: as a match, the compiler makes it an indexed store whose bound the
         // verifier cannot see.
         let now = self.state;
         let share = |state: u32| if now == state { passed_ns } else { 0 };
         self.turn.running_ns += share(state::RUNNING);
         self.turn.blocked_ns += share(state::BLOCKED);
-        self.turn.runnable_ns += share(state::RUNNABLE);
+        let preempted_ns = share(state::PREEMPTED);
+        self.turn.runnable_ns += share(state::RUNNABLE) + preempted_ns;
+        self.turn.preempted_ns += preempted_ns;
         self.turn.stopped_ns += share(state::STOPPED);
     }
 
@@ -383,7 +436,7 @@ impl Loop {
 
 #[cfg(test)]
 mod tests {
-    use super::{Entered, Left, Loop, START_UNKNOWN, phase, state, wait, wait_of};
+    use super::{Entered, Faults, Left, Loop, START_UNKNOWN, phase, state, wait, wait_of};
 
     const EPFD: u32 = 7;
 
@@ -419,6 +472,7 @@ mod tests {
         assert_eq!(turn.running_ns, 30 + 20 + 15);
         assert_eq!(turn.blocked_ns, 20);
         assert_eq!(turn.runnable_ns, 30 + 60);
+        assert_eq!(turn.preempted_ns, 60, "the rest was woken, and waited");
         assert_eq!(turn.booked_ns(), 175);
         assert_eq!((turn.voluntary, turn.preempted), (1, 1));
     }
@@ -466,7 +520,48 @@ mod tests {
     fn preemption_is_not_blocking() {
         let mut thread = in_turn(100);
         assert_eq!(thread.switched_out(true, 1, 110), Left::Runnable);
-        assert_eq!(thread.state, state::RUNNABLE);
+        assert_eq!(thread.state, state::PREEMPTED);
+        assert!(!thread.woken(120), "a wakeup that comes late changes nothing");
+        assert!(thread.switched_in(130));
+        let turn = over(thread.wait_entered(wait::EPOLL, EPFD, 135));
+        assert_eq!((turn.preempted_ns, turn.runnable_ns, turn.blocked_ns), (20, 20, 0));
+    }
+
+    /// Only a thread that slept inside a turn begins to wait for a CPU as it is woken.
+    #[test]
+    fn woken_from_sleep_in_a_turn() {
+        let mut thread = in_turn(100);
+        assert!(!thread.woken(105), "it runs");
+        thread.switched_out(false, 1, 110);
+        assert!(thread.woken(120));
+        assert!(!thread.woken(125));
+        thread.switched_in(130);
+        let turn = over(thread.wait_entered(wait::EPOLL, EPFD, 140));
+        assert_eq!((turn.preempted_ns, turn.runnable_ns), (0, 10));
+        thread.switched_out(false, 1, 150);
+        assert!(!thread.woken(160), "it waits for its loop's events");
+    }
+
+    /// A turn has the faults from its beginning to its end, and those before are not its own. Of a turn
+    /// whose beginning was not seen, they count from when they were first looked at.
+    #[test]
+    fn faults_of_a_turn() {
+        let faults = |minor, major| Faults { minor, major };
+        let mut thread = Loop::default();
+        thread.adopt(wait::EPOLL, EPFD);
+        thread.begin(50, START_UNKNOWN);
+        thread.count_faults(faults(1000, 7));
+        thread.count_faults(faults(1003, 7));
+        let turn = over(thread.wait_entered(wait::EPOLL, EPFD, 60));
+        assert_eq!((turn.minor_faults, turn.major_faults), (3, 0));
+        thread.count_faults(faults(1005, 8));
+        thread.wait_left(100);
+        thread.count_faults(faults(1015, 9));
+        assert_eq!(thread.turn.minor_faults, 10);
+        thread.switched_out(false, 2, 110);
+        thread.count_faults(faults(1025, 9));
+        let turn = over(thread.wait_entered(wait::EPOLL, EPFD, 120));
+        assert_eq!((turn.minor_faults, turn.major_faults), (20, 1));
     }
 
     /// SIGSTOP and the freezer are neither blocking nor waiting for a CPU.

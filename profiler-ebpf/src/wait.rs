@@ -8,7 +8,7 @@ use profiler_ebpf::turn::{Entered, Loop, wait, wait_of};
 
 use crate::maps::{change, count, loop_at, param, slot_of, take_slot};
 use crate::task::Task;
-use crate::{emit, log};
+use crate::{emit, log, runnable};
 
 /// The current thread, if it is one of the target's: (tid, whether it is the main one).
 #[inline(always)]
@@ -36,7 +36,8 @@ fn slot_for(tid: u32, is_main: bool, kind: u32) -> Option<u32> {
 pub fn entered<C: EbpfContext>(context: &C, syscall: u64, args: [u64; 4]) {
     let Some((tid, is_main)) = watched() else { return };
     let Some((kind, fd)) = wait_of(syscall, args) else { return };
-    let Some(state) = slot_for(tid, is_main, kind).and_then(loop_at) else { return };
+    let Some(slot) = slot_for(tid, is_main, kind) else { return };
+    let Some(state) = loop_at(slot) else { return };
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
 
@@ -44,10 +45,16 @@ pub fn entered<C: EbpfContext>(context: &C, syscall: u64, args: [u64; 4]) {
         log::adopted(context, tid, kind, fd);
         change(state, |state| state.adopt(kind, fd));
     }
-    match change(state, |state| state.wait_entered(kind, fd, now_ns)) {
+    let faults = Task::current().faults();
+    let entered = change(state, |state| {
+        state.count_faults(faults);
+        state.wait_entered(kind, fd, now_ns)
+    });
+    match entered {
         Entered::TurnOver(turn) if turn.booked_ns() >= param!(threshold_ns) => {
             state.ready_owed = 1;
             state.stalled_ns = turn.start_ns;
+            runnable::tell(slot, turn.start_ns);
             let head = RecordHead { kind: kind::TURN_ENDED, tid };
             emit::record(&TurnEnded { head, end_ns: now_ns, turn }, Counter::EndLost);
         }
@@ -89,7 +96,12 @@ pub fn left<C: EbpfContext>(context: &C, returned: i64) {
     };
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    if change(state, |state| state.wait_left(now_ns)) && state.ready_owed == 1 {
+    let faults = Task::current().faults();
+    let begins = change(state, |state| {
+        state.count_faults(faults);
+        state.wait_left(now_ns)
+    });
+    if begins && state.ready_owed == 1 {
         state.ready_owed = 0;
         let head = RecordHead { kind: kind::READY, tid };
         let ready = Ready { head, turn_start_ns: state.stalled_ns, returned };

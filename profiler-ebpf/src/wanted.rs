@@ -59,9 +59,103 @@ pub const fn ends_wait(wait: &Registers, call: &Registers, same_process: bool) -
     wait.args[1] & PRIVATE == 0 && call.args[1] & PRIVATE == 0
 }
 
+/// The system calls that a wait may be ended by, as one kind of wait (x86-64).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum EndedBy {
+    /// A timer, a device, or what is not known here.
+    Nobody,
+    /// The end of a child.
+    Exit,
+    /// That, or that the child runs another program: `vfork`.
+    Exec,
+    /// Somebody who writes, connects or closes the other end.
+    Writer,
+    /// Somebody who makes room at the other end, or closes it.
+    Reader,
+    /// Somebody who opens the other end of a named pipe.
+    Opener,
+    /// Somebody who gives back a lock on a file.
+    Unlocker,
+    /// Somebody at the same System V queue or semaphore.
+    Ipc,
+    /// Somebody at the same POSIX queue.
+    MessageQueue,
+}
+
+impl EndedBy {
+    #[inline(always)]
+    const fn of(wait: &Registers) -> Self {
+        match wait.syscall {
+            61 | 247 => Self::Exit,
+            56 | 58 | 435 => Self::Exec,
+            // Without a descriptor to look at, only the time ends it.
+            7 | 271 if wait.args[1] == 0 => Self::Nobody,
+            23 | 270 if wait.args[0] == 0 => Self::Nobody,
+            0 | 19 | 45 | 47 | 299 | 327 | 43 | 288 | 42 | 7 | 271 | 23 | 270 | 232 | 281 | 441
+            | 275 | 276 => Self::Writer,
+            1 | 20 | 44 | 46 | 307 | 328 | 40 | 278 => Self::Reader,
+            2 | 257 | 85 => Self::Opener,
+            72 | 73 => Self::Unlocker,
+            65 | 220 | 69 | 70 => Self::Ipc,
+            242 | 243 => Self::MessageQueue,
+            _ => Self::Nobody,
+        }
+    }
+}
+
+/// Whether a wait is of a kind that another task's system call may end. Not for futexes.
+#[inline(always)]
+pub const fn may_be_ended(wait: &Registers) -> bool {
+    !matches!(EndedBy::of(wait), EndedBy::Nobody)
+}
+
+/// Whether a system call is of the kind that ends a wait like this one, which is none on a futex. It
+/// need not have: an interrupt that ends the wait may have come upon a task in any system call.
+#[inline(always)]
+pub const fn is_of_kind(wait: &Registers, call: i64) -> bool {
+    // close, dup2, dup3, close_range, exit, exit_group: the other end is closed.
+    let closes = matches!(call, 3 | 33 | 292 | 436 | EXIT | 231);
+    match EndedBy::of(wait) {
+        EndedBy::Nobody => false,
+        EndedBy::Exit => matches!(call, EXIT | 231),
+        EndedBy::Exec => matches!(call, EXIT | 231 | 59 | 322),
+        // write, writev, pwritev2, send*, sendfile, splice, tee, vmsplice, shutdown, connect, accept*.
+        EndedBy::Writer => {
+            closes
+                || matches!(call, 1 | 20 | 328 | 44 | 46 | 307 | 40 | 275 | 276 | 278 | 48 | 42)
+                || matches!(call, 43 | 288)
+        }
+        // read, readv, preadv2, recv*, sendfile, splice, tee, shutdown.
+        EndedBy::Reader => {
+            closes || matches!(call, 0 | 19 | 327 | 45 | 47 | 299 | 40 | 275 | 276 | 48)
+        }
+        EndedBy::Opener => matches!(call, 2 | 257 | 85 | 437),
+        EndedBy::Unlocker => closes || matches!(call, 72 | 73),
+        // semop, semtimedop, semctl, msgsnd, msgrcv, msgctl.
+        EndedBy::Ipc => closes || matches!(call, 65 | 220 | 66 | 69 | 70 | 71),
+        EndedBy::MessageQueue => matches!(call, 242 | 243),
+    }
+}
+
+/// What a waker counts as being in: a task that exits is in `exit`, also one that was killed in
+/// another call; a task of the kernel's own is in none.
+#[inline(always)]
+pub const fn call_of(syscall: i64, task_flags: u32) -> i64 {
+    // PF_EXITING, PF_IO_WORKER and PF_KTHREAD of include/linux/sched.h, the same since 5.12.
+    const EXITING: u32 = 0x4;
+    const KERNEL: u32 = 0x10 | 0x20_0000;
+    if task_flags & KERNEL != 0 {
+        -1
+    } else if task_flags & EXITING != 0 && syscall != 231 {
+        EXIT
+    } else {
+        syscall
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{EXIT, ends_wait};
+    use super::{EXIT, call_of, ends_wait, is_of_kind, may_be_ended};
     use crate::record::Registers;
     use crate::turn::FUTEX;
 
@@ -94,6 +188,62 @@ mod tests {
         let exit = Registers { syscall: EXIT, ..Registers::default() };
         assert!(ends_wait(&wait, &exit, true));
         assert!(!ends_wait(&wait, &exit, false));
+    }
+
+    fn wait(syscall: i64, args: [u64; 6]) -> Registers {
+        Registers { syscall, args, ..Registers::default() }
+    }
+
+    /// Each kind of wait has the calls that end it, and no others.
+    #[test]
+    fn kinds_of_ends() {
+        const READ: i64 = 0;
+        const WRITE: i64 = 1;
+        const CLOSE: i64 = 3;
+        const POLL: i64 = 7;
+        const SENDTO: i64 = 44;
+        const EXECVE: i64 = 59;
+        const WAIT4: i64 = 61;
+        const FLOCK: i64 = 73;
+        const NANOSLEEP: i64 = 230;
+        const EXIT_GROUP: i64 = 231;
+        let descriptor = [5, 1, 0, 0, 0, 0];
+        let table: [(i64, &[i64], &[i64]); 6] = [
+            (READ, &[WRITE, SENDTO, CLOSE, EXIT_GROUP], &[READ, FLOCK, -1, NANOSLEEP]),
+            (POLL, &[WRITE, SENDTO, CLOSE], &[READ, FLOCK, -1]),
+            (WRITE, &[READ, CLOSE, EXIT], &[WRITE, SENDTO, -1]),
+            (WAIT4, &[EXIT, EXIT_GROUP], &[WRITE, CLOSE, -1]),
+            (58, &[EXECVE, EXIT_GROUP], &[WRITE, -1]),
+            (FLOCK, &[FLOCK, CLOSE, EXIT_GROUP], &[WRITE, READ, -1]),
+        ];
+        for (syscall, enders, others) in table {
+            let wait = wait(syscall, descriptor);
+            assert!(may_be_ended(&wait));
+            assert!(enders.iter().all(|call| is_of_kind(&wait, *call)), "{syscall}");
+            assert!(!others.iter().any(|call| is_of_kind(&wait, *call)), "{syscall}");
+        }
+    }
+
+    /// What only the time ends has no waker: a sleep, and a poll or select of nothing.
+    #[test]
+    fn sleeps_end_by_themselves() {
+        for (syscall, args) in [(35, [9, 0]), (230, [1, 0]), (7, [0, 0]), (23, [0, 9])] {
+            let [a, b] = args;
+            let wait = wait(syscall, [a, b, 0, 0, 0, 0]);
+            assert!(!may_be_ended(&wait), "{syscall}");
+            assert!(!is_of_kind(&wait, 1), "{syscall}");
+        }
+    }
+
+    /// Who was killed exits, whatever it was killed in; the kernel's own tasks are in no system call.
+    #[test]
+    fn what_wakers_are_in() {
+        assert_eq!(call_of(1, 0), 1);
+        assert_eq!(call_of(35, 0x4), EXIT);
+        assert_eq!(call_of(-1, 0x4), EXIT);
+        assert_eq!(call_of(231, 0x4), 231);
+        assert_eq!(call_of(0, 0x20_0000), -1);
+        assert_eq!(call_of(0, 0x10), -1);
     }
 
     /// Another process wakes by futexes that both have said to share.

@@ -36,7 +36,7 @@ use crate::source::Captured;
 use crate::symbolize::kernel::{KernelSymbols, parse_proc_stack};
 use crate::symbolize::native::NativeSymbolizer;
 use crate::symbolize::perf_map::PerfMap;
-use crate::turn::samples::Wait;
+use crate::turn::samples::Was;
 use crate::turn::tracker::{Due, doing};
 use crate::turn::{Awaited, Moment, Stall, ThreadState};
 use crate::unwind::native::NativeUnwinder;
@@ -222,8 +222,9 @@ impl Analyst {
             let caller =
                 Caller { pid, tid: head.head.tid, registers: &registers, frames: &stack.frames };
             let call = caller.look(arguments, gathered);
-            let wait = Wait { state: doing(head.state), registers, awaited, call };
-            gathered.samples.block(head.at_ns, blocked_ns, stack, wait);
+            let (state, task_state) = (doing(head.state), head.task_state);
+            let was = Was { state, registers, awaited, task_state, call };
+            gathered.samples.block(head.at_ns, blocked_ns, stack, was);
             if let Some(blocked_ns) = blocked_ns {
                 gathered.block_over(head.at_ns, blocked_ns);
             }
@@ -288,7 +289,8 @@ impl Analyst {
     fn stall(&mut self, tid: u32, due: Due) -> Stall {
         let gathered = self.gathered(tid, due.turn.start_ns);
         let (ticks_user, ticks_kernel) = gathered.samples.ticks();
-        let mut gaps = due.gaps;
+        let (mut gaps, mut instead) = (due.gaps, due.instead);
+        instead.introduce(&mut gathered.neighbours);
         if gathered.samples.dropped > 0 {
             let why = format!(
                 "{} captures showed more different ones than are kept",
@@ -312,6 +314,7 @@ impl Analyst {
             holders,
             owner,
             wakers,
+            instead,
             others,
             ready_events: due.ready_events,
             gaps,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use profiler_ebpf::record::{ThreadSnapshot, reason};
 use profiler_ebpf::turn::FUTEX;
-use profiler_ebpf::wanted::Wanted;
+use profiler_ebpf::wanted::{Wanted, may_be_ended};
 
 use crate::gap::Gap;
 use crate::job::{Job, PythonFrames, Sight};
@@ -34,6 +34,8 @@ struct Wait {
     turn_start_ns: u64,
     gil: bool,
     futex: bool,
+    /// It was in a system call that another task's may end.
+    call: bool,
     /// The thread that owns the lock, as far as the lock says.
     owner: Option<u32>,
     looked_ns: u64,
@@ -71,6 +73,8 @@ pub struct Blame {
     over: BTreeMap<u32, u64>,
     next_list_ns: u64,
     wakers_until_ns: u64,
+    /// So long their stacks are wanted as well.
+    stacks_until_ns: u64,
     /// Why other threads cannot be watched, if they cannot.
     pub refused: Option<String>,
 }
@@ -103,7 +107,13 @@ impl Blame {
         captured: &Captured,
     ) -> Awaited {
         let head = &captured.head;
-        if head.reason != reason::SWITCH_OUT || head.registers.syscall != FUTEX {
+        if head.reason != reason::SWITCH_OUT {
+            return Awaited::Syscall;
+        }
+        if head.registers.syscall != FUTEX {
+            if may_be_ended(&head.registers) {
+                self.wait(head.head.tid, head.turn_start_ns).call = true;
+            }
             return Awaited::Syscall;
         }
         self.gil = self.gil.or_else(|| python?.gil(memory));
@@ -144,6 +154,9 @@ impl Blame {
         now_ns: u64,
     ) {
         if self.waits.values().any(|wait| wait.futex) {
+            self.stacks_until_ns = now_ns + LINGER_NS;
+        }
+        if self.waits.values().any(|wait| wait.futex || wait.call) {
             self.wakers_until_ns = now_ns + LINGER_NS;
         }
         self.refused = self.tell(outside, now_ns).err().map(|error| format!("{error:#}"));
@@ -156,8 +169,9 @@ impl Blame {
     ) -> anyhow::Result<()> {
         let wanted = self.wanted();
         let wakers = now_ns < self.wakers_until_ns;
+        let stacks = now_ns < self.stacks_until_ns;
         if let Some(python) = outside.python
-            && (wakers || wanted != Wanted::default())
+            && (stacks || wanted != Wanted::default())
             && now_ns >= self.next_list_ns
         {
             self.next_list_ns = now_ns + LIST_EVERY_NS;
@@ -284,6 +298,7 @@ impl Blame {
             turn_start_ns,
             gil: false,
             futex: false,
+            call: false,
             owner: None,
             looked_ns: 0,
             next_look_ns: 0,
@@ -376,11 +391,15 @@ mod tests {
     #[test]
     fn what_is_waited_for() {
         let mut blame = Blame::default();
-        for (reason, syscall) in [(reason::SWITCH_OUT, 0), (reason::TICK, FUTEX)] {
+        const NANOSLEEP: i64 = 35;
+        for (reason, syscall) in [(reason::SWITCH_OUT, NANOSLEEP), (reason::TICK, FUTEX)] {
             let blocked = captured(LOOP, reason, syscall);
             assert_eq!(blame.awaited(None, &Nothing, &blocked), Awaited::Syscall);
         }
         assert!(blame.waits.is_empty());
+        let reads = captured(LOOP, reason::SWITCH_OUT, 0);
+        assert_eq!(blame.awaited(None, &Nothing, &reads), Awaited::Syscall);
+        assert!(blame.waits.values().all(|wait| wait.call && !wait.futex), "who ends it is asked");
     }
 
     /// An owner is watched for from when it is known; of several, everybody is, and they are told apart

@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::call::Party;
 use crate::frame::Frame;
 use crate::gap::Gap;
+use crate::process::neighbour::Neighbour;
 use crate::runtime::pool::Pool;
 use crate::runtime::tokio;
 use crate::turn::holders::Holders;
-use crate::turn::samples::Samples;
+use crate::turn::samples::{Samples, Waited};
 use crate::turn::{Awaited, Holder, Named, Other, Sampled, Waker};
 
 /// Descriptors described in one turn: each may cost a look through the socket tables.
@@ -22,7 +23,7 @@ const MAX_WAKES: usize = 256;
 /// Other threads kept of one turn; beyond this they are counted.
 const MAX_OTHERS: usize = 256;
 
-/// One end of a wait on a futex.
+/// One end of a wait.
 #[derive(Debug)]
 struct Wake {
     blocked_at_ns: u64,
@@ -60,6 +61,8 @@ pub struct Gathered {
     descriptors: BTreeMap<u32, Option<String>>,
     /// Who has the other ends of pipes and connections, by their links.
     ends: BTreeMap<String, OtherEnd>,
+    /// Processes that ran instead of the loop's thread.
+    pub neighbours: BTreeMap<u32, Neighbour>,
 }
 
 /// Who has the other end of something, if anybody on this machine has; or why that is not known.
@@ -141,8 +144,8 @@ impl Gathered {
 
     /// A blocked stretch is over: whoever was seen to hold in it what the thread waited for counts.
     pub fn block_over(&mut self, at_ns: u64, blocked_ns: u64) {
-        if let Some((awaited, _)) = self.samples.wait_at(at_ns) {
-            self.holders.settle(at_ns, at_ns.saturating_add(blocked_ns), awaited);
+        if let Some(waited) = self.samples.wait_at(at_ns) {
+            self.holders.settle(at_ns, at_ns.saturating_add(blocked_ns), waited.awaited);
         }
     }
 
@@ -164,20 +167,31 @@ impl Gathered {
         Some(Named { tid, name: self.names.get(&tid).cloned() })
     }
 
-    /// Who ended waits on futexes, with what those waits had lasted; the longest first.
+    /// Who ended waits, with what those waits had lasted; the longest first. The waits of one thread
+    /// count as of one kind where they were on futexes, or in the same system call on the same descriptor.
     pub fn wakers(&self) -> Vec<Waker> {
         let mut wakers: Vec<Waker> = Vec::new();
         for wake in &self.wakes {
-            let Some((Awaited::Futex, _)) = self.samples.wait_at(wake.blocked_at_ns) else {
+            let Some(waited) = self.samples.wait_at(wake.blocked_at_ns) else { continue };
+            // That is given back every few milliseconds, to whoever asks for it.
+            if waited.awaited == Awaited::Gil {
                 continue;
-            };
+            }
             let ended_ns = wake.at_ns.saturating_sub(wake.blocked_at_ns);
-            match wakers.iter_mut().find(|known| known.tid == wake.by.tid) {
+            let Waited { awaited, registers: wait } = waited;
+            let of_kind = |known: &&mut Waker| {
+                // Many locks are made anew for each wait.
+                let is_alike = awaited == Awaited::Futex
+                    || (known.wait.syscall, known.wait.args[0]) == (wait.syscall, wait.args[0]);
+                (known.tid, known.awaited) == (wake.by.tid, awaited) && is_alike
+            };
+            match wakers.iter_mut().find(of_kind) {
                 Some(known) => {
                     known.ended_ns = known.ended_ns.saturating_add(ended_ns);
                     known.seen = wake.by.seen.clone().or(known.seen.take());
+                    (known.syscall, known.args, known.wait) = (wake.by.syscall, wake.by.args, wait);
                 }
-                None => wakers.push(Waker { ended_ns, ..wake.by.clone() }),
+                None => wakers.push(Waker { ended_ns, awaited, wait, ..wake.by.clone() }),
             }
         }
         for waker in &mut wakers {
@@ -299,13 +313,14 @@ mod tests {
     use crate::frame::Stack;
     use crate::report::sample::{native, python};
     use crate::turn::holders::Sighting;
-    use crate::turn::samples::Wait;
+    use crate::turn::samples::Was;
     use crate::turn::{Awaited, Sampled, ThreadState, Waker};
 
     fn waits(gathered: &mut Gathered, at_ns: u64, blocked_ns: u64, awaited: Awaited) {
-        let (state, registers) = (ThreadState::Blocked, Registers::default());
-        let wait = Wait { state, registers, awaited, call: None };
-        gathered.samples.block(at_ns, Some(blocked_ns), Stack::default(), wait);
+        let (stack, state) = (Stack::default(), ThreadState::Blocked);
+        let registers = Registers::default();
+        let was = Was { state, registers, awaited, task_state: 1, call: None };
+        gathered.samples.block(at_ns, Some(blocked_ns), stack, was);
         gathered.block_over(at_ns, blocked_ns);
     }
 
@@ -339,12 +354,44 @@ mod tests {
         assert_eq!(holders[0].name.as_deref(), Some("t8"));
     }
 
+    fn by_thread(tid: u32) -> Waker {
+        Waker {
+            pid: 1,
+            tid,
+            name: format!("t{tid}"),
+            syscall: 1,
+            args: [9, 0],
+            awaited: Awaited::Syscall,
+            wait: Registers::default(),
+            ended_ns: 0,
+            seen: None,
+        }
+    }
+
+    /// Of one thread, the waits on each descriptor are of a kind of their own, each with what it was
+    /// that it ended.
+    #[test]
+    fn wakers_by_what_was_waited_on() {
+        let mut gathered = Gathered::default();
+        let read = |fd| Registers { args: [fd, 0, 0, 0, 0, 0], ..Registers::default() };
+        for (at_ns, fd) in [(1000, 4), (2000, 5), (3000, 4)] {
+            let (state, awaited) = (ThreadState::Blocked, Awaited::Syscall);
+            let was = Was { state, registers: read(fd), awaited, task_state: 1, call: None };
+            gathered.samples.block(at_ns, Some(100), Stack::default(), was);
+            gathered.woken(at_ns, at_ns + 100, by_thread(7));
+        }
+        let wakers = gathered.wakers();
+        let ended: Vec<_> = wakers.iter().map(|it| (it.wait.args[0], it.ended_ns)).collect();
+        assert_eq!(ended, [(4, 200), (5, 100)]);
+        assert_eq!((wakers[0].tid, wakers[0].syscall, wakers[0].args), (7, 1, [9, 0]));
+    }
+
     /// Whoever ended the longest waits comes first, with where it stood; who ended a wait for the
     /// interpreter's lock is left out, because that is given back every few milliseconds.
     #[test]
     fn wakers_by_the_waits_they_ended() {
         let mut gathered = Gathered::default();
-        let by = |tid| Waker { pid: 1, tid, name: format!("t{tid}"), ended_ns: 0, seen: None };
+        let by = by_thread;
         waits(&mut gathered, 1000, 50, Awaited::Gil);
         waits(&mut gathered, 2000, 90, Awaited::Futex);
         waits(&mut gathered, 3000, 80, Awaited::Futex);
@@ -362,6 +409,7 @@ mod tests {
             registers: Registers::default(),
             awaited: Awaited::Syscall,
             call: None,
+            task_state: 0,
             shares: Vec::new(),
         };
         gathered.wake_seen(8, 3080, &seen);

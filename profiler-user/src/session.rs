@@ -178,6 +178,11 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         for event in self.source.drain() {
             self.take(event, jobs);
         }
+        for slot in &slots {
+            if self.followed(slot.state.tid).tracker.is_open() {
+                self.look_who_runs(*slot, now_ns);
+            }
+        }
         let mut closed = Vec::new();
         for (tid, followed) in &mut self.loops {
             let seen = slots.iter().find(|slot| slot.state.tid == *tid).map(|slot| &slot.state);
@@ -229,12 +234,25 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             let (tid, turn_start_ns) = (slot.state.tid, slot.state.turn.start_ns);
             jobs.extend(blame.bystanders(outside, tid, turn_start_ns, now_ns));
         }
+        if due.iter().any(|due| due.now.is_some()) {
+            self.look_who_runs(slot, now_ns);
+        }
         self.report(slot.state.tid, due, jobs);
+    }
+
+    /// Who has run so far instead of a thread whose turn goes on.
+    pub fn look_who_runs(&mut self, slot: Slot, now_ns: u64) {
+        if let Some(rivals) = self.source.rivals(slot) {
+            self.followed(slot.state.tid).rivals = Some(Box::new(rivals.so_far(now_ns)));
+        }
     }
 
     /// Lines that are due, with what could not be had and what was lost.
     fn report(&mut self, tid: u32, due: Vec<Due>, jobs: &mut Vec<Job>) {
         for mut due in due {
+            if let Some(followed) = self.loops.get(&tid) {
+                due.instead = followed.instead(&due.turn);
+            }
             if let Some(why) = &self.ticks_refused {
                 due.gaps.push(Gap::new("stacks of the running thread", why));
             }
@@ -252,6 +270,10 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             Event::Woken(mut woken) => {
                 self.followed(woken.head.tid).cut_wake(&mut woken);
                 jobs.push(Job::Woken(woken));
+            }
+            Event::Rivals(rivals) => {
+                let tid = rivals.head.tid;
+                self.followed(tid).rivals = Some(rivals);
             }
             Event::TurnEnded { tid, end_ns, mut turn } => {
                 self.followed(tid).cut(&mut turn);
@@ -304,6 +326,7 @@ mod tests {
     use std::sync::Arc;
 
     use profiler_ebpf::record::{CaptureHead, RecordHead, Registers, ThreadSnapshot, reason};
+    use profiler_ebpf::rivals::Rivals;
     use profiler_ebpf::turn::{FUTEX, Loop, Parks, Turn, phase, state, wait};
     use profiler_ebpf::wanted::Wanted;
 
@@ -349,6 +372,10 @@ mod tests {
 
         fn last_block(&mut self, _slot: Slot) -> Option<Captured> {
             self.block.clone()
+        }
+
+        fn rivals(&mut self, _slot: Slot) -> Option<Rivals> {
+            None
         }
 
         fn seed(&mut self, state: Loop, _capture: CaptureHead) -> anyhow::Result<bool> {

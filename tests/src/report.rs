@@ -103,13 +103,28 @@ pub struct Thread {
 pub struct Cause {
     pub kind: String,
     pub summary: String,
+    #[serde(default)]
+    pub time_ns: u64,
+    pub times: Option<u64>,
+    /// What else it was, longest first.
+    #[serde(default)]
+    pub also: Vec<Part>,
     /// Of a lock.
     pub owner_thread: Option<Thread>,
     pub woken_by: Option<Waker>,
     /// Of the interpreter's lock.
     pub holder_thread: Option<Thread>,
+    /// Of either.
     #[serde(default)]
     pub holders: Vec<Thread>,
+}
+
+/// Another part of a stall.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Part {
+    pub kind: String,
+    pub time_ns: u64,
+    pub culprit: Option<Culprit>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

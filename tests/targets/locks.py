@@ -28,6 +28,12 @@ PROCESS_LOCK = multiprocessing.get_context("fork").Lock()
 HOLD_S = 0.5
 HEALTHY_HOLD_S = 0.005
 
+# A convoy: so many threads keep the mutex in turn, each for so long, so often; the loop takes it so often.
+CONVOY_THREADS = 4
+CONVOY_HOLD_S = 0.02
+CONVOY_TURNS = 20
+CONVOY_ENTRIES = 8
+
 
 def lines_of(function, first, last):
     """The lines of a function from its `first` to its `last`, counted from the `def`."""
@@ -130,6 +136,27 @@ def gives_up_the_gil(seconds):
     time.sleep(seconds)
 
 
+def flush_page(turns, held):
+    for _ in range(turns):
+        LIBC.pthread_mutex_lock(MUTEX)
+        held.set()
+        time.sleep(CONVOY_HOLD_S)
+        LIBC.pthread_mutex_unlock(MUTEX)
+        # glibc's mutex is not fair: without a pause nobody else would ever get it.
+        time.sleep(CONVOY_HOLD_S / 10)
+
+
+def append_entries(count):
+    waited = 0
+    for _ in range(count):
+        before_ns = time.monotonic_ns()
+        LIBC.pthread_mutex_lock(MUTEX)
+        waited += time.monotonic_ns() - before_ns
+        LIBC.pthread_mutex_unlock(MUTEX)
+        time.sleep(CONVOY_HOLD_S / 10)
+    return waited
+
+
 # What is kept, by which function on which of its lines, by how many threads, and who waits for it.
 GIL = {
     "spin": (compute_prices, 1, 4, 1),
@@ -161,6 +188,38 @@ def keep_the_gil(kind, healthy):
     holders = [dict(lines_of(function, first, last), tid=thread.native_id) for thread in threads]
     told = dict(kind=kind, holders=holders, waiter=lines_of(poll_devices, 1, 3), start_ns=start_ns, end_ns=end_ns)
     return threads, told
+
+
+def join_a_convoy(healthy):
+    held = threading.Event()
+    count = 0 if healthy else CONVOY_THREADS
+    threads = [
+        threading.Thread(target=flush_page, args=[CONVOY_TURNS, held], name=f"keeper-{number}")
+        for number in range(count)
+    ]
+    for thread in threads:
+        thread.start()
+    if threads:
+        held.wait()
+    start_ns = time.monotonic_ns()
+    waited_ns = append_entries(CONVOY_ENTRIES)
+    end_ns = time.monotonic_ns()
+    holders = [dict(lines_of(flush_page, 1, 5), tid=thread.native_id) for thread in threads]
+    told = dict(
+        kind="convoy",
+        holders=holders,
+        waiter=lines_of(append_entries, 1, 7),
+        start_ns=start_ns,
+        end_ns=end_ns,
+        waited_ns=waited_ns,
+    )
+    return threads, told
+
+
+def keep(kind, healthy):
+    if kind == "convoy":
+        return join_a_convoy(healthy)
+    return (keep_the_gil if kind in GIL else keep_a_lock)(kind, healthy)
 
 
 def keep_a_lock(kind, healthy):
@@ -196,7 +255,7 @@ async def serve(kinds, healthy, times):
     await watched.wait()
     for _ in range(times):
         for kind in kinds:
-            keepers, told = (keep_the_gil if kind in GIL else keep_a_lock)(kind, healthy)
+            keepers, told = keep(kind, healthy)
             while any(keeper.is_alive() for keeper in keepers):
                 await asyncio.sleep(0.01)
             print("waited", json.dumps(told), flush=True)
@@ -207,7 +266,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--healthy", action="store_true", help="keep nothing for long")
     parser.add_argument("--times", type=int, default=1)
-    parser.add_argument("kinds", nargs="+", choices=[*GIL, *LOCKS])
+    parser.add_argument("kinds", nargs="+", choices=[*GIL, *LOCKS, "convoy"])
     options = parser.parse_args()
     make_inheriting(INHERITING_MUTEX)
     asyncio.run(serve(options.kinds, options.healthy, options.times))

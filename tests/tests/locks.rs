@@ -48,6 +48,8 @@ struct Waited {
     waiter: Place,
     start_ns: u64,
     end_ns: u64,
+    /// Of several waits, their sum.
+    waited_ns: Option<u64>,
 }
 
 /// What was seen of one session.
@@ -193,12 +195,44 @@ fn keepers_of_the_gil_are_blamed() -> Result<()> {
     Ok(())
 }
 
+/// Several threads keep a mutex in turn, and the loop gets it now and then: every wait counts, all owners
+/// are told, and one of them is to blame.
+#[test]
+fn a_convoy_is_told() -> Result<()> {
+    let _machine = alone();
+    let seen = watch(&["convoy"])?;
+    for (waited, stall) in seen.judged("lock", 1)? {
+        blamed(waited, stall)?;
+        let keepers: BTreeSet<_> = waited.holders.iter().map(|keeper| keeper.tid).collect();
+        let told: BTreeSet<_> = stall.cause.holders.iter().map(|holder| holder.tid).collect();
+        ensure!(told.len() >= 2 && told.is_subset(&keepers), "{told:?} of {keepers:?}");
+        ensure!(stall.cause.summary.contains("threads in turn"), "{}", stall.cause.summary);
+        let times = stall.cause.times.unwrap_or(0);
+        ensure!((2..=8).contains(&times), "{times} waits");
+        // What ended before the turn was suspected has no stack.
+        let (seen_ns, waited_ns) = (stall.cause.time_ns, waited.waited_ns.unwrap_or(0));
+        let is_near = seen_ns <= waited_ns && seen_ns + THRESHOLD_NS >= waited_ns / 10 * 9;
+        ensure!(is_near, "{seen_ns} ns of {waited_ns} ns");
+    }
+    Ok(())
+}
+
 /// What is given back soon stalls nobody, and no thread is blamed for anything.
 #[test]
 fn what_is_given_back_is_no_stall() -> Result<()> {
     let _machine = alone();
-    let kinds =
-        ["spin", "spinners", "asleep", "lock", "rlock", "mutex", "busy", "inheriting", "process"];
+    let kinds = [
+        "spin",
+        "spinners",
+        "asleep",
+        "lock",
+        "rlock",
+        "mutex",
+        "busy",
+        "inheriting",
+        "process",
+        "convoy",
+    ];
     let seen = watch(&[&["--healthy"], &kinds[..]].concat())?;
     ensure!(seen.waits.len() == kinds.len(), "{} waits", seen.waits.len());
     // A machine that keeps its CPUs from the loop does stall it.

@@ -16,7 +16,7 @@ use crate::process::borrowed;
 use crate::process::descriptors::{describe, other_end};
 use crate::process::file_locks;
 use crate::process::mounts::{self, Opened};
-use crate::process::neighbours::{child, children, party};
+use crate::process::parties::{child, children, party};
 use crate::report::purpose::{self, Purpose};
 use crate::report::syscalls::{self, Operand, operand, sends};
 

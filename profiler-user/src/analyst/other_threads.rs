@@ -1,6 +1,6 @@
 //! Captures of threads that are no suspected loops, to what they have to do with those that are.
 
-use profiler_ebpf::record::{Woken, reason};
+use profiler_ebpf::record::{Registers, Woken, reason};
 
 use super::{Analyst, tick_state};
 use crate::gap::Gap;
@@ -68,10 +68,19 @@ impl Analyst {
 
     /// Somebody ended a loop's wait.
     pub(super) fn woken(&mut self, woken: &Woken) {
-        let Woken { head, at_ns, turn_start_ns, blocked_at_ns, by_tgid, by_tid, by_name } = *woken;
-        let name = by_name.split(|byte| *byte == 0).next().unwrap_or_default();
-        let name = String::from_utf8_lossy(name).into_owned();
-        let by = Waker { pid: by_tgid, tid: by_tid, name, ended_ns: 0, seen: None };
+        let Woken { head, at_ns, turn_start_ns, blocked_at_ns, by_tgid, by_tid, .. } = *woken;
+        let name = woken.by_name.split(|byte| *byte == 0).next().unwrap_or_default();
+        let by = Waker {
+            pid: by_tgid,
+            tid: by_tid,
+            name: String::from_utf8_lossy(name).into_owned(),
+            syscall: woken.by_syscall,
+            args: woken.by_args,
+            awaited: Awaited::Syscall,
+            wait: Registers::default(),
+            ended_ns: 0,
+            seen: None,
+        };
         let sight = Sight { loop_tid: head.tid, turn_start_ns, held: None };
         if let Some(gathered) = self.turn_of(sight) {
             gathered.woken(blocked_at_ns, at_ns, by);
@@ -135,6 +144,7 @@ impl Analyst {
             registers: captured.head.registers,
             awaited: Awaited::Syscall,
             call: None,
+            task_state: captured.head.task_state,
             shares: Vec::new(),
         }
     }

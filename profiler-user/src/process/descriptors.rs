@@ -4,7 +4,7 @@ use std::fs;
 
 use super::arguments::printable;
 use super::mounts::Opened;
-use super::neighbours::{Access, party, with_link};
+use super::parties::{Access, party, with_link};
 use super::sockets::{self, TABLES};
 use crate::call::{Descriptor, Kind, Party};
 

@@ -62,13 +62,14 @@ pub fn seed(thread: &ThreadSnapshot, now_ns: u64) -> (Loop, CaptureHead) {
     if thread.task_state == 0 {
         return (watched, CaptureHead::default());
     }
-    watched.state = state::BLOCKED;
+    watched.state = state::of_sleep(thread.task_state);
     let capture = CaptureHead {
         head: RecordHead { kind: kind::CAPTURE, tid: thread.tid },
         at_ns: now_ns,
         turn_start_ns: now_ns,
         reason: reason::SWITCH_OUT,
-        state: state::BLOCKED,
+        state: watched.state,
+        task_state: thread.task_state,
         registers: thread.registers,
         stack_top: thread.stack_top,
         fsbase: thread.fsbase,

@@ -8,7 +8,7 @@ pub mod frozen;
 pub mod arguments;
 pub mod mounts;
 pub mod sockets;
-pub mod neighbours;
+pub mod parties;
 pub mod file_locks;
 pub mod borrowed;
 pub mod descriptors;
@@ -16,6 +16,7 @@ pub mod image;
 pub mod modules;
 pub mod stack;
 pub mod lock;
+pub mod neighbour;
 #[cfg(test)]
 mod fuzz;
 

@@ -33,10 +33,14 @@ pub fn stall(
 }
 
 /// What of the time the cause stands for, and what stands for the rest, where it is a mixture:
-/// `300 ms of it ` and `; also 120 ms on the CPU`.
+/// `300 ms of it ` and `; also 120 ms on the CPU at parse (app.py:17)`.
 fn mixture(cause: &Cause) -> (String, String) {
     let is_said = |part: &&Component| part.time_ns >= cause.time_ns / SAID_FRACTION;
-    let of = |part: &Component| format!("{} ms {}", milliseconds(part.time_ns), part.summary);
+    let of = |part: &Component| {
+        let place = part.culprit.as_ref().map(place).map(|place| format!(" at {place}"));
+        let place = place.unwrap_or_default();
+        format!("{} ms {}{place}", milliseconds(part.time_ns), part.summary)
+    };
     let others: Vec<String> = cause.also.iter().filter(is_said).map(of).collect();
     if others.is_empty() {
         return (String::new(), String::new());
@@ -134,7 +138,7 @@ mod tests {
         let mut stall = sample::stall();
         stall.turn.running_ns = 2_000_000_000;
         let rest = "5000 ms of it blocked in recvfrom on tcp 127.0.0.1:8081, \
-                    at charge_payment (app.py:31); also 2000 ms on the CPU";
+                    at charge_payment (app.py:31); also 2000 ms on the CPU at parse (app.py:17)";
         let expected = format!("uvicorn[4242]: event loop stalled 7000 ms, {rest}");
         assert_eq!(message(Moment::End, &stall), expected);
     }

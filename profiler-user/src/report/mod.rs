@@ -116,9 +116,12 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
     gaps.extend(seen.stacks.iter().flat_map(|sampled| sampled.stack.gaps.iter().cloned()));
 
     let stall = stall_facts(moment, seen, context, &mut gaps);
-    let verdict = cause::judge(seen, context.descriptors);
+    let mut verdict = cause::judge(seen, context.descriptors);
     gaps.extend_from_slice(&verdict.gaps);
     let owner = Owner::new(&session.process);
+    for (part, (evidence, blamed)) in verdict.cause.also.iter_mut().zip(&verdict.also) {
+        part.culprit = culprit::find(evidence, &owner, *blamed);
+    }
     let culprit = culprit::find(&verdict.evidence, &owner, verdict.blamed);
     if culprit.is_none() {
         gaps.push(missing_culprit(&verdict.evidence, &owner));

@@ -12,6 +12,7 @@ use super::{Finish, Report, Start};
 use crate::call::{Call, Descriptor, Kind, Party, Timeout};
 use crate::frame::{Counts, Frame, Language, Stack};
 use crate::gap::Gap;
+use crate::turn::instead::Instead;
 use crate::turn::{Awaited, End, Moment, Sampled, Stall, ThreadState};
 
 const LIBC: &str = "/usr/lib/x86_64-linux-gnu/libc.so.6";
@@ -60,6 +61,7 @@ pub fn on_cpu(frames: Vec<Frame>, time_ns: u64) -> Sampled {
         registers: Registers { syscall: -1, ..Registers::default() },
         awaited: Awaited::Syscall,
         call: None,
+        task_state: 0,
         shares: Vec::new(),
     }
 }
@@ -113,6 +115,9 @@ pub fn stall() -> Stall {
             preempted: 1,
             flags: 0,
             nested_waits: 0,
+            preempted_ns: 300,
+            minor_faults: 0,
+            major_faults: 0,
         },
         end: End::Seen,
         now: None,
@@ -122,6 +127,7 @@ pub fn stall() -> Stall {
         holders: Vec::new(),
         owner: None,
         wakers: Vec::new(),
+        instead: Instead::default(),
         others: Vec::new(),
         ready_events: Some(17),
         gaps: Vec::new(),

@@ -1,8 +1,10 @@
 //! One loop that is followed: its tracker, and what is known of its thread.
 
-use profiler_ebpf::turn::{Loop, state};
+use profiler_ebpf::rivals::Rivals;
+use profiler_ebpf::turn::{Loop, Turn, state};
 
 use super::items::{Cut, Item};
+use crate::turn::instead::Instead;
 use crate::turn::tracker::Tracker;
 
 /// Between two searches for a thread's interpreter state: a loop in native code never has one.
@@ -27,6 +29,8 @@ pub struct Followed {
     /// The work that a worker has in hand, and where its turn was cut because that changed.
     pub item: Option<Item>,
     pub cut: Option<Cut>,
+    /// Who ran instead of the thread, in the turn that was last told of.
+    pub rivals: Option<Box<Rivals>>,
 }
 
 impl Followed {
@@ -42,7 +46,24 @@ impl Followed {
             parked_ns: None,
             item: None,
             cut: None,
+            rivals: None,
         }
+    }
+
+    /// Who ran instead of the thread in the turn of this account, which may be cut.
+    pub fn instead(&self, turn: &Turn) -> Instead {
+        let cut = self.cut.as_ref().filter(|cut| cut.at_ns == turn.start_ns);
+        let instead = match cut {
+            Some(cut) => self.whole_instead(cut.turn_start_ns).since(&cut.instead_before),
+            None => self.whole_instead(turn.start_ns),
+        };
+        instead.within(turn.runnable_ns)
+    }
+
+    /// The same of a whole turn, which the probes have begin then.
+    pub fn whole_instead(&self, turn_start_ns: u64) -> Instead {
+        let rivals = self.rivals.as_ref().filter(|rivals| rivals.turn_start_ns == turn_start_ns);
+        rivals.map(|rivals| Instead::of(rivals)).unwrap_or_default()
     }
 
     /// Whether to look at a thread that needs no close looks.

@@ -13,6 +13,7 @@ use crate::job::{Job, PythonFrames};
 use crate::process::TargetMemory;
 use crate::runtime::pool::work_frame;
 use crate::source::{Captured, EventSource, Slot};
+use crate::turn::instead::Instead;
 
 /// The piece of work that was seen in one turn.
 #[derive(Debug, Clone, Copy)]
@@ -24,11 +25,13 @@ pub struct Item {
 }
 
 /// Where a turn was cut: the account up to there belongs to earlier work.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Cut {
-    turn_start_ns: u64,
-    at_ns: u64,
+    pub turn_start_ns: u64,
+    pub at_ns: u64,
     before: Turn,
+    /// Who had run instead by then.
+    pub instead_before: Instead,
 }
 
 impl Cut {
@@ -48,6 +51,9 @@ impl Cut {
             preempted: turn.preempted.saturating_sub(before.preempted),
             flags: turn.flags | START_UNKNOWN,
             nested_waits: turn.nested_waits.saturating_sub(before.nested_waits),
+            preempted_ns: turn.preempted_ns.saturating_sub(before.preempted_ns),
+            minor_faults: turn.minor_faults.saturating_sub(before.minor_faults),
+            major_faults: turn.major_faults.saturating_sub(before.major_faults),
         };
     }
 }
@@ -73,7 +79,10 @@ impl Followed {
 
     /// Where the turn began that a moment lies in, if the probes have it begin at `turn_start_ns`.
     fn start_at(&self, turn_start_ns: u64, at_ns: u64) -> u64 {
-        let cut = self.cut.filter(|cut| cut.turn_start_ns == turn_start_ns && cut.at_ns <= at_ns);
+        let cut = self
+            .cut
+            .as_ref()
+            .filter(|cut| cut.turn_start_ns == turn_start_ns && cut.at_ns <= at_ns);
         cut.map_or(turn_start_ns, |cut| cut.at_ns)
     }
 }
@@ -109,10 +118,13 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
                 // A thread cannot take up work while it is blocked: all of that block is of this work.
                 let is_blocked = slot.state.state == state::BLOCKED;
                 let at_ns = if is_blocked { slot.state.booked_until_ns } else { now_ns };
+                self.look_who_runs(slot, at_ns);
                 self.end_of_work(slot, at_ns, jobs);
                 let followed = self.followed(tid);
                 let before = slot.state.account(at_ns);
-                followed.cut = Some(Cut { turn_start_ns: turn.start_ns, at_ns, before });
+                let turn_start_ns = turn.start_ns;
+                let instead_before = followed.whole_instead(turn_start_ns);
+                followed.cut = Some(Cut { turn_start_ns, at_ns, before, instead_before });
                 item.work = work.unwrap_or_default();
                 followed.item = Some(item);
             }
@@ -141,12 +153,14 @@ mod tests {
     use profiler_ebpf::turn::{START_UNKNOWN, Turn};
 
     use super::Cut;
+    use crate::turn::instead::Instead;
 
     /// The rest of a turn has the rest of its account, and only of that turn.
     #[test]
     fn a_cut_takes_away_what_was_before() {
         let before = Turn { start_ns: 100, running_ns: 30, blocked_ns: 20, ..Turn::default() };
-        let cut = Cut { turn_start_ns: 100, at_ns: 150, before };
+        let instead_before = Instead::default();
+        let cut = Cut { turn_start_ns: 100, at_ns: 150, before, instead_before };
         let mut turn = Turn { start_ns: 100, running_ns: 35, blocked_ns: 95, ..Turn::default() };
         cut.apply(&mut turn);
         assert_eq!((turn.start_ns, turn.booked_ns()), (150, 80));

@@ -452,7 +452,15 @@ uvicorn[4242]: 1 of 1200 turns stalled, 5012 ms in all, the longest 5012 ms; the
         let (tid, name, held) = (7, Some("writer".to_owned()), Awaited::Futex);
         stall.holders = vec![Holder { tid, name, held, seen: at("flush") }];
         let (pid, name, seen) = (4242, "writer".to_owned(), Some(at("release")));
-        stall.wakers = vec![Waker { pid, tid, name, ended_ns: 9_000_000, seen }];
+        stall.wakers = vec![Waker {
+            pid,
+            tid,
+            name,
+            ended_ns: 9_000_000,
+            seen,
+            awaited: Awaited::Futex,
+            ..Waker::default()
+        }];
         stall.others = vec![Other { tid: 8, name: None, seen: at("idle") }];
         let text = plain(&sample::report(Moment::End, &stall));
         for line in [

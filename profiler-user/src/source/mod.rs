@@ -5,6 +5,7 @@ pub mod kernel;
 
 use profiler_ebpf::python::PythonFrame;
 use profiler_ebpf::record::{CaptureHead, ThreadSnapshot, Woken};
+use profiler_ebpf::rivals::Rivals;
 use profiler_ebpf::turn::{Loop, Parks, Turn, phase};
 use profiler_ebpf::wanted::Wanted;
 
@@ -19,8 +20,10 @@ pub enum Event {
     Captured(Box<Captured>),
     /// Where a thread was that is in no suspected turn itself.
     Other(Box<Captured>),
-    /// Who ended a suspected loop's wait on a futex.
+    /// Who ended a suspected loop's wait.
     Woken(Woken),
+    /// Who ran while a loop's thread was ready and had no CPU; comes before the end of that turn.
+    Rivals(Box<Rivals>),
     /// A loop's thread has exited, inside a turn or not.
     Exited { tid: u32, at_ns: u64, turn: Option<Turn> },
 }
@@ -64,6 +67,9 @@ pub trait EventSource {
     /// Where the thread in a slot last gave up its CPU, if that lies in the turn it is in now.
     fn last_block(&mut self, slot: Slot) -> Option<Captured>;
 
+    /// Who has run so far while the thread in a slot was ready and had no CPU. Costs no syscall.
+    fn rivals(&mut self, slot: Slot) -> Option<Rivals>;
+
     /// Watches a thread that was inside a turn when we came. False where it is watched already.
     fn seed(&mut self, state: Loop, capture: CaptureHead) -> anyhow::Result<bool>;
 
@@ -90,7 +96,7 @@ pub trait EventSource {
     /// Tells the probes where threads, by their thread pointers, keep their interpreter's state.
     fn set_thread_states(&mut self, states: &[(u64, u64)]) -> anyhow::Result<()>;
 
-    /// Whether it is told who wakes a suspected loop from a futex; costs every wakeup of every process.
+    /// Whether it is told who wakes a suspected loop; costs every wakeup of every process.
     fn watch_wakers(&mut self, wanted: bool) -> anyhow::Result<()>;
 
     /// A loop's thread is gone and everything it told has been read: its slot may serve another.

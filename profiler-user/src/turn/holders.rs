@@ -75,6 +75,7 @@ impl Holders {
                     registers,
                     awaited,
                     call: None,
+                    task_state: 0,
                     shares: Vec::new(),
                 };
                 self.seen.push(Seen { tid, held, sampled, weight_ns: 0 });

@@ -1,12 +1,14 @@
 //! A stall as data: what the probes told about one turn past the threshold, gathered.
 
 pub mod holders;
+pub mod instead;
 pub mod samples;
 pub mod tracker;
 
 use profiler_ebpf::record::Registers;
 use profiler_ebpf::turn::Turn;
 
+use self::instead::Instead;
 use crate::call::Call;
 use crate::frame::Stack;
 use crate::gap::Gap;
@@ -59,6 +61,9 @@ pub struct Sampled {
     pub awaited: Awaited,
     /// What was known of the system call that it was blocked in.
     pub call: Option<Box<Call>>,
+    /// The kernel's `__state` of a thread that gave up its CPU: stopped by a signal 0x4, by a debugger
+    /// 0x8, frozen 0x8000 (since 6.1). 0 of one that ran.
+    pub task_state: u64,
     /// Whose coroutines it was seen in. The stack's own say only whose were the first.
     pub shares: Vec<Share>,
 }
@@ -86,12 +91,21 @@ pub struct Holder {
     pub seen: Sampled,
 }
 
-/// A thread that ended the loop's waits on futexes. It need not have held anything all the time.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A thread whose system call ended the loop's waits of one kind. It need not have held anything all
+/// the time.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Waker {
     pub pid: u32,
     pub tid: u32,
     pub name: String,
+    /// The system call that it was in as it did, and its first two arguments. Of a futex the call was
+    /// checked to be on the same; of other waits it is one of the kind that ends them.
+    pub syscall: i64,
+    pub args: [u64; 2],
+    /// What the loop waited for: [`Awaited::Futex`], or what the syscall in `wait` says.
+    pub awaited: Awaited,
+    /// The loop's registers in the last of the waits that it ended, as in the [`Sampled`] of that wait.
+    pub wait: Registers,
     /// How long the waits had lasted that it ended.
     pub ended_ns: u64,
     /// Where it was when it did, if it is a thread of the target. `time_ns` is `ended_ns`.
@@ -132,7 +146,9 @@ pub struct Stall {
     pub holders: Vec<Holder>,
     /// Who owns the lock that the loop waits or waited for, by the lock's own word.
     pub owner: Option<Named>,
-    /// Who ended the loop's waits on futexes; the one of the longest waits first.
+    /// Who ran while the thread was ready and had no CPU.
+    pub instead: Instead,
+    /// Who ended the loop's waits; the one of the longest waits first.
     pub wakers: Vec<Waker>,
     /// The other threads, where they were asked for.
     pub others: Vec<Other>,

@@ -21,20 +21,24 @@ struct Block {
     stack: usize,
     /// Which of the stack's shares it is in.
     share: Option<usize>,
+    registers: Registers,
     /// Unknown while it lasts.
     blocked_ns: Option<u64>,
 }
 
-/// What a thread was doing when its stack was taken.
-#[derive(Debug, Clone)]
-pub struct Wait {
+/// How a thread was when its stack was taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Was {
     pub state: ThreadState,
     pub registers: Registers,
     pub awaited: Awaited,
+    /// As [`Sampled::task_state`].
+    pub task_state: u64,
+    /// As [`Sampled::call`].
     pub call: Option<Call>,
 }
 
-impl Wait {
+impl Was {
     /// Whether a stack that is known was taken in the same wait, as far as that can be told without its
     /// frames. What a lock's or the interpreter's waits are called with changes from one to the next.
     fn is_of(&self, known: &Sampled) -> bool {
@@ -43,13 +47,24 @@ impl Wait {
         let same_call = self.awaited != Awaited::Syscall
             || self.state != ThreadState::Blocked
             || (self.registers.syscall, first) == (known.registers.syscall, known_first);
+        // Who was stopped differs by who stopped it.
+        let told_by =
+            |task_state: u64| if self.state == ThreadState::Stopped { task_state } else { 0 };
         (self.state, self.awaited) == (known.state, known.awaited)
+            && told_by(self.task_state) == told_by(known.task_state)
             && same_call
             && match (&self.call, &known.call) {
                 (Some(call), Some(known)) => call.is_on_the_same(known),
                 _ => true,
             }
     }
+}
+
+/// A wait, as its capture showed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waited {
+    pub awaited: Awaited,
+    pub registers: Registers,
 }
 
 /// The stacks of one turn.
@@ -70,13 +85,17 @@ impl Samples {
             ThreadState::RunningUser => self.ticks_user += 1,
             _ => self.ticks_kernel += 1,
         }
-        self.add(stack, Wait { state, registers, awaited: Awaited::Syscall, call: None });
+        self.add(
+            stack,
+            Was { state, registers, awaited: Awaited::Syscall, task_state: 0, call: None },
+        );
     }
 
     /// The thread gave up its CPU at `at_ns`; `blocked_ns` is known once it came back.
-    pub fn block(&mut self, at_ns: u64, blocked_ns: Option<u64>, stack: Stack, wait: Wait) {
-        if let Some((stack, share)) = self.add(stack, wait) {
-            self.blocks.push(Block { at_ns, stack, share, blocked_ns });
+    pub fn block(&mut self, at_ns: u64, blocked_ns: Option<u64>, stack: Stack, was: Was) {
+        let registers = was.registers;
+        if let Some((stack, share)) = self.add(stack, was) {
+            self.blocks.push(Block { at_ns, stack, share, registers, blocked_ns });
         }
     }
 
@@ -86,11 +105,11 @@ impl Samples {
         block.map(|block| block.blocked_ns = Some(blocked_ns)).is_some()
     }
 
-    /// What the thread waited for in the stretch that began at `at_ns`, and for how long; none while
-    /// it lasts.
-    pub fn wait_at(&self, at_ns: u64) -> Option<(Awaited, Option<u64>)> {
+    /// What the thread waited for in the stretch that began at `at_ns`.
+    pub fn wait_at(&self, at_ns: u64) -> Option<Waited> {
         let block = self.blocks.iter().rev().find(|block| block.at_ns == at_ns)?;
-        Some((self.stacks.get(block.stack)?.awaited, block.blocked_ns))
+        let awaited = self.stacks.get(block.stack)?.awaited;
+        Some(Waited { awaited, registers: block.registers })
     }
 
     /// The stretch that still lasts: since when, and what for.
@@ -133,16 +152,16 @@ impl Samples {
     }
 
     /// Where the stack is in the list, and in which of its shares; equal ones of the same state are one.
-    fn add(&mut self, stack: Stack, wait: Wait) -> Option<(usize, Option<usize>)> {
-        let same = |known: &Sampled| wait.is_of(known) && looks_same(&known.stack, &stack);
-        let Wait { state, registers, awaited, .. } = wait;
+    fn add(&mut self, stack: Stack, was: Was) -> Option<(usize, Option<usize>)> {
+        let same = |known: &Sampled| was.is_of(known) && looks_same(&known.stack, &stack);
+        let Was { state, registers, awaited, task_state, .. } = was;
         if let Some(index) = self.stacks.iter().position(same) {
             let sampled = &mut self.stacks[index];
             sampled.samples += 1;
             sampled.registers = registers;
             // What was seen while it lasted says more.
-            if sampled.call.is_none() || wait.call.as_ref().is_some_and(|call| call.is_seen) {
-                sampled.call = wait.call.map(Box::new);
+            if sampled.call.is_none() || was.call.as_ref().is_some_and(|call| call.is_seen) {
+                sampled.call = was.call.map(Box::new);
             }
             return Some((index, share_of(&mut sampled.shares, stack.running)));
         }
@@ -159,7 +178,8 @@ impl Samples {
             time_ns: 0,
             registers,
             awaited,
-            call: wait.call.map(Box::new),
+            task_state,
+            call: was.call.map(Box::new),
             shares,
         });
         Some((self.stacks.len() - 1, share))
@@ -197,12 +217,12 @@ pub fn looks_same(one: &Stack, other: &Stack) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Awaited, MAX_SHARES, Samples, Wait};
+    use super::{Awaited, MAX_SHARES, Samples, Was};
     use crate::call::{Call, Descriptor, Kind};
     use crate::frame::{Frame, Language, Stack};
     use crate::gap::Gap;
     use crate::task::Running;
-    use crate::turn::ThreadState::{Blocked, RunningKernel, RunningUser};
+    use crate::turn::ThreadState::{Blocked, RunningKernel, RunningUser, Stopped};
     use profiler_ebpf::record::Registers;
 
     fn stack(function: &str, address: u64) -> Stack {
@@ -219,10 +239,18 @@ mod tests {
         Stack { frames: vec![frame], ..Stack::default() }
     }
 
+    const WAS: Was = Was {
+        state: Blocked,
+        registers: Registers { ip: 0, sp: 0, bp: 0, syscall: 0, args: [0; 6] },
+        awaited: Awaited::Syscall,
+        task_state: 1,
+        call: None,
+    };
+
     /// Blocked in a read from this descriptor.
-    fn reading(number: u64) -> Wait {
+    fn reading(number: u64) -> Was {
         let registers = Registers { syscall: 0, args: [number; 6], ..Registers::default() };
-        Wait { state: Blocked, registers, awaited: Awaited::Syscall, call: None }
+        Was { registers, ..WAS }
     }
 
     /// Equal stacks in calls on different things are different waits, and what was seen of a call while it
@@ -233,7 +261,7 @@ mod tests {
             let link = link.to_owned();
             let descriptor = Descriptor { link, ..Descriptor::new(7, Kind::Pipe, "pipe") };
             let call = Call { is_seen, descriptor: Some(descriptor), ..Call::default() };
-            Wait { call: Some(call), ..reading(7) }
+            Was { call: Some(call), ..reading(7) }
         };
         let mut samples = Samples::default();
         samples.block(100, Some(50), stack("read", 1), reading(8));
@@ -247,10 +275,30 @@ mod tests {
         // The interpreter's lock is waited for at changing addresses.
         let mut samples = Samples::default();
         for number in [7, 8] {
-            let wait = Wait { awaited: Awaited::Gil, ..reading(number) };
+            let wait = Was { awaited: Awaited::Gil, ..reading(number) };
             samples.block(100 * number, Some(5), stack("take", 1), wait);
         }
         assert_eq!(samples.stacks(0, 0).len(), 1);
+    }
+
+    /// A thread that a signal stopped and one that a debugger did are two, whatever their stacks; how
+    /// a thread sleeps makes no difference.
+    #[test]
+    fn stops_are_told_apart() {
+        let mut samples = Samples::default();
+        for (at_ns, state, task_state) in [
+            (100, Stopped, 4),
+            (200, Stopped, 8),
+            (300, Stopped, 4),
+            (400, Blocked, 1),
+            (500, Blocked, 2),
+        ] {
+            samples.block(at_ns, Some(10), stack("f", 1), Was { state, task_state, ..WAS });
+        }
+        let stacks = samples.stacks(0, 1000);
+        let mut seen: Vec<_> = stacks.iter().map(|it| (it.task_state, it.samples)).collect();
+        seen.sort_unstable();
+        assert_eq!(seen, [(1, 2), (4, 2), (8, 1)]);
     }
 
     /// Equal stacks are one entry, whatever their addresses; running time is shared by ticks.
@@ -273,10 +321,10 @@ mod tests {
         // ns   100        150      200            260
         //       ├ blocked ──┤ running  ├ blocked ... now
         let mut samples = Samples::default();
-        samples.block(100, None, stack("read", 1), reading(7));
+        samples.block(100, None, stack("read", 1), WAS);
         assert!(samples.block_ended(100, 50));
         samples.tick(stack("read", 1), RunningKernel, Registers::default());
-        samples.block(200, None, stack("read", 1), reading(7));
+        samples.block(200, None, stack("read", 1), WAS);
         let stacks = samples.stacks(50, 260);
         let seen: Vec<_> = stacks.iter().map(|s| (s.state, s.samples, s.time_ns)).collect();
         assert_eq!(seen, [(Blocked, 2, 110), (RunningKernel, 1, 50)]);
@@ -305,7 +353,7 @@ mod tests {
         for frame in 0..MAX_SHARES as u64 + 5 {
             let at_ns = 100 * frame;
             let stack = seen_in(running(frame));
-            samples.block(at_ns, Some(7), stack, reading(7));
+            samples.block(at_ns, Some(7), stack, WAS);
         }
         let [stack] = &samples.stacks(0, 0)[..] else { panic!("not one stack") };
         assert_eq!((stack.shares.len(), stack.samples), (MAX_SHARES, MAX_SHARES as u64 + 5));

@@ -6,6 +6,7 @@
 
 use profiler_ebpf::turn::{Loop, Turn, phase, state};
 
+use super::instead::Instead;
 use super::{End, Moment, ThreadState};
 use crate::gap::Gap;
 
@@ -26,6 +27,8 @@ pub struct Due {
     pub end: End,
     pub now: Option<ThreadState>,
     pub ready_events: Option<u64>,
+    /// For those who pass it on: who ran while the thread had no CPU.
+    pub instead: Instead,
     /// For those who pass it on: what else could not be had.
     pub gaps: Vec<Gap>,
 }
@@ -163,6 +166,7 @@ impl Tracker {
             end: End::NotYet,
             now: Some(doing(seen.state)),
             ready_events: None,
+            instead: Instead::default(),
             gaps: Vec::new(),
         });
     }
@@ -195,6 +199,7 @@ impl Tracker {
             end: over.end,
             now: None,
             ready_events: over.ready,
+            instead: Instead::default(),
             gaps: Vec::new(),
         });
     }
@@ -206,7 +211,7 @@ pub fn doing(scheduler_state: u32) -> ThreadState {
     match scheduler_state {
         state::RUNNING => ThreadState::RunningUser,
         state::BLOCKED => ThreadState::Blocked,
-        state::RUNNABLE => ThreadState::Runnable,
+        state::RUNNABLE | state::PREEMPTED => ThreadState::Runnable,
         _ => ThreadState::Stopped,
     }
 }

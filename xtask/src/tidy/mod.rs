@@ -26,7 +26,7 @@ const KNOW_AYA: [&str; 3] =
     ["profiler-user/src/source/kernel/", "profiler-ebpf/src/", "tests/src/"];
 
 /// The only files with unsafe code; each block in them says why it is sound.
-const UNSAFE: [&str; 10] = [
+const UNSAFE: [&str; 11] = [
     "profiler-ebpf/src/capture.rs",
     "profiler-ebpf/src/emit.rs",
     "profiler-ebpf/src/main.rs",
@@ -34,6 +34,7 @@ const UNSAFE: [&str; 10] = [
     "profiler-ebpf/src/sched.rs",
     "profiler-ebpf/src/others.rs",
     "profiler-ebpf/src/park.rs",
+    "profiler-ebpf/src/runnable.rs",
     "profiler-ebpf/src/task.rs",
     "profiler-ebpf/src/wait.rs",
     "profiler-user/src/source/kernel/table.rs",

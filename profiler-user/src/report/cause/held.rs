@@ -2,7 +2,7 @@
 
 use crate::gap::Gap;
 use crate::report::schema::stall::{CauseKind, Holder, Thread, Waker};
-use crate::turn::{Awaited, End, Sampled, Stall};
+use crate::turn::{self, Awaited, End, Sampled, Stall};
 
 /// The cause of a wait for the interpreter's lock.
 pub fn gil(stall: &Stall, gaps: &mut Vec<Gap>) -> CauseKind {
@@ -18,10 +18,12 @@ pub fn gil(stall: &Stall, gaps: &mut Vec<Gap>) -> CauseKind {
 
 /// The cause of a wait on any other futex.
 pub fn lock(stall: &Stall, address: String, gaps: &mut Vec<Gap>) -> CauseKind {
-    let seen = shares(stall, Awaited::Futex).into_iter().next();
+    let holders = shares(stall, Awaited::Futex);
+    let seen = holders.first();
     let named = stall.owner.as_ref().map(|owner| thread(owner.tid, &owner.name));
     let owner_thread = seen.map(|holder| thread(holder.tid, &holder.name)).or(named);
-    let woken_by = stall.wakers.first().map(|waker| Waker {
+    let of_futex = |waker: &&turn::Waker| waker.awaited == Awaited::Futex;
+    let woken_by = stall.wakers.iter().find(of_futex).map(|waker| Waker {
         pid: waker.pid,
         tid: waker.tid,
         name: waker.name.clone(),
@@ -35,7 +37,7 @@ pub fn lock(stall: &Stall, address: String, gaps: &mut Vec<Gap>) -> CauseKind {
         let reason = "the wait was not seen to be ended by another thread's futex call";
         gaps.push(Gap::new("woken_by", reason));
     }
-    CauseKind::Lock { address, owner_thread, woken_by }
+    CauseKind::Lock { address, owner_thread, holders, woken_by }
 }
 
 /// The stacks that show why it took so long, and whose they are, where they are another thread's. The
@@ -68,25 +70,26 @@ pub fn evidence<'a>(
 /// `waiting for a lock held by thread 77 (reports)`
 pub fn phrase(kind: &CauseKind) -> String {
     match kind {
-        CauseKind::Gil { holder_thread: Some(holder), holders } if holders.len() > 1 => {
-            let most = words(holder);
-            format!(
-                "waiting for the GIL, held by {} threads in turn, most by {most}",
-                holders.len()
-            )
-        }
-        CauseKind::Gil { holder_thread: Some(holder), .. } => {
-            format!("waiting for the GIL, held by {}", words(holder))
+        CauseKind::Gil { holder_thread: Some(holder), holders } => {
+            format!("waiting for the GIL, held by {}", in_turn(holder, holders))
         }
         CauseKind::Gil { holder_thread: None, .. } => "waiting for the GIL".to_owned(),
-        CauseKind::Lock { owner_thread: Some(owner), .. } => {
-            format!("waiting for a lock held by {}", words(owner))
+        CauseKind::Lock { owner_thread: Some(owner), holders, .. } => {
+            format!("waiting for a lock held by {}", in_turn(owner, holders))
         }
         CauseKind::Lock { woken_by: Some(waker), .. } => {
             let Waker { pid: _, tid, name } = waker;
             format!("waiting for another thread (futex), released by thread {tid} ({name})")
         }
         _ => "waiting for another thread (futex)".to_owned(),
+    }
+}
+
+/// `thread 77 (reports)`, or how many there were where each had it for a while: a convoy.
+fn in_turn(most: &Thread, holders: &[Holder]) -> String {
+    match holders.len() {
+        0 | 1 => words(most),
+        count => format!("{count} threads in turn, most by {}", words(most)),
     }
 }
 
@@ -127,7 +130,8 @@ mod tests {
     }
 
     fn waker(tid: u32) -> Waker {
-        Waker { pid: 4242, tid, name: format!("t{tid}"), ended_ns: 9, seen: None }
+        let (pid, name, awaited) = (4242, format!("t{tid}"), Awaited::Futex);
+        Waker { pid, tid, name, ended_ns: 9, awaited, ..Waker::default() }
     }
 
     fn lock_of(stall: &Stall) -> (String, Vec<String>) {
@@ -171,6 +175,10 @@ mod tests {
         let kind = lock(&stall, String::new(), &mut Vec::new());
         assert_eq!(phrase(&kind), "waiting for a lock held by thread 8 (t8)");
         assert_eq!(evidence(&stall, &kind, &mut gaps).unwrap().1, 8);
+
+        stall.holders.insert(0, holder(9, Awaited::Futex, "keep", 8));
+        let convoy = "waiting for a lock held by 2 threads in turn, most by thread 8 (t8)";
+        assert_eq!(lock_of(&stall).0, convoy);
     }
 
     /// Who released it is told, and blamed for nothing; while the wait lasts, nobody is missed.
@@ -182,7 +190,8 @@ mod tests {
         assert_eq!((words.as_str(), gaps.len()), ("waiting for another thread (futex)", 1));
         stall.end = End::Seen;
         assert_eq!(lock_of(&stall).1.len(), 2);
-        stall.wakers = vec![waker(7), waker(8)];
+        let of_a_pipe = Waker { awaited: Awaited::Syscall, ..waker(6) };
+        stall.wakers = vec![of_a_pipe, waker(7), waker(8)];
         let (words, gaps) = lock_of(&stall);
         let expected = "waiting for another thread (futex), released by thread 7 (t7)";
         assert_eq!((words.as_str(), gaps.len()), (expected, 1));

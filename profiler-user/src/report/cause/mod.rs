@@ -35,6 +35,8 @@ pub struct Verdict<'a> {
     pub evidence: Vec<&'a Sampled>,
     /// Whose stacks they are: the loop's own thread, or the one that it waited for.
     pub blamed: u32,
+    /// The same for each part in `cause.also`: its stacks, and whose they are.
+    pub also: Vec<(Vec<&'a Sampled>, u32)>,
     pub gaps: Vec<Gap>,
 }
 
@@ -102,12 +104,14 @@ pub fn judge<'a>(stall: &'a Stall, descriptors: &BTreeMap<u32, String>) -> Verdi
     let also = mentioned
         .map(|other| {
             let explanation = explain(other, stall, descriptors);
-            stall::Component {
+            let part = stall::Component {
                 summary: phrase::phrase(&explanation.kind),
                 kind: explanation.kind,
                 time_ns: other.time_ns,
                 times: other.times(),
-            }
+                culprit: None,
+            };
+            (part, (explanation.evidence, explanation.blamed))
         })
         .collect();
     let explanation = explain(largest, stall, descriptors);
@@ -125,14 +129,15 @@ fn verdict<'a>(
     explanation: Explanation<'a>,
     confidence: Confidence,
     component: Option<&Component<'_>>,
-    also: Vec<stall::Component>,
+    also: Vec<(stall::Component, (Vec<&'a Sampled>, u32))>,
 ) -> Verdict<'a> {
     let Explanation { kind, evidence, blamed, gaps, .. } = explanation;
     let summary = phrase::phrase(&kind);
     let time_ns = component.map_or(0, |component| component.time_ns);
     let times = component.and_then(Component::times);
-    let cause = Cause { kind, summary, confidence, time_ns, times, also };
-    Verdict { cause, evidence, blamed, gaps }
+    let (parts, also) = also.into_iter().unzip();
+    let cause = Cause { kind, summary, confidence, time_ns, times, also: parts };
+    Verdict { cause, evidence, blamed, also, gaps }
 }
 
 fn explain<'a>(
@@ -222,6 +227,8 @@ mod tests {
 
     const RECVFROM: i64 = 45;
     const FSYNC: i64 = 74;
+    /// So short that it is no whole millisecond.
+    const NO_CPU: &str = "ready, but without a CPU: woken, but waited 0 ms for one";
 
     /// A stall with these ns running, blocked, runnable and stopped.
     fn stall(parts: [u64; 4], stacks: Vec<Sampled>) -> Stall {
@@ -285,8 +292,8 @@ mod tests {
             ),
             ([5, 95, 0, 0], vec![page_fault], "waiting for the disk in a page fault", Certain),
             ([5, 95, 0, 0], vec![swap_in], "waiting for memory", Certain),
-            ([5, 10, 85, 0], vec![runnable], "ready, but without a CPU", Certain),
-            ([40, 0, 45, 15], Vec::new(), "ready, but without a CPU", Likely),
+            ([5, 10, 85, 0], vec![runnable], NO_CPU, Certain),
+            ([40, 0, 45, 15], Vec::new(), NO_CPU, Likely),
             ([5, 10, 0, 85], Vec::new(), "stopped by a signal, a debugger or the freezer", Certain),
             ([0, 0, 0, 0], Vec::new(), "for an unknown reason", Unknown),
         ];
@@ -322,8 +329,7 @@ mod tests {
             .iter()
             .map(|part| (part.summary.as_str(), part.time_ns, part.times))
             .collect();
-        let expected =
-            [("asleep in clock_nanosleep", 33, Some(1)), ("ready, but without a CPU", 20, None)];
+        let expected = [("asleep in clock_nanosleep", 33, Some(1)), (NO_CPU, 20, None)];
         assert_eq!(also, expected);
     }
 
@@ -466,7 +472,8 @@ mod tests {
         let locking = stall(202, [0x7f10, 0, 0, 0, 0, 0]);
         let verdict = judge(&locking, &BTreeMap::new());
         let address = "0x7f10".to_owned();
-        let kind = CauseKind::Lock { address, owner_thread: None, woken_by: None };
+        let holders = Vec::new();
+        let kind = CauseKind::Lock { address, owner_thread: None, holders, woken_by: None };
         assert_eq!(verdict.cause.kind, kind);
     }
 }

@@ -1,6 +1,6 @@
 //! The kind of a cause to its words.
 
-use super::{called, held};
+use super::{called, held, run_queue};
 use crate::report::schema::stall::CauseKind;
 
 /// A cause in words, to follow "stalled 5012 ms, ".
@@ -18,7 +18,7 @@ pub fn phrase(kind: &CauseKind) -> String {
         CauseKind::Saturated => "on the CPU in many short callbacks",
         CauseKind::Lock { .. } | CauseKind::Gil { .. } => return held::phrase(kind),
         CauseKind::Memory => "waiting for memory",
-        CauseKind::RunQueue { .. } => "ready, but without a CPU",
+        CauseKind::RunQueue { .. } => return run_queue::phrase(kind),
         CauseKind::CpuQuota { .. } => "out of its CPU quota",
         CauseKind::Stopped => "stopped by a signal, a debugger or the freezer",
         CauseKind::Unknown => "for an unknown reason",

@@ -42,6 +42,14 @@ impl KernelLayout {
             task_nvcsw: field("task_struct", &["nvcsw"])?,
             task_nivcsw: field("task_struct", &["nivcsw"])?,
             task_on_cpu: field("task_struct", &["on_cpu"])?,
+            task_cpu: field("task_struct", &["thread_info", "cpu"])
+                .or_else(|_| field("task_struct", &["cpu"]))?,
+            task_min_flt: field("task_struct", &["min_flt"])?,
+            task_maj_flt: field("task_struct", &["maj_flt"])?,
+            task_flags: field("task_struct", &["flags"])?,
+            // Depends on CONFIG_SCHED_INFO, which the distributions' kernels have.
+            task_run_delay: field("task_struct", &["sched_info", "run_delay"])?,
+            task_migrations: field("task_struct", &["se", "nr_migrations"])?,
         };
         Ok(Self { offsets, switch_has_state: tracepoint_arguments(&btf, "sched_switch")? >= 4 })
     }

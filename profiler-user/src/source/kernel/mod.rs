@@ -18,6 +18,7 @@ use profiler_ebpf::limits::MAX_LOOPS;
 use profiler_ebpf::param::Params;
 use profiler_ebpf::python::PythonLayout;
 use profiler_ebpf::record::{CaptureHead, ThreadSnapshot};
+use profiler_ebpf::rivals::Rivals;
 use profiler_ebpf::turn::{Loop, Parks, phase};
 use profiler_ebpf::wanted::Wanted;
 use zerocopy::{FromBytes, IntoBytes};
@@ -112,9 +113,9 @@ impl KernelSource {
         for slot in 0..MAX_LOOPS {
             free.push(slot, 0)?;
         }
-        let [loops, captures, parks] =
-            ["LOOPS", "CAPTURES", "PARKS"].map(|name| descriptor(&ebpf, name));
-        let table = Table::new(loops?, captures?, parks?, MAX_LOOPS)?;
+        let [loops, captures, parks, rivals] =
+            ["LOOPS", "CAPTURES", "PARKS", "RIVALS"].map(|name| descriptor(&ebpf, name));
+        let table = Table::new(loops?, captures?, parks?, rivals?, MAX_LOOPS)?;
         let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF")?;
         let probes = attach::all(&mut ebpf, &btf, watch.waits, watch.hooks)?;
         let threads: &mut Iter =
@@ -178,6 +179,10 @@ impl EventSource for KernelSource {
         let still = self.table.state(slot.index)? == slot.state;
         let same_turn = captured.head.turn_start_ns == slot.state.turn.start_ns;
         (still && same_turn).then_some(captured)
+    }
+
+    fn rivals(&mut self, slot: Slot) -> Option<Rivals> {
+        self.table.rivals(slot.index)
     }
 
     fn seed(&mut self, state: Loop, capture: CaptureHead) -> anyhow::Result<bool> {

@@ -9,8 +9,9 @@ use std::sync::atomic::{Ordering, fence};
 use anyhow::Context;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use profiler_ebpf::record::{Capture, CaptureHead};
+use profiler_ebpf::rivals::Rivals;
 use profiler_ebpf::turn::{Loop, Parks};
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Tries before a slot that the kernel keeps changing is passed over until the next look.
 const MAX_TRIES: u32 = 16;
@@ -45,6 +46,23 @@ impl Mapped {
         // SAFETY: the element lies within the mapping, as was just checked.
         Some(unsafe { self.start.add(offset) }.cast())
     }
+
+    /// A copy of an element that the kernel did not change meanwhile, by the element's sequence.
+    fn whole<T: FromBytes>(&self, index: u32, sequence: impl Fn(&T) -> u64) -> Option<T> {
+        let at = self.at::<T>(index)?;
+        for _ in 0..MAX_TRIES {
+            // SAFETY: within the mapping; any bytes are a valid `T`. Volatile, because the kernel
+            // writes at the same time; whether it did is what the sequence tells.
+            let first = unsafe { at.read_volatile() };
+            fence(Ordering::Acquire);
+            // SAFETY: as above.
+            let again = unsafe { at.read_volatile() };
+            if sequence(&first) % 2 == 0 && sequence(&first) == sequence(&again) {
+                return Some(first);
+            }
+        }
+        None
+    }
 }
 
 impl Drop for Mapped {
@@ -57,12 +75,13 @@ impl Drop for Mapped {
 // SAFETY: the mapping belongs to this value alone on our side, and is reached by volatile copies.
 unsafe impl Send for Mapped {}
 
-/// Loops, captures and ways to park, by slot.
+/// Loops, captures, ways to park and rivals for a CPU, by slot.
 #[derive(Debug)]
 pub struct Table {
     loops: Mapped,
     captures: Mapped,
     parks: Mapped,
+    rivals: Mapped,
 }
 
 impl Table {
@@ -70,30 +89,25 @@ impl Table {
         loops: impl AsFd,
         captures: impl AsFd,
         parks: impl AsFd,
+        rivals: impl AsFd,
         entries: u32,
     ) -> anyhow::Result<Self> {
         Ok(Self {
             loops: Mapped::new::<Loop>(loops, entries)?,
             captures: Mapped::new::<Capture>(captures, entries)?,
             parks: Mapped::new::<Parks>(parks, entries)?,
+            rivals: Mapped::new::<Rivals>(rivals, entries)?,
         })
     }
 
     /// A whole state of the loop, or none if the kernel kept changing it.
     pub fn state(&self, slot: u32) -> Option<Loop> {
-        let at = self.loops.at::<Loop>(slot)?;
-        for _ in 0..MAX_TRIES {
-            // SAFETY: within the mapping; any bytes are a valid `Loop`. Volatile, because the
-            // kernel writes at the same time; whether it did is what the sequence tells.
-            let first = unsafe { at.read_volatile() };
-            fence(Ordering::Acquire);
-            // SAFETY: as above.
-            let again = unsafe { at.read_volatile() };
-            if first.sequence % 2 == 0 && first.sequence == again.sequence {
-                return Some(first);
-            }
-        }
-        None
+        self.loops.whole(slot, |state: &Loop| state.sequence)
+    }
+
+    /// Who has run instead of the slot's thread, whole; none if the kernel kept changing it.
+    pub fn rivals(&self, slot: u32) -> Option<Rivals> {
+        self.rivals.whole(slot, |rivals: &Rivals| rivals.sequence)
     }
 
     /// Writes a loop that the probes do not know yet: before its thread's entry is made.

@@ -1,0 +1,280 @@
+//! Who ran on a CPU while a loop's thread was ready and waited for it: the rules that run in the kernel.
+//!
+//! At each switch on that CPU, the task that leaves it has the time since the switch before. What
+//! cannot be known is given to nobody: the sum is at most the turn's `runnable_ns`.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::limits::MAX_RIVALS;
+use crate::record::RecordHead;
+
+/// A task, as the kernel numbers it. The idle task of each CPU is 0 in both.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct TaskId {
+    /// The process.
+    pub tgid: u32,
+    /// The thread.
+    pub tid: u32,
+}
+
+impl TaskId {
+    /// Nobody that is known.
+    pub const UNKNOWN: Self = Self { tgid: u32::MAX, tid: u32::MAX };
+}
+
+/// One task, and for how long it ran instead.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Rival {
+    /// Which.
+    pub task: TaskId,
+    /// On the CPU that the loop's thread waited for, ns.
+    pub time_ns: u64,
+    /// What the thread was called, ended by a zero; all zero where it was not seen to leave the CPU.
+    pub name: [u8; 16],
+}
+
+/// The kernel's count of how a thread waited for CPUs.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Queued {
+    /// How long, without the queue that it is in now, ns.
+    pub delay_ns: u64,
+    /// How often it was moved to another CPU's queue.
+    pub migrations: u64,
+}
+
+/// Who ran instead of one loop's thread in one turn. Lies in the loop's slot; sent as it is when a
+/// turn past the threshold is over.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Rivals {
+    /// [`crate::record::kind::RIVALS`]
+    pub head: RecordHead,
+    /// Odd while the kernel side writes.
+    pub sequence: u64,
+    /// The turn that all this is about.
+    pub turn_start_ns: u64,
+    /// The thread's task, as an address in the kernel, while it waits for a CPU; else 0.
+    pub waiter: u64,
+    /// Until when all is given to somebody.
+    pub until_ns: u64,
+    /// Since when it waits.
+    pub since_ns: u64,
+    /// How it had waited before.
+    pub before: Queued,
+    /// Who runs where it waits, from `until_ns` on.
+    pub on_cpu: TaskId,
+    /// The CPU that it waits for.
+    pub cpu: u32,
+    /// How many of `tasks` are in use.
+    pub used: u32,
+    /// The CPU had nothing to run that it was allowed to, ns.
+    pub idle_ns: u64,
+    /// Of tasks that there was no room for, ns.
+    pub others_ns: u64,
+    /// In the order in which they were first met.
+    pub tasks: [Rival; MAX_RIVALS],
+}
+
+impl Rivals {
+    /// The thread waits for a CPU from now on. `on_cpu` is who comes onto that CPU, if that is known.
+    #[inline(always)]
+    pub fn begin(
+        &mut self,
+        turn_start_ns: u64,
+        waiter: u64,
+        cpu: u32,
+        on_cpu: TaskId,
+        now_ns: u64,
+    ) {
+        if self.turn_start_ns != turn_start_ns {
+            self.turn_start_ns = turn_start_ns;
+            self.used = 0;
+            self.idle_ns = 0;
+            self.others_ns = 0;
+        }
+        self.waiter = waiter;
+        self.cpu = cpu;
+        self.on_cpu = on_cpu;
+        self.since_ns = now_ns;
+        self.until_ns = now_ns;
+    }
+
+    /// The thread waits no more.
+    #[inline(always)]
+    pub fn end(&mut self) {
+        self.waiter = 0;
+    }
+
+    /// This task had the CPU from the last booking to `now_ns`. `name` is asked for once a task.
+    #[inline(always)]
+    pub fn book(&mut self, task: TaskId, now_ns: u64, name: impl FnOnce(&mut [u8; 16])) {
+        let passed_ns = now_ns.saturating_sub(self.until_ns);
+        if passed_ns == 0 {
+            return;
+        }
+        self.until_ns = now_ns;
+        if task.tid == TaskId::UNKNOWN.tid {
+            return;
+        }
+        if task.tid == 0 {
+            self.idle_ns += passed_ns;
+            return;
+        }
+        let used = self.used as usize;
+        for index in 0..MAX_RIVALS {
+            let rival = &mut self.tasks[index];
+            if index >= used {
+                *rival = Rival { task, time_ns: passed_ns, name: [0; 16] };
+                name(&mut rival.name);
+                self.used = index as u32 + 1;
+                return;
+            }
+            if rival.task.tid == task.tid {
+                rival.time_ns += passed_ns;
+                return;
+            }
+        }
+        self.others_ns += passed_ns;
+    }
+
+    /// Until when the thread waited where it began to, if it was moved from there once since: then all
+    /// that it has waited and left was there.
+    #[inline(always)]
+    pub const fn moved_at(&self, queued: Queued) -> Option<u64> {
+        if queued.migrations.wrapping_sub(self.before.migrations) != 1 {
+            return None;
+        }
+        Some(self.since_ns + queued.delay_ns.wrapping_sub(self.before.delay_ns))
+    }
+
+    /// The thread waits elsewhere since `moved_ns`, as far as that is known. Who runs there is not.
+    #[inline(always)]
+    pub fn moved(&mut self, moved_ns: Option<u64>, queued: Queued, now_ns: u64) {
+        self.on_cpu = TaskId::UNKNOWN;
+        self.until_ns = now_ns;
+        self.before = queued;
+        match moved_ns {
+            Some(moved_ns) => self.since_ns = moved_ns,
+            // Then it is not known of the next move either.
+            None => self.before.migrations = queued.migrations.wrapping_sub(1),
+        }
+    }
+
+    /// The same seen from elsewhere, at `now_ns`: what is still going on has its time so far.
+    pub fn so_far(&self, now_ns: u64) -> Self {
+        let mut copy = *self;
+        if copy.waiter != 0 {
+            copy.book(self.on_cpu, now_ns, |_| {});
+        }
+        copy
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Queued, Rivals, TaskId};
+    use crate::limits::MAX_RIVALS;
+
+    const IDLE: TaskId = TaskId { tgid: 0, tid: 0 };
+
+    fn task(tid: u32) -> TaskId {
+        TaskId { tgid: tid, tid }
+    }
+
+    fn waiting(now_ns: u64) -> Rivals {
+        let mut rivals = Rivals::default();
+        rivals.begin(50, 0xffff, 3, TaskId::UNKNOWN, now_ns);
+        rivals
+    }
+
+    fn times(rivals: &Rivals) -> Vec<(u32, u64)> {
+        let used = &rivals.tasks[..rivals.used as usize];
+        used.iter().map(|rival| (rival.task.tid, rival.time_ns)).collect()
+    }
+
+    /// Each task has its time, however often it comes back; the idle task is kept apart.
+    #[test]
+    fn everybody_has_their_time() {
+        // ns   100      130      150    180     200
+        //       ├ 7 ran  ┤ 8 ran  ┤ idle ┤ 7 ran ┤
+        let mut rivals = waiting(100);
+        rivals.book(task(7), 130, |name| name[0] = b'a');
+        rivals.book(task(8), 150, |name| name[0] = b'b');
+        rivals.book(IDLE, 180, |_| panic!("nobody asks for its name"));
+        rivals.book(task(7), 200, |_| panic!("it is known"));
+        assert_eq!(times(&rivals), [(7, 50), (8, 20)]);
+        assert_eq!((rivals.idle_ns, rivals.others_ns), (30, 0));
+        assert_eq!([rivals.tasks[0].name[0], rivals.tasks[1].name[0]], *b"ab");
+    }
+
+    /// Stretches of one turn add up; another turn begins with nobody.
+    #[test]
+    fn turns_do_not_mix() {
+        let mut rivals = waiting(100);
+        rivals.book(task(7), 130, |_| {});
+        rivals.end();
+        rivals.begin(50, 0xffff, 3, task(7), 500);
+        rivals.book(task(7), 510, |_| {});
+        assert_eq!(times(&rivals), [(7, 40)]);
+        rivals.begin(600, 0xffff, 3, task(9), 700);
+        assert_eq!((times(&rivals).len(), rivals.idle_ns), (0, 0));
+    }
+
+    /// Where there is no room, the time still counts; what is known of nobody is given to nobody.
+    #[test]
+    fn bounded() {
+        let mut rivals = waiting(0);
+        for tid in 1..=MAX_RIVALS as u32 + 5 {
+            rivals.book(task(tid), u64::from(tid) * 10, |_| {});
+        }
+        assert_eq!((times(&rivals).len(), rivals.others_ns), (MAX_RIVALS, 50));
+        let before = rivals;
+        rivals.book(task(1), 3, |_| {});
+        assert_eq!(rivals, before, "time that goes backwards");
+        rivals.book(TaskId::UNKNOWN, 1000, |_| {});
+        rivals.book(task(1), 1003, |_| {});
+        assert_eq!(times(&rivals)[0], (1, 10 + 3), "nobody's time is not the next one's");
+    }
+
+    /// Of a thread that was moved once, it is known when; of one that was moved more often, it is not
+    /// known where it waited for how long.
+    #[test]
+    fn moves() {
+        let mut rivals = waiting(100);
+        rivals.before = Queued { delay_ns: 5000, migrations: 8 };
+        assert_eq!(rivals.moved_at(Queued { delay_ns: 5030, migrations: 9 }), Some(130));
+        assert_eq!(rivals.moved_at(Queued { delay_ns: 5030, migrations: 10 }), None);
+        assert_eq!(rivals.moved_at(rivals.before), None);
+
+        // From where it is then, it may be moved again.
+        let once = Queued { delay_ns: 5030, migrations: 9 };
+        rivals.moved(rivals.moved_at(once), once, 135);
+        assert_eq!((rivals.since_ns, rivals.until_ns), (130, 135));
+        assert_eq!(rivals.moved_at(Queued { delay_ns: 5050, migrations: 10 }), Some(150));
+        let twice_more = Queued { delay_ns: 5050, migrations: 11 };
+        rivals.moved(rivals.moved_at(twice_more), twice_more, 160);
+        assert_eq!(rivals.moved_at(Queued { delay_ns: 5060, migrations: 12 }), None);
+    }
+
+    /// A look from elsewhere counts what still goes on, and changes nothing.
+    #[test]
+    fn a_look_counts_what_goes_on() {
+        let mut rivals = Rivals::default();
+        rivals.begin(50, 0xffff, 3, task(7), 100);
+        assert_eq!(times(&rivals.so_far(170)), [(7, 70)]);
+        assert_eq!(rivals.used, 0);
+        rivals.end();
+        assert_eq!(rivals.so_far(170).used, 0);
+    }
+}

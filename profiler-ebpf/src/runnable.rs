@@ -1,0 +1,266 @@
+//! A loop's thread that is ready and has no CPU: who runs on the CPU that it waits for, switch by switch.
+//!
+//! A switch of two tasks that nobody watches asks one word and goes on, unless a loop's thread waits
+//! somewhere. What is said here by CPU is a hint, and checked against the waiting thread itself: a
+//! race can lose somebody's time, and can give nobody another's.
+
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_comm, bpf_get_smp_processor_id, bpf_ktime_get_ns,
+};
+use profiler_ebpf::counter::Counter;
+use profiler_ebpf::limits::{MAX_CPUS, MAX_LOOPS};
+use profiler_ebpf::record::{RecordHead, kind};
+use profiler_ebpf::rivals::{Queued, Rivals, TaskId};
+use profiler_ebpf::turn::{Loop, Turn, phase, state};
+
+use crate::emit;
+use crate::maps::{loop_at, param, rivals_at};
+use crate::task::{Task, read_kernel};
+
+/// Loops' threads that wait for the same CPU and are followed; the time of more is nobody's.
+const MAX_WAITERS: usize = 4;
+
+/// 1 while a loop's thread may be waiting for a CPU.
+static mut ANYBODY_WAITS: u64 = 0;
+
+/// By slot, 1 while its thread waits; written on the CPU that it waits for or comes onto.
+static mut WAITS: [u64; MAX_LOOPS as usize / 8] = [0; MAX_LOOPS as usize / 8];
+
+/// By CPU, the slots whose threads may be waiting for it, a bit each. Both hooks hold the lock of
+/// that CPU's run queue as they write it, except for a thread that was moved.
+static mut WAIT_HERE: [u64; MAX_CPUS] = [0; MAX_CPUS];
+
+const _: () = assert!(MAX_LOOPS == u64::BITS && MAX_CPUS.is_power_of_two());
+
+/// One task leaves this CPU and another comes onto it: before anything else is made of that.
+#[inline(always)]
+pub fn switched(previous: Task, next: Task) {
+    // SAFETY: an aligned word of our own; whatever it is read as is checked below.
+    if unsafe { (&raw const ANYBODY_WAITS).read_volatile() } == 0 {
+        return;
+    }
+    let cpu = this_cpu();
+    let here = here(cpu);
+    // SAFETY: as above.
+    let slots = unsafe { here.read_volatile() };
+    if slots != 0 {
+        book_all(slots, cpu, pack(id(previous)), pack(id(next)));
+    }
+}
+
+/// A loop's thread is ready from now on, and waits for a CPU. `next` comes onto that CPU, if it is known.
+#[inline(always)]
+pub fn begin(slot: u32, turn: &Turn, waiter: Task, next: Option<Task>, now_ns: u64) {
+    let Some(rivals) = rivals_at(slot) else { return };
+    let (cpu, tid) = (waiter.cpu(), waiter.tid());
+    let on_cpu = next.map_or(TaskId::UNKNOWN, id);
+    let before = Queued { delay_ns: waiter.run_delay_ns(), migrations: waiter.migrations() };
+    write(rivals, |rivals| {
+        rivals.head = RecordHead { kind: kind::RIVALS, tid };
+        rivals.before = before;
+        rivals.begin(turn.start_ns, waiter.address(), cpu, on_cpu, now_ns);
+    });
+    set_waits(slot, 1);
+    let here = here(cpu);
+    // SAFETY: an aligned word of our own, as are both words below.
+    let slots = unsafe { here.read_volatile() };
+    // SAFETY: as above.
+    unsafe { here.write_volatile(slots | bit(slot)) };
+    // SAFETY: as above.
+    unsafe { (&raw mut ANYBODY_WAITS).write_volatile(1) };
+}
+
+/// A loop's thread comes onto this CPU.
+#[inline(always)]
+pub fn end(slot: u32, now_ns: u64) {
+    let Some(rivals) = rivals_at(slot).filter(|rivals| rivals.waiter != 0) else { return };
+    let cpu = this_cpu();
+    write(rivals, |rivals| {
+        if rivals.cpu != cpu {
+            let queued = queued(rivals.waiter);
+            leave(rivals, rivals.on_cpu, queued, now_ns, false);
+        }
+        rivals.end();
+    });
+    let here = here(cpu);
+    // SAFETY: an aligned word of our own.
+    let slots = unsafe { here.read_volatile() };
+    if slots & bit(slot) != 0 {
+        // SAFETY: as above.
+        unsafe { here.write_volatile(slots & !bit(slot)) };
+    }
+    set_waits(slot, 0);
+    if !anybody_waits() {
+        // Another's wait that begins right now may go unseen.
+        // SAFETY: as above.
+        unsafe { (&raw mut ANYBODY_WAITS).write_volatile(0) };
+    }
+}
+
+/// Sends who ran instead in a turn that is over, if anybody did. A function of its own, as the records
+/// of the turn's end are.
+#[inline(never)]
+pub fn tell(slot: u32, turn_start_ns: u64) {
+    if let Some(rivals) = rivals_at(slot)
+        && rivals.turn_start_ns == turn_start_ns
+    {
+        emit::record(rivals, Counter::RecordLost);
+    }
+}
+
+/// Gives the time since the last switch on this CPU to the task that leaves it, for all that wait here.
+#[inline(never)]
+fn book_all(slots: u64, cpu: u32, previous: u64, next: u64) {
+    // SAFETY: the helper has no preconditions.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let (mut left, mut gone) = (slots, 0);
+    for _ in 0..MAX_WAITERS {
+        if left == 0 {
+            break;
+        }
+        let first = left & left.wrapping_neg();
+        left ^= first;
+        if !book(first.trailing_zeros(), cpu, previous, next, now_ns) {
+            gone |= first;
+        }
+    }
+    if gone != 0 {
+        let here = here(cpu);
+        // SAFETY: an aligned word of our own.
+        let slots = unsafe { here.read_volatile() };
+        // SAFETY: as above.
+        unsafe { here.write_volatile(slots & !gone) };
+    }
+}
+
+/// False where the slot's thread does not wait for this CPU.
+#[inline(never)]
+fn book(slot: u32, cpu: u32, previous: u64, next: u64, now_ns: u64) -> bool {
+    let (Some(rivals), Some(state)) = (rivals_at(slot), loop_at(slot)) else { return false };
+    if rivals.waiter == 0 || rivals.cpu != cpu || !is_ready(state) {
+        return false;
+    }
+    let at = read_kernel::<u32>(rivals.waiter + param!(offset.task_cpu)).unwrap_or(cpu);
+    let queued = queued(rivals.waiter);
+    let previous = unpack(previous);
+    write(rivals, |rivals| {
+        if at == cpu {
+            rivals.book(previous, now_ns, current_name);
+            rivals.on_cpu = unpack(next);
+        } else {
+            leave(rivals, previous, queued, now_ns, true);
+            rivals.cpu = at;
+        }
+    });
+    if at != cpu {
+        let there = here(at);
+        // SAFETY: an aligned word of our own. That CPU may write it at the same time: then one of both
+        // is lost, which its own checks find out.
+        let slots = unsafe { there.read_volatile() };
+        // SAFETY: as above.
+        unsafe { there.write_volatile(slots | bit(slot)) };
+    }
+    at == cpu
+}
+
+/// The thread was moved from where `task` ran: that has the time until then.
+#[inline(always)]
+fn leave(rivals: &mut Rivals, task: TaskId, queued: Queued, now_ns: u64, is_current: bool) {
+    let moved_ns = rivals.moved_at(queued);
+    if let Some(moved_ns) = moved_ns {
+        let until_ns = if moved_ns < now_ns { moved_ns } else { now_ns };
+        rivals.book(task, until_ns, |name| {
+            if is_current {
+                current_name(name);
+            }
+        });
+    }
+    rivals.moved(moved_ns, queued, now_ns);
+}
+
+#[inline(always)]
+fn is_ready(state: &Loop) -> bool {
+    state.phase == phase::TURN && state::is_ready(state.state)
+}
+
+/// How a task that waits for a CPU has waited so far.
+#[inline(always)]
+fn queued(task: u64) -> Queued {
+    Queued {
+        delay_ns: read_kernel(task + param!(offset.task_run_delay)).unwrap_or(0),
+        migrations: read_kernel(task + param!(offset.task_migrations)).unwrap_or(0),
+    }
+}
+
+#[inline(always)]
+fn current_name(name: &mut [u8; 16]) {
+    // SAFETY: the buffer is of that size.
+    unsafe { bpf_get_current_comm(name.as_mut_ptr().cast(), 16) };
+}
+
+#[inline(always)]
+fn this_cpu() -> u32 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_get_smp_processor_id() }
+}
+
+/// The word of a CPU. Those past [`MAX_CPUS`] share words with others, and are told apart by the checks.
+#[inline(always)]
+fn here(cpu: u32) -> *mut u64 {
+    // The black box keeps the mask, which the verifier needs.
+    let index = core::hint::black_box(u64::from(cpu)) & (MAX_CPUS as u64 - 1);
+    // SAFETY: the index is within the array.
+    unsafe { (&raw mut WAIT_HERE).cast::<u64>().add(index as usize) }
+}
+
+#[inline(always)]
+fn set_waits(slot: u32, waits: u8) {
+    let index = core::hint::black_box(u64::from(slot)) & (u64::from(MAX_LOOPS) - 1);
+    // SAFETY: the array has a byte for each slot.
+    unsafe { (&raw mut WAITS).cast::<u8>().add(index as usize).write_volatile(waits) };
+}
+
+#[inline(always)]
+fn anybody_waits() -> bool {
+    let mut all = 0;
+    for index in 0..MAX_LOOPS as usize / 8 {
+        // SAFETY: the index is within the array.
+        all |= unsafe { (&raw const WAITS).cast::<u64>().add(index).read_volatile() };
+    }
+    all != 0
+}
+
+#[inline(always)]
+fn bit(slot: u32) -> u64 {
+    1 << (slot & (u64::BITS - 1))
+}
+
+#[inline(always)]
+fn id(task: Task) -> TaskId {
+    TaskId { tgid: task.tgid(), tid: task.tid() }
+}
+
+#[inline(always)]
+fn pack(task: TaskId) -> u64 {
+    u64::from(task.tgid) << 32 | u64::from(task.tid)
+}
+
+#[inline(always)]
+fn unpack(task: u64) -> TaskId {
+    TaskId { tgid: (task >> 32) as u32, tid: task as u32 }
+}
+
+/// Changes who ran instead so that the daemon can tell a half-done change from a whole one.
+#[inline(always)]
+fn write(rivals: &mut Rivals, rule: impl FnOnce(&mut Rivals)) {
+    let sequence = &raw mut rivals.sequence;
+    // SAFETY: the pointer was made from a reference just now; see `maps::change`.
+    let before = unsafe { sequence.read_volatile() };
+    // SAFETY: as above.
+    unsafe { sequence.write_volatile(before | 1) };
+    core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
+    rule(rivals);
+    core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
+    // SAFETY: as above.
+    unsafe { sequence.write_volatile((before | 1) + 1) };
+}
