@@ -3,6 +3,7 @@
 //! Runs in a thread of its own. It may be slow (a first look at a large binary takes a tenth of a
 //! second): the event path does not wait for it.
 
+mod calls;
 mod other_threads;
 mod stacks;
 mod statistics;
@@ -13,11 +14,13 @@ use std::sync::mpsc::SyncSender;
 
 use profiler_ebpf::record::reason;
 
+use self::calls::Caller;
 use crate::config::Config;
 use crate::frame::{Counts, Frame, Stack};
 use crate::gap::Gap;
 use crate::gathered::{Gathered, loop_kind};
 use crate::job::{Job, KernelStack, Losses, PythonFrames, Verdict};
+use crate::process::arguments::Arguments;
 use crate::process::live::LiveMemory;
 use crate::process::modules::Modules;
 use crate::process::target::Target;
@@ -26,7 +29,6 @@ use crate::report::application::interpreter;
 use crate::report::facts::{Context, RuntimeFacts, SessionFacts, ThreadFacts};
 use crate::report::group::Tally;
 use crate::report::schema::session::EndReason;
-use crate::report::syscalls::{Operand, operand};
 use crate::report::{Finish, Report};
 use crate::runtime::pool::{Pool, Posture, is_nameless};
 use crate::runtime::tokio;
@@ -111,12 +113,20 @@ impl Analyst {
                 self.warm_up(&warm_up);
                 self.sink.accept(&Report::session_start(&self.facts, now_ns, *start))
             }
-            Job::Sample { captured, python, javascript, kernel, awaited, is_replaced } => {
+            Job::Sample {
+                captured,
+                python,
+                javascript,
+                kernel,
+                awaited,
+                arguments,
+                is_replaced,
+            } => {
                 let (stack, mut posture) = self.stack(&captured, &python, &javascript);
                 if is_replaced && is_nameless(&stack.frames) {
                     posture = Posture::OffDuty;
                 }
-                self.sample(&captured, (stack, posture), &kernel, awaited);
+                self.sample(&captured, (stack, posture), &kernel, (awaited, arguments.as_ref()));
                 Ok(())
             }
             Job::Look { captured, python } => {
@@ -186,7 +196,7 @@ impl Analyst {
         captured: &Captured,
         (mut stack, posture): (Stack, Posture),
         kernel: &KernelStack,
-        awaited: Awaited,
+        (awaited, arguments): (Awaited, Option<&Arguments>),
     ) {
         self.tell(captured, posture);
         if posture.is_idle() {
@@ -216,11 +226,11 @@ impl Analyst {
         } else {
             let blocked_ns = (head.blocked_ns > 0).then_some(head.blocked_ns);
             let registers = head.registers;
-            if let Operand::Descriptor(fd) = operand(&registers) {
-                gathered.describe(fd, pid);
-            }
+            let caller =
+                Caller { pid, tid: head.head.tid, registers: &registers, frames: &stack.frames };
+            let call = caller.look(arguments, gathered);
             let (state, task_state) = (doing(head.state), head.task_state);
-            let was = Was { state, registers, awaited, task_state };
+            let was = Was { state, registers, awaited, task_state, call };
             gathered.samples.block(head.at_ns, blocked_ns, stack, was);
             if let Some(blocked_ns) = blocked_ns {
                 gathered.block_over(head.at_ns, blocked_ns);

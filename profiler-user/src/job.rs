@@ -7,6 +7,7 @@ use profiler_ebpf::record::{CaptureHead, Woken};
 use crate::gap::Gap;
 use crate::interval::Interval;
 use crate::process::TargetMemory;
+use crate::process::arguments::Arguments;
 use crate::report::Start;
 use crate::runtime::cpython::{NamedFrame, Python};
 use crate::runtime::pool::Posture;
@@ -98,6 +99,8 @@ pub enum Job {
         javascript: ScriptFrames,
         kernel: KernelStack,
         awaited: Awaited,
+        /// What the pointers among the arguments of its system call point to; none if it is over.
+        arguments: Option<Arguments>,
         /// Whether another thread serves the loop's epoll instance meanwhile.
         is_replaced: bool,
     },

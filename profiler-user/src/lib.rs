@@ -23,6 +23,7 @@ pub mod activity;
 pub mod around;
 pub mod task;
 pub mod interval;
+pub mod call;
 pub mod process;
 pub mod source;
 pub mod turn;

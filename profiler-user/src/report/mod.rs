@@ -12,6 +12,7 @@ mod culprit;
 pub mod facts;
 pub mod group;
 mod message;
+pub mod purpose;
 #[cfg(test)]
 pub mod sample;
 pub mod schema;
@@ -406,6 +407,16 @@ mod tests {
                 "syscall": "recvfrom",
                 "args": ["0x7", "0x7ffe00001000", "0x2000", "0x0", "0x0", "0x0"],
                 "target": "tcp 127.0.0.1:8081",
+                "descriptor": null,
+                "polled": [],
+                "polled_more": 0,
+                "path": null,
+                "file_system": null,
+                "timeout": null,
+                "purpose": null,
+                "held_by": [],
+                "child": null,
+                "woken_by": null,
             },
             "culprit": {
                 "function": "charge_payment",

@@ -15,6 +15,7 @@ use super::schema::session::{Configuration, EndReason, Probe, WaitHooks};
 use super::stats::{Measured, StatsContext};
 use super::{Finish, Report, Start};
 use crate::around::{Growth, Surroundings};
+use crate::call::{Call, Descriptor, Kind, Party, Timeout};
 use crate::frame::{Counts, Frame, Language, Stack};
 use crate::gap::Gap;
 use crate::interval::{Acceptor, LoopInterval, TimeInTurns};
@@ -66,6 +67,7 @@ pub fn on_cpu(frames: Vec<Frame>, time_ns: u64) -> Sampled {
         time_ns,
         registers: Registers { syscall: -1, ..Registers::default() },
         awaited: Awaited::Syscall,
+        call: None,
         task_state: 0,
         shares: Vec::new(),
     }
@@ -138,6 +140,25 @@ pub fn stall() -> Stall {
         ready_events: Some(17),
         gaps: Vec::new(),
     }
+}
+
+/// The same stall, whose call was looked at while it lasted.
+pub fn looked_at() -> Stall {
+    let mut stall = stall();
+    let process = Party { pid: 77, name: Some("bank".to_owned()), command: None };
+    let descriptor = Descriptor {
+        local: Some("127.0.0.1:50000".to_owned()),
+        peer: Some("127.0.0.1:8081".to_owned()),
+        state: Some("established"),
+        process: Some(process),
+        ..Descriptor::new(7, Kind::Socket, "tcp 127.0.0.1:8081")
+    };
+    let (descriptor, timeout) = (Some(descriptor), Some(Timeout::Ns(5_000_000_000)));
+    let call = Call { is_seen: true, descriptor, timeout, ..Call::default() };
+    if let Some(receiving) = stall.stacks.first_mut() {
+        receiving.call = Some(Box::new(call));
+    }
+    stall
 }
 
 /// The same stall 103 ms after its beginning.

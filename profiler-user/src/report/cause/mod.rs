@@ -4,6 +4,7 @@
 //! not, getting memory, ready without a CPU, out of quota, stopped. The largest is the cause, the others are listed behind it. Stacks
 //! only say in what; where they say nothing of the largest, the confidence does.
 
+mod called;
 mod cpu;
 mod held;
 mod memory;
@@ -368,12 +369,7 @@ mod tests {
                 Certain,
             ),
             ([5, 95, 0, 0], call(7, [0x7f10, 1, 9, 0, 0, 0], 95), "blocked in poll", Certain),
-            (
-                [5, 95, 0, 0],
-                call(61, [4711, 0, 0, 0, 0, 0], 95),
-                "blocked in wait4 on child 4711",
-                Certain,
-            ),
+            ([5, 95, 0, 0], call(61, [4711, 0, 0, 0, 0, 0], 95), "waiting for child 4711", Certain),
             ([5, 95, 0, 0], call(999, [0; 6], 95), "blocked in system call 999", Certain),
             (
                 [5, 95, 0, 0],
@@ -735,7 +731,10 @@ mod tests {
         let args = ["0x5", "0xffffffffffffffff", "0x10", "0x0", "0x0", "0x0"];
         let args = args.map(str::to_owned).to_vec();
         let syscall = "read".to_owned();
-        assert_eq!(verdict.cause.kind, CauseKind::Syscall { syscall, args, target: None });
+        assert_eq!(
+            verdict.cause.kind,
+            CauseKind::Syscall { syscall, args, target: None, call: Box::default() }
+        );
         let locking = stall(202, [0x7f10, 0, 0, 0, 0, 0]);
         let verdict = judge(&locking, &BTreeMap::new());
         let address = "0x7f10".to_owned();

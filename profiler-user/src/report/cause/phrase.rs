@@ -1,6 +1,6 @@
 //! The kind of a cause to its words.
 
-use super::{held, run_queue};
+use super::{called, held, run_queue};
 use crate::report::message::milliseconds;
 use crate::report::schema::stall::{CauseKind, MemoryActivity, StoppedBy, Tracer};
 
@@ -10,11 +10,8 @@ pub fn phrase(kind: &CauseKind) -> String {
         target.as_ref().map(|target| format!(" on {target}")).unwrap_or_default()
     };
     let fixed = match kind {
-        CauseKind::Syscall { syscall, target, .. } => {
-            return format!("blocked in {syscall}{}", on(target));
-        }
-        CauseKind::Sleep { syscall } => return format!("asleep in {syscall}"),
-        CauseKind::Disk { syscall: Some(syscall), target } => {
+        CauseKind::Syscall { .. } | CauseKind::Sleep { .. } => return called::phrase(kind),
+        CauseKind::Disk { syscall: Some(syscall), target, .. } => {
             return format!("waiting for the disk in {syscall}{}", on(target));
         }
         CauseKind::Disk { syscall: None, .. } => "waiting for the disk in a page fault",

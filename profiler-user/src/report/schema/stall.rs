@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::call::{Call, Party, Purpose};
 use super::{Common, Runtime};
 
 /// One moment of a stall.
@@ -166,9 +167,21 @@ pub enum CauseKind {
         args: Vec<String>,
         /// What it works on: `tcp 10.0.0.5:443`, `/var/lib/app/config.json`, `pipe`, `child 4711`.
         target: Option<String>,
+        #[serde(flatten)]
+        call: Box<Call>,
     },
     /// Asleep for a time that the code asked for.
-    Sleep { syscall: String },
+    Sleep {
+        syscall: String,
+        /// How long the last of the sleeps was to be.
+        asked_ns: Option<u64>,
+        /// What for, where it slept to try again later.
+        purpose: Option<Purpose>,
+        /// The SQLite database that was locked.
+        path: Option<String>,
+        /// Who has locked it.
+        held_by: Vec<Party>,
+    },
     /// Waiting in a futex for another thread.
     Lock {
         /// The futex.
@@ -193,6 +206,8 @@ pub enum CauseKind {
         /// `null` for a page fault.
         syscall: Option<String>,
         target: Option<String>,
+        /// Of a file, the type of its file system.
+        file_system: Option<String>,
     },
     /// Direct reclaim, swap, or the lock of the address space.
     Memory {
