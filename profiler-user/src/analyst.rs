@@ -134,6 +134,10 @@ impl Analyst {
                 self.tell(&captured, posture);
                 Ok(())
             }
+            Job::Show { captured, python } => {
+                self.show(&captured, &python);
+                Ok(())
+            }
             Job::Holder { sight, tid, seen, weight_ns } => {
                 self.holder(sight, tid, seen.as_deref(), weight_ns);
                 Ok(())

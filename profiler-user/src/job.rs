@@ -106,6 +106,8 @@ pub enum Job {
     },
     /// A thread that is no loop of ours sleeps: it may be a worker.
     Look { captured: Box<Captured>, python: PythonFrames },
+    /// A thread that waits as event loops do: its stack shows which loop it is.
+    Show { captured: Box<Captured>, python: PythonFrames },
     /// Who held what a loop's thread waited for, by a look from outside, and where it stood, if it
     /// stood still.
     Holder {

@@ -348,14 +348,18 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
 mod tests {
     use std::collections::VecDeque;
     use std::sync::Arc;
+    use std::time::Duration;
 
     use profiler_ebpf::parks::Parks;
+    use profiler_ebpf::reading::Reading;
     use profiler_ebpf::record::{CaptureHead, RecordHead, Registers, ThreadSnapshot, reason};
     use profiler_ebpf::rivals::Rivals;
     use profiler_ebpf::turn::{FUTEX, Loop, Turn, phase, state, wait};
     use profiler_ebpf::wanted::Wanted;
+    use zerocopy::FromZeros;
 
     use super::{Job, Session};
+    use crate::interval::Interval;
     use crate::process::target::Target;
     use crate::process::{TargetMemory, Unreadable};
     use crate::source::{Captured, Event, EventSource, Slot, Ticks};
@@ -376,6 +380,7 @@ mod tests {
         parks: Parks,
         wanted: Wanted,
         wakers: bool,
+        reading: Option<Reading>,
     }
 
     impl Scripted {
@@ -439,6 +444,10 @@ mod tests {
         fn watch_wakers(&mut self, wanted: bool) -> anyhow::Result<()> {
             self.wakers = wanted;
             Ok(())
+        }
+
+        fn take_reading(&mut self, slot: Slot) -> Option<(Loop, Reading)> {
+            Some((slot.state, self.reading.clone()?))
         }
 
         fn release(&mut self, _slot: Slot) {
@@ -615,6 +624,68 @@ mod tests {
         let Job::Report { due, losses, .. } = &jobs[0] else { panic!("no report: {jobs:?}") };
         assert_eq!((due.moment, due.ready_events), (Moment::End, Some(0)));
         assert_eq!(losses, &[("captures", 3)]);
+    }
+
+    /// A session whose statistics are told every 100 ms from 1000 ms on, in a turn that began then.
+    fn with_statistics() -> Session<Scripted, Sevens> {
+        let mut session = session(1000 * MS, state::RUNNING);
+        session.source.reading = Some(Reading::new_zeroed());
+        session.keep_statistics(Duration::from_millis(100), Vec::new(), 1000 * MS);
+        session
+    }
+
+    fn intervals(jobs: &[Job]) -> Vec<&Interval> {
+        let intervals = jobs.iter().filter_map(|job| match job {
+            Job::Statistics(interval) => Some(&**interval),
+            _ => None,
+        });
+        intervals.collect()
+    }
+
+    /// Statistics come at their intervals and not between, and the last of them covers the rest; time
+    /// in a turn that goes on is in each.
+    #[test]
+    fn statistics_at_intervals() {
+        let mut session = with_statistics();
+        let mut jobs = Vec::new();
+        assert_eq!(session.step(1060 * MS, &mut jobs), 1070 * MS);
+        assert!(session.step(1095 * MS, &mut jobs) <= 1100 * MS);
+        assert!(intervals(&jobs).is_empty(), "{jobs:?}");
+        let ended = Turn { running_ns: 7 * MS, ..Turn::default() };
+        session.source.reading.as_mut().unwrap().turn_over(&ended);
+        session.step(1100 * MS, &mut jobs);
+        session.step(1110 * MS, &mut jobs);
+        session.finish("the end", 1150 * MS, &mut jobs);
+        let told: Vec<_> = intervals(&jobs)
+            .iter()
+            .map(|interval| {
+                let one = &interval.loops[0];
+                (interval.duration_ns, one.turns.count(), one.time.running_ns)
+            })
+            .collect();
+        assert_eq!(told, [(100 * MS, 1, 107 * MS), (50 * MS, 0, 50 * MS)]);
+    }
+
+    /// What a thread did that has exited is told once; whoever asked for no statistics gets none.
+    #[test]
+    fn statistics_of_the_gone() {
+        let mut session = with_statistics();
+        session.source.reading.as_mut().unwrap().turn_over(&Turn::default());
+        session.source.state.phase = phase::DEAD;
+        let mut jobs = Vec::new();
+        session.step(1010 * MS, &mut jobs);
+        session.source.reading = None;
+        session.step(1100 * MS, &mut jobs);
+        session.step(1200 * MS, &mut jobs);
+        let loops =
+            intervals(&jobs).iter().map(|interval| interval.loops.len()).collect::<Vec<_>>();
+        assert_eq!(loops, [1, 0]);
+
+        let mut session = self::session(1000 * MS, state::RUNNING);
+        let mut jobs = Vec::new();
+        session.step(9000 * MS, &mut jobs);
+        session.finish("the end", 9001 * MS, &mut jobs);
+        assert!(intervals(&jobs).is_empty());
     }
 
     /// The slot of a thread that is gone serves another, and its turns still count.

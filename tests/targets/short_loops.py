@@ -1,38 +1,45 @@
-"""Threads that run an event loop each, one after another: the next may get the slot of the one before.
+"""Threads that run an event loop each, one after another: more than there are slots, so that slots serve several.
 
-Prints `ready 0`, and after a second for each thread `loop TID TURNS`, the turns that its loop had at least. The
+Prints `ready 0`, and after SIGUSR1, when all have run, `loops JSON`: for each thread how often its loop slept. The
 last one stays idle.
 """
 
 import asyncio
-import sys
+import json
+import signal
 import threading
 import time
 
-COUNTS = (60, 20, 5)
+# The first two leave sums behind that no other has.
+SLEEPS = (60, 60) + (2,) * 70
 
 
-async def turns(count, stays):
+async def sleep(count, stays):
     for _ in range(count):
         await asyncio.sleep(0.005)
-    print("loop", threading.get_native_id(), count, flush=True)
     if stays:
         await asyncio.Event().wait()
 
 
 def main():
-    sys.argv.clear()
-    print("ready 0", flush=True)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     # A loop of its own: without any, there is nothing to attach to.
     idle = asyncio.new_event_loop()
     threading.Thread(target=idle.run_forever, daemon=True).start()
-    time.sleep(1.5)
-    for count in COUNTS:
-        thread = threading.Thread(target=lambda: asyncio.run(turns(count, count == COUNTS[-1])))
+    print("ready 0", flush=True)
+    signal.sigwait([signal.SIGUSR1])
+    loops = []
+    for number, count in enumerate(SLEEPS, 1):
+        stays = number == len(SLEEPS)
+        thread = threading.Thread(target=asyncio.run, args=(sleep(count, stays),), daemon=True)
         thread.start()
-        if count != COUNTS[-1]:
+        loops.append((thread.native_id, count))
+        if not stays:
             thread.join()
-            time.sleep(0.3)
+            # Its slot is handed out again a moment later.
+            time.sleep(0.01)
+    time.sleep(0.2)
+    print("loops " + json.dumps(loops), flush=True)
     while True:
         time.sleep(1)
 

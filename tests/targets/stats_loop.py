@@ -17,7 +17,7 @@ import time
 
 TURNS = 300
 PAUSE_S = 0.004
-# Every so often that many descriptors become ready together.
+# Every so often that many descriptors become ready together, or there is work that no wait may delay.
 EVERY, TOGETHER = 5, 3
 # Longer than the loop takes from the last step to its next wait.
 SETTLE_S = 0.3
@@ -74,6 +74,9 @@ class Pattern:
         if number % EVERY == 0:
             for _, theirs in self.pairs:
                 theirs.send(b"x")
+        elif number % EVERY == 1:
+            # The loop looks for events without sleeping.
+            self.loop.call_soon(int)
         if self.endless or number + 1 < TURNS:
             self.loop.call_later(PAUSE_S, self.step, number + 1)
         else:
@@ -95,9 +98,11 @@ def main():
     listener = socket.create_server(("127.0.0.1", 0))
     selector = Recording()
     loop = asyncio.SelectorEventLoop(selector)
-    Pattern(loop, selector, listener, options.endless)
+    # Kept: without it its sockets would be closed once the last step is done, and be ready for ever.
+    pattern = Pattern(loop, selector, listener, options.endless)
     loop.call_soon(lambda: print("ready", listener.getsockname()[1], flush=True))
     loop.run_forever()
+    del pattern
 
 
 main()

@@ -5,11 +5,14 @@ use std::collections::BTreeMap;
 use profiler_ebpf::turn::wait;
 
 use super::Analyst;
-use crate::gathered::Gathered;
+use crate::gathered::{Gathered, loop_kind};
 use crate::interval::{Interval, LoopInterval};
+use crate::job::PythonFrames;
 use crate::report::Report;
 use crate::report::facts::ThreadFacts;
 use crate::report::stats::{Measured, StatsContext};
+use crate::runtime::v8::ScriptFrames;
+use crate::source::Captured;
 
 /// Ends of stalls that were told since the last line, by thread.
 pub type Stalls = BTreeMap<u32, u64>;
@@ -36,7 +39,14 @@ impl Analyst {
         self.sink.accept(&Report::stats(&loops, &context))
     }
 
-    /// A loop that never stalled has shown no stack to be recognised by: it is called by how it waits.
+    /// A loop that has not stalled yet is recognised by the stack of its wait.
+    pub(super) fn show(&mut self, captured: &Captured, python: &PythonFrames) {
+        let (stack, _) = self.stack(captured, python, &ScriptFrames::default());
+        let gathered = self.loops.entry(captured.head.head.tid).or_default();
+        gathered.loop_kind = gathered.loop_kind.or(loop_kind(&stack.frames));
+    }
+
+    /// A loop that has shown no stack to be recognised by is called by how it waits.
     fn facts_of(&self, interval: &LoopInterval) -> (ThreadFacts, Vec<crate::gap::Gap>) {
         let (thread, gaps) = self.thread_facts(interval.tid);
         let is_recognised = self.loops.get(&interval.tid).and_then(Gathered::kind).is_some();

@@ -1,7 +1,7 @@
 //! How loops fare, also without stalls: at each interval the probes' sums are read, and what came since
 //! the last time is handed to the analyst.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use profiler_ebpf::turn::Loop;
@@ -12,10 +12,14 @@ use crate::gap::Gap;
 use crate::interval::{Interval, LoopInterval, Sums};
 use crate::job::Job;
 use crate::process::TargetMemory;
+use crate::process::frozen::{polls, waits};
 use crate::source::{EventSource, Slot};
 
 /// Loops told in one line whose threads have exited in its interval; as many as there are slots.
 const MAX_GONE: usize = 64;
+
+/// Threads whose stacks are looked at for one line; as many as there are slots.
+const MAX_SHOWN: usize = 64;
 
 /// What has been told, and what is still to be told.
 #[derive(Debug)]
@@ -28,6 +32,8 @@ pub struct Statistics {
     /// Loops that were too many for `gone`.
     untold: u64,
     acceptors: Acceptors,
+    /// Threads whose stacks the analyst has got, to see what loops they run.
+    shown: BTreeSet<u32>,
 }
 
 impl<S: EventSource, M: TargetMemory> Session<S, M> {
@@ -41,6 +47,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             gone: Vec::new(),
             untold: 0,
             acceptors: Acceptors::new(self.target.pid(), accepts_unseen),
+            shown: BTreeSet::new(),
         };
         statistics.acceptors.search_at_once(&mut self.source, now_ns);
         self.statistics = Some(statistics);
@@ -65,8 +72,9 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
 
     /// Hands over what came since the last time.
     pub fn tell_rest(&mut self, slots: &[Slot], now_ns: u64, jobs: &mut Vec<Job>) {
-        if self.statistics.is_none() {
-            return;
+        let Some(statistics) = &self.statistics else { return };
+        if slots.iter().any(|slot| !statistics.shown.contains(&slot.state.tid)) {
+            self.show_waiting(now_ns, jobs);
         }
         let mut loops = Vec::new();
         for slot in slots {
@@ -91,6 +99,28 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             gaps,
             losses,
         })));
+    }
+
+    /// Has the analyst look at threads that sleep in a wait, once each: what loop it is does not change.
+    /// The others come when they are found asleep.
+    fn show_waiting(&mut self, now_ns: u64, jobs: &mut Vec<Job>) {
+        // Without them, loops are called by how they wait.
+        let threads = self.source.threads().unwrap_or_default();
+        let Some(mut shown) = self.statistics.as_mut().map(|it| std::mem::take(&mut it.shown))
+        else {
+            return;
+        };
+        shown.retain(|tid| threads.iter().any(|thread| thread.tid == *tid));
+        let waiting = threads.iter().filter(|thread| waits(thread) || polls(thread));
+        for thread in waiting.take(MAX_SHOWN) {
+            if shown.insert(thread.tid) {
+                let (captured, python) = self.standing(thread, now_ns);
+                jobs.push(Job::Show { captured: Box::new(captured), python });
+            }
+        }
+        if let Some(statistics) = &mut self.statistics {
+            statistics.shown = shown;
+        }
     }
 
     /// The thread in a slot has exited: its slot will serve another.

@@ -177,7 +177,11 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     }
 
     /// Where a thread sleeps now, out of its memory.
-    fn standing(&mut self, thread: &ThreadSnapshot, now_ns: u64) -> (Captured, PythonFrames) {
+    pub(super) fn standing(
+        &mut self,
+        thread: &ThreadSnapshot,
+        now_ns: u64,
+    ) -> (Captured, PythonFrames) {
         let mut head = CaptureHead {
             head: RecordHead { kind: kind::CAPTURE, tid: thread.tid },
             at_ns: now_ns,
