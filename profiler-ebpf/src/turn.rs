@@ -51,7 +51,7 @@ pub mod phase {
     pub const TURN: u32 = 2;
     /// The thread has exited.
     pub const DEAD: u32 = 3;
-    /// Asleep where it waits for work, without a syscall that is hooked: see [`Parks`](super::Parks).
+    /// Asleep where it waits for work, without a syscall that is hooked: see [`Parks`](crate::parks::Parks).
     pub const PARKED: u32 = 4;
 }
 

@@ -3,8 +3,10 @@
 //! Runs in a thread of its own. It may be slow (a first look at a large binary takes a tenth of a
 //! second): the event path does not wait for it.
 
+mod calls;
 mod other_threads;
 mod stacks;
+mod statistics;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,19 +14,21 @@ use std::sync::mpsc::SyncSender;
 
 use profiler_ebpf::record::reason;
 
+use self::calls::Caller;
 use crate::config::Config;
 use crate::frame::{Counts, Frame, Stack};
 use crate::gap::Gap;
 use crate::gathered::{Gathered, loop_kind};
 use crate::job::{Job, KernelStack, Losses, PythonFrames, Verdict};
+use crate::process::arguments::Arguments;
 use crate::process::live::LiveMemory;
 use crate::process::modules::Modules;
 use crate::process::target::Target;
+use crate::report::advice::Peers;
 use crate::report::application::interpreter;
 use crate::report::facts::{Context, RuntimeFacts, SessionFacts, ThreadFacts};
 use crate::report::group::Tally;
 use crate::report::schema::session::EndReason;
-use crate::report::syscalls::{Operand, operand};
 use crate::report::{Finish, Report};
 use crate::runtime::pool::{Pool, Posture, is_nameless};
 use crate::runtime::tokio;
@@ -64,6 +68,8 @@ pub struct Analyst {
     facts: SessionFacts,
     config: Config,
     tally: Tally,
+    stalls: statistics::Stalls,
+    peers: Peers,
     /// How the frames of all stacks so far were had.
     counts: Counts,
     sink: Box<dyn Sink + Send>,
@@ -91,6 +97,8 @@ impl Analyst {
             facts,
             config,
             tally: Tally::default(),
+            stalls: statistics::Stalls::default(),
+            peers: Peers::default(),
             counts: Counts::default(),
             sink,
         };
@@ -105,17 +113,29 @@ impl Analyst {
                 self.warm_up(&warm_up);
                 self.sink.accept(&Report::session_start(&self.facts, now_ns, *start))
             }
-            Job::Sample { captured, python, javascript, kernel, awaited, is_replaced } => {
+            Job::Sample {
+                captured,
+                python,
+                javascript,
+                kernel,
+                awaited,
+                arguments,
+                is_replaced,
+            } => {
                 let (stack, mut posture) = self.stack(&captured, &python, &javascript);
                 if is_replaced && is_nameless(&stack.frames) {
                     posture = Posture::OffDuty;
                 }
-                self.sample(&captured, (stack, posture), &kernel, awaited);
+                self.sample(&captured, (stack, posture), &kernel, (awaited, arguments.as_ref()));
                 Ok(())
             }
             Job::Look { captured, python } => {
                 let (_, posture) = self.stack(&captured, &python, &ScriptFrames::default());
                 self.tell(&captured, posture);
+                Ok(())
+            }
+            Job::Show { captured, python } => {
+                self.show(&captured, &python);
                 Ok(())
             }
             Job::Holder { sight, tid, seen, weight_ns } => {
@@ -141,6 +161,7 @@ impl Analyst {
                 Ok(())
             }
             Job::Report { tid, due, losses } => self.report(tid, *due, &losses, now_ns),
+            Job::Statistics(interval) => self.statistics(&interval, now_ns),
         }
     }
 
@@ -179,7 +200,7 @@ impl Analyst {
         captured: &Captured,
         (mut stack, posture): (Stack, Posture),
         kernel: &KernelStack,
-        awaited: Awaited,
+        (awaited, arguments): (Awaited, Option<&Arguments>),
     ) {
         self.tell(captured, posture);
         if posture.is_idle() {
@@ -209,11 +230,11 @@ impl Analyst {
         } else {
             let blocked_ns = (head.blocked_ns > 0).then_some(head.blocked_ns);
             let registers = head.registers;
-            if let Operand::Descriptor(fd) = operand(&registers) {
-                gathered.describe(fd, pid);
-            }
+            let caller =
+                Caller { pid, tid: head.head.tid, registers: &registers, frames: &stack.frames };
+            let call = caller.look(arguments, gathered);
             let (state, task_state) = (doing(head.state), head.task_state);
-            let was = Was { state, registers, awaited, task_state };
+            let was = Was { state, registers, awaited, task_state, call };
             gathered.samples.block(head.at_ns, blocked_ns, stack, was);
             if let Some(blocked_ns) = blocked_ns {
                 gathered.block_over(head.at_ns, blocked_ns);
@@ -266,11 +287,14 @@ impl Analyst {
             error_threshold_ns: self.config.error_threshold_ns,
             descriptors: &descriptors,
             losses,
+            peers: &self.peers,
             gaps: &gaps,
         };
         let report = Report::stall(moment, &stall, &context);
         if moment == Moment::End {
             self.tally.observe(&report);
+            *self.stalls.entry(tid).or_default() += 1;
+            self.peers.observe(&report);
             self.gathered(tid, 0);
         }
         self.sink.accept(&report)
@@ -279,7 +303,7 @@ impl Analyst {
     fn stall(&mut self, tid: u32, due: Due) -> Stall {
         let gathered = self.gathered(tid, due.turn.start_ns);
         let (ticks_user, ticks_kernel) = gathered.samples.ticks();
-        let (mut gaps, mut instead) = (due.gaps, due.instead);
+        let (mut gaps, mut instead, around) = (due.gaps, due.instead, due.around);
         instead.introduce(&mut gathered.neighbours);
         if gathered.samples.dropped > 0 {
             let why = format!(
@@ -306,6 +330,7 @@ impl Analyst {
             wakers,
             instead,
             others,
+            around,
             ready_events: due.ready_events,
             gaps,
         }

@@ -5,7 +5,9 @@ use profiler_ebpf::python::PythonWalk;
 use profiler_ebpf::record::{CaptureHead, Woken};
 
 use crate::gap::Gap;
+use crate::interval::Interval;
 use crate::process::TargetMemory;
+use crate::process::arguments::Arguments;
 use crate::report::Start;
 use crate::runtime::cpython::{NamedFrame, Python};
 use crate::runtime::pool::Posture;
@@ -97,11 +99,15 @@ pub enum Job {
         javascript: ScriptFrames,
         kernel: KernelStack,
         awaited: Awaited,
+        /// What the pointers among the arguments of its system call point to; none if it is over.
+        arguments: Option<Arguments>,
         /// Whether another thread serves the loop's epoll instance meanwhile.
         is_replaced: bool,
     },
     /// A thread that is no loop of ours sleeps: it may be a worker.
     Look { captured: Box<Captured>, python: PythonFrames },
+    /// A thread that waits as event loops do: its stack shows which loop it is.
+    Show { captured: Box<Captured>, python: PythonFrames },
     /// Who held what a loop's thread waited for, by a look from outside, and where it stood, if it
     /// stood still.
     Holder {
@@ -128,6 +134,8 @@ pub enum Job {
     BlockEnded { captured: Box<Captured> },
     /// A line is due; with what has been lost so far.
     Report { tid: u32, due: Box<Due>, losses: Losses },
+    /// A line of statistics is due.
+    Statistics(Box<Interval>),
 }
 
 /// What the analyst made of a thread's stack.

@@ -3,9 +3,11 @@
 //! Everything here happens while the target may be frozen, so nothing here is slow: what needs the
 //! target's live memory is read at once, what needs files, symbols or sinks is left to the analyst.
 
+mod acceptors;
 mod captures;
 mod followed;
 mod items;
+mod statistics;
 mod workers;
 
 use std::collections::BTreeMap;
@@ -15,12 +17,14 @@ use profiler_ebpf::record::ThreadSnapshot;
 use profiler_ebpf::turn::{phase, state};
 
 use self::followed::Followed;
+use self::statistics::Statistics;
 use self::workers::Workers;
 use crate::blame::Blame;
 use crate::gap::Gap;
 use crate::job::Job;
 use crate::process::TargetMemory;
 use crate::process::frozen::{Candidate, Evidence, in_turn, is_of_a_loop, seed};
+use crate::process::surroundings::Watch;
 use crate::process::target::{Target, WaitDescriptors};
 use crate::runtime::cpython::{NamedFrame, Python};
 use crate::runtime::v8::V8;
@@ -51,6 +55,9 @@ pub struct Session<S, M> {
     /// Why running threads cannot be sampled, if they cannot.
     ticks_refused: Option<String>,
     workers: Workers,
+    /// Where they are wanted.
+    statistics: Option<Statistics>,
+    around: Watch,
 }
 
 impl<S: EventSource, M: TargetMemory> Session<S, M> {
@@ -62,6 +69,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         threshold_ns: u64,
     ) -> Self {
         Self {
+            around: Watch::new(target.pid()),
             source,
             memory,
             target,
@@ -74,6 +82,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             suspected_ns: 0,
             ticks_refused: None,
             workers: Workers::default(),
+            statistics: None,
         }
     }
 
@@ -129,14 +138,18 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     pub fn step(&mut self, now_ns: u64, jobs: &mut Vec<Job>) -> u64 {
         // First the states, then the records: see `turn::tracker`.
         let slots = self.source.loops();
-        for event in self.source.drain() {
+        let events = self.source.drain();
+        self.around.look(now_ns);
+        for event in events {
             self.take(event, jobs);
         }
         let mut next_ns = now_ns + self.suspect_ns();
         let mut wants_ticks = false;
         let mut suspected = Vec::new();
-        for slot in slots {
+        let before_ns = self.suspected_ns;
+        for slot in slots.iter().copied() {
             if slot.state.phase == phase::DEAD {
+                self.sum_up_gone(slot, now_ns);
                 if let Some(gone) = self.loops.remove(&slot.state.tid) {
                     self.turns_of_gone += gone.turns;
                 }
@@ -164,18 +177,24 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             }
             self.look(slot, now_ns, jobs);
         }
+        if !suspected.is_empty() {
+            let is_new = now_ns.saturating_sub(before_ns) > CLOSE_LOOK_NS * 2;
+            self.around.look_closely(now_ns, is_new);
+        }
         self.blame.keep(suspected);
         let (blame, outside) = self.outside();
         blame.watch(outside, now_ns);
         let wants_ticks = wants_ticks || self.blame.wants_ticks();
         self.sample_running(wants_ticks, now_ns);
-        next_ns
+        next_ns.min(self.tell_statistics(&slots, now_ns, jobs))
     }
 
     /// Closes whatever is open: we are about to detach, or the target is gone.
     pub fn finish(&mut self, why: &str, now_ns: u64, jobs: &mut Vec<Job>) {
         let slots = self.source.loops();
-        for event in self.source.drain() {
+        let events = self.source.drain();
+        self.around.look(now_ns);
+        for event in events {
             self.take(event, jobs);
         }
         for slot in &slots {
@@ -193,6 +212,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         for (tid, due) in closed {
             self.report(tid, due, jobs);
         }
+        self.tell_rest(&slots, now_ns, jobs);
     }
 
     /// Turns of all loops so far.
@@ -255,6 +275,10 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             }
             if let Some(why) = &self.ticks_refused {
                 due.gaps.push(Gap::new("stacks of the running thread", why));
+            }
+            due.around = self.around.between(tid, due.turn.start_ns, due.at_ns);
+            if let Some(followed) = self.loops.get(&tid) {
+                followed.add_tracer(&mut due);
             }
             if let Some(why) = &self.blame.refused {
                 due.gaps.push(Gap::new("other threads", why));
@@ -324,13 +348,18 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
 mod tests {
     use std::collections::VecDeque;
     use std::sync::Arc;
+    use std::time::Duration;
 
+    use profiler_ebpf::parks::Parks;
+    use profiler_ebpf::reading::Reading;
     use profiler_ebpf::record::{CaptureHead, RecordHead, Registers, ThreadSnapshot, reason};
     use profiler_ebpf::rivals::Rivals;
-    use profiler_ebpf::turn::{FUTEX, Loop, Parks, Turn, phase, state, wait};
+    use profiler_ebpf::turn::{FUTEX, Loop, Turn, phase, state, wait};
     use profiler_ebpf::wanted::Wanted;
+    use zerocopy::FromZeros;
 
     use super::{Job, Session};
+    use crate::interval::Interval;
     use crate::process::target::Target;
     use crate::process::{TargetMemory, Unreadable};
     use crate::source::{Captured, Event, EventSource, Slot, Ticks};
@@ -351,6 +380,7 @@ mod tests {
         parks: Parks,
         wanted: Wanted,
         wakers: bool,
+        reading: Option<Reading>,
     }
 
     impl Scripted {
@@ -414,6 +444,10 @@ mod tests {
         fn watch_wakers(&mut self, wanted: bool) -> anyhow::Result<()> {
             self.wakers = wanted;
             Ok(())
+        }
+
+        fn take_reading(&mut self, slot: Slot) -> Option<(Loop, Reading)> {
+            Some((slot.state, self.reading.clone()?))
         }
 
         fn release(&mut self, _slot: Slot) {
@@ -590,6 +624,68 @@ mod tests {
         let Job::Report { due, losses, .. } = &jobs[0] else { panic!("no report: {jobs:?}") };
         assert_eq!((due.moment, due.ready_events), (Moment::End, Some(0)));
         assert_eq!(losses, &[("captures", 3)]);
+    }
+
+    /// A session whose statistics are told every 100 ms from 1000 ms on, in a turn that began then.
+    fn with_statistics() -> Session<Scripted, Sevens> {
+        let mut session = session(1000 * MS, state::RUNNING);
+        session.source.reading = Some(Reading::new_zeroed());
+        session.keep_statistics(Duration::from_millis(100), Vec::new(), 1000 * MS);
+        session
+    }
+
+    fn intervals(jobs: &[Job]) -> Vec<&Interval> {
+        let intervals = jobs.iter().filter_map(|job| match job {
+            Job::Statistics(interval) => Some(&**interval),
+            _ => None,
+        });
+        intervals.collect()
+    }
+
+    /// Statistics come at their intervals and not between, and the last of them covers the rest; time
+    /// in a turn that goes on is in each.
+    #[test]
+    fn statistics_at_intervals() {
+        let mut session = with_statistics();
+        let mut jobs = Vec::new();
+        assert_eq!(session.step(1060 * MS, &mut jobs), 1070 * MS);
+        assert!(session.step(1095 * MS, &mut jobs) <= 1100 * MS);
+        assert!(intervals(&jobs).is_empty(), "{jobs:?}");
+        let ended = Turn { running_ns: 7 * MS, ..Turn::default() };
+        session.source.reading.as_mut().unwrap().turn_over(&ended);
+        session.step(1100 * MS, &mut jobs);
+        session.step(1110 * MS, &mut jobs);
+        session.finish("the end", 1150 * MS, &mut jobs);
+        let told: Vec<_> = intervals(&jobs)
+            .iter()
+            .map(|interval| {
+                let one = &interval.loops[0];
+                (interval.duration_ns, one.turns.count(), one.time.running_ns)
+            })
+            .collect();
+        assert_eq!(told, [(100 * MS, 1, 107 * MS), (50 * MS, 0, 50 * MS)]);
+    }
+
+    /// What a thread did that has exited is told once; whoever asked for no statistics gets none.
+    #[test]
+    fn statistics_of_the_gone() {
+        let mut session = with_statistics();
+        session.source.reading.as_mut().unwrap().turn_over(&Turn::default());
+        session.source.state.phase = phase::DEAD;
+        let mut jobs = Vec::new();
+        session.step(1010 * MS, &mut jobs);
+        session.source.reading = None;
+        session.step(1100 * MS, &mut jobs);
+        session.step(1200 * MS, &mut jobs);
+        let loops =
+            intervals(&jobs).iter().map(|interval| interval.loops.len()).collect::<Vec<_>>();
+        assert_eq!(loops, [1, 0]);
+
+        let mut session = self::session(1000 * MS, state::RUNNING);
+        let mut jobs = Vec::new();
+        session.step(9000 * MS, &mut jobs);
+        session.finish("the end", 9001 * MS, &mut jobs);
+        assert!(intervals(&jobs).is_empty());
     }
 
     /// The slot of a thread that is gone serves another, and its turns still count.

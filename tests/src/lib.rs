@@ -9,6 +9,7 @@ pub mod lives;
 
 pub mod noise;
 pub mod target;
+pub mod cgroup;
 pub mod interpreters;
 pub mod redis;
 pub mod load;
@@ -16,3 +17,4 @@ pub mod servers;
 pub mod tracer;
 pub mod programs;
 pub mod scenario;
+pub mod turns;

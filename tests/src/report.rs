@@ -3,7 +3,6 @@
 
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
-use serde_json::Value;
 
 /// The version of the contract that these types read.
 pub const SCHEMA: &str = "stalltrace/1";
@@ -29,8 +28,59 @@ pub enum Event {
     StallOpen(Box<StallLine>),
     StallUpdate(Box<StallLine>),
     StallEnd(Box<StallLine>),
-    Stats(Value),
+    Stats(Stats),
     SessionEnd(End),
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Stats {
+    pub interval_ns: u64,
+    pub loops: Vec<LoopStats>,
+    pub accepts: Vec<Accepts>,
+    pub gaps: Vec<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct LoopStats {
+    pub thread: Thread,
+    pub turns: u64,
+    pub busy_share: f64,
+    pub turn_duration_ns: Percentiles,
+    pub run_queue_delay_ns: Delays,
+    pub ready_events: Option<ReadyEvents>,
+    pub empty_wakeups: Option<u64>,
+    pub stalls: u64,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Percentiles {
+    pub p50: Option<u64>,
+    pub p90: Option<u64>,
+    pub p99: Option<u64>,
+    pub p999: Option<u64>,
+    pub max: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Delays {
+    pub count: u64,
+    #[serde(flatten)]
+    pub percentiles: Percentiles,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct ReadyEvents {
+    pub mean: Option<f64>,
+    pub max: Option<u64>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Accepts {
+    pub pid: u32,
+    pub name: String,
+    pub accepted: u64,
+    pub would_block: u64,
+    pub failed: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -122,6 +172,19 @@ pub struct Cause {
     pub woken_ns: Option<u64>,
     pub idle_ns: Option<u64>,
     pub preempted_by: Option<Vec<Preemptor>>,
+    /// Of a CPU quota.
+    pub throttled_ns: Option<u64>,
+    pub quota_us: Option<u64>,
+    pub cgroup: Option<String>,
+    /// Of a run queue.
+    pub confined_to: Option<String>,
+    pub allowed_cpus: Option<u32>,
+    /// Of a stop.
+    pub by: Option<String>,
+    pub tracer: Option<Process>,
+    /// Of memory.
+    pub activity: Option<String>,
+    pub pressure_ns: Option<u64>,
 }
 
 /// Who had the CPU meanwhile.
@@ -140,6 +203,8 @@ pub struct Part {
     pub kind: String,
     pub time_ns: u64,
     pub culprit: Option<Culprit>,
+    pub throttled_ns: Option<u64>,
+    pub activity: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -145,6 +145,7 @@ impl Analyst {
             time_ns: 0,
             registers: captured.head.registers,
             awaited: Awaited::Syscall,
+            call: None,
             task_state: captured.head.task_state,
             shares: Vec::new(),
         }

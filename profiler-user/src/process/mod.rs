@@ -5,12 +5,20 @@ pub mod maps;
 pub mod live;
 pub mod cgroup;
 pub mod frozen;
+pub mod arguments;
+pub mod mounts;
+pub mod sockets;
+pub mod parties;
+pub mod file_locks;
+pub mod borrowed;
 pub mod descriptors;
+pub mod listeners;
 pub mod image;
 pub mod modules;
 pub mod stack;
 pub mod lock;
 pub mod neighbour;
+pub mod surroundings;
 #[cfg(test)]
 mod fuzz;
 

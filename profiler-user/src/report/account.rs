@@ -1,7 +1,5 @@
 //! A turn's account to the parts that a report shows: the exact split between its states.
 
-use profiler_ebpf::turn::Turn;
-
 use super::schema::stall::Time;
 use crate::gap::Gap;
 use crate::turn::{Sampled, Stall, ThreadState};
@@ -16,16 +14,6 @@ pub enum Part {
 }
 
 impl Part {
-    /// Its time, ns.
-    pub fn of(self, turn: &Turn) -> u64 {
-        match self {
-            Self::Running => turn.running_ns,
-            Self::Blocked => turn.blocked_ns,
-            Self::Runnable => turn.runnable_ns,
-            Self::Stopped => turn.stopped_ns,
-        }
-    }
-
     /// Whether this stack was taken in it.
     pub fn shows(self, sampled: &Sampled) -> bool {
         self == Self::from(sampled.state)

@@ -5,15 +5,18 @@
 //! ([`culprit`]); [`schema`] is what a line looks like.
 
 mod account;
+pub mod advice;
 pub mod application;
 mod cause;
 mod culprit;
 pub mod facts;
 pub mod group;
 mod message;
+pub mod purpose;
 #[cfg(test)]
 pub mod sample;
 pub mod schema;
+pub mod stats;
 pub mod syscalls;
 mod task;
 
@@ -27,7 +30,7 @@ use self::group::Tally;
 pub use self::schema::Report;
 use self::schema::session::{Configuration, EndReason, Probe, SessionEnd, SessionStart, WaitHooks};
 use self::schema::stall::{
-    Frame, Language, LoopThread, Role, Stack, Stall, StallLine, State, Switches, Thread,
+    CauseKind, Frame, Language, LoopThread, Role, Stack, Stall, StallLine, State, Switches, Thread,
 };
 use self::schema::{Common, Process, Runtime, SchemaVersion, Severity};
 use crate::frame;
@@ -122,7 +125,8 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
         part.culprit = culprit::find(evidence, &owner, *blamed);
     }
     let culprit = culprit::find(&verdict.evidence, &owner, verdict.blamed);
-    if culprit.is_none() {
+    let is_stopped = matches!(verdict.cause.kind, CauseKind::Stopped { .. });
+    if culprit.is_none() && !is_stopped {
         gaps.push(missing_culprit(&verdict.evidence, &owner));
     }
     let task = task::find(seen, &verdict, culprit.as_ref(), &owner, &mut gaps);
@@ -135,6 +139,7 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
     } else {
         Severity::Warn
     };
+    let advice = advice::find(&verdict, &owner, context);
     let culprit_seen = culprit.as_ref();
     let subject = if context.thread.is_worker { "worker" } else { "event loop" };
     let process = &session.process;
@@ -151,7 +156,7 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
         cause: verdict.cause,
         culprit,
         task,
-        advice: None,
+        advice,
         stacks: stacks(seen, context, &owner),
         gaps: distinct(&gaps),
         lost: lost(context.losses),
@@ -200,6 +205,9 @@ fn stall_facts(
         }
         End::NotYet | End::Seen => {}
     }
+    if seen.around.stolen.is_none() {
+        gaps.push(Gap::new("steal_ns", "/proc/stat was not read before the stall"));
+    }
     let session = context.session;
     Stall {
         id: format!("{}-{}-{}", session.id, seen.tid, turn.start_ns),
@@ -212,6 +220,7 @@ fn stall_facts(
         time: account::time(seen, gaps),
         switches: Switches { voluntary: turn.voluntary, preempted: turn.preempted },
         ready_events: seen.ready_events,
+        steal_ns: seen.around.stolen.map(|stolen| stolen.at_most_ns.min(turn.booked_ns())),
     }
 }
 
@@ -384,6 +393,7 @@ mod tests {
                 },
                 "switches": { "voluntary": 2, "preempted": 1 },
                 "ready_events": 17,
+                "steal_ns": 0,
             },
             "thread": { "tid": 4242, "tid_in_container": 7, "name": "uvicorn", "loop": "asyncio" },
             "runtime": { "name": "cpython", "version": "3.11.2" },
@@ -397,6 +407,16 @@ mod tests {
                 "syscall": "recvfrom",
                 "args": ["0x7", "0x7ffe00001000", "0x2000", "0x0", "0x0", "0x0"],
                 "target": "tcp 127.0.0.1:8081",
+                "descriptor": null,
+                "polled": [],
+                "polled_more": 0,
+                "path": null,
+                "file_system": null,
+                "timeout": null,
+                "purpose": null,
+                "held_by": [],
+                "child": null,
+                "woken_by": null,
             },
             "culprit": {
                 "function": "charge_payment",
@@ -407,7 +427,8 @@ mod tests {
                 "thread": 4242,
             },
             "task": null,
-            "advice": null,
+            "advice": "A blocking call: use its asynchronous kin, or run it with asyncio.to_thread; \
+                       with a timeout where it waits for somebody.",
             "stacks": stacks(),
             "gaps": ["native frames: libfoo.so has no unwind table"],
             "lost": { "captures": 3, "switches": 0 },

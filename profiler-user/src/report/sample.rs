@@ -2,15 +2,23 @@
 
 use std::collections::BTreeMap;
 
+use profiler_ebpf::histogram::Histogram;
+use profiler_ebpf::reading::Accepts;
 use profiler_ebpf::record::Registers;
-use profiler_ebpf::turn::Turn;
+use profiler_ebpf::turn::{Turn, wait};
+use zerocopy::FromZeros;
 
+use super::advice::Peers;
 use super::facts::{Context, ProcessFacts, RuntimeFacts, SessionFacts, ThreadFacts, WallAnchor};
 use super::group::Tally;
 use super::schema::session::{Configuration, EndReason, Probe, WaitHooks};
+use super::stats::{Measured, StatsContext};
 use super::{Finish, Report, Start};
+use crate::around::{Growth, Surroundings};
+use crate::call::{Call, Descriptor, Kind, Party, Timeout};
 use crate::frame::{Counts, Frame, Language, Stack};
 use crate::gap::Gap;
+use crate::interval::{Acceptor, LoopInterval, TimeInTurns};
 use crate::turn::instead::Instead;
 use crate::turn::{Awaited, End, Moment, Sampled, Stall, ThreadState};
 
@@ -59,6 +67,7 @@ pub fn on_cpu(frames: Vec<Frame>, time_ns: u64) -> Sampled {
         time_ns,
         registers: Registers { syscall: -1, ..Registers::default() },
         awaited: Awaited::Syscall,
+        call: None,
         task_state: 0,
         shares: Vec::new(),
     }
@@ -127,9 +136,29 @@ pub fn stall() -> Stall {
         wakers: Vec::new(),
         instead: Instead::default(),
         others: Vec::new(),
+        around: Surroundings { stolen: Some(Growth::default()), ..Surroundings::default() },
         ready_events: Some(17),
         gaps: Vec::new(),
     }
+}
+
+/// The same stall, whose call was looked at while it lasted.
+pub fn looked_at() -> Stall {
+    let mut stall = stall();
+    let process = Party { pid: 77, name: Some("bank".to_owned()), command: None };
+    let descriptor = Descriptor {
+        local: Some("127.0.0.1:50000".to_owned()),
+        peer: Some("127.0.0.1:8081".to_owned()),
+        state: Some("established"),
+        process: Some(process),
+        ..Descriptor::new(7, Kind::Socket, "tcp 127.0.0.1:8081")
+    };
+    let (descriptor, timeout) = (Some(descriptor), Some(Timeout::Ns(5_000_000_000)));
+    let call = Call { is_seen: true, descriptor, timeout, ..Call::default() };
+    if let Some(receiving) = stall.stacks.first_mut() {
+        receiving.call = Some(Box::new(call));
+    }
+    stall
 }
 
 /// The same stall 103 ms after its beginning.
@@ -194,6 +223,7 @@ pub fn report(moment: Moment, stall: &Stall) -> Report {
         error_threshold_ns: 1_000_000_000,
         descriptors: &descriptors,
         losses: &[("captures", 3), ("switches", 0)],
+        peers: &Peers::default(),
         gaps: &[],
     };
     Report::stall(moment, stall, &context)
@@ -227,6 +257,70 @@ pub fn session_start() -> Report {
         },
     };
     Report::session_start(&session(), 5_000_000_000, start)
+}
+
+/// A loop that has done nothing in an interval.
+pub fn idle_loop() -> LoopInterval {
+    LoopInterval {
+        tid: 4242,
+        home_kind: wait::EPOLL,
+        time: TimeInTurns::default(),
+        waits: 0,
+        ready_events: 0,
+        most_ready: 0,
+        empty_wakeups: 0,
+        turns: Histogram::new_zeroed(),
+        delays: Histogram::new_zeroed(),
+    }
+}
+
+/// A loop with a thousand turns of 1.5 ms, but for one of 9 ms.
+pub fn busy_loop() -> LoopInterval {
+    let mut busy = idle_loop();
+    (0..999).for_each(|_| busy.turns.add(1_500_000, 0));
+    busy.turns.add(9_000_000, 0);
+    busy.delays.add(50_000, 0);
+    busy.delays.add(200_000, 1);
+    let time = TimeInTurns {
+        running_ns: 1_200_000_000,
+        blocked_ns: 200_000_000,
+        runnable_ns: 100_000_000,
+        stopped_ns: 0,
+    };
+    LoopInterval {
+        time,
+        waits: 1000,
+        ready_events: 1250,
+        most_ready: 12,
+        empty_wakeups: 40,
+        ..busy
+    }
+}
+
+/// The statistics of ten seconds in which these loops have stalled once each, and two workers have
+/// accepted connections.
+pub fn stats_of(loops: &[LoopInterval]) -> Report {
+    let acceptor = |pid, accepted, would_block| Acceptor {
+        pid,
+        name: "uvicorn".to_owned(),
+        accepts: Accepts { accepted, would_block, failed: 0 },
+    };
+    let measured: Vec<Measured<'_>> =
+        loops.iter().map(|interval| Measured { thread: thread(), interval, stalls: 1 }).collect();
+    let context = StatsContext {
+        session: &session(),
+        now_ns: 15_000_000_000,
+        duration_ns: 10_000_000_000,
+        accepts: &[acceptor(4242, 19, 2), acceptor(4243, 1, 7)],
+        losses: &[("captures", 3), ("switches", 0)],
+        gaps: &[],
+    };
+    Report::stats(&measured, &context)
+}
+
+/// The same of a loop that is busy.
+pub fn stats() -> Report {
+    stats_of(&[busy_loop()])
 }
 
 /// The last line of a session that saw the one stall.

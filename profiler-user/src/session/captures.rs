@@ -10,7 +10,10 @@ use super::workers::is_replaced;
 use crate::blame::{Blame, Blocked, Outside};
 use crate::job::{Job, KernelStack, PythonFrames};
 use crate::process::TargetMemory;
+use crate::process::arguments;
 use crate::process::stack::read_stack;
+use crate::process::surroundings;
+use crate::report::syscalls::{name, restarted};
 use crate::runtime::v8::ScriptFrames;
 use crate::source::{Captured, EventSource, Slot};
 use crate::turn::Awaited;
@@ -53,7 +56,15 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         }
         let kernel = KernelStack::Captured;
         let is_replaced = is_replaced(&captured.head, &self.source.loops());
-        jobs.push(Job::Sample { captured, python, javascript, kernel, awaited, is_replaced });
+        jobs.push(Job::Sample {
+            captured,
+            python,
+            javascript,
+            kernel,
+            awaited,
+            arguments: None,
+            is_replaced,
+        });
     }
 
     /// Completes the stack of a thread that is blocked in a suspected turn: it cannot move, so its
@@ -90,7 +101,11 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         }
         let python = self.name_python(&captured);
         let javascript = self.name_javascript(&captured);
-        let kernel = KernelStack::Text(self.target.kernel_stack(tid));
+        let kernel = self.target.kernel_stack(tid);
+        let registers = &mut captured.head.registers;
+        registers.syscall = restarted(registers, kernel.as_deref().unwrap_or_default());
+        let arguments = name(registers.syscall)
+            .map(|name| arguments::read(&self.memory, name, registers, captured.head.at_ns));
         // Had it moved meanwhile, the stack would be another one's.
         let unmoved =
             self.source.last_block(slot).is_some_and(|now| now.head.at_ns == captured.head.at_ns);
@@ -100,14 +115,27 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         self.note_work(&captured, &python);
         if let Some(followed) = self.loops.get_mut(&tid) {
             followed.completed_ns = captured.head.at_ns;
+            if slot.state.state == state::STOPPED
+                && let Some(tracer) = surroundings::tracer(self.target.pid(), tid)
+            {
+                followed.traced = Some((captured.head.at_ns, tracer));
+            }
             followed.cut_capture(&mut captured);
         }
         let awaited = self.awaited(&captured);
         captured.head.blocked_ns = 0;
         self.find_holder(&captured, now_ns, jobs);
         let is_replaced = is_replaced(&captured.head, &self.source.loops());
-        let captured = Box::new(captured);
-        jobs.push(Job::Sample { captured, python, javascript, kernel, awaited, is_replaced });
+        let (captured, kernel) = (Box::new(captured), KernelStack::Text(kernel));
+        jobs.push(Job::Sample {
+            captured,
+            python,
+            javascript,
+            kernel,
+            awaited,
+            arguments,
+            is_replaced,
+        });
     }
 
     /// Looks who holds what a thread waits for that is blocked like this.

@@ -4,8 +4,9 @@ use profiler_ebpf::rivals::Rivals;
 use profiler_ebpf::turn::{Loop, Turn, state};
 
 use super::items::{Cut, Item};
+use crate::around::Tracer;
 use crate::turn::instead::Instead;
-use crate::turn::tracker::Tracker;
+use crate::turn::tracker::{Due, Tracker};
 
 /// Between two searches for a thread's interpreter state: a loop in native code never has one.
 const SEARCH_EVERY_NS: u64 = 1_000_000_000;
@@ -29,6 +30,8 @@ pub struct Followed {
     /// The work that a worker has in hand, and where its turn was cut because that changed.
     pub item: Option<Item>,
     pub cut: Option<Cut>,
+    /// Who traced the thread when it stopped, and since when.
+    pub traced: Option<(u64, Tracer)>,
     /// Who ran instead of the thread, in the turn that was last told of.
     pub rivals: Option<Box<Rivals>>,
 }
@@ -46,6 +49,7 @@ impl Followed {
             parked_ns: None,
             item: None,
             cut: None,
+            traced: None,
             rivals: None,
         }
     }
@@ -73,6 +77,15 @@ impl Followed {
             self.next_glance_ns = now_ns + GLANCE_EVERY_NS;
         }
         due
+    }
+
+    /// A tracer may be gone by the time that the stall which it caused is told.
+    pub fn add_tracer(&self, due: &mut Due) {
+        if let Some((at_ns, tracer)) = &self.traced
+            && *at_ns >= due.turn.start_ns
+        {
+            due.around.tracer = Some(tracer.clone());
+        }
     }
 
     /// Whether the thread is where it waits for work, although its state says that it is in a turn.

@@ -3,10 +3,12 @@
 pub mod decode;
 pub mod kernel;
 
+use profiler_ebpf::parks::Parks;
 use profiler_ebpf::python::PythonFrame;
+use profiler_ebpf::reading::{Accepts, Reading};
 use profiler_ebpf::record::{CaptureHead, ThreadSnapshot, Woken};
 use profiler_ebpf::rivals::Rivals;
-use profiler_ebpf::turn::{Loop, Parks, Turn, phase};
+use profiler_ebpf::turn::{Loop, Turn, phase};
 use profiler_ebpf::wanted::Wanted;
 
 /// Something that the kernel side told.
@@ -101,6 +103,27 @@ pub trait EventSource {
 
     /// A loop's thread is gone and everything it told has been read: its slot may serve another.
     fn release(&mut self, slot: Slot);
+
+    /// The sums of the thread in a slot, where statistics are wanted, and its state at the same moment.
+    /// The greatest values are those since the last call.
+    fn take_reading(&mut self, _slot: Slot) -> Option<(Loop, Reading)> {
+        None
+    }
+
+    /// From now on the accepts of this process are counted.
+    fn count_accepts(&mut self, _pid: u32) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    /// Its accepts since then.
+    fn accepts(&mut self, _pid: u32) -> Option<Accepts> {
+        None
+    }
+
+    /// No longer; returns its last count.
+    fn stop_counting_accepts(&mut self, _pid: u32) -> Option<Accepts> {
+        None
+    }
 
     /// What was lost so far, by name.
     fn losses(&mut self) -> Vec<(&'static str, u64)>;

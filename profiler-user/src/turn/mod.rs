@@ -9,6 +9,8 @@ use profiler_ebpf::record::Registers;
 use profiler_ebpf::turn::Turn;
 
 use self::instead::Instead;
+use crate::around::Surroundings;
+use crate::call::Call;
 use crate::frame::Stack;
 use crate::gap::Gap;
 use crate::task::Share;
@@ -58,6 +60,8 @@ pub struct Sampled {
     pub registers: Registers,
     /// What it waited for, where the syscall alone does not tell.
     pub awaited: Awaited,
+    /// What was known of the system call that it was blocked in.
+    pub call: Option<Box<Call>>,
     /// The kernel's `__state` of a thread that gave up its CPU, a set of bits: stopped by a signal 0x4,
     /// by a debugger 0x8, frozen 0x8000 (since 6.1), and others. 0 of one that ran.
     pub task_state: u64,
@@ -149,6 +153,8 @@ pub struct Stall {
     pub wakers: Vec<Waker>,
     /// The other threads, where they were asked for.
     pub others: Vec<Other>,
+    /// What went on around the thread meanwhile.
+    pub around: Surroundings,
     /// What the wait after the stall returned: file descriptors kept waiting.
     pub ready_events: Option<u64>,
     pub gaps: Vec<Gap>,

@@ -8,6 +8,7 @@ use profiler_ebpf::turn::{Loop, Turn, phase, state};
 
 use super::instead::Instead;
 use super::{End, Moment, ThreadState};
+use crate::around::Surroundings;
 use crate::gap::Gap;
 
 /// How long after a stall the loop may sit in its next wait before we say that nothing was ready.
@@ -27,6 +28,8 @@ pub struct Due {
     pub end: End,
     pub now: Option<ThreadState>,
     pub ready_events: Option<u64>,
+    /// For those who pass it on: what went on around the thread.
+    pub around: Surroundings,
     /// For those who pass it on: who ran while the thread had no CPU.
     pub instead: Instead,
     /// For those who pass it on: what else could not be had.
@@ -166,6 +169,7 @@ impl Tracker {
             end: End::NotYet,
             now: Some(doing(seen.state)),
             ready_events: None,
+            around: Surroundings::default(),
             instead: Instead::default(),
             gaps: Vec::new(),
         });
@@ -199,6 +203,7 @@ impl Tracker {
             end: over.end,
             now: None,
             ready_events: over.ready,
+            around: Surroundings::default(),
             instead: Instead::default(),
             gaps: Vec::new(),
         });

@@ -1,12 +1,15 @@
 //! A stall's account and stacks to why it stalled, how sure that is, and which stacks carry it.
 //!
 //! The turn's time is divided into components: running, each wait that was seen, blocked time that was
-//! not, ready without a CPU, stopped. The largest is the cause, the others are listed behind it. Stacks
+//! not, getting memory, ready without a CPU, out of quota, stopped. The largest is the cause, the others are listed behind it. Stacks
 //! only say in what; where they say nothing of the largest, the confidence does.
 
+mod called;
 mod cpu;
 mod held;
+mod memory;
 mod phrase;
+mod quota;
 mod run_queue;
 mod stopped;
 mod wait;
@@ -15,7 +18,9 @@ use std::collections::BTreeMap;
 
 use self::wait::Wait;
 use super::account::Part;
-use super::schema::stall::{self, Cause, CauseKind, Confidence};
+use super::message::milliseconds;
+use super::schema::stall::{self, Cause, CauseKind, Confidence, MemoryActivity};
+use crate::activity::Activity;
 use crate::gap::Gap;
 use crate::turn::{Sampled, Stall};
 
@@ -25,6 +30,9 @@ const CERTAIN_PERCENT: u64 = 50;
 
 /// Smaller components are left out of the list behind the largest.
 const MENTIONED_PERCENT: u64 = 10;
+
+/// What a hypervisor takes is mentioned from here on.
+const STOLEN_PERCENT: u64 = 5;
 
 /// A cause, and what it rests on.
 #[derive(Debug)]
@@ -54,7 +62,11 @@ enum Nature {
     Waiting(Wait),
     /// Blocked, and no stack says in what.
     Unseen,
+    /// The kernel got memory for it, or a lock of the address space: running or blocked.
+    Memory(MemoryActivity),
     Runnable,
+    /// Ready, and the quota was used up.
+    Throttled,
     Stopped,
 }
 
@@ -121,7 +133,9 @@ pub fn judge<'a>(stall: &'a Stall, descriptors: &BTreeMap<u32, String>) -> Verdi
         Basis::Measured | Basis::Sampled => Confidence::Likely,
         Basis::Missing => Confidence::Unknown,
     };
-    verdict(explanation, confidence, Some(largest), also)
+    let mut verdict = verdict(explanation, confidence, Some(largest), also);
+    verdict.cause.summary.push_str(&steal(largest.nature, stall).unwrap_or_default());
+    verdict
 }
 
 fn verdict<'a>(
@@ -139,6 +153,19 @@ fn verdict<'a>(
     Verdict { cause, evidence, blamed, also, gaps }
 }
 
+/// A hint where the hypervisor took CPU time inside the stall: no cause, because it is not told from
+/// which CPU, and to the guest a thread runs all the same.
+fn steal(nature: Nature, stall: &Stall) -> Option<String> {
+    let stolen = stall.around.stolen?;
+    let whole_ns = stall.turn.booked_ns();
+    let needs_cpu = matches!(nature, Nature::Running | Nature::Runnable | Nature::Throttled);
+    let is_much = is_percent(stolen.at_least_ns, whole_ns, STOLEN_PERCENT);
+    (needs_cpu && is_much).then(|| {
+        let ms = milliseconds(stolen.at_most_ns.min(whole_ns));
+        format!(" (the hypervisor took up to {ms} ms)")
+    })
+}
+
 fn explain<'a>(
     component: &Component<'a>,
     stall: &'a Stall,
@@ -154,7 +181,12 @@ fn explain<'a>(
             );
             Explanation::missing(stall.tid, &reason)
         }
+        Nature::Memory(activity) => memory::explain(component, activity, stall),
         Nature::Runnable => run_queue::explain(component, stall),
+        Nature::Throttled => match &stall.around.quota {
+            Some(quota) => quota::explain(component, stall, quota),
+            None => run_queue::explain(component, stall),
+        },
         Nature::Stopped => stopped::explain(component, stall),
     }
 }
@@ -167,37 +199,90 @@ fn is_percent(part: u64, whole: u64, percent: u64) -> bool {
 /// that were seen are longer than the time that was booked as blocked: a wait that still lasts is
 /// measured a moment later than its booking.
 fn components(stall: &Stall) -> Vec<Component<'_>> {
-    let of_part = |nature, part: Part| {
-        let stacks = shown(stall, part);
-        Component { nature, time_ns: part.of(&stall.turn), stacks }
-    };
-    let mut components = vec![of_part(Nature::Running, Part::Running)];
-    for sampled in shown(stall, Part::Blocked) {
-        let nature = Nature::Waiting(Wait::of(sampled));
-        match components.iter_mut().find(|known| known.nature == nature) {
-            Some(known) => {
-                known.time_ns = known.time_ns.saturating_add(sampled.time_ns);
-                known.stacks.push(sampled);
-            }
-            None => {
-                components.push(Component {
-                    nature,
-                    time_ns: sampled.time_ns,
-                    stacks: vec![sampled],
-                });
-            }
+    let turn = &stall.turn;
+    let mut components = Components::default();
+    let running = shown(stall, Part::Running);
+    let of_memory = |sampled: &&Sampled| Some((memory::activity(sampled)?, sampled.time_ns));
+    let for_memory_ns: u64 = running.iter().filter_map(of_memory).map(|(_, time_ns)| time_ns).sum();
+    components.add(Nature::Running, turn.running_ns.saturating_sub(for_memory_ns));
+    for sampled in running {
+        match memory::activity(sampled) {
+            Some(activity) => components.see(Nature::Memory(activity), sampled.time_ns, sampled),
+            None => components.see(Nature::Running, 0, sampled),
         }
     }
-    let is_wait = |component: &&Component<'_>| matches!(component.nature, Nature::Waiting(_));
-    let seen_ns: u64 = components.iter().filter(is_wait).map(|wait| wait.time_ns).sum();
-    let unseen_ns = stall.turn.blocked_ns.saturating_sub(seen_ns);
-    components.push(Component { nature: Nature::Unseen, time_ns: unseen_ns, stacks: Vec::new() });
-    components.push(of_part(Nature::Runnable, Part::Runnable));
-    components.push(of_part(Nature::Stopped, Part::Stopped));
-    components.retain(|component| component.time_ns > 0);
-    // Among equals the first: stacks come heaviest first.
-    components.sort_by_key(|component| std::cmp::Reverse(component.time_ns));
-    components
+    let mut seen_ns: u64 = 0;
+    for sampled in shown(stall, Part::Blocked) {
+        seen_ns = seen_ns.saturating_add(sampled.time_ns);
+        let is_stop = Activity::of(&sampled.stack.kernel).is_some_and(Activity::is_stop);
+        let nature = match memory::activity(sampled) {
+            Some(activity) => Nature::Memory(activity),
+            // To the scheduler a thread that version 2's freezer stops is asleep.
+            None if is_stop => Nature::Stopped,
+            None => Nature::Waiting(Wait::of(sampled)),
+        };
+        components.see(nature, sampled.time_ns, sampled);
+    }
+    components.add(Nature::Unseen, turn.blocked_ns.saturating_sub(seen_ns));
+    let throttled_ns = quota::throttled_ns(stall);
+    components.add(Nature::Throttled, throttled_ns);
+    components.add(Nature::Runnable, turn.runnable_ns.saturating_sub(throttled_ns));
+    for sampled in shown(stall, Part::Runnable) {
+        components.see(Nature::Runnable, 0, sampled);
+    }
+    components.add(Nature::Stopped, turn.stopped_ns);
+    for sampled in shown(stall, Part::Stopped) {
+        components.see(Nature::Stopped, 0, sampled);
+    }
+    components.freeze(stall.around.frozen_ns);
+    components.longest_first()
+}
+
+/// Components while they are gathered.
+#[derive(Debug, Default)]
+struct Components<'a>(Vec<Component<'a>>);
+
+impl<'a> Components<'a> {
+    fn of(&mut self, nature: Nature) -> &mut Component<'a> {
+        let place = self.0.iter().position(|known| known.nature == nature).unwrap_or_else(|| {
+            self.0.push(Component { nature, time_ns: 0, stacks: Vec::new() });
+            self.0.len() - 1
+        });
+        &mut self.0[place]
+    }
+
+    fn add(&mut self, nature: Nature, time_ns: u64) {
+        let component = self.of(nature);
+        component.time_ns = component.time_ns.saturating_add(time_ns);
+    }
+
+    fn see(&mut self, nature: Nature, time_ns: u64, sampled: &'a Sampled) {
+        self.add(nature, time_ns);
+        self.of(nature).stacks.push(sampled);
+    }
+
+    /// A thread that sleeps where the kernel allows it is frozen in its sleep, without a switch (6.1):
+    /// what its group was seen frozen for is taken from its waits.
+    fn freeze(&mut self, frozen_ns: u64) {
+        let known_ns = self.of(Nature::Stopped).time_ns;
+        let mut left_ns = frozen_ns.saturating_sub(known_ns);
+        for component in &mut self.0 {
+            if matches!(component.nature, Nature::Waiting(_) | Nature::Unseen) {
+                let taken_ns = component.time_ns.min(left_ns);
+                component.time_ns -= taken_ns;
+                left_ns -= taken_ns;
+            }
+        }
+        self.add(Nature::Stopped, frozen_ns.saturating_sub(known_ns) - left_ns);
+    }
+
+    fn longest_first(self) -> Vec<Component<'a>> {
+        let mut components = self.0;
+        components.retain(|component| component.time_ns > 0);
+        // Among equals the first: stacks come heaviest first.
+        components.sort_by_key(|component| std::cmp::Reverse(component.time_ns));
+        components
+    }
 }
 
 /// The stacks of one part.
@@ -208,8 +293,14 @@ fn shown(stall: &Stall, part: Part) -> Vec<&Sampled> {
 impl Component<'_> {
     /// How often it waited; unknown where stacks are taken by the clock.
     fn times(&self) -> Option<u64> {
-        let waits = matches!(self.nature, Nature::Waiting(_) | Nature::Stopped);
-        waits.then(|| self.stacks.iter().map(|sampled| sampled.samples).sum())
+        let is_wait = match self.nature {
+            Nature::Waiting(_) => true,
+            // One that was frozen in its sleep left no stack of it.
+            Nature::Stopped => !self.stacks.is_empty(),
+            Nature::Memory(_) => self.stacks.iter().all(|sampled| Part::Blocked.shows(sampled)),
+            _ => false,
+        };
+        is_wait.then(|| self.stacks.iter().map(|sampled| sampled.samples).sum())
     }
 }
 
@@ -220,12 +311,15 @@ mod tests {
     use profiler_ebpf::turn::Turn;
 
     use super::judge;
+    use crate::around::{self, Growth, Pressure, PressureOf, Quota, Surroundings};
+    use crate::gap::Gap;
     use crate::report::sample::{self, blocked_in, javascript, kernel, native, on_cpu, python};
     use crate::report::schema::stall::{Cause, CauseKind, Confidence};
-    use crate::turn::{Awaited, Holder, Sampled, Stall, ThreadState};
+    use crate::turn::{Awaited, End, Holder, Sampled, Stall, ThreadState};
 
     const RECVFROM: i64 = 45;
     const FSYNC: i64 = 74;
+    const MS: u64 = 1_000_000;
     /// So short that it is no whole millisecond.
     const NO_CPU: &str = "ready, but without a CPU: woken, but waited 0 ms for one";
 
@@ -275,12 +369,7 @@ mod tests {
                 Certain,
             ),
             ([5, 95, 0, 0], call(7, [0x7f10, 1, 9, 0, 0, 0], 95), "blocked in poll", Certain),
-            (
-                [5, 95, 0, 0],
-                call(61, [4711, 0, 0, 0, 0, 0], 95),
-                "blocked in wait4 on child 4711",
-                Certain,
-            ),
+            ([5, 95, 0, 0], call(61, [4711, 0, 0, 0, 0, 0], 95), "waiting for child 4711", Certain),
             ([5, 95, 0, 0], call(999, [0; 6], 95), "blocked in system call 999", Certain),
             (
                 [5, 95, 0, 0],
@@ -295,7 +384,7 @@ mod tests {
                 Certain,
             ),
             ([5, 95, 0, 0], vec![page_fault], "waiting for the disk in a page fault", Certain),
-            ([5, 95, 0, 0], vec![swap_in], "waiting for memory", Certain),
+            ([5, 95, 0, 0], vec![swap_in], "waiting for memory to come back from swap", Certain),
             ([5, 10, 85, 0], vec![runnable], NO_CPU, Certain),
             ([40, 0, 45, 15], Vec::new(), NO_CPU, Likely),
             ([5, 10, 0, 85], Vec::new(), "stopped by a signal, a debugger or the freezer", Certain),
@@ -335,6 +424,179 @@ mod tests {
             .collect();
         let expected = [("asleep in clock_nanosleep", 33, Some(1)), (NO_CPU, 20, None)];
         assert_eq!(also, expected);
+    }
+
+    fn growth(at_least_ns: u64, at_most_ns: u64, over_ns: u64) -> Option<Growth> {
+        Some(Growth { at_least_ns, at_most_ns, over_ns })
+    }
+
+    /// A stall that ran for 20, waited for a CPU for 80 and lasted 100 ms, with a quota of half a CPU.
+    fn with_quota(throttled: Option<Growth>) -> Stall {
+        let stall = stall([20 * MS, 0, 80 * MS, 0], vec![on_cpu(Vec::new(), 20 * MS)]);
+        let quota = throttled.map(|throttled| Quota {
+            cgroup: "/pods/1".to_owned(),
+            quota_us: 50_000,
+            period_us: 100_000,
+            throttled,
+        });
+        let around = Surroundings { quota, ..stall.around.clone() };
+        Stall { around, ..stall }
+    }
+
+    /// The quota is the cause where it was used up for most of the time without a CPU; that is certain
+    /// only where readings inside the stall show it, of one CPU. What is left is the other tasks'.
+    #[test]
+    fn out_of_quota() {
+        use Confidence::{Certain, Likely};
+        let table = [
+            (
+                growth(70 * MS, 75 * MS, 130 * MS),
+                "out of its CPU quota (0.5 CPUs), throttled for 75 ms",
+                80,
+                Certain,
+            ),
+            (
+                growth(0, 75 * MS, 130 * MS),
+                "out of its CPU quota (0.5 CPUs), throttled for 75 ms",
+                80,
+                Likely,
+            ),
+            (
+                growth(150 * MS, 160 * MS, 130 * MS),
+                "out of its CPU quota (0.5 CPUs), throttled for 80 ms",
+                80,
+                Likely,
+            ),
+            (
+                growth(45 * MS, 50 * MS, 130 * MS),
+                "out of its CPU quota (0.5 CPUs), throttled for 50 ms",
+                50,
+                Certain,
+            ),
+            (growth(20 * MS, 20 * MS, 130 * MS), "ready, but without a CPU", 60, Certain),
+            (growth(0, 0, 130 * MS), "ready, but without a CPU", 80, Certain),
+            (None, "ready, but without a CPU", 80, Certain),
+        ];
+        for (throttled, summary, time_ms, confidence) in table {
+            let stall = with_quota(throttled);
+            let cause = judge(&stall, &BTreeMap::new()).cause;
+            assert!(cause.summary.starts_with(summary), "{} instead of {summary}", cause.summary);
+            assert_eq!(cause.time_ns / MS, time_ms, "{throttled:?}");
+            assert_eq!(cause.confidence, confidence, "{throttled:?}");
+        }
+        let cause = judge(&with_quota(growth(20 * MS, 20 * MS, 130 * MS)), &BTreeMap::new()).cause;
+        let also: Vec<_> = cause.also.iter().map(|part| part.summary.as_str()).collect();
+        assert!(also.contains(&"out of its CPU quota (0.5 CPUs), throttled for 20 ms"), "{also:?}");
+    }
+
+    /// Where quotas could not be looked for, or what is counted is behind, it is said where it matters.
+    #[test]
+    fn quota_that_is_not_known() {
+        let mut stall = with_quota(None);
+        stall.around.quota_gap = Some(Gap::new("cpu_quota", "not mounted"));
+        let told = |stall: &Stall| judge(stall, &BTreeMap::new()).gaps;
+        assert!(told(&stall).iter().any(|gap| gap.0 == "cpu_quota: not mounted"));
+        let mut open = with_quota(growth(0, 0, 130 * MS));
+        (open.end, open.now) = (End::NotYet, Some(ThreadState::Runnable));
+        assert!(told(&open).iter().any(|gap| gap.0.starts_with("throttled_ns")));
+    }
+
+    /// Time that a hypervisor took is a hint where it was much and inside the stall, and only where the
+    /// thread needed a CPU.
+    #[test]
+    fn stolen_time() {
+        let summary = |parts, stolen| {
+            let mut stall = stall(parts, vec![on_cpu(Vec::new(), 90 * MS)]);
+            stall.around.stolen = stolen;
+            judge(&stall, &BTreeMap::new()).cause.summary
+        };
+        let busy = [90 * MS, 0, 10 * MS, 0];
+        let much = growth(20 * MS, 40 * MS, 150 * MS);
+        assert_eq!(summary(busy, much), "on the CPU (the hypervisor took up to 40 ms)");
+        assert_eq!(summary(busy, growth(0, 40 * MS, 900 * MS)), "on the CPU");
+        assert_eq!(summary([10 * MS, 90 * MS, 0, 0], much), "for an unknown reason");
+    }
+
+    /// Who stopped a thread is told by where the kernel kept it, and no line of it is to blame.
+    #[test]
+    fn stopped_by() {
+        let stopped = |functions: &[&str]| {
+            let state = ThreadState::Stopped;
+            let seen = Sampled { state, ..blocked_in(-1, [0; 6], 85) };
+            stall([5, 10, 0, 85], vec![with_kernel(seen, functions)])
+        };
+        let with_state = |task_state| {
+            let mut stall = stopped(&[]);
+            stall.stacks[0].task_state = task_state;
+            stall
+        };
+        let mut traced = stopped(&["ptrace_stop", "do_signal_stop"]);
+        let gdb = around::Tracer { pid: 4711, name: Some("gdb".to_owned()) };
+        traced.around.tracer = Some(gdb);
+        let table = [
+            (stopped(&["do_signal_stop", "get_signal"]), "stopped by a signal"),
+            (stopped(&["__refrigerator"]), "stopped by its control group's freezer"),
+            (traced, "stopped by a debugger (gdb, pid 4711)"),
+            (with_state(0x4), "stopped by a signal"),
+            (with_state(0x8), "stopped by a debugger"),
+            (with_state(0x8000), "stopped by its control group's freezer"),
+        ];
+        for (stall, summary) in table {
+            let verdict = judge(&stall, &BTreeMap::new());
+            assert_eq!(verdict.cause.summary, summary);
+            assert!(verdict.evidence.is_empty());
+            let is_said = |gap: &Gap| gap.0.starts_with("culprit: the thread was stopped");
+            assert!(verdict.gaps.iter().any(is_said), "{:?}", verdict.gaps);
+        }
+    }
+
+    /// Version 2's freezer puts threads to sleep, and since 6.1 version 1's leaves those asleep that are:
+    /// both are stops all the same.
+    #[test]
+    fn frozen_in_their_sleep() {
+        let napping = || blocked_in(230, [0; 6], 30);
+        let trapped = with_kernel(blocked_in(230, [0; 6], 65), &["do_freezer_trap", "get_signal"]);
+        let asleep = Sampled { time_ns: 95, ..napping() };
+        let mut in_place = stall([5, 95, 0, 0], vec![asleep]);
+        in_place.around.frozen_ns = 65;
+        for stall in [stall([5, 95, 0, 0], vec![trapped, napping()]), in_place] {
+            let cause = judge(&stall, &BTreeMap::new()).cause;
+            let also: Vec<_> =
+                cause.also.iter().map(|part| (part.summary.as_str(), part.time_ns)).collect();
+            assert_eq!(cause.summary, "stopped by its control group's freezer");
+            assert_eq!((cause.time_ns, also), (65, vec![("asleep in clock_nanosleep", 30)]));
+        }
+    }
+
+    /// Memory that the kernel had to free is one cause, on the CPU and waiting; the lock of the address
+    /// space is another. What else ran or waited is not theirs.
+    #[test]
+    fn memory() {
+        let freeing = || {
+            let running = Sampled { state: ThreadState::RunningKernel, ..on_cpu(Vec::new(), 40) };
+            with_kernel(running, &["shrink_folio_list", "try_to_free_mem_cgroup_pages"])
+        };
+        let waiting = with_kernel(blocked_in(0, [0; 6], 30), &["io_schedule", "shrink_node"]);
+        let stacks = vec![freeing(), waiting, on_cpu(Vec::new(), 20), blocked_in(230, [0; 6], 10)];
+        let mut stall = stall([60, 40, 0, 0], stacks);
+        let pressure = Pressure { of: PressureOf::Machine, waited: growth(50, 60, 200).unwrap() };
+        stall.around.pressure = Some(pressure);
+        let verdict = judge(&stall, &BTreeMap::new());
+        let cause = &verdict.cause;
+        assert_eq!(cause.summary, "freeing memory before it got any (direct reclaim)");
+        assert_eq!((cause.time_ns, cause.times, cause.confidence), (70, None, Confidence::Likely));
+        let CauseKind::Memory { pressure_ns, .. } = cause.kind else { panic!("{cause:?}") };
+        assert_eq!((pressure_ns, verdict.evidence.len()), (Some(60), 2));
+        let also: Vec<_> = cause.also.iter().map(|part| part.time_ns).collect();
+        assert_eq!(also, [20, 10]);
+
+        let locked = ["rwsem_down_write_slowpath", "down_write_killable", "vm_mmap_pgoff"];
+        let stacks = vec![with_kernel(blocked_in(9, [0; 6], 95), &locked)];
+        let stall = Stall { stacks, ..stall };
+        let verdict = judge(&stall, &BTreeMap::new());
+        let summary = "waiting for the lock of its address space (mmap_lock)";
+        assert_eq!(verdict.cause.summary, summary);
+        assert!(verdict.gaps[0].0.starts_with("owner_thread"), "{:?}", verdict.gaps);
     }
 
     /// Several stacks in one system call are one wait, and a heavier stack of another does not hide it.
@@ -469,7 +731,10 @@ mod tests {
         let args = ["0x5", "0xffffffffffffffff", "0x10", "0x0", "0x0", "0x0"];
         let args = args.map(str::to_owned).to_vec();
         let syscall = "read".to_owned();
-        assert_eq!(verdict.cause.kind, CauseKind::Syscall { syscall, args, target: None });
+        assert_eq!(
+            verdict.cause.kind,
+            CauseKind::Syscall { syscall, args, target: None, call: Box::default() }
+        );
         let locking = stall(202, [0x7f10, 0, 0, 0, 0, 0]);
         let verdict = judge(&locking, &BTreeMap::new());
         let address = "0x7f10".to_owned();

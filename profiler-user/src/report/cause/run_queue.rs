@@ -5,8 +5,8 @@ use crate::gap::Gap;
 use crate::report::account::Part;
 use crate::report::message::milliseconds;
 use crate::report::schema::stall::{CauseKind, Preemptor};
-use crate::turn::Stall;
 use crate::turn::instead::{Instead, Ran};
+use crate::turn::{End, Sampled, Stall, ThreadState};
 
 /// Whoever had this much of the time had most of it; a CPU that idled for so long is what to look at.
 const MOSTLY_PERCENT: u64 = 50;
@@ -18,13 +18,10 @@ const MUCH_PERCENT: u64 = 25;
 const UNKNOWN_PERCENT: u64 = 1;
 
 pub fn explain<'a>(component: &Component<'a>, stall: &'a Stall) -> Explanation<'a> {
-    // What it would have gone on with shows where it ran before.
-    let own = component.stacks.clone();
-    let evidence = if own.is_empty() { shown(stall, Part::Running) } else { own };
     let (turn, instead) = (&stall.turn, &stall.instead);
     let preemptors = preemptors(instead);
     let unknown_ns = turn.runnable_ns.saturating_sub(instead.sum_ns());
-    let mut gaps = Vec::new();
+    let mut gaps = missing(stall);
     if is_percent(unknown_ns, turn.runnable_ns, UNKNOWN_PERCENT) {
         let whole_ns = turn.runnable_ns;
         let reason = format!(
@@ -37,13 +34,39 @@ pub fn explain<'a>(component: &Component<'a>, stall: &'a Stall) -> Explanation<'
         let reason = format!("{} ns were had by more tasks than are told apart", instead.others_ns);
         gaps.push(Gap::new("preempted_by", reason));
     }
+    let cpus = stall.around.cpus.as_ref();
+    let confined = cpus.filter(|cpus| cpus.allowed < cpus.online);
     let kind = CauseKind::RunQueue {
         preempted_ns: turn.preempted_ns,
         woken_ns: turn.runnable_ns.saturating_sub(turn.preempted_ns),
         idle_ns: instead.idle_ns,
         preempted_by: (instead.sum_ns() > 0).then_some(preemptors),
+        allowed_cpus: cpus.map(|cpus| cpus.allowed),
+        confined_to: confined.map(|cpus| cpus.list.clone()),
     };
+    let evidence = evidence(component, stall);
     Explanation { gaps, ..Explanation::new(kind, Basis::Measured, evidence, stall.tid) }
+}
+
+/// What it would have gone on with shows where it ran before.
+pub fn evidence<'a>(component: &Component<'a>, stall: &'a Stall) -> Vec<&'a Sampled> {
+    let own = component.stacks.clone();
+    if own.is_empty() { shown(stall, Part::Running) } else { own }
+}
+
+/// What is not known of the thread's right to a CPU.
+fn missing(stall: &Stall) -> Vec<Gap> {
+    let around = &stall.around;
+    let mut gaps: Vec<Gap> = around.quota_gap.iter().cloned().collect();
+    if around.cpus.is_none() {
+        gaps.push(Gap::new("allowed_cpus", "the thread has exited, or its status is hidden"));
+    }
+    let waits_still = stall.end == End::NotYet && stall.now == Some(ThreadState::Runnable);
+    if waits_still && around.quota.is_some() {
+        let reason = "the kernel counts a wait for the quota's next period when it ends";
+        gaps.push(Gap::new("throttled_ns", reason));
+    }
+    gaps
 }
 
 /// Who had the CPU, by process, longest first.
@@ -77,7 +100,9 @@ fn preemptors(instead: &Instead) -> Vec<Preemptor> {
 
 /// `ready, but without a CPU: preempted 410 ms, mostly by stress-ng-cpu[4711] (380 ms)`
 pub fn phrase(kind: &CauseKind) -> String {
-    let CauseKind::RunQueue { preempted_ns, woken_ns, idle_ns, preempted_by } = kind else {
+    let CauseKind::RunQueue { preempted_ns, woken_ns, idle_ns, preempted_by, confined_to, .. } =
+        kind
+    else {
         return String::new();
     };
     let whole_ns = preempted_ns.saturating_add(*woken_ns);
@@ -104,7 +129,14 @@ pub fn phrase(kind: &CauseKind) -> String {
             ([others @ .., last], _) => format!(", {by} {} and {last}", others.join(", ")),
         }
     };
-    format!("ready, but without a CPU: {waited}{whose}")
+    let confined = confined_to.as_deref().map(confinement).unwrap_or_default();
+    format!("ready, but without a CPU{confined}: {waited}{whose}")
+}
+
+/// `, confined to CPU 0`
+fn confinement(list: &str) -> String {
+    let several = if list.contains([',', '-']) { "s" } else { "" };
+    format!(", confined to CPU{several} {list}")
 }
 
 /// `stress-ng-cpu[4711] (380 ms)`
@@ -119,6 +151,7 @@ mod tests {
 
     use profiler_ebpf::turn::Turn;
 
+    use crate::around::Cpus;
     use crate::process::neighbour::Neighbour;
     use crate::report::cause::judge;
     use crate::report::sample;
@@ -144,7 +177,9 @@ mod tests {
             Neighbour { name, command: Some("stress-ng -c 2".to_owned()), ..Neighbour::default() };
         let processes = BTreeMap::from([(4711, process)]);
         let instead = Instead { ran, processes, idle_ns: idle_ms * MS, others_ns: 0 };
-        Stall { turn, stacks: Vec::new(), instead, ..sample::stall() }
+        let mut stall = Stall { turn, stacks: Vec::new(), instead, ..sample::stall() };
+        stall.around.cpus = Some(Cpus { allowed: 8, online: 8, list: "0-7".to_owned() });
+        stall
     }
 
     fn told(stall: &Stall) -> (String, Vec<String>) {
@@ -183,13 +218,27 @@ mod tests {
         }
     }
 
+    /// Which CPUs it may use is told where they are not all.
+    #[test]
+    fn confined() {
+        let mut stall = stall(100, 0, 0, vec![ran(50, 50, "cron", 100)]);
+        for (list, expected) in [("0", "CPU 0"), ("0-1,4", "CPUs 0-1,4")] {
+            stall.around.cpus = Some(Cpus { allowed: 1, online: 8, list: list.to_owned() });
+            let words = format!(
+                "ready, but without a CPU, confined to {expected}: preempted 100 ms, mostly by \
+                 cron[50] (100 ms)"
+            );
+            assert_eq!(told(&stall).0, words);
+        }
+    }
+
     /// The times of how it was lost add up, and the threads of one process are one.
     #[test]
     fn processes() {
         let threads =
             vec![ran(50, 50, "cron", 30), ran(4711, 4712, "a", 20), ran(4711, 4713, "b", 25)];
         let stall = stall(60, 15, 0, threads);
-        let CauseKind::RunQueue { preempted_ns, woken_ns, idle_ns, preempted_by } =
+        let CauseKind::RunQueue { preempted_ns, woken_ns, idle_ns, preempted_by, .. } =
             judge(&stall, &BTreeMap::new()).cause.kind
         else {
             panic!("another cause")

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::call::{Call, Party, Purpose};
 use super::{Common, Runtime};
 
 /// One moment of a stall.
@@ -56,6 +57,9 @@ pub struct Stall {
     /// What the wait after the stall returned: how many file descriptors had been kept waiting.
     /// `null` while the stall lasts.
     pub ready_events: Option<u64>,
+    /// What the hypervisor took from the machine's CPUs meanwhile, at most: on which of them the thread
+    /// was is not recorded.
+    pub steal_ns: Option<u64>,
 }
 
 /// How a stall's time divides. The sum is its duration, exactly.
@@ -163,9 +167,21 @@ pub enum CauseKind {
         args: Vec<String>,
         /// What it works on: `tcp 10.0.0.5:443`, `/var/lib/app/config.json`, `pipe`, `child 4711`.
         target: Option<String>,
+        #[serde(flatten)]
+        call: Box<Call>,
     },
     /// Asleep for a time that the code asked for.
-    Sleep { syscall: String },
+    Sleep {
+        syscall: String,
+        /// How long the last of the sleeps was to be.
+        asked_ns: Option<u64>,
+        /// What for, where it slept to try again later.
+        purpose: Option<Purpose>,
+        /// The SQLite database that was locked.
+        path: Option<String>,
+        /// Who has locked it.
+        held_by: Vec<Party>,
+    },
     /// Waiting in a futex for another thread.
     Lock {
         /// The futex.
@@ -190,9 +206,16 @@ pub enum CauseKind {
         /// `null` for a page fault.
         syscall: Option<String>,
         target: Option<String>,
+        /// Of a file, the type of its file system.
+        file_system: Option<String>,
     },
     /// Direct reclaim, swap, or the lock of the address space.
-    Memory,
+    Memory {
+        activity: Option<MemoryActivity>,
+        /// Time in the stall in which some task waited for memory, at most.
+        pressure_ns: Option<u64>,
+        pressure_of: Option<PressureOf>,
+    },
     /// Ready, but without a CPU. `preempted_ns` and `woken_ns` add up to `stall.time.runnable_ns`.
     RunQueue {
         /// Its CPU had been taken from it.
@@ -205,13 +228,77 @@ pub enum CauseKind {
         /// Who ran on the CPU that it waited for, longest first, each process once; `null` where
         /// nothing of that was seen. Their times and `idle_ns` add up to no more than `runnable_ns`.
         preempted_by: Option<Vec<Preemptor>>,
+        /// How many of the machine's CPUs the thread may use.
+        allowed_cpus: Option<u32>,
+        /// Which they are, where they are fewer than all: `0-1,4`.
+        confined_to: Option<String>,
     },
-    /// The cgroup had used up its CPU time.
-    CpuQuota { throttled_ns: Option<u64> },
+    /// The cgroup, or one above it, had used up its CPU time.
+    CpuQuota {
+        /// Counted by the kernel when each wait for the next period ends, and summed over the CPUs: no
+        /// more than the time in which the thread had no CPU.
+        throttled_ns: Option<u64>,
+        /// CPU time in each period.
+        quota_us: u64,
+        period_us: u64,
+        /// Whose quota it is.
+        cgroup: String,
+    },
     /// Stopped by a signal, a debugger or the freezer.
-    Stopped,
+    Stopped {
+        by: Option<StoppedBy>,
+        /// The debugger.
+        tracer: Option<Tracer>,
+    },
     /// Not to be told from what was seen.
     Unknown,
+}
+
+/// What a thread did in the kernel instead of its work, to get memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum MemoryActivity {
+    /// It freed memory before it got some.
+    Reclaim,
+    /// It waited for a page that had been swapped out.
+    SwapIn,
+    /// It waited for the lock of its process's address space.
+    MmapLock,
+    /// It moved pages about before it got a large one.
+    Compaction,
+}
+
+/// Whose tasks waited for memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum PressureOf {
+    /// Those of the process's control group.
+    Cgroup,
+    /// Anybody's: the kernel keeps none of the group.
+    Machine,
+}
+
+/// Who kept a thread from running.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum StoppedBy {
+    /// Whoever sent SIGSTOP, or stopped the job.
+    Signal,
+    /// A process that traces it.
+    Debugger,
+    /// Whoever froze its control group.
+    Freezer,
+}
+
+/// A process that traces the thread.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Tracer {
+    pub pid: u32,
+    pub name: Option<String>,
 }
 
 /// A thread that ended a wait by its own system call.

@@ -1,0 +1,203 @@
+//! A kernel stack to what the kernel did there: it stopped the thread, froze it, or worked on memory for it.
+
+use crate::frame::Frame;
+
+/// What a thread was kept in the kernel for, where its system call does not tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Activity {
+    /// Stopped by a signal (SIGSTOP, SIGTSTP, …).
+    SignalStop,
+    /// Stopped for a debugger or another tracer.
+    Traced,
+    /// Frozen with its control group.
+    Frozen,
+    /// It had to free memory before it got some.
+    Reclaim,
+    /// It had to move pages about before it got a large one.
+    Compaction,
+    /// It waited for a page that had been swapped out.
+    SwapIn,
+    /// It waited for the lock of its process's address space.
+    MmapLock,
+}
+
+/// The beginnings of the names of kernel functions that tell: compilers add endings such as
+/// `.constprop.0`. Looked up in mainline 5.15, 6.1, 6.6, 6.12 and 6.18; each name is of some of them.
+const TELLING: [(&str, Activity); 27] = [
+    // kernel/signal.c
+    ("ptrace_stop", Activity::Traced),
+    ("do_signal_stop", Activity::SignalStop),
+    ("do_freezer_trap", Activity::Frozen),
+    // kernel/freezer.c
+    ("__refrigerator", Activity::Frozen),
+    // mm/vmscan.c; `shrink_` alone would be the file systems' caches, too
+    ("try_to_free_pages", Activity::Reclaim),
+    ("do_try_to_free_pages", Activity::Reclaim),
+    ("try_to_free_mem_cgroup_pages", Activity::Reclaim),
+    ("shrink_node", Activity::Reclaim),
+    ("shrink_lruvec", Activity::Reclaim),
+    ("shrink_many", Activity::Reclaim),
+    ("shrink_one", Activity::Reclaim),
+    ("shrink_slab", Activity::Reclaim),
+    ("shrink_inactive_list", Activity::Reclaim),
+    ("shrink_active_list", Activity::Reclaim),
+    ("shrink_page_list", Activity::Reclaim),
+    ("shrink_folio_list", Activity::Reclaim),
+    ("evict_folios", Activity::Reclaim),
+    ("reclaim_throttle", Activity::Reclaim),
+    ("throttle_direct_reclaim", Activity::Reclaim),
+    // mm/memcontrol.c: over memory.high
+    ("mem_cgroup_handle_over_high", Activity::Reclaim),
+    ("__mem_cgroup_handle_over_high", Activity::Reclaim),
+    // mm/page_alloc.c, mm/compaction.c
+    ("__alloc_pages_direct_compact", Activity::Compaction),
+    ("try_to_compact_pages", Activity::Compaction),
+    ("compact_zone", Activity::Compaction),
+    // mm/memory.c, mm/shmem.c
+    ("do_swap_page", Activity::SwapIn),
+    ("shmem_swapin", Activity::SwapIn),
+    // mm/mmap_lock.c, include/linux/mmap_lock.h: a writer waits for the page faults in one mapping (6.4)
+    ("__vma_enter_locked", Activity::MmapLock),
+];
+
+/// Where a thread sleeps for a semaphore of readers and writers (kernel/locking/rwsem.c), and what lies
+/// between that and whoever wants the semaphore.
+const RWSEM: [&str; 2] = ["rwsem_down_read_slowpath", "rwsem_down_write_slowpath"];
+const RWSEM_CALLS: [&str; 7] = [
+    "down_read",
+    "down_write",
+    "__down_read",
+    "__down_write",
+    "mmap_read_lock",
+    "mmap_write_lock",
+    "rwsem_",
+];
+
+/// Who wants the address space's semaphore: the function that calls `mmap_read_lock` or
+/// `mmap_write_lock`, which are inlined. The other semaphores in the same system calls and page faults
+/// (of a file, of reverse mappings) are wanted by others.
+const MMAP_LOCK_TAKERS: [&str; 34] = [
+    // Page faults: mm/memory.c or mm/mmap_lock.c since 6.5, arch/x86/mm/fault.c before.
+    "lock_mm_and_find_vma",
+    "do_user_addr_fault",
+    "exc_page_fault",
+    // mm/util.c, mm/mmap.c, mm/vma.c
+    "vm_mmap_pgoff",
+    "__vm_munmap",
+    "__x64_sys_munmap",
+    "__do_sys_munmap",
+    "vm_brk_flags",
+    "__x64_sys_brk",
+    "__do_sys_brk",
+    "__x64_sys_mremap",
+    "__do_sys_mremap",
+    "do_mremap",
+    "__x64_sys_remap_file_pages",
+    "vma_start_write",
+    "__vma_start_write",
+    // mm/mprotect.c, mm/madvise.c, mm/mlock.c, mm/msync.c, mm/mincore.c
+    "do_mprotect_pkey",
+    "do_madvise",
+    "madvise_lock",
+    "__x64_sys_madvise",
+    "do_mlock",
+    "__x64_sys_munlock",
+    "__x64_sys_mlockall",
+    "__x64_sys_munlockall",
+    "__x64_sys_msync",
+    "__do_sys_mincore",
+    "__x64_sys_mincore",
+    // mm/gup.c: a system call that pins its buffers; kernel/futex: a fault on the futex's word
+    "__gup_longterm_locked",
+    "get_user_pages_unlocked",
+    "faultin_page_range",
+    "fault_in_user_writeable",
+    // kernel/fork.c, fs/exec.c, ipc/shm.c
+    "dup_mm",
+    "exec_mmap",
+    "do_shmat",
+];
+
+impl Activity {
+    /// By a kernel stack, innermost first. The innermost function that tells decides: memory that is
+    /// freed on behalf of a page that comes back from swap is reclaim.
+    pub fn of(kernel: &[Frame]) -> Option<Self> {
+        let names = || kernel.iter().filter_map(|frame| frame.function.as_deref());
+        let activity = |(depth, name): (usize, &str)| {
+            if RWSEM.iter().any(|rwsem| name.starts_with(rwsem)) {
+                let is_call = |name: &&str| RWSEM_CALLS.iter().any(|call| name.starts_with(call));
+                let taker = names().skip(depth + 1).find(|name| !is_call(name))?;
+                let takes = MMAP_LOCK_TAKERS.iter().any(|known| taker.starts_with(known));
+                return takes.then_some(Self::MmapLock);
+            }
+            let known = TELLING.iter().find(|(beginning, _)| name.starts_with(beginning));
+            known.map(|(_, activity)| *activity)
+        };
+        names().enumerate().find_map(activity)
+    }
+
+    /// Whether the thread was kept from running by somebody outside.
+    pub fn is_stop(self) -> bool {
+        matches!(self, Self::SignalStop | Self::Traced | Self::Frozen)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Activity;
+    use crate::symbolize::kernel::parse_proc_stack;
+
+    fn of(functions: &[&str]) -> Option<Activity> {
+        let lines = functions.iter().map(|function| format!("[<0>] {function}+0x1/0x2\n"));
+        Activity::of(&parse_proc_stack(&lines.collect::<String>()))
+    }
+
+    /// Stacks as kernels from 5.15 to 6.18 print them.
+    #[test]
+    fn stacks_of_kernels() {
+        let table: [(&[&str], Option<Activity>); 12] = [
+            (
+                &["do_signal_stop", "get_signal", "arch_do_signal_or_restart"],
+                Some(Activity::SignalStop),
+            ),
+            (&["ptrace_stop.part.0", "do_jobctl_trap", "get_signal"], Some(Activity::Traced)),
+            (&["ptrace_stop", "do_signal_stop", "get_signal"], Some(Activity::Traced)),
+            (&["do_freezer_trap", "get_signal"], Some(Activity::Frozen)),
+            (&["__refrigerator", "get_signal"], Some(Activity::Frozen)),
+            (
+                &[
+                    "folio_wait_bit_common",
+                    "shrink_folio_list",
+                    "try_to_free_pages",
+                    "do_swap_page",
+                ],
+                Some(Activity::Reclaim),
+            ),
+            (&["io_schedule", "folio_wait_bit_common", "do_swap_page"], Some(Activity::SwapIn)),
+            (&["compact_zone_order", "try_to_compact_pages"], Some(Activity::Compaction)),
+            (&["msleep", "shrink_dcache_parent", "vfs_rmdir"], None),
+            (&["wait_woken", "sk_wait_data", "tcp_recvmsg"], None),
+            (&[], None),
+            (&["hrtimer_nanosleep", "__x64_sys_clock_nanosleep"], None),
+        ];
+        for (functions, expected) in table {
+            assert_eq!(of(functions), expected, "{functions:?}");
+        }
+    }
+
+    /// Only whoever takes the address space's own semaphore waits for it: a page fault that waits for
+    /// its file's does not.
+    #[test]
+    fn lock_of_the_address_space() {
+        let fault = ["do_user_addr_fault", "exc_page_fault", "asm_exc_page_fault"];
+        let wait = ["rwsem_down_read_slowpath", "down_read_killable"];
+        let with = |middle: &[&'static str]| of(&[&wait[..], middle, &fault[..]].concat());
+        assert_eq!(with(&["lock_mm_and_find_vma"]), Some(Activity::MmapLock));
+        assert_eq!(with(&[]), Some(Activity::MmapLock));
+        assert_eq!(with(&["filemap_fault", "__do_fault", "handle_mm_fault"]), None);
+        let unmapping = ["rwsem_down_write_slowpath", "down_write_killable", "__vm_munmap"];
+        assert_eq!(of(&unmapping), Some(Activity::MmapLock));
+        let renaming = ["rwsem_down_write_slowpath", "down_write", "lock_rename", "do_renameat2"];
+        assert_eq!(of(&renaming), None);
+    }
+}

@@ -1,0 +1,222 @@
+//! Reads what goes on around a process while it is watched: its CPU quota, the freezer, memory pressure,
+//! what the hypervisor takes.
+//!
+//! Everything is read twice around a stall or not at all, so the files of a quota and of memory pressure
+//! are read at every look; one reading takes 2 to 5 µs. What costs more is read seldom.
+
+mod counter;
+mod history;
+mod machine;
+mod place;
+mod quota;
+mod thread;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use self::counter::Counter;
+use self::history::History;
+use self::place::{Place, Version};
+use self::quota::Limited;
+use crate::around::{Pressure, PressureOf, Surroundings, Tracer};
+use crate::gap::Gap;
+
+/// Between two searches for quotas and groups: they are changed while the process runs, but seldom.
+const SEARCH_EVERY_NS: u64 = 5_000_000_000;
+
+/// Between two readings of what the hypervisor took while no turn is suspected. The kernel writes all
+/// of /proc/stat for one line of it: 50 µs, and 1 ms on a machine with 128 CPUs.
+const STEAL_EVERY_NS: u64 = 1_000_000_000;
+
+/// Two looks at the freezer so far apart say nothing about the time between them.
+const SAME_FREEZE_NS: u64 = 50_000_000;
+
+/// The surroundings of one process.
+#[derive(Debug)]
+pub struct Watch {
+    pid: u32,
+    next_search_ns: u64,
+    quotas: Vec<Limited>,
+    quota_gap: Option<Gap>,
+    pressure: Option<(PressureOf, Counter)>,
+    waited: History,
+    next_steal_ns: u64,
+    stolen: History,
+    freezer: Option<Freezer>,
+}
+
+/// Whether the group is frozen, and for how long it has been seen so.
+#[derive(Debug)]
+struct Freezer {
+    version: Version,
+    state: Counter,
+    looked_ns: u64,
+    was_frozen: bool,
+    frozen_ns: u64,
+    frozen: History,
+}
+
+impl Watch {
+    pub fn new(pid: u32) -> Self {
+        Self {
+            pid,
+            next_search_ns: 0,
+            quotas: Vec::new(),
+            quota_gap: None,
+            pressure: None,
+            waited: History::default(),
+            next_steal_ns: 0,
+            stolen: History::default(),
+            freezer: None,
+        }
+    }
+
+    /// At every look of the session.
+    pub fn look(&mut self, now_ns: u64) {
+        if now_ns >= self.next_search_ns {
+            self.next_search_ns = now_ns + SEARCH_EVERY_NS;
+            self.search();
+        }
+        for quota in &mut self.quotas {
+            quota.read(now_ns);
+        }
+        if let Some((_, file)) = &self.pressure
+            && let Some(ns) = file.read(machine::some_ns)
+        {
+            self.waited.read(now_ns, ns);
+        }
+        if now_ns >= self.next_steal_ns {
+            self.look_at_steal(now_ns);
+        }
+    }
+
+    /// As well while a turn is suspected; `is_new` where none was before.
+    pub fn look_closely(&mut self, now_ns: u64, is_new: bool) {
+        if is_new {
+            self.look_at_steal(now_ns);
+        }
+        if let Some(freezer) = &mut self.freezer {
+            freezer.look(now_ns);
+        }
+    }
+
+    /// What went on from one moment to another around one thread of the process.
+    pub fn between(&mut self, tid: u32, from_ns: u64, until_ns: u64) -> Surroundings {
+        // Whoever asks has a stall to report; that is seldom.
+        self.look_at_steal(until_ns);
+        let quotas = self.quotas.iter().filter_map(|quota| quota.between(from_ns, until_ns));
+        let status = fs::read_to_string(format!("/proc/{}/task/{tid}/status", self.pid));
+        let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+        let pressure = self.pressure.as_ref().and_then(|(of, _)| {
+            Some(Pressure { of: *of, waited: self.waited.growth(from_ns, until_ns)? })
+        });
+        let frozen = self.freezer.as_ref().and_then(|it| it.frozen.growth(from_ns, until_ns));
+        Surroundings {
+            // Each group counts only what its own quota did. Among equals the innermost.
+            quota: quotas.rev().max_by_key(|quota| quota.throttled.at_most_ns),
+            quota_gap: self.quota_gap.clone(),
+            cpus: status.ok().and_then(|status| thread::cpus(&status, &online)),
+            stolen: self.stolen.growth(from_ns, until_ns),
+            pressure,
+            frozen_ns: frozen.map_or(0, |frozen| frozen.at_most_ns),
+            tracer: tracer(self.pid, tid),
+        }
+    }
+
+    fn look_at_steal(&mut self, now_ns: u64) {
+        self.next_steal_ns = now_ns + STEAL_EVERY_NS;
+        if let Ok(stat) = fs::read_to_string("/proc/stat")
+            && let Some(ns) = machine::stolen_ns(&stat)
+        {
+            self.stolen.read(now_ns, ns);
+        }
+    }
+
+    /// Finds the process's groups. Those that are known keep what was read of them.
+    fn search(&mut self) {
+        let cgroup = fs::read_to_string(format!("/proc/{}/cgroup", self.pid)).unwrap_or_default();
+        match find(&cgroup, "cpu") {
+            Ok(place) => {
+                let mut found = Limited::of(&place);
+                for new in &mut found {
+                    if let Some(known) = self.quotas.iter_mut().find(|known| known.is(new)) {
+                        std::mem::swap(known, new);
+                    }
+                }
+                self.quotas = found;
+                self.quota_gap = None;
+            }
+            Err(why) => self.quota_gap = Some(Gap::new("cpu_quota", why)),
+        }
+        if self.pressure.is_none() {
+            self.pressure = pressure(&cgroup);
+        }
+        if self.freezer.is_none() {
+            self.freezer = find(&cgroup, "freezer").ok().and_then(|place| Freezer::open(&place));
+        }
+    }
+}
+
+/// Who traces a thread now.
+pub fn tracer(pid: u32, tid: u32) -> Option<Tracer> {
+    let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
+    // The kernel names the thread that traces.
+    let tid = thread::tracer(&status)?;
+    let status = fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
+    let pid = thread::process(&status).unwrap_or(tid);
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok();
+    Some(Tracer { pid, name: name.map(|name| name.trim_end().to_owned()) })
+}
+
+/// By our own mounts; in a container that has the host's processes but not its control groups, by those
+/// of the host's first process.
+fn find(cgroup: &str, controller: &str) -> Result<Place, String> {
+    let by = |mounts: &str, root: &str| {
+        let text = fs::read_to_string(mounts).unwrap_or_default();
+        place::find(cgroup, &text, Path::new(root), controller)
+    };
+    by("/proc/self/mountinfo", "/")
+        .or_else(|why| by("/proc/1/mountinfo", "/proc/1/root").map_err(|_| why))
+}
+
+/// The group's own memory pressure where the kernel keeps it, else the machine's.
+fn pressure(cgroup: &str) -> Option<(PressureOf, Counter)> {
+    let unified: Vec<&str> = cgroup.lines().filter(|line| line.starts_with("0::")).collect();
+    let place = find(&unified.join("\n"), "memory").ok().filter(|place| place.path != "/");
+    let own =
+        place.and_then(|place| Counter::open(&place.folders.first()?.join("memory.pressure")));
+    let readable = |counter: &Counter| counter.read(machine::some_ns).is_some();
+    if let Some(own) = own.filter(readable) {
+        return Some((PressureOf::Cgroup, own));
+    }
+    let machine = Counter::open(Path::new("/proc/pressure/memory")).filter(readable)?;
+    Some((PressureOf::Machine, machine))
+}
+
+impl Freezer {
+    /// The root cannot be frozen and has no such file.
+    fn open(place: &Place) -> Option<Self> {
+        let folder: &PathBuf = place.folders.first()?;
+        let name = match place.version {
+            Version::V1 => "freezer.state",
+            Version::V2 => "cgroup.events",
+        };
+        let (version, state) = (place.version, Counter::open(&folder.join(name))?);
+        let (mut frozen, was_frozen) = (History::default(), false);
+        // It is looked at only inside stalls.
+        frozen.read(0, 0);
+        Some(Self { version, state, looked_ns: 0, was_frozen, frozen_ns: 0, frozen })
+    }
+
+    fn look(&mut self, now_ns: u64) {
+        let version = self.version;
+        let is_frozen =
+            self.state.read(|text| Some(machine::is_frozen(text, version))).unwrap_or_default();
+        let passed_ns = now_ns.saturating_sub(self.looked_ns);
+        if is_frozen && self.was_frozen && passed_ns <= SAME_FREEZE_NS {
+            self.frozen_ns += passed_ns;
+        }
+        (self.looked_ns, self.was_frozen) = (now_ns, is_frozen);
+        self.frozen.read(now_ns, self.frozen_ns);
+    }
+}

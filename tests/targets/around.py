@@ -1,0 +1,66 @@
+"""A loop whose handlers compute, sleep, or write more than fits into memory, while the test does something to the process.
+
+Each argument is one turn: `compute=300` and `nap=300` in ms (of CPU time, of sleep), `write=64` in MiB to a file that is
+removed again. Prints `ready 0 PID`; after SIGUSR1 for every turn `begun START_NS` and `done START_NS END_NS CPU_NS`,
+with the process's own clocks. With `--idle` it waits for its loop's next event for that long after each turn.
+Ends by itself.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import tempfile
+import time
+
+MIB = 1 << 20
+
+
+def compute(ms):
+    # Mostly in user code, and never asleep.
+    end_ns = time.thread_time_ns() + ms * 1_000_000
+    while time.thread_time_ns() < end_ns:
+        sum(range(2000))
+
+
+def nap(ms):
+    time.sleep(ms / 1000)
+
+
+def write(mib):
+    block = b"x" * MIB
+    with tempfile.TemporaryFile(dir="/var/tmp") as file:
+        for _ in range(mib):
+            file.write(block)
+
+
+HANDLERS = {"compute": compute, "nap": nap, "write": write}
+
+
+def turn(text):
+    name, amount = text.split("=")
+    start_ns, cpu_ns = time.monotonic_ns(), time.thread_time_ns()
+    print("begun", start_ns, flush=True)
+    HANDLERS[name](int(amount))
+    print("done", start_ns, time.monotonic_ns(), time.thread_time_ns() - cpu_ns, flush=True)
+
+
+async def serve(options):
+    go = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, go.set)
+    print("ready 0", os.getpid(), flush=True)
+    await go.wait()
+    for text in options.turns:
+        await asyncio.sleep(options.idle)
+        turn(text)
+    await asyncio.sleep(options.idle)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--idle", type=float, default=0.4, help="seconds between the turns")
+    parser.add_argument("turns", nargs="+")
+    asyncio.run(serve(parser.parse_args()))
+
+
+main()

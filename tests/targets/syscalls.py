@@ -1,0 +1,486 @@
+"""A loop that is blocked in one system call after the other, or, as a healthy twin, only for moments.
+
+Prints `ready 0 PID`, and after SIGUSR1 for every wait `waited JSON`: from when until when, in which function, and
+what whoever watches is expected to say of it: what this program knows of its own sockets, files and children, and
+what those who kept it waiting know of themselves. Lives in mount and network namespaces of its own. Ends by itself.
+"""
+
+import argparse
+import asyncio
+import ctypes
+import fcntl
+import json
+import os
+import pathlib
+import select
+import signal
+import socket
+import sqlite3
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+CLONE_NEWNS, CLONE_NEWNET = 0x20000, 0x40000000
+MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
+
+HOLD_S = 0.5
+HEALTHY_HOLD_S = 0.005
+
+# The other side of everything: a process of its own that says when it is there.
+SERVER = """
+import fcntl, os, socket, sqlite3, sys, time
+kind, where, hold = sys.argv[1], sys.argv[2], float(sys.argv[3])
+def ready():
+    print("there", flush=True)
+    sys.stdin.readline()
+    time.sleep(hold)
+if kind in ("tcp", "unix"):
+    listener = socket.socket(socket.AF_INET if kind == "tcp" else socket.AF_UNIX)
+    listener.bind(("127.0.0.1", int(where)) if kind == "tcp" else where)
+    listener.listen()
+    print("there", flush=True)
+    connection, _ = listener.accept()
+    ready()
+    connection.sendall(b"x")
+elif kind == "flock":
+    file = open(where, "w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    ready()
+elif kind == "lockf":
+    file = open(where, "w")
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    ready()
+elif kind == "sqlite":
+    database = sqlite3.connect(where, isolation_level=None)
+    database.execute("BEGIN EXCLUSIVE")
+    ready()
+    database.execute("COMMIT")
+elif kind == "write":
+    ready()
+    os.write(int(where), b"x" * 8)
+elif kind == "silence":
+    print("there", flush=True)
+    sys.stdin.read()
+"""
+
+
+class Server:
+    """One of those, until it is told to let go."""
+
+    def __init__(self, kind, where, hold, pass_fds=()):
+        command = [sys.executable, "-c", SERVER, kind, str(where), str(hold)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=pass_fds
+        )
+        self.awaits("there")
+
+    def awaits(self, word):
+        line = self.process.stdout.readline().strip()
+        if line != word:
+            raise RuntimeError(f"{line!r} instead of {word!r}")
+
+    def lets_go(self):
+        """From now on it holds for its time."""
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def ends(self):
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def address_of(name):
+    return f"{name[0]}:{name[1]}"
+
+
+class Waits:
+    """The waits, each a method that returns what it knows of its own; `hold` is how long they last."""
+
+    def __init__(self, hold, folder):
+        self.hold = hold
+        self.folder = folder
+        self.spans = []
+
+    def timed(self, wait, *arguments):
+        start_ns = time.monotonic_ns()
+        try:
+            return wait(*arguments)
+        finally:
+            self.spans.append((start_ns, time.monotonic_ns()))
+
+    def connected(self):
+        """A connection to a server that answers when it is told to."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        server = Server("tcp", port, self.hold)
+        connection = socket.create_connection(("127.0.0.1", port))
+        server.awaits("there")
+        return server, connection
+
+    def a_connection(self, connection, server):
+        return {
+            "number": connection.fileno(),
+            "kind": "socket",
+            "local": address_of(connection.getsockname()),
+            "peer": address_of(connection.getpeername()),
+            "state": "established",
+            "process": {"pid": server.pid},
+        }
+
+    def receive(self):
+        server, connection = self.connected()
+        server.lets_go()
+        self.timed(connection.recv, 1)
+        descriptor = self.a_connection(connection, server)
+        server.ends()
+        words = f"blocked in recvfrom on tcp {descriptor['peer']}, without a timeout"
+        return {
+            "words": words,
+            "woken_by": server.pid,
+            "cause": {"kind": "syscall", "syscall": "recvfrom", "timeout": "none", "descriptor": descriptor},
+        }
+
+    def receive_at_most(self):
+        server, connection = self.connected()
+        allowed = struct.pack("ll", 0, int(self.hold * 1e6))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, allowed)
+        try:
+            self.timed(connection.recv, 1)
+        except BlockingIOError:
+            pass
+        descriptor = self.a_connection(connection, server)
+        server.process.kill()
+        server.ends()
+        cause = {
+            "kind": "syscall",
+            "syscall": "recvfrom",
+            "timeout": {"ns": int(self.hold * 1e6) * 1000},
+            "descriptor": descriptor,
+        }
+        return {"words": f"blocked in recvfrom on tcp {descriptor['peer']}", "cause": cause}
+
+    def receive_by_poll(self):
+        server, connection = self.connected()
+        connection.settimeout(self.hold)
+        try:
+            self.timed(connection.recv, 1)
+        except TimeoutError:
+            pass
+        descriptor = self.a_connection(connection, server)
+        server.process.kill()
+        server.ends()
+        cause = {
+            "kind": "syscall",
+            "syscall": "poll",
+            "timeout": {"ns": int(self.hold * 1e9)},
+            "polled": [descriptor],
+        }
+        return {"words": f"blocked in poll on tcp {descriptor['peer']}", "cause": cause}
+
+    def poll_for_ever(self):
+        server, connection = self.connected()
+        reader, writer = os.pipe()
+        poll = select.poll()
+        poll.register(connection)
+        poll.modify(connection, select.POLLIN)
+        poll.register(reader, select.POLLIN)
+        server.lets_go()
+        self.timed(poll.poll)
+        descriptor = self.a_connection(connection, server)
+        server.ends()
+        os.close(reader)
+        os.close(writer)
+        return {
+            "words": f"blocked in poll on tcp {descriptor['peer']} and another, without a timeout",
+            "woken_by": server.pid,
+            "cause": {
+                "kind": "syscall",
+                "timeout": "none",
+                "polled": [descriptor, {"number": reader, "kind": "pipe", "process": {"pid": os.getpid()}}],
+            },
+        }
+
+    def connect(self):
+        """To an address that swallows everything: see `dark_network`."""
+
+        def interrupted(*_):
+            raise TimeoutError
+
+        with socket.socket() as connection:
+            signal.signal(signal.SIGALRM, interrupted)
+            signal.setitimer(signal.ITIMER_REAL, self.hold)
+            try:
+                self.timed(connection.connect, ("10.9.9.2", 443))
+            except TimeoutError:
+                pass
+            number, local = connection.fileno(), address_of(connection.getsockname())
+        descriptor = {
+            "number": number,
+            "kind": "socket",
+            "local": local,
+            "peer": "10.9.9.2:443",
+            "state": "syn_sent",
+            "process": None,
+        }
+        return {
+            "words": "blocked in connect on tcp 10.9.9.2:443, without a timeout",
+            "cause": {"kind": "syscall", "syscall": "connect", "timeout": "none", "descriptor": descriptor},
+        }
+
+    def accept(self):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            there = listener.getsockname()
+            client = threading.Timer(self.hold, socket.create_connection, [there])
+            client.start()
+            self.timed(listener.accept)
+            client.join()
+            number = listener.fileno()
+        descriptor = {"number": number, "kind": "socket", "local": address_of(there), "state": "listen", "peer": None}
+        return {
+            "words": f"blocked in accept4 on tcp on {address_of(there)}, without a timeout",
+            "cause": {"kind": "syscall", "timeout": "none", "descriptor": descriptor},
+        }
+
+    def resolve(self):
+        """By a name server that says nothing: see `silent_name_server`. It takes a whole second."""
+        if self.hold < 0.1:
+            self.timed(socket.getaddrinfo, "localhost", 80)
+            return {}
+        try:
+            self.timed(socket.getaddrinfo, "shop.example", 80)
+        except socket.gaierror:
+            pass
+        return {
+            "words": "looking up a host name at udp 127.0.0.1:53",
+            "cause": {
+                "kind": "syscall",
+                "purpose": "name_resolution",
+                "timeout": {"ns": 1_000_000_000},
+                "polled": [{"kind": "socket", "peer": "127.0.0.1:53", "process": {"pid": os.getpid()}}],
+            },
+        }
+
+    def read_pipe(self):
+        reader, writer = os.pipe()
+        server = Server("write", writer, self.hold, pass_fds=[writer])
+        os.close(writer)
+        server.lets_go()
+        self.timed(os.read, reader, 1)
+        os.close(reader)
+        server.ends()
+        return {
+            "words": "blocked in read on pipe",
+            "woken_by": server.pid,
+            "cause": {
+                "kind": "syscall",
+                "syscall": "read",
+                "timeout": "none",
+                "descriptor": {"number": reader, "kind": "pipe", "process": {"pid": server.pid}},
+            },
+        }
+
+    def receive_locally(self):
+        path = str(self.folder / "bank.sock")
+        server = Server("unix", path, self.hold)
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(path)
+            server.awaits("there")
+            server.lets_go()
+            self.timed(connection.recv, 1)
+            number = connection.fileno()
+        server.ends()
+        os.unlink(path)
+        return {
+            "words": f"blocked in recvfrom on unix {path}, without a timeout",
+            "woken_by": server.pid,
+            "cause": {
+                "kind": "syscall",
+                "timeout": "none",
+                "descriptor": {"number": number, "kind": "socket", "peer": path, "process": {"pid": server.pid}},
+            },
+        }
+
+    def wait_for_child(self):
+        child = subprocess.Popen(["sleep", str(self.hold)])
+        self.timed(child.wait)
+        command = f"sleep {self.hold}"
+        return {
+            "words": f"waiting for child {child.pid} ({command})",
+            "woken_by": child.pid,
+            "cause": {
+                "kind": "syscall",
+                "syscall": "wait4",
+                "purpose": "child_process",
+                "timeout": "none",
+                "child": {"pid": child.pid, "name": "sleep", "command": command},
+            },
+        }
+
+    def lock_file(self, kind="flock"):
+        path = self.folder / f"{kind}.lock"
+        server = Server(kind, path, self.hold)
+        with open(path, "w") as file:
+            server.lets_go()
+            self.timed(getattr(fcntl, kind), file, fcntl.LOCK_EX)
+        server.ends()
+        return {
+            "words": f"waiting for a file lock on {path}, held by process {server.pid} (",
+            "woken_by": server.pid,
+            "cause": {
+                "kind": "syscall",
+                "syscall": "flock" if kind == "flock" else "fcntl",
+                "purpose": "file_lock",
+                "timeout": "none",
+                "descriptor": {"kind": "file", "path": str(path)},
+                "held_by": [{"pid": server.pid}],
+            },
+        }
+
+    def lock_range(self):
+        return self.lock_file("lockf")
+
+    def insert(self, journal="DELETE"):
+        path = str(self.folder / f"shop-{journal.lower()}.db")
+        database = sqlite3.connect(path, timeout=5)
+        database.execute(f"PRAGMA journal_mode={journal}")
+        database.execute("CREATE TABLE orders (number)")
+        database.commit()
+        server = Server("sqlite", path, self.hold)
+        server.lets_go()
+        self.timed(database.execute, "INSERT INTO orders VALUES (1)")
+        database.commit()
+        database.close()
+        server.ends()
+        return {
+            "words": f"waiting for a locked SQLite database ({path}), held by process {server.pid} (",
+            "cause": {
+                "kind": "sleep",
+                "purpose": "sqlite_busy",
+                "path": path,
+                "held_by": [{"pid": server.pid}],
+            },
+        }
+
+    def insert_into_log(self):
+        return self.insert("WAL")
+
+    def read_terminal(self):
+        master, slave = os.openpty()
+        server = Server("write", master, self.hold, pass_fds=[master])
+        path = os.ttyname(slave)
+        # Not line by line.
+        subprocess.run(["stty", "raw"], stdin=slave, check=True)
+        server.lets_go()
+        self.timed(os.read, slave, 1)
+        os.close(slave)
+        os.close(master)
+        server.ends()
+        return {
+            "words": f"blocked in read on {path}",
+            "cause": {
+                "kind": "syscall",
+                "syscall": "read",
+                "descriptor": {"number": slave, "kind": "terminal", "path": path},
+            },
+        }
+
+    def read_events(self):
+        events = os.eventfd(0)
+        server = Server("write", events, self.hold, pass_fds=[events])
+        server.lets_go()
+        self.timed(os.eventfd_read, events)
+        os.close(events)
+        server.ends()
+        return {
+            "words": "blocked in read on eventfd",
+            "woken_by": server.pid,
+            "cause": {
+                "kind": "syscall",
+                "syscall": "read",
+                "timeout": "none",
+                "descriptor": {"number": events, "kind": "eventfd"},
+            },
+        }
+
+    def sleep(self):
+        self.timed(time.sleep, self.hold)
+        return {
+            "words": f"asleep in clock_nanosleep ({self.hold * 1000:.0f} ms asked for)",
+            "cause": {"kind": "sleep", "syscall": "clock_nanosleep", "purpose": None},
+        }
+
+
+def must(result):
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def own_namespaces():
+    must(LIBC.unshare(CLONE_NEWNS | CLONE_NEWNET))
+    must(LIBC.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None))
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+
+
+def dark_network():
+    """A neighbour that is told to exist and does not: what is sent there is not answered."""
+    for command in [
+        "link add dark0 type veth peer name dark1",
+        "addr add 10.9.9.1/24 dev dark0",
+        "link set dark1 up",
+        "link set dark0 up",
+        "neigh add 10.9.9.2 lladdr 02:00:00:00:00:02 dev dark0",
+    ]:
+        subprocess.run(["ip", *command.split()], check=True)
+
+
+def silent_name_server(folder):
+    configuration = folder / "resolv.conf"
+    configuration.write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
+    must(LIBC.mount(bytes(configuration), b"/etc/resolv.conf", None, MS_BIND, None))
+    server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    server.bind(("127.0.0.1", 53))
+    return server
+
+
+async def serve(kinds, hold, folder):
+    watched = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, watched.set)
+    print("ready 0", os.getpid(), flush=True)
+    await watched.wait()
+    for kind in kinds:
+        # Preparing takes its time, too: it is no part of the wait, but of the turn.
+        await asyncio.sleep(0.3)
+        waits = Waits(hold, folder)
+        told = getattr(waits, kind)()
+        [(start_ns, end_ns)] = waits.spans
+        told.update(kind=kind, start_ns=start_ns, end_ns=end_ns)
+        print("waited", json.dumps(told), flush=True)
+    await asyncio.sleep(0.3)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--healthy", action="store_true", help="wait for moments only")
+    parser.add_argument("kinds", nargs="+")
+    options = parser.parse_args()
+    own_namespaces()
+    dark_network()
+    with tempfile.TemporaryDirectory(prefix="stalltrace-syscalls-") as folder:
+        server = silent_name_server(pathlib.Path(folder))
+        hold = HEALTHY_HOLD_S if options.healthy else HOLD_S
+        asyncio.run(serve(options.kinds, hold, pathlib.Path(folder)))
+        server.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+//! A handler that computes in a control group with little CPU time: the quota is the cause, and not the handler.
+
+use anyhow::{Context as _, Result, ensure};
+use profiler_tests::cgroup::{Controller, Group};
+use profiler_tests::clock::{MILLISECOND, milliseconds};
+use profiler_tests::scenario::alone;
+use profiler_tests::turns::{around, nothing, play};
+
+/// A fifth of a CPU.
+const QUOTA_US: u64 = 20_000;
+
+/// What the kernel has counted of one stall, and what is told, may differ by what was counted between
+/// two looks at it: half the threshold while nothing happens, and a wait of the quota's period.
+const NEAR_NS: u64 = 110 * MILLISECOND;
+
+/// The turn takes five times its CPU time; what was throttled is told, as the kernel and the target have
+/// it, and that it was this group's quota.
+#[test]
+fn the_quota_is_the_cause() -> Result<()> {
+    let _machine = alone();
+    let group = Group::new(Controller::Cpu)?;
+    group.limit_cpu(QUOTA_US)?;
+    let before_ns = group.throttled_ns()?;
+    let (played, finished) =
+        play(around(&["compute=120"]), 1, |target| group.add(target.pid()), nothing)?;
+    let counted_ns = group.throttled_ns()? - before_ns;
+    let turn = played.first().context("no turn")?;
+    let stall = turn.stall(&finished).context("no stall")?;
+    let words = format!("{:?} of {turn:?}; the group counted {counted_ns}", stall.cause);
+    let ready_ns = stall.stall.time.runnable_ns;
+    ensure!(ready_ns.abs_diff(turn.off_cpu_ns()) < NEAR_NS, "{ready_ns} ready; {words}");
+
+    let parts = stall.cause.also.iter().map(|part| (part.kind.as_str(), part.throttled_ns));
+    let own = (stall.cause.kind.as_str(), stall.cause.throttled_ns);
+    let throttled = parts.chain([own]).find(|(kind, _)| *kind == "cpu_quota");
+    let (_, throttled_ns) = throttled.with_context(|| format!("no quota; {words}"))?;
+    let throttled_ns = throttled_ns.context("no throttled time")?;
+    ensure!(throttled_ns <= counted_ns + MILLISECOND, "{throttled_ns}; {words}");
+    ensure!(throttled_ns + NEAR_NS >= counted_ns.min(ready_ns), "{throttled_ns}; {words}");
+    // A machine that is busy besides may have taken more.
+    if counted_ns > turn.off_cpu_ns() / 2 + NEAR_NS {
+        ensure!(own.0 == "cpu_quota", "{words}");
+        ensure!(stall.cause.summary.contains("out of its CPU quota (0.2 CPUs)"), "{words}");
+        ensure!(stall.cause.quota_us == Some(QUOTA_US), "{words}");
+        let cgroup = stall.cause.cgroup.as_deref();
+        ensure!(cgroup == Some(group.name().as_str()), "{words}");
+    }
+    println!("{} of {}", milliseconds(throttled_ns), milliseconds(turn.duration_ns()));
+    Ok(())
+}
+
+/// The same handler without a quota keeps the CPU, and a group that has one but does not use it up is
+/// not throttled.
+#[test]
+fn without_a_quota_it_is_the_code() -> Result<()> {
+    let _machine = alone();
+    let group = Group::new(Controller::Cpu)?;
+    for quota_us in [None, Some(400_000)] {
+        let limit = |pid| match quota_us {
+            Some(quota_us) => group.limit_cpu(quota_us).and_then(|()| group.add(pid)),
+            None => Ok(()),
+        };
+        let (played, finished) =
+            play(around(&["compute=200"]), 1, |target| limit(target.pid()), nothing)?;
+        let stall = played.first().and_then(|turn| turn.stall(&finished)).context("no stall")?;
+        ensure!(stall.is_caused_by("cpu"), "{:?} with {quota_us:?}", stall.cause);
+        let is_quota = |kind: &str| kind == "cpu_quota";
+        ensure!(!stall.cause.also.iter().any(|part| is_quota(&part.kind)), "{:?}", stall.cause);
+        let told = stall.gaps.iter().any(|gap| gap.contains("quota"));
+        ensure!(!told, "{:?}", stall.gaps);
+    }
+    Ok(())
+}
