@@ -1,6 +1,6 @@
 //! The kind of a cause to its words.
 
-use super::held;
+use super::{cpu, held};
 use crate::report::schema::stall::CauseKind;
 
 /// A cause in words, to follow "stalled 5012 ms, ".
@@ -17,8 +17,7 @@ pub fn phrase(kind: &CauseKind) -> String {
             return format!("waiting for the disk in {syscall}{}", on(target));
         }
         CauseKind::Disk { syscall: None, .. } => "waiting for the disk in a page fault",
-        CauseKind::Cpu => "on the CPU",
-        CauseKind::Saturated => "on the CPU in many short callbacks",
+        CauseKind::Cpu { .. } | CauseKind::Saturated { .. } => return cpu::phrase(kind),
         CauseKind::Lock { .. } | CauseKind::Gil { .. } => return held::phrase(kind),
         CauseKind::Memory => "waiting for memory",
         CauseKind::RunQueue { .. } => "ready, but without a CPU",
