@@ -288,7 +288,8 @@ impl Analyst {
     fn stall(&mut self, tid: u32, due: Due) -> Stall {
         let gathered = self.gathered(tid, due.turn.start_ns);
         let (ticks_user, ticks_kernel) = gathered.samples.ticks();
-        let mut gaps = due.gaps;
+        let (mut gaps, mut instead) = (due.gaps, due.instead);
+        instead.introduce(&mut gathered.neighbours);
         if gathered.samples.dropped > 0 {
             let why = format!(
                 "{} captures showed more different ones than are kept",
@@ -316,7 +317,7 @@ impl Analyst {
             holders,
             owner,
             wakers,
-            instead: due.instead,
+            instead,
             others,
             ready_events: due.ready_events,
             gaps,

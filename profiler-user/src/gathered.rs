@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::frame::Frame;
 use crate::gap::Gap;
 use crate::process::descriptors::describe;
+use crate::process::neighbour::Neighbour;
 use crate::runtime::pool::Pool;
 use crate::runtime::tokio;
 use crate::turn::holders::Holders;
@@ -58,6 +59,8 @@ pub struct Gathered {
     /// What the descriptors that it blocked on stood for at that time; none where one number stood
     /// for several in the same turn.
     descriptors: BTreeMap<u32, Option<String>>,
+    /// Processes that ran instead of the loop's thread.
+    pub neighbours: BTreeMap<u32, Neighbour>,
 }
 
 impl Gathered {

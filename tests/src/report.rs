@@ -117,6 +117,21 @@ pub struct Cause {
     /// Of either.
     #[serde(default)]
     pub holders: Vec<Thread>,
+    /// Of a thread that was ready and had no CPU.
+    pub preempted_ns: Option<u64>,
+    pub woken_ns: Option<u64>,
+    pub idle_ns: Option<u64>,
+    pub preempted_by: Option<Vec<Preemptor>>,
+}
+
+/// Who had the CPU meanwhile.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Preemptor {
+    pub pid: u32,
+    pub tid: Option<u32>,
+    pub name: Option<String>,
+    pub command: Option<String>,
+    pub time_ns: u64,
 }
 
 /// Another part of a stall.

@@ -10,6 +10,7 @@ pub mod image;
 pub mod modules;
 pub mod stack;
 pub mod lock;
+pub mod neighbour;
 #[cfg(test)]
 mod fuzz;
 

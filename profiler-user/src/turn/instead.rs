@@ -1,6 +1,10 @@
 //! Who ran while a loop's thread was ready and had no CPU, for the part of a turn that a report is about.
 
+use std::collections::BTreeMap;
+
 use profiler_ebpf::rivals::{Rival, Rivals};
+
+use crate::process::neighbour::{Neighbour, thread_name};
 
 /// One thread that ran instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +23,8 @@ pub struct Ran {
 pub struct Instead {
     /// In no order.
     pub ran: Vec<Ran>,
+    /// Whose threads those are, by number, as far as they were still there to ask.
+    pub processes: BTreeMap<u32, Neighbour>,
     /// The CPU idled, although the thread was ready: it was not allowed to run there, or had just been woken.
     pub idle_ns: u64,
     /// Of threads that there was no room for.
@@ -29,7 +35,28 @@ impl Instead {
     /// What the probes recorded of one turn.
     pub fn of(rivals: &Rivals) -> Self {
         let used = rivals.tasks.iter().take(rivals.used as usize);
-        Self { ran: used.map(ran).collect(), idle_ns: rivals.idle_ns, others_ns: rivals.others_ns }
+        Self {
+            ran: used.map(ran).collect(),
+            processes: BTreeMap::new(),
+            idle_ns: rivals.idle_ns,
+            others_ns: rivals.others_ns,
+        }
+    }
+
+    /// Asks who they are. `known` has those that were asked before, and may be gone by now.
+    pub fn introduce(&mut self, known: &mut BTreeMap<u32, Neighbour>) {
+        for ran in &mut self.ran {
+            ran.name = ran.name.take().or_else(|| thread_name(ran.pid, ran.tid));
+            if let Some(name) = &ran.name
+                && !known.contains_key(&ran.pid)
+                && let Some(process) = Neighbour::of_thread(ran.pid, ran.tid, name)
+            {
+                known.insert(ran.pid, process);
+            }
+            if let Some(process) = known.get(&ran.pid) {
+                self.processes.insert(ran.pid, process.clone());
+            }
+        }
     }
 
     /// The rest, after what had been recorded `before`.
@@ -78,9 +105,11 @@ fn ran(rival: &Rival) -> Ran {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use profiler_ebpf::rivals::{Rivals, TaskId};
 
-    use super::Instead;
+    use super::{Instead, Ran, thread_name};
 
     fn recorded(times: &[(u32, u64)]) -> Rivals {
         let mut rivals = Rivals::default();
@@ -114,6 +143,26 @@ mod tests {
         let rest = Instead::of(&recorded(&[(70, 9), (71, 2), (72, 3), (0, 1)])).since(&before);
         assert_eq!(times(&rest), [(7, 70, 4), (7, 72, 3)]);
         assert_eq!(rest.idle_ns, 0);
+    }
+
+    /// Who was asked once is known also when it is gone.
+    #[test]
+    fn processes_are_remembered() {
+        let pid = std::process::id();
+        let name = Some(thread_name(pid, pid).unwrap());
+        let mut known = BTreeMap::new();
+        let ran = vec![Ran { pid, tid: pid, name, time_ns: 5 }];
+        let mut instead = Instead { ran, ..Instead::default() };
+        instead.introduce(&mut known);
+        assert!(instead.processes[&pid].command.is_some());
+
+        let gone = Ran { pid, tid: pid, name: Some("it was".to_owned()), time_ns: 5 };
+        let mut later = Instead { ran: vec![gone.clone()], ..Instead::default() };
+        later.introduce(&mut known);
+        assert_eq!(later.processes, instead.processes);
+        let mut unknown = Instead { ran: vec![gone], ..Instead::default() };
+        unknown.introduce(&mut BTreeMap::new());
+        assert!(unknown.processes.is_empty());
     }
 
     /// No more is told than the turn's account has.

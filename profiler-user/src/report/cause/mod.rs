@@ -226,6 +226,8 @@ mod tests {
 
     const RECVFROM: i64 = 45;
     const FSYNC: i64 = 74;
+    /// So short that it is no whole millisecond.
+    const NO_CPU: &str = "ready, but without a CPU: woken, but waited 0 ms for one";
 
     /// A stall with these ns running, blocked, runnable and stopped.
     fn stall(parts: [u64; 4], stacks: Vec<Sampled>) -> Stall {
@@ -294,8 +296,8 @@ mod tests {
             ),
             ([5, 95, 0, 0], vec![page_fault], "waiting for the disk in a page fault", Certain),
             ([5, 95, 0, 0], vec![swap_in], "waiting for memory", Certain),
-            ([5, 10, 85, 0], vec![runnable], "ready, but without a CPU", Certain),
-            ([40, 0, 45, 15], Vec::new(), "ready, but without a CPU", Likely),
+            ([5, 10, 85, 0], vec![runnable], NO_CPU, Certain),
+            ([40, 0, 45, 15], Vec::new(), NO_CPU, Likely),
             ([5, 10, 0, 85], Vec::new(), "stopped by a signal, a debugger or the freezer", Certain),
             ([0, 0, 0, 0], Vec::new(), "for an unknown reason", Unknown),
         ];
@@ -331,8 +333,7 @@ mod tests {
             .iter()
             .map(|part| (part.summary.as_str(), part.time_ns, part.times))
             .collect();
-        let expected =
-            [("asleep in clock_nanosleep", 33, Some(1)), ("ready, but without a CPU", 20, None)];
+        let expected = [("asleep in clock_nanosleep", 33, Some(1)), (NO_CPU, 20, None)];
         assert_eq!(also, expected);
     }
 

@@ -1,6 +1,6 @@
 //! The kind of a cause to its words.
 
-use super::{cpu, held};
+use super::{cpu, held, run_queue};
 use crate::report::schema::stall::CauseKind;
 
 /// A cause in words, to follow "stalled 5012 ms, ".
@@ -20,7 +20,7 @@ pub fn phrase(kind: &CauseKind) -> String {
         CauseKind::Cpu { .. } | CauseKind::Saturated { .. } => return cpu::phrase(kind),
         CauseKind::Lock { .. } | CauseKind::Gil { .. } => return held::phrase(kind),
         CauseKind::Memory => "waiting for memory",
-        CauseKind::RunQueue { .. } => "ready, but without a CPU",
+        CauseKind::RunQueue { .. } => return run_queue::phrase(kind),
         CauseKind::CpuQuota { .. } => "out of its CPU quota",
         CauseKind::Stopped => "stopped by a signal, a debugger or the freezer",
         CauseKind::Unknown => "for an unknown reason",

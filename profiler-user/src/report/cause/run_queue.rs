@@ -1,17 +1,216 @@
-//! Time in which the thread was ready and had no CPU to a cause.
+//! Time in which the thread was ready and had no CPU to a cause: who had it, and in what words that is said.
 
-use super::{Basis, Component, Explanation, shown};
+use super::{Basis, Component, Explanation, is_percent, shown};
 use crate::gap::Gap;
 use crate::report::account::Part;
-use crate::report::schema::stall::CauseKind;
+use crate::report::message::milliseconds;
+use crate::report::schema::stall::{CauseKind, Preemptor};
 use crate::turn::Stall;
+use crate::turn::instead::{Instead, Ran};
+
+/// A CPU that idled for this much of the time is what to look at.
+const MOSTLY_PERCENT: u64 = 50;
+
+/// Whoever had this much of the time is named in the summary.
+const MUCH_PERCENT: u64 = 25;
+
+/// Less that is known of nobody is not worth a word: switches take a moment themselves.
+const UNKNOWN_PERCENT: u64 = 1;
 
 pub fn explain<'a>(component: &Component<'a>, stall: &'a Stall) -> Explanation<'a> {
     // What it would have gone on with shows where it ran before.
     let own = component.stacks.clone();
     let evidence = if own.is_empty() { shown(stall, Part::Running) } else { own };
-    let reason = "what had the CPU meanwhile is not recorded";
-    let gaps = vec![Gap::new("preempted_by", reason)];
-    let kind = CauseKind::RunQueue { preempted_by: None };
+    let (turn, instead) = (&stall.turn, &stall.instead);
+    let preemptors = preemptors(instead);
+    let unknown_ns = turn.runnable_ns.saturating_sub(instead.sum_ns());
+    let mut gaps = Vec::new();
+    if is_percent(unknown_ns, turn.runnable_ns, UNKNOWN_PERCENT) {
+        let whole_ns = turn.runnable_ns;
+        let reason = format!(
+            "who had the CPU for {unknown_ns} of {whole_ns} ns is not known: the thread was moved \
+             to another CPU meanwhile, or nothing was switched there since it was woken"
+        );
+        gaps.push(Gap::new("preempted_by", reason));
+    }
+    if instead.others_ns > 0 {
+        let reason = format!("{} ns were had by more tasks than are told apart", instead.others_ns);
+        gaps.push(Gap::new("preempted_by", reason));
+    }
+    let kind = CauseKind::RunQueue {
+        preempted_ns: turn.preempted_ns,
+        woken_ns: turn.runnable_ns.saturating_sub(turn.preempted_ns),
+        idle_ns: instead.idle_ns,
+        preempted_by: (instead.sum_ns() > 0).then_some(preemptors),
+    };
     Explanation { gaps, ..Explanation::new(kind, Basis::Measured, evidence, stall.tid) }
+}
+
+/// Who had the CPU, by process, longest first.
+fn preemptors(instead: &Instead) -> Vec<Preemptor> {
+    let mut pids: Vec<u32> = instead.ran.iter().map(|ran| ran.pid).collect();
+    pids.sort_unstable();
+    pids.dedup();
+    let of_process = |pid: u32| {
+        let threads: Vec<&Ran> = instead.ran.iter().filter(|ran| ran.pid == pid).collect();
+        let process = instead.processes.get(&pid);
+        let longest = threads.iter().max_by_key(|ran| ran.time_ns);
+        let of_thread = longest.and_then(|ran| ran.name.clone());
+        let of_process = process.and_then(|process| process.name.clone());
+        let one = match threads.as_slice() {
+            [one] => Some(one.tid),
+            _ => None,
+        };
+        Preemptor {
+            pid,
+            tid: one,
+            name: if one.is_some() { of_thread } else { of_process.or(of_thread) },
+            command: process.and_then(|process| process.command.clone()),
+            container_id: process.and_then(|process| process.container_id.clone()),
+            time_ns: threads.iter().map(|ran| ran.time_ns).fold(0, u64::saturating_add),
+        }
+    };
+    let mut preemptors: Vec<Preemptor> = pids.into_iter().map(of_process).collect();
+    preemptors.sort_by_key(|preemptor| std::cmp::Reverse(preemptor.time_ns));
+    preemptors
+}
+
+/// `ready, but without a CPU: preempted 410 ms, mostly by stress-ng-cpu[4711] (380 ms)`
+pub fn phrase(kind: &CauseKind) -> String {
+    let CauseKind::RunQueue { preempted_ns, woken_ns, idle_ns, preempted_by } = kind else {
+        return String::new();
+    };
+    let whole_ns = preempted_ns.saturating_add(*woken_ns);
+    let (waited, by) = if preempted_ns >= woken_ns {
+        (format!("preempted {} ms", milliseconds(*preempted_ns)), "by")
+    } else {
+        (format!("woken, but waited {} ms for one", milliseconds(*woken_ns)), "behind")
+    };
+    let preemptors = preempted_by.as_deref().unwrap_or_default();
+    let whose = if *idle_ns > 0 && is_percent(*idle_ns, whole_ns, MOSTLY_PERCENT) {
+        format!(", while the CPU idled for {} ms", milliseconds(*idle_ns))
+    } else {
+        let has_much = |it: &&Preemptor| is_percent(it.time_ns, whole_ns, MUCH_PERCENT);
+        let named: Vec<String> = preemptors.iter().filter(has_much).map(words).collect();
+        match (named.as_slice(), preemptors) {
+            ([], []) => String::new(),
+            ([], [longest, ..]) => {
+                let count = preemptors.len();
+                format!(", {by} {count} processes, longest {by} {}", words(longest))
+            }
+            ([one], _) => format!(", mostly {by} {one}"),
+            ([others @ .., last], _) => format!(", {by} {} and {last}", others.join(", ")),
+        }
+    };
+    format!("ready, but without a CPU: {waited}{whose}")
+}
+
+/// `stress-ng-cpu[4711] (380 ms)`
+fn words(preemptor: &Preemptor) -> String {
+    let name = preemptor.name.as_deref().unwrap_or("process ");
+    format!("{name}[{}] ({} ms)", preemptor.pid, milliseconds(preemptor.time_ns))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use profiler_ebpf::turn::Turn;
+
+    use crate::process::neighbour::Neighbour;
+    use crate::report::cause::judge;
+    use crate::report::sample;
+    use crate::report::schema::stall::CauseKind;
+    use crate::turn::Stall;
+    use crate::turn::instead::{Instead, Ran};
+
+    const MS: u64 = 1_000_000;
+
+    fn ran(pid: u32, tid: u32, name: &str, time_ms: u64) -> Ran {
+        Ran { pid, tid, name: Some(name.to_owned()), time_ns: time_ms * MS }
+    }
+
+    fn stall(preempted_ms: u64, woken_ms: u64, idle_ms: u64, ran: Vec<Ran>) -> Stall {
+        let turn = Turn {
+            running_ns: 20 * MS,
+            runnable_ns: (preempted_ms + woken_ms) * MS,
+            preempted_ns: preempted_ms * MS,
+            ..Turn::default()
+        };
+        let name = Some("stress-ng".to_owned());
+        let process =
+            Neighbour { name, command: Some("stress-ng -c 2".to_owned()), ..Neighbour::default() };
+        let processes = BTreeMap::from([(4711, process)]);
+        let instead = Instead { ran, processes, idle_ns: idle_ms * MS, others_ns: 0 };
+        Stall { turn, stacks: Vec::new(), instead, ..sample::stall() }
+    }
+
+    fn told(stall: &Stall) -> (String, Vec<String>) {
+        let verdict = judge(stall, &BTreeMap::new());
+        (verdict.cause.summary, verdict.gaps.into_iter().map(|gap| gap.0).collect())
+    }
+
+    /// How the CPU was lost and who had it most, in words; nothing is missing where all is known.
+    #[test]
+    fn words() {
+        let hog = |time_ms| ran(4711, 4712, "stress-ng-cpu", time_ms);
+        let small = |time_ms| ran(50, 50, "cron", time_ms);
+        let table = [
+            (
+                stall(410, 0, 0, vec![small(30), hog(380)]),
+                "preempted 410 ms, mostly by stress-ng-cpu[4711] (380 ms)",
+            ),
+            (
+                stall(0, 200, 0, vec![hog(200)]),
+                "woken, but waited 200 ms for one, mostly behind stress-ng-cpu[4711] (200 ms)",
+            ),
+            (stall(100, 0, 90, vec![hog(10)]), "preempted 100 ms, while the CPU idled for 90 ms"),
+            (
+                stall(100, 0, 20, vec![hog(40), small(40)]),
+                "preempted 100 ms, by cron[50] (40 ms) and stress-ng-cpu[4711] (40 ms)",
+            ),
+            (
+                stall(100, 0, 40, vec![hog(20), small(20), ran(51, 51, "ls", 20)]),
+                "preempted 100 ms, by 3 processes, longest by cron[50] (20 ms)",
+            ),
+        ];
+        for (stall, expected) in table {
+            let (summary, gaps) = told(&stall);
+            assert_eq!(summary, format!("ready, but without a CPU: {expected}"));
+            assert!(gaps.is_empty(), "{gaps:?}");
+        }
+    }
+
+    /// The times of how it was lost add up, and the threads of one process are one.
+    #[test]
+    fn processes() {
+        let threads =
+            vec![ran(50, 50, "cron", 30), ran(4711, 4712, "a", 20), ran(4711, 4713, "b", 25)];
+        let stall = stall(60, 15, 0, threads);
+        let CauseKind::RunQueue { preempted_ns, woken_ns, idle_ns, preempted_by } =
+            judge(&stall, &BTreeMap::new()).cause.kind
+        else {
+            panic!("another cause")
+        };
+        assert_eq!((preempted_ns + woken_ns, idle_ns), (stall.turn.runnable_ns, 0));
+        let preemptors = preempted_by.unwrap();
+        let seen: Vec<_> = preemptors
+            .iter()
+            .map(|it| (it.pid, it.tid, it.name.as_deref().unwrap(), it.time_ns / MS))
+            .collect();
+        assert_eq!(seen, [(4711, None, "stress-ng", 45), (50, Some(50), "cron", 30)]);
+        assert_eq!(preemptors[0].command.as_deref(), Some("stress-ng -c 2"));
+    }
+
+    /// Time that nobody is known to have had is said to be so; if all of it is, nobody is named.
+    #[test]
+    fn unknown_time() {
+        let (_, gaps) = told(&stall(100, 0, 0, vec![ran(50, 50, "cron", 90)]));
+        assert_eq!(gaps.len(), 1);
+        assert!(gaps[0].contains("10000000 of 100000000 ns"), "{gaps:?}");
+        let nobody = stall(100, 0, 0, Vec::new());
+        let verdict = judge(&nobody, &BTreeMap::new());
+        assert_eq!(verdict.cause.summary, "ready, but without a CPU: preempted 100 ms");
+        assert!(matches!(verdict.cause.kind, CauseKind::RunQueue { preempted_by: None, .. }));
+    }
 }

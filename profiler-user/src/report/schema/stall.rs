@@ -213,8 +213,19 @@ pub enum CauseKind {
     },
     /// Direct reclaim, swap, or the lock of the address space.
     Memory,
-    /// Ready, but without a CPU.
-    RunQueue { preempted_by: Option<Vec<Preemptor>> },
+    /// Ready, but without a CPU. `preempted_ns` and `woken_ns` add up to `stall.time.runnable_ns`.
+    RunQueue {
+        /// Its CPU had been taken from it.
+        preempted_ns: u64,
+        /// It had been woken, and waited for a CPU.
+        woken_ns: u64,
+        /// The CPU that it waited for idled: it was not allowed to run there, by a quota or its
+        /// affinity; or it was about to come onto it.
+        idle_ns: u64,
+        /// Who ran on the CPU that it waited for, longest first, each process once; `null` where
+        /// nothing of that was seen. Their times and `idle_ns` add up to no more than `runnable_ns`.
+        preempted_by: Option<Vec<Preemptor>>,
+    },
     /// The cgroup had used up its CPU time.
     CpuQuota { throttled_ns: Option<u64> },
     /// Stopped by a signal, a debugger or the freezer.
@@ -267,12 +278,19 @@ pub struct Holder {
     pub time_ns: u64,
 }
 
-/// A task that had the CPU meanwhile.
+/// A process that had the CPU meanwhile. The target's own pid stands for other threads of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Preemptor {
     pub pid: u32,
+    /// The thread, where only one of the process's ran.
+    pub tid: Option<u32>,
+    /// That thread's name, or the process's.
     pub name: Option<String>,
+    /// The beginning of its command line; `null` of kernel threads, and where the process is gone.
+    pub command: Option<String>,
+    pub container_id: Option<String>,
+    /// Measured.
     pub time_ns: u64,
 }
 
