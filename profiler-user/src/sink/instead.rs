@@ -64,6 +64,8 @@ mod tests {
                 woken_ns: 0,
                 idle_ns: 0,
                 preempted_by: Some(preemptors),
+                allowed_cpus: None,
+                confined_to: None,
             },
             summary: String::new(),
             time_ns: 1,
@@ -71,7 +73,7 @@ mod tests {
             culprit: None,
         };
         let cause = Cause {
-            kind: CauseKind::Cpu,
+            kind: CauseKind::Unknown,
             summary: String::new(),
             confidence: Confidence::Likely,
             time_ns: 2,
