@@ -117,6 +117,9 @@ fn loop_registers(slot: u32, state: &mut Loop, in_user: u32, now_ns: u64) -> boo
     let taken = capture::take_registers(capture, state, reason::TICK, in_user, now_ns);
     // Another loop may wait for what this one holds.
     capture.head.holds_gil = others::gil_is_held_by(state.python_tstate);
+    capture.head.callback = capture::word_at(state.python_callback);
+    // The lower half: an `int`.
+    capture.head.collecting = (capture::word_at(state.python_collecting) as u32).min(1);
     taken
 }
 

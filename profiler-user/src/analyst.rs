@@ -12,11 +12,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
-use profiler_ebpf::record::reason;
+use profiler_ebpf::record::{CaptureHead, reason};
 
 use self::calls::Caller;
 use crate::config::Config;
-use crate::frame::{Counts, Frame, Stack};
+use crate::frame::{Counts, Frame, Language, Stack};
 use crate::gap::Gap;
 use crate::gathered::{Gathered, loop_kind};
 use crate::job::{Job, KernelStack, Losses, PythonFrames, Verdict};
@@ -30,6 +30,7 @@ use crate::report::facts::{Context, RuntimeFacts, SessionFacts, ThreadFacts};
 use crate::report::group::Tally;
 use crate::report::schema::session::EndReason;
 use crate::report::{Finish, Report};
+use crate::runtime::collector::is_of_collector;
 use crate::runtime::pool::{Pool, Posture, is_nameless};
 use crate::runtime::tokio;
 use crate::runtime::v8::ScriptFrames;
@@ -226,6 +227,9 @@ impl Analyst {
             return;
         }
         if head.reason == reason::TICK {
+            if is_collecting(head, &stack) {
+                gathered.samples.collecting();
+            }
             gathered.samples.tick(stack, tick_state(head.in_user), head.registers);
         } else {
             let blocked_ns = (head.blocked_ns > 0).then_some(head.blocked_ns);
@@ -312,6 +316,8 @@ impl Analyst {
             );
             gaps.push(Gap::new("stacks", why));
         }
+        let (ticks_collecting, calls) =
+            (gathered.samples.ticks_collecting(), gathered.samples.calls());
         let stacks = gathered.samples.stacks(due.turn.running_ns, due.at_ns);
         let holders = gathered.holders(&stacks);
         gaps.extend(gathered.gaps());
@@ -324,6 +330,8 @@ impl Analyst {
             now: due.now,
             ticks_user,
             ticks_kernel,
+            ticks_collecting,
+            calls,
             stacks,
             holders,
             owner,
@@ -354,6 +362,14 @@ impl Analyst {
         let tid_in_container = self.target.tid_in_container(tid);
         (ThreadFacts { tid, tid_in_container, name, loop_kind: kind.to_owned(), is_worker }, gaps)
     }
+}
+
+/// Whether the thread was collecting garbage. Where its innermost code is Python's own, another one is:
+/// that of a finalizer which has given the lock away.
+fn is_collecting(head: &CaptureHead, stack: &Stack) -> bool {
+    let is_native = |frame: &Frame| frame.language == Language::Native;
+    (head.collecting == 1 && stack.frames.first().is_some_and(is_native))
+        || stack.frames.iter().any(is_of_collector)
 }
 
 /// What a tick found.

@@ -27,6 +27,8 @@ pub enum PythonFrames {
         walk: PythonWalk,
         /// The coroutines among them, and whose task they are.
         running: Option<Running>,
+        /// Of which call of a callback it is: the same number in one turn is the same call.
+        call: Option<u64>,
     },
     Missing(Gap),
 }
@@ -51,7 +53,7 @@ impl PythonFrames {
             }
             PythonWalk::Complete | PythonWalk::Unreadable | PythonWalk::TooDeep => {
                 let frames = python.decode(memory, &captured.python);
-                Self::Named { frames, walk, running: None }
+                Self::Named { frames, walk, running: None, call: None }
             }
         }
     }
@@ -160,7 +162,7 @@ mod tests {
         let coroutine = Running { coroutines: vec![1], task: Ok(task) };
         for running in [Some(coroutine), None] {
             let walk = PythonWalk::Complete;
-            let mut late = PythonFrames::Named { frames: Vec::new(), walk, running };
+            let mut late = PythonFrames::Named { frames: Vec::new(), walk, running, call: None };
             late.came_too_late();
             let PythonFrames::Named { running, .. } = late else { panic!("frames were lost") };
             assert!(running.is_none_or(|running| running.task.is_err()));

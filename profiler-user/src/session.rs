@@ -28,7 +28,7 @@ use crate::process::surroundings::Watch;
 use crate::process::target::{Target, WaitDescriptors};
 use crate::runtime::cpython::{NamedFrame, Python};
 use crate::runtime::v8::V8;
-use crate::source::{Event, EventSource, Slot, Ticks};
+use crate::source::{Event, EventSource, PythonPlaces, Slot, Ticks};
 use crate::turn::Moment;
 use crate::turn::tracker::{Due, Tracker};
 
@@ -240,8 +240,11 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             && let Some(number) = self.target.tid_in_container(tid)
             && let Ok(tstate) = python.thread_state(&self.memory, number, None)
         {
-            self.followed(tid).tstate = Some(tstate);
-            self.source.set_python_state(slot, tstate);
+            let collecting = python.collecting_at(&self.memory).unwrap_or(0);
+            let followed = self.followed(tid);
+            followed.tstate = Some(tstate);
+            let callback = followed.callback_at;
+            self.source.set_python(slot, PythonPlaces { tstate, collecting, callback });
         }
     }
 
@@ -362,7 +365,7 @@ mod tests {
     use crate::interval::Interval;
     use crate::process::target::Target;
     use crate::process::{TargetMemory, Unreadable};
-    use crate::source::{Captured, Event, EventSource, Slot, Ticks};
+    use crate::source::{Captured, Event, EventSource, PythonPlaces, Slot, Ticks};
     use crate::turn::Moment;
 
     const MS: u64 = 1_000_000;
@@ -379,6 +382,7 @@ mod tests {
         released: u32,
         parks: Parks,
         wanted: Wanted,
+        places: PythonPlaces,
         wakers: bool,
         reading: Option<Reading>,
     }
@@ -421,7 +425,9 @@ mod tests {
             self.state.handed_work = u64::from(is_handed);
         }
 
-        fn set_python_state(&mut self, _slot: Slot, _tstate: u64) {}
+        fn set_python(&mut self, _slot: Slot, places: PythonPlaces) {
+            self.places = places;
+        }
 
         fn set_ticks(&mut self, wanted: Ticks) -> anyhow::Result<()> {
             self.ticks.push(wanted);

@@ -3,7 +3,7 @@
 use super::application::basename;
 use super::facts::ProcessFacts;
 use super::schema::session::{EndReason, Totals};
-use super::schema::stall::{Cause, Component, Culprit, Stall};
+use super::schema::stall::{Activity, Cause, CauseKind, Component, Culprit, Stall};
 use crate::turn::Moment;
 
 /// Other parts of a stall are said where they are at least this fraction of the cause's.
@@ -27,9 +27,18 @@ pub fn stall(
     } else {
         format!("stalled for {at_least}{duration_ms} ms so far")
     };
-    let place = culprit.map(|culprit| format!(", at {}", place(culprit))).unwrap_or_default();
+    let at = at(cause);
+    let place = culprit.map(|culprit| format!(", {at} {}", place(culprit))).unwrap_or_default();
     let (part, rest) = mixture(cause);
     format!("{}: {subject} {duration}, {part}{}{place}{rest}", name(process), cause.summary)
+}
+
+/// A line that allocates sets off a collection; what there is to collect, all of the program has made.
+fn at(cause: &Cause) -> &'static str {
+    match cause.kind {
+        CauseKind::Cpu { activity: Some(Activity::GarbageCollection), .. } => "set off at",
+        _ => "at",
+    }
 }
 
 /// What of the time the cause stands for, and what stands for the rest, where it is a mixture:

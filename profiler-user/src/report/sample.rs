@@ -20,7 +20,7 @@ use crate::frame::{Counts, Frame, Language, Stack};
 use crate::gap::Gap;
 use crate::interval::{Acceptor, LoopInterval, TimeInTurns};
 use crate::turn::instead::Instead;
-use crate::turn::{Awaited, End, Moment, Sampled, Stall, ThreadState};
+use crate::turn::{Awaited, Calls, End, Moment, Sampled, Stall, ThreadState};
 
 const LIBC: &str = "/usr/lib/x86_64-linux-gnu/libc.so.6";
 
@@ -97,6 +97,7 @@ pub fn stall() -> Stall {
             truncated: None,
             gaps: Vec::new(),
             running: None,
+            call: None,
         },
         ..blocked_in(45, [7, 0x7ffe_0000_1000, 8192, 0, 0, 0], 5_000_000_000)
     };
@@ -107,6 +108,7 @@ pub fn stall() -> Stall {
             truncated: Some("the copy of the stack ends here".to_owned()),
             gaps: vec![Gap::new("native frames", "libfoo.so has no unwind table")],
             running: None,
+            call: None,
         },
         ..on_cpu(Vec::new(), 12_000_000)
     };
@@ -130,6 +132,8 @@ pub fn stall() -> Stall {
         now: None,
         ticks_user: 2,
         ticks_kernel: 1,
+        ticks_collecting: 0,
+        calls: Calls::default(),
         stacks: vec![receiving, parsing],
         holders: Vec::new(),
         owner: None,

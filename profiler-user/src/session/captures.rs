@@ -15,7 +15,7 @@ use crate::process::stack::read_stack;
 use crate::process::surroundings;
 use crate::report::syscalls::{name, restarted};
 use crate::runtime::v8::ScriptFrames;
-use crate::source::{Captured, EventSource, Slot};
+use crate::source::{Captured, EventSource, PythonPlaces, Slot};
 use crate::turn::Awaited;
 
 impl<S: EventSource, M: TargetMemory> Session<S, M> {
@@ -167,12 +167,32 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     pub fn name_python(&mut self, captured: &Captured) -> PythonFrames {
         let mut named = PythonFrames::of(captured, self.python.as_mut(), &self.memory);
         let tstate = self.loops.get(&captured.head.head.tid).and_then(|followed| followed.tstate);
-        if let PythonFrames::Named { frames, walk, running } = &mut named
+        if let PythonFrames::Named { frames, walk, running, call } = &mut named
             && let Some(python) = &mut self.python
         {
             *running = python.running(&self.memory, &captured.python, frames, *walk, tstate);
+            let place = python.callback_at(&captured.python, frames);
+            let coroutine = running.as_ref().and_then(|it| it.coroutines.last().copied());
+            *call = place.and_then(|place| self.callback(captured, place)).or(coroutine);
         }
         named
+    }
+
+    /// Which callback a tick found the loop to run, if the probes had been told of this very place by
+    /// then; they are from now on.
+    fn callback(&mut self, captured: &Captured, place: u64) -> Option<u64> {
+        let tid = captured.head.head.tid;
+        let followed = self.loops.get_mut(&tid)?;
+        if followed.callback_at == place {
+            let callback = captured.head.callback;
+            return (captured.head.reason == reason::TICK && callback != 0).then_some(callback);
+        }
+        followed.callback_at = place;
+        let tstate = followed.tstate?;
+        let collecting = self.python.as_ref()?.collecting_at(&self.memory).unwrap_or(0);
+        let slot = self.source.loops().into_iter().find(|slot| slot.state.tid == tid)?;
+        self.source.set_python(slot, PythonPlaces { tstate, collecting, callback: place });
+        None
     }
 
     pub fn outside(&mut self) -> (&mut Blame, Outside<'_, S, M>) {

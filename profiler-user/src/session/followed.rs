@@ -22,6 +22,8 @@ pub struct Followed {
     pub completed_ns: u64,
     /// The interpreter's state of this thread, once found.
     pub tstate: Option<u64>,
+    /// Where the loop's frame keeps which callback it runs, once seen; 0: not yet.
+    pub callback_at: u64,
     next_search_ns: u64,
     next_glance_ns: u64,
     pub turns: u64,
@@ -43,6 +45,7 @@ impl Followed {
             tracker,
             completed_ns: 0,
             tstate: None,
+            callback_at: 0,
             next_search_ns: 0,
             next_glance_ns: 0,
             turns: 0,

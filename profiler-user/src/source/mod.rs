@@ -49,6 +49,16 @@ pub struct Slot {
     pub state: Loop,
 }
 
+/// What the probes read of a thread's interpreter: addresses in the target, 0 where not known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PythonPlaces {
+    pub tstate: u64,
+    /// Whether garbage is being collected.
+    pub collecting: u64,
+    /// Which callback the loop runs.
+    pub callback: u64,
+}
+
 /// What happened, and how things stand.
 pub trait EventSource {
     /// Everything told since the last call, oldest first: one ring serves all CPUs, so the order in
@@ -82,8 +92,8 @@ pub trait EventSource {
     /// waits is its own.
     fn set_handed_work(&mut self, slot: Slot, is_handed: bool);
 
-    /// Tells the probes where a thread keeps its interpreter's state.
-    fn set_python_state(&mut self, slot: Slot, tstate: u64);
+    /// Tells the probes where a thread keeps what they read of its interpreter.
+    fn set_python(&mut self, slot: Slot, places: PythonPlaces);
 
     /// Switches the sampling of running threads on or off; it costs all CPUs, so it is off while
     /// nothing is suspected.

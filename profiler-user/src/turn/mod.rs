@@ -121,6 +121,17 @@ pub struct Other {
     pub seen: Sampled,
 }
 
+/// How the ticks of a turn spread over calls of the loop's callbacks, as far as these were told apart.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Calls {
+    /// Ticks of which the call is known.
+    pub ticks: u64,
+    /// Different calls among these.
+    pub seen: u64,
+    /// Ticks that fell into the one which had most.
+    pub heaviest_ticks: u64,
+}
+
 /// A thread, by its number and its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Named {
@@ -141,6 +152,10 @@ pub struct Stall {
     /// Ticks that found the thread in user code, and in the kernel.
     pub ticks_user: u64,
     pub ticks_kernel: u64,
+    /// Ticks that found the interpreter to collect garbage.
+    pub ticks_collecting: u64,
+    /// How the ticks spread over calls of callbacks.
+    pub calls: Calls,
     /// Heaviest first.
     pub stacks: Vec<Sampled>,
     /// Who held what the loop waited for; heaviest first.

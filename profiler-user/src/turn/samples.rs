@@ -1,8 +1,10 @@
 //! Captures of one stalled turn, named, to a short list of stacks with the time that each stands for.
 
+use std::collections::BTreeMap;
+
 use profiler_ebpf::record::Registers;
 
-use super::{Awaited, Sampled, ThreadState};
+use super::{Awaited, Calls, Sampled, ThreadState};
 use crate::activity::Activity;
 use crate::call::Call;
 use crate::frame::Stack;
@@ -14,6 +16,9 @@ const MAX_STACKS: usize = 256;
 
 /// Tasks told apart in one stack. A task that is to blame is among the first.
 const MAX_SHARES: usize = 64;
+
+/// Calls told apart in one turn. A tick more comes every 10 ms.
+const MAX_CALLS: usize = 1024;
 
 /// A stretch in which the thread was blocked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +80,9 @@ pub struct Samples {
     blocks: Vec<Block>,
     ticks_user: u64,
     ticks_kernel: u64,
+    ticks_collecting: u64,
+    /// Ticks by the call of a callback that they fell into.
+    calls: BTreeMap<u64, u64>,
     /// Captures that came after [`MAX_STACKS`] different ones.
     pub dropped: u64,
 }
@@ -85,6 +93,11 @@ impl Samples {
         match state {
             ThreadState::RunningUser => self.ticks_user += 1,
             _ => self.ticks_kernel += 1,
+        }
+        if let Some(call) = stack.call
+            && (self.calls.len() < MAX_CALLS || self.calls.contains_key(&call))
+        {
+            *self.calls.entry(call).or_default() += 1;
         }
         self.add(
             stack,
@@ -123,6 +136,24 @@ impl Samples {
         (self.ticks_user, self.ticks_kernel)
     }
 
+    /// One of the ticks found the interpreter to collect garbage.
+    pub fn collecting(&mut self) {
+        self.ticks_collecting += 1;
+    }
+
+    pub fn ticks_collecting(&self) -> u64 {
+        self.ticks_collecting
+    }
+
+    /// How the ticks spread over calls of callbacks.
+    pub fn calls(&self) -> Calls {
+        Calls {
+            ticks: self.calls.values().sum(),
+            seen: self.calls.len() as u64,
+            heaviest_ticks: self.calls.values().copied().max().unwrap_or_default(),
+        }
+    }
+
     /// The stacks as they stand at `now_ns` in a turn that ran for `running_ns`, heaviest first.
     /// A blocked stretch counts in full; the running time is shared out over the ticks.
     pub fn stacks(&self, running_ns: u64, now_ns: u64) -> Vec<Sampled> {
@@ -159,6 +190,7 @@ impl Samples {
                 && looks_same(&known.stack, &stack)
                 // The same code may have been frozen, or have had to free memory, once.
                 && Activity::of(&known.stack.kernel) == Activity::of(&stack.kernel)
+                && (!is_running(was.state) || is_same_entry(known, &stack, &was.registers))
         };
         let Was { state, registers, awaited, task_state, .. } = was;
         if let Some(index) = self.stacks.iter().position(same) {
@@ -207,6 +239,12 @@ fn share_of(shares: &mut Vec<Share>, running: Option<Running>) -> Option<usize> 
 
 fn is_running(state: ThreadState) -> bool {
     matches!(state, ThreadState::RunningUser | ThreadState::RunningKernel)
+}
+
+/// Whether both came into the kernel the same way: by the same system call, a fault, or not at all.
+fn is_same_entry(known: &Sampled, stack: &Stack, registers: &Registers) -> bool {
+    let entry = |stack: &Stack| stack.kernel.last().and_then(|frame| frame.function.clone());
+    known.registers.syscall == registers.syscall && entry(&known.stack) == entry(stack)
 }
 
 /// Equal to a reader: the same functions at the same lines, whatever the addresses.

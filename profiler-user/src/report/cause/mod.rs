@@ -172,7 +172,7 @@ fn explain<'a>(
     descriptors: &BTreeMap<u32, String>,
 ) -> Explanation<'a> {
     match component.nature {
-        Nature::Running => cpu::explain(component, stall.tid),
+        Nature::Running => cpu::explain(component, stall),
         Nature::Waiting(_) => wait::explain(component, stall, descriptors),
         Nature::Unseen => {
             let ns = component.time_ns;
@@ -628,9 +628,17 @@ mod tests {
         ];
         let stall = stall([60, 40, 0, 0], stacks);
         let verdict = judge(&stall, &BTreeMap::new());
-        assert_eq!(verdict.cause.kind, CauseKind::Cpu);
+        assert!(matches!(verdict.cause.kind, CauseKind::Cpu { .. }));
         assert_eq!(verdict.evidence.len(), 2);
         assert_eq!(verdict.evidence.first().map(|sampled| &sampled.stack.frames), Some(&computing));
+    }
+
+    fn is_saturated(stall: &Stall) -> bool {
+        match judge(stall, &BTreeMap::new()).cause.kind {
+            CauseKind::Saturated { .. } => true,
+            CauseKind::Cpu { .. } => false,
+            other => panic!("{other:?}"),
+        }
     }
 
     /// Several callbacks without a heaviest are saturation; one that has most of the time, or stacks on
@@ -647,13 +655,13 @@ mod tests {
                 on_cpu(frames, 10)
             };
             let stall = stall([100, 0, 0, 0], roots.iter().map(stack).collect());
-            judge(&stall, &BTreeMap::new()).cause.kind
+            is_saturated(&stall)
         };
-        assert_eq!(kind(&["a", "b", "c", "a", "b", "c"], true), CauseKind::Saturated);
-        assert_eq!(kind(&["a", "b", "c", "a", "a", "a"], true), CauseKind::Cpu);
-        assert_eq!(kind(&["a", "b", "a", "b", "a", "b"], true), CauseKind::Cpu);
-        assert_eq!(kind(&["a", "b", "c", "a", "b", "c"], false), CauseKind::Cpu);
-        assert_eq!(kind(&["a", "b", "c", "d"], true), CauseKind::Cpu);
+        assert!(kind(&["a", "b", "c", "a", "b", "c"], true));
+        assert!(!kind(&["a", "b", "c", "a", "a", "a"], true));
+        assert!(!kind(&["a", "b", "a", "b", "a", "b"], true));
+        assert!(!kind(&["a", "b", "c", "a", "b", "c"], false));
+        assert!(!kind(&["a", "b", "c", "d"], true));
     }
 
     /// A server calls every handler from the same function of its own: the handlers tell them apart.
@@ -675,10 +683,10 @@ mod tests {
                 )
             };
             let stall = stall([100, 0, 0, 0], handlers.iter().map(stack).collect());
-            judge(&stall, &BTreeMap::new()).cause.kind
+            is_saturated(&stall)
         };
-        assert_eq!(kind(&["a", "b", "c", "a", "b", "c"]), CauseKind::Saturated);
-        assert_eq!(kind(&["a", "a", "a", "a", "a", "b"]), CauseKind::Cpu);
+        assert!(kind(&["a", "b", "c", "a", "b", "c"]));
+        assert!(!kind(&["a", "a", "a", "a", "a", "b"]));
     }
 
     /// Node calls all callbacks from the same functions of its own, so these do not tell them apart.
@@ -695,10 +703,10 @@ mod tests {
                 on_cpu(frames, 10)
             };
             let stall = stall([100, 0, 0, 0], roots.map(stack).to_vec());
-            judge(&stall, &BTreeMap::new()).cause.kind
+            is_saturated(&stall)
         };
-        assert_eq!(kind(["a", "b", "c", "a", "d"]), CauseKind::Saturated);
-        assert_eq!(kind(["a", "b", "c", "a", "a"]), CauseKind::Cpu);
+        assert!(kind(["a", "b", "c", "a", "d"]));
+        assert!(!kind(["a", "b", "c", "a", "a"]));
     }
 
     /// Who waits for the interpreter's lock is innocent: the holder's stacks are the evidence, and where

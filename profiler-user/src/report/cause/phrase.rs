@@ -1,6 +1,6 @@
 //! The kind of a cause to its words.
 
-use super::{called, held, run_queue};
+use super::{called, cpu, held, run_queue};
 use crate::report::message::milliseconds;
 use crate::report::schema::stall::{CauseKind, MemoryActivity, StoppedBy, Tracer};
 
@@ -15,8 +15,7 @@ pub fn phrase(kind: &CauseKind) -> String {
             return format!("waiting for the disk in {syscall}{}", on(target));
         }
         CauseKind::Disk { syscall: None, .. } => "waiting for the disk in a page fault",
-        CauseKind::Cpu => "on the CPU",
-        CauseKind::Saturated => "on the CPU in many short callbacks",
+        CauseKind::Cpu { .. } | CauseKind::Saturated { .. } => return cpu::phrase(kind),
         CauseKind::Lock { .. } | CauseKind::Gil { .. } => return held::phrase(kind),
         CauseKind::Memory { activity, .. } => memory(*activity),
         CauseKind::RunQueue { .. } => return run_queue::phrase(kind),

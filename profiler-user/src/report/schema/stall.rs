@@ -107,7 +107,7 @@ pub struct Thread {
 }
 
 /// Why the loop stalled.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Cause {
     #[serde(flatten)]
@@ -124,7 +124,7 @@ pub struct Cause {
 }
 
 /// Another part of the same stall.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Component {
     #[serde(flatten)]
@@ -152,14 +152,34 @@ pub enum Confidence {
 }
 
 /// The kinds of cause, each with what belongs to it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum CauseKind {
     /// One piece of code kept the CPU.
-    Cpu,
-    /// No single culprit: many short callbacks in one turn.
-    Saturated,
+    Cpu {
+        /// The part of it that was spent in the kernel, 0 to 1, by samples; `null` without any.
+        kernel_share: Option<f64>,
+        /// The system call that most of the kernel's part was spent in.
+        syscall: Option<String>,
+        activity: Option<Activity>,
+        /// Page faults of the whole turn: exact, but for what came after the thread's last switch while
+        /// the stall lasts.
+        minor_faults: u32,
+        /// The same for faults that waited for a disk.
+        major_faults: u32,
+        /// Whether most of it was one call of a callback; `null` where calls were not told apart.
+        single_call: Option<bool>,
+    },
+    /// No single call is to blame: many short callbacks in one turn.
+    Saturated {
+        /// The callbacks that most samples fell into, heaviest first; at most five.
+        callbacks: Vec<Callback>,
+        /// How many different callbacks were seen: at least so many ran.
+        callbacks_seen: u64,
+        /// How many different calls of them were seen; `null` where calls were not told apart.
+        calls_seen: Option<u64>,
+    },
     /// Blocked in a system call.
     Syscall {
         syscall: String,
@@ -299,6 +319,30 @@ pub enum StoppedBy {
 pub struct Tracer {
     pub pid: u32,
     pub name: Option<String>,
+}
+
+/// What code on the CPU was about, where most of it was not its own work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Activity {
+    /// The interpreter's garbage collector.
+    GarbageCollection,
+    /// The kernel brought in memory that was touched.
+    PageFaults,
+    /// The kernel mapped memory, or took it back.
+    Allocation,
+}
+
+/// A callback of the loop, by the function with which the application's part of it begins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Callback {
+    pub function: Option<String>,
+    pub file: Option<String>,
+    /// The line that most samples fell on; of a JavaScript function, the one on which it is defined.
+    pub line: Option<u32>,
+    pub samples: u64,
 }
 
 /// A thread that ended a wait by its own system call.

@@ -30,7 +30,7 @@ use self::attach::{Probe, WaitHooks, Waits};
 use self::layout::KernelLayout;
 use self::preflight::{Check, State};
 use self::table::Table;
-use super::{Captured, Event, EventSource, Slot, decode};
+use super::{Captured, Event, EventSource, PythonPlaces, Slot, decode};
 use crate::error::Failure;
 
 /// The probes as they were built, or nothing where the machine could not build them.
@@ -239,8 +239,8 @@ impl EventSource for KernelSource {
         self.table.set_handed_work(slot.index, is_handed);
     }
 
-    fn set_python_state(&mut self, slot: Slot, tstate: u64) {
-        self.table.set_python_state(slot.index, tstate);
+    fn set_python(&mut self, slot: Slot, places: PythonPlaces) {
+        self.table.set_python(slot.index, places);
     }
 
     fn set_ticks(&mut self, wanted: super::Ticks) -> anyhow::Result<()> {

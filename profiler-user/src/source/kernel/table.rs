@@ -16,6 +16,8 @@ use profiler_ebpf::rivals::Rivals;
 use profiler_ebpf::turn::Loop;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
+use crate::source::PythonPlaces;
+
 /// Tries before a slot that the kernel keeps changing is passed over until the next look.
 const MAX_TRIES: u32 = 16;
 
@@ -186,8 +188,11 @@ impl Table {
         }
     }
 
-    pub fn set_python_state(&self, slot: u32, tstate: u64) {
+    pub fn set_python(&self, slot: u32, places: PythonPlaces) {
+        let PythonPlaces { tstate, collecting, callback } = places;
         self.set_word(slot, offset_of!(Loop, python_tstate), tstate);
+        self.set_word(slot, offset_of!(Loop, python_collecting), collecting);
+        self.set_word(slot, offset_of!(Loop, python_callback), callback);
     }
 
     pub fn set_handed_work(&self, slot: u32, is_handed: bool) {
