@@ -18,7 +18,10 @@ use crate::source::{EventSource, Slot};
 /// Loops told in one line whose threads have exited in its interval; as many as there are slots.
 const MAX_GONE: usize = 64;
 
-/// Threads whose stacks are looked at for one line; as many as there are slots.
+/// Between two searches for loops that are asleep.
+const SHOW_EVERY_NS: u64 = 500_000_000;
+
+/// Threads whose stacks are looked at in one search; as many as there are slots.
 const MAX_SHOWN: usize = 64;
 
 /// What has been told, and what is still to be told.
@@ -34,6 +37,7 @@ pub struct Statistics {
     acceptors: Acceptors,
     /// Threads whose stacks the analyst has got, to see what loops they run.
     shown: BTreeSet<u32>,
+    next_show_ns: u64,
 }
 
 impl<S: EventSource, M: TargetMemory> Session<S, M> {
@@ -48,6 +52,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             untold: 0,
             acceptors: Acceptors::new(self.target.pid(), accepts_unseen),
             shown: BTreeSet::new(),
+            next_show_ns: 0,
         };
         statistics.acceptors.search_at_once(&mut self.source, now_ns);
         self.statistics = Some(statistics);
@@ -59,6 +64,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
 
     /// Hands over what is due. Returns when the next will be.
     pub fn tell_statistics(&mut self, slots: &[Slot], now_ns: u64, jobs: &mut Vec<Job>) -> u64 {
+        self.show_waiting(slots, now_ns, jobs);
         let Some(statistics) = &mut self.statistics else { return u64::MAX };
         statistics.acceptors.search(&mut self.source, now_ns);
         let due_ns = statistics.since_ns.saturating_add(statistics.every_ns);
@@ -72,9 +78,8 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
 
     /// Hands over what came since the last time.
     pub fn tell_rest(&mut self, slots: &[Slot], now_ns: u64, jobs: &mut Vec<Job>) {
-        let Some(statistics) = &self.statistics else { return };
-        if slots.iter().any(|slot| !statistics.shown.contains(&slot.state.tid)) {
-            self.show_waiting(now_ns, jobs);
+        if self.statistics.is_none() {
+            return;
         }
         let mut loops = Vec::new();
         for slot in slots {
@@ -103,13 +108,16 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
 
     /// Has the analyst look at threads that sleep in a wait, once each: what loop it is does not change.
     /// The others come when they are found asleep.
-    fn show_waiting(&mut self, now_ns: u64, jobs: &mut Vec<Job>) {
+    fn show_waiting(&mut self, slots: &[Slot], now_ns: u64, jobs: &mut Vec<Job>) {
+        let Some(statistics) = &mut self.statistics else { return };
+        let is_new = |slot: &Slot| !statistics.shown.contains(&slot.state.tid);
+        if now_ns < statistics.next_show_ns || !slots.iter().any(is_new) {
+            return;
+        }
+        statistics.next_show_ns = now_ns + SHOW_EVERY_NS;
+        let mut shown = std::mem::take(&mut statistics.shown);
         // Without them, loops are called by how they wait.
         let threads = self.source.threads().unwrap_or_default();
-        let Some(mut shown) = self.statistics.as_mut().map(|it| std::mem::take(&mut it.shown))
-        else {
-            return;
-        };
         shown.retain(|tid| threads.iter().any(|thread| thread.tid == *tid));
         let waiting = threads.iter().filter(|thread| waits(thread) || polls(thread));
         for thread in waiting.take(MAX_SHOWN) {
@@ -140,6 +148,10 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     fn sum_up(&mut self, slot: Slot, now_ns: u64) -> Option<LoopInterval> {
         self.statistics.as_ref()?;
         let (state, reading) = self.source.take_reading(slot)?;
+        if state.tid != slot.state.tid {
+            // The thread has exited, and its sums were told then.
+            return None;
+        }
         let is_idle = self.followed(state.tid).is_parked(&state);
         let sums = Sums::new(&state, reading, is_idle, now_ns);
         let statistics = self.statistics.as_mut()?;
