@@ -21,6 +21,7 @@ WORDS_PER_CALL = 900
 PAGE = 4096
 TOUCHED = 320 << 20
 REPEATED = 40
+READS = 3000
 CYCLES = 1_200_000
 COLLECTIONS = 3
 
@@ -93,7 +94,7 @@ def touch_again(memory):
 
 
 def read_zeros(file):
-    for _ in range(600):
+    for _ in range(READS):
         os.read(file, 4 << 20)
 
 
