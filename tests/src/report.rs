@@ -116,6 +116,7 @@ pub struct StallLine {
     pub cause: Cause,
     pub culprit: Option<Culprit>,
     pub task: Option<Task>,
+    pub advice: Option<String>,
     pub stacks: Vec<Stack>,
     pub gaps: Vec<String>,
 }
@@ -183,8 +184,31 @@ pub struct Cause {
     pub by: Option<String>,
     pub tracer: Option<Process>,
     /// Of memory.
-    pub activity: Option<String>,
     pub pressure_ns: Option<u64>,
+    /// Of time on a CPU.
+    #[serde(flatten)]
+    pub on_cpu: OnCpu,
+}
+
+/// What a cause says of time on a CPU; of other kinds nothing.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct OnCpu {
+    pub kernel_share: Option<f64>,
+    /// Also what a thread was blocked in.
+    pub syscall: Option<String>,
+    /// Also what a thread waited for memory with.
+    pub activity: Option<String>,
+    pub minor_faults: Option<u64>,
+    pub single_call: Option<bool>,
+    pub callbacks: Option<Vec<Callback>>,
+    pub calls_seen: Option<u64>,
+}
+
+/// A callback of a turn of many.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Callback {
+    pub function: Option<String>,
+    pub samples: u64,
 }
 
 /// Who had the CPU meanwhile.
@@ -204,7 +228,8 @@ pub struct Part {
     pub time_ns: u64,
     pub culprit: Option<Culprit>,
     pub throttled_ns: Option<u64>,
-    pub activity: Option<String>,
+    #[serde(flatten)]
+    pub on_cpu: OnCpu,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -194,13 +194,19 @@ pub fn phrase(kind: &CauseKind) -> String {
     }
 }
 
-/// `on the CPU in many short calls of parse (app.py)`, where it is one function.
+/// `on the CPU in many short calls of parse (app.py)`, where it is one function, or most are its.
 fn saturated_phrase(callbacks: &[Callback], seen: u64) -> String {
+    let samples: u64 = callbacks.iter().map(|callback| callback.samples).sum();
     match callbacks {
-        [only] if seen == 1 => {
-            let function = only.function.as_deref().unwrap_or("one callback");
-            let file = only.file.as_deref().map(|file| format!(" ({})", basename(file)));
-            format!("on the CPU in many short calls of {function}{}", file.unwrap_or_default())
+        [first, ..]
+            if seen == callbacks.len() as u64
+                && is_percent(first.samples, samples, MOST_PERCENT) =>
+        {
+            let function = first.function.as_deref().unwrap_or("one callback");
+            let file = first.file.as_deref().map(|file| format!(" ({})", basename(file)));
+            let most = if seen == 1 { "" } else { ", most of them" };
+            let file = file.unwrap_or_default();
+            format!("on the CPU in many short calls{most} of {function}{file}")
         }
         _ => "on the CPU in many short callbacks".to_owned(),
     }
