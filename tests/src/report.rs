@@ -79,6 +79,16 @@ pub struct Stall {
     pub start_known: bool,
     pub end_known: bool,
     pub time: Time,
+    #[serde(default)]
+    pub ready_events: Option<u64>,
+    #[serde(default)]
+    pub waiting_connections: Vec<WaitingConnections>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct WaitingConnections {
+    pub address: String,
+    pub waiting: u64,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -117,6 +127,9 @@ pub struct Cause {
     /// Of either.
     #[serde(default)]
     pub holders: Vec<Thread>,
+    /// All others.
+    #[serde(flatten)]
+    pub fields: serde_json::Map<String, Value>,
 }
 
 /// Another part of a stall.

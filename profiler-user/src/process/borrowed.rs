@@ -81,9 +81,9 @@ mod tests {
         let seen = ask(me, number, true).unwrap();
         assert_eq!((seen.receive, seen.send), (Some(Timeout::None), Some(Timeout::None)));
         assert_eq!((seen.peer, seen.path), (Some(me), None));
-        one.set_read_timeout(Some(Duration::from_millis(250))).unwrap();
+        one.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         let seen = ask(me, number, true).unwrap();
-        assert_eq!(seen.receive, Some(Timeout::Ns(250_000_000)));
+        assert_eq!(seen.receive, Some(Timeout::Ns(200_000_000)));
         drop(one);
         let closed = std::io::Read::read(&mut other, &mut [0]).unwrap();
         assert_eq!(closed, 0, "a copy was left open");

@@ -130,6 +130,7 @@ pub fn stall() -> Stall {
         instead: Instead::default(),
         others: Vec::new(),
         ready_events: Some(17),
+        queues: Vec::new(),
         gaps: Vec::new(),
     }
 }

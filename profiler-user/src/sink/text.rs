@@ -83,6 +83,11 @@ fn stall(page: &mut Page, line: &StallLine, word: &str) {
         let kept = format!("{} kept waiting", counted(events, "file descriptor"));
         page.label("events").put(Style::Plain, &kept).end_line();
     }
+    for queue in &line.stall.waiting_connections {
+        let kept = counted(queue.waiting, "connection");
+        let kept = format!("{kept} kept waiting at {}", queue.address);
+        page.label("clients").put(Style::Plain, &kept).end_line();
+    }
     task(page, line.task.as_ref());
     stacks(page, line);
     list(page, "gaps", &line.gaps);
@@ -396,7 +401,7 @@ stalltrace 0.1.0 watches uvicorn[4242] for event loop stalls past 100 ms
 ";
 
     const STALL_OPEN: &str = "\
-STALLING  uvicorn[4242]: event loop stalled for 103 ms so far, blocked in recvfrom on tcp 127.0.0.1:8081, at charge_payment (app.py:31)
+STALLING  uvicorn[4242]: event loop stalled for 103 ms so far, blocked in recvfrom on tcp 127.0.0.1:8081, at charge_payment (app.py:31); 17 events had to wait
   began     2026-11-21T05:20:01.000123Z in thread 4242 (uvicorn), asyncio on cpython 3.11.2
   time      running, user       8.000 ms  ██
             running, kernel     4.000 ms  █
@@ -419,7 +424,7 @@ still  uvicorn[4242]: event loop stalled for 103 ms so far, blocked in recvfrom 
 ";
 
     const STALL_END: &str = "\
-STALLED  uvicorn[4242]: event loop stalled 5012 ms, blocked in recvfrom on tcp 127.0.0.1:8081, at charge_payment (app.py:31)
+STALLED  uvicorn[4242]: event loop stalled 5012 ms, blocked in recvfrom on tcp 127.0.0.1:8081, at charge_payment (app.py:31); 17 events had to wait
   began     2026-11-21T05:20:01.000123Z in thread 4242 (uvicorn), asyncio on cpython 3.11.2
   time      running, user       8.000 ms
             running, kernel     4.000 ms

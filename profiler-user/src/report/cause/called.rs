@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::woken;
 use crate::call::{self, Timeout, is_remote};
 use crate::gap::Gap;
 use crate::report::message::milliseconds;
@@ -10,7 +11,7 @@ use crate::report::schema::call as schema;
 use crate::report::schema::call::{Call, DescriptorKind, Party, Purpose};
 use crate::report::schema::stall::CauseKind;
 use crate::report::syscalls::{self, Operand};
-use crate::turn::Sampled;
+use crate::turn::{Sampled, Stall};
 
 /// Characters of a command that a sentence has room for.
 const MAX_COMMAND: usize = 60;
@@ -95,11 +96,12 @@ pub fn file_system(sampled: &Sampled) -> Option<&str> {
 }
 
 /// The fields of a blocked call.
-pub fn call(sampled: &Sampled, gaps: &mut Vec<Gap>) -> Call {
+pub fn call(stall: &Stall, sampled: &Sampled, gaps: &mut Vec<Gap>) -> Call {
     let purpose = purpose::of(&sampled.registers, &sampled.stack.frames);
     let Some(seen) = sampled.call.as_deref() else {
         return Call { purpose, ..Call::default() };
     };
+    let woken_by = woken::by(stall, sampled, gaps);
     gaps.extend_from_slice(&seen.gaps);
     let is_socket = seen.descriptor.as_ref().is_some_and(|it| it.kind == call::Kind::Socket);
     if !seen.is_seen && seen.gaps.is_empty() && is_socket {
@@ -115,7 +117,7 @@ pub fn call(sampled: &Sampled, gaps: &mut Vec<Gap>) -> Call {
         purpose,
         held_by: seen.held_by.iter().map(Party::from).collect(),
         child: seen.child.as_ref().map(Party::from),
-        woken_by: None,
+        woken_by,
     }
 }
 
@@ -264,9 +266,9 @@ mod tests {
 
     use super::{call, phrase, sleep, target};
     use crate::call::{Call, Descriptor, Kind, Party, Timeout};
-    use crate::report::sample::{blocked_in, native};
+    use crate::report::sample::{self, blocked_in, native};
     use crate::report::schema::stall::CauseKind;
-    use crate::turn::Sampled;
+    use crate::turn::{End, Sampled, Stall};
 
     const RECVFROM: i64 = 45;
     const POLL: i64 = 7;
@@ -289,7 +291,8 @@ mod tests {
             sleep(sampled, syscall, &mut gaps)
         } else {
             let target = target(sampled, &syscall, &BTreeMap::new(), &mut gaps);
-            let call = Box::new(call(sampled, &mut gaps));
+            let stall = Stall { end: End::NotYet, ..sample::stall() };
+            let call = Box::new(call(&stall, sampled, &mut gaps));
             CauseKind::Syscall { syscall, args: Vec::new(), target, call }
         };
         (phrase(&kind), gaps.into_iter().map(|gap| gap.0).collect())

@@ -11,6 +11,7 @@ mod phrase;
 mod run_queue;
 mod stopped;
 mod wait;
+mod woken;
 
 use std::collections::BTreeMap;
 

@@ -87,7 +87,7 @@ fn wait_kind(
         return CauseKind::Disk { syscall: Some(syscall), target, file_system };
     }
     let args = registers.args.map(hexadecimal).to_vec();
-    let call = Box::new(called::call(sampled, gaps));
+    let call = Box::new(called::call(stall, sampled, gaps));
     CauseKind::Syscall { syscall, args, target, call }
 }
 
