@@ -170,6 +170,8 @@ pub struct Stack {
     pub state: String,
     pub samples: u64,
     pub time_ns: u64,
+    #[serde(default)]
+    pub kernel: Vec<Frame>,
     pub frames: Vec<Frame>,
     pub truncated: Option<String>,
 }

@@ -10,6 +10,7 @@ import asyncio
 import ctypes
 import fcntl
 import json
+import mmap
 import os
 import pathlib
 import select
@@ -22,6 +23,8 @@ import sys
 import tempfile
 import threading
 import time
+
+from slow_files import Slow
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNS, CLONE_NEWNET = 0x20000, 0x40000000
@@ -430,11 +433,128 @@ class Waits:
             },
         }
 
+    def slow_files(self, cached=False):
+        folder = self.folder / "slow"
+        folder.mkdir(exist_ok=True)
+        return Slow(folder, cached)
+
+    async def open_slowly(self):
+        slow = self.slow_files()
+        slow.takes(self.hold)
+        file = await self.timed(os.open, slow.path, os.O_RDWR)
+        os.close(file)
+        slow.ends()
+        return {
+            "words": f"blocked in openat on {slow.path} (fuse.slow)",
+            "cause": {"kind": "syscall", "syscall": "openat", "path": slow.path, "file_system": "fuse.slow"},
+            "kernel": "request_wait_answer",
+        }
+
+    async def read_slowly(self, cached=False):
+        slow = self.slow_files(cached)
+        file = os.open(slow.path, os.O_RDWR)
+        slow.takes(self.hold)
+        await self.timed(os.read, file, 100)
+        os.close(file)
+        slow.ends()
+        return {
+            "words": f"blocked in read on {slow.path} (fuse.slow)",
+            "woken_by": slow.pid,
+            "cause": {
+                "kind": "syscall",
+                "syscall": "read",
+                "descriptor": {"number": file, "kind": "file", "path": slow.path, "file_system": "fuse.slow"},
+            },
+            "kernel": "folio_wait_bit" if cached else "request_wait_answer",
+        }
+
+    async def read_page_slowly(self):
+        return await self.read_slowly(cached=True)
+
+    async def sync_slowly(self):
+        slow = self.slow_files()
+        file = os.open(slow.path, os.O_RDWR)
+        os.write(file, b"x" * 512)
+        slow.takes(self.hold)
+        await self.timed(os.fsync, file)
+        os.close(file)
+        slow.ends()
+        return {
+            "words": f"blocked in fsync on {slow.path} (fuse.slow)",
+            "cause": {"kind": "syscall", "syscall": "fsync", "descriptor": {"file_system": "fuse.slow"}},
+            "kernel": "request_wait_answer",
+        }
+
+    async def sync_disk(self):
+        """A disk that is a file of the slow file system."""
+        slow = self.slow_files()
+        made = subprocess.run(["losetup", "-f", "--show", slow.path], check=True, capture_output=True, text=True)
+        device = made.stdout.strip()
+        disk = os.open(device, os.O_RDWR)
+        # It goes away with its last user, whatever happens here.
+        subprocess.run(["losetup", "-d", device], check=True)
+        os.write(disk, b"x" * 4096)
+        slow.takes(self.hold)
+        await self.timed(os.fsync, disk)
+        slow.takes(0)
+        os.close(disk)
+        slow.ends()
+        return {
+            "words": f"waiting for the disk in fsync on {device}",
+            "cause": {"kind": "disk", "syscall": "fsync", "target": device},
+            "kernel": "submit_bio_wait",
+        }
+
+    async def read_disk(self):
+        slow = self.slow_files()
+        made = subprocess.run(["losetup", "-f", "--show", slow.path], check=True, capture_output=True, text=True)
+        device = made.stdout.strip()
+        disk = os.open(device, os.O_RDONLY)
+        subprocess.run(["losetup", "-d", device], check=True)
+        slow.takes(self.hold)
+        # Not where whoever looks for partitions has been.
+        await self.timed(os.pread, disk, 512, 33 * 1024 * 1024)
+        slow.takes(0)
+        os.close(disk)
+        slow.ends()
+        return {
+            "words": f"waiting for the disk in pread64 on {device}",
+            "cause": {"kind": "disk", "syscall": "pread64", "target": device},
+            "kernel": "folio_wait_bit",
+        }
+
+    async def touch_page(self):
+        """Of a file that is mapped: a page fault."""
+        slow = self.slow_files(cached=True)
+        file = os.open(slow.path, os.O_RDWR)
+        mapped = mmap.mmap(file, 4096, mmap.MAP_PRIVATE)
+        slow.takes(self.hold)
+        await self.timed(mapped.read_byte)
+        mapped.close()
+        os.close(file)
+        slow.ends()
+        return {
+            "words": "waiting for a page of a file (fuse)",
+            "cause": {"kind": "disk", "syscall": None, "file_system": "fuse"},
+            "kernel": "folio_wait_bit",
+        }
+
     async def sleep(self):
         await self.timed(time.sleep, self.hold)
         return {
             "words": f"asleep in clock_nanosleep ({self.hold * 1000:.0f} ms asked for)",
             "cause": {"kind": "sleep", "syscall": "clock_nanosleep", "purpose": None},
+        }
+
+    async def sleep_on(self):
+        """A sleep that is stopped in the middle, and then goes on by another system call."""
+        stops = f"sleep {self.hold / 5}; kill -STOP $0; kill -CONT $0"
+        stopper = subprocess.Popen(["sh", "-c", stops, str(os.getpid())])
+        await self.timed(LIBC.usleep, int(self.hold * 1e6))
+        stopper.wait()
+        return {
+            "words": f"asleep in clock_nanosleep ({self.hold * 1000:.0f} ms asked for)",
+            "cause": {"kind": "sleep", "syscall": "clock_nanosleep", "asked_ns": int(self.hold * 1e9)},
         }
 
 

@@ -90,9 +90,28 @@ fn shortened(text: &str) -> String {
 
 /// The type of the file system that the call's file is on.
 pub fn file_system(sampled: &Sampled) -> Option<&str> {
-    let call = sampled.call.as_deref()?;
-    let of_descriptor = call.descriptor.as_ref().and_then(|seen| seen.file_system.as_deref());
-    call.file_system.as_deref().or(of_descriptor)
+    let call = sampled.call.as_deref();
+    let descriptor = call.and_then(|call| call.descriptor.as_ref());
+    let of_descriptor = descriptor.and_then(|seen| seen.file_system.as_deref());
+    let of_path = call.and_then(|call| call.file_system.as_deref());
+    of_path.or(of_descriptor).or_else(|| by_kernel(sampled))
+}
+
+/// A file system that is elsewhere, by the names of its functions on the kernel stack.
+fn by_kernel(sampled: &Sampled) -> Option<&'static str> {
+    const FUNCTIONS: [(&str, &str); 6] = [
+        ("fuse_", "fuse"),
+        ("nfs4_", "nfs4"),
+        ("nfs_", "nfs"),
+        ("cifs_", "cifs"),
+        ("ceph_", "ceph"),
+        ("v9fs_", "9p"),
+    ];
+    let names = sampled.stack.kernel.iter().filter_map(|frame| frame.function.as_deref());
+    let mut known = names.flat_map(|name| {
+        FUNCTIONS.iter().find(|(start, _)| name.starts_with(start)).map(|(_, kind)| *kind)
+    });
+    known.next()
 }
 
 /// The fields of a blocked call.

@@ -13,6 +13,9 @@ pub fn phrase(kind: &CauseKind) -> String {
         CauseKind::Disk { syscall: Some(syscall), target, .. } => {
             return format!("waiting for the disk in {syscall}{}", on(target));
         }
+        CauseKind::Disk { syscall: None, file_system: Some(file_system), .. } => {
+            return format!("waiting for a page of a file ({file_system})");
+        }
         CauseKind::Disk { syscall: None, .. } => "waiting for the disk in a page fault",
         CauseKind::Cpu => "on the CPU",
         CauseKind::Saturated => "on the CPU in many short callbacks",

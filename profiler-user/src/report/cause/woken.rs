@@ -4,6 +4,8 @@
 //! ends it may come upon a task in such a call by chance: a packet off the network, above all. So
 //! whoever is named must also have had the other end, where that is known.
 
+use profiler_ebpf::wanted::may_be_ended;
+
 use crate::call::{Call, Descriptor, Kind};
 use crate::gap::Gap;
 use crate::report::schema::stall::Waker;
@@ -17,7 +19,7 @@ pub fn by(stall: &Stall, sampled: &Sampled, gaps: &mut Vec<Gap>) -> Option<Waker
     let reason = match believed {
         Some((waker, None)) => return Some(of(waker)),
         Some((_, Some(reason))) => reason,
-        None if stall.end == End::NotYet => return None,
+        None if stall.end == End::NotYet || !may_be_ended(&sampled.registers) => return None,
         None => without_waker(call),
     };
     gaps.push(Gap::new("woken_by", reason));
