@@ -9,6 +9,7 @@ pub mod limits;
 pub mod param;
 pub mod python;
 pub mod turn;
+pub mod parks;
 pub mod record;
 pub mod rivals;
 pub mod wanted;

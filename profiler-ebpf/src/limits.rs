@@ -30,9 +30,10 @@ pub const BYSTANDER_EVERY_NS: u64 = 1_000_000;
 /// Thread states of an interpreter that the probes know at most: enough for a pool of a thousand.
 pub const MAX_THREAD_STATES: u32 = 2048;
 
-/// Tasks told apart that ran while a loop's thread was ready and had no CPU. Those that ran longest
-/// are mostly among the first; the time of the rest is summed.
-pub const MAX_RIVALS: usize = 16;
+/// Tasks told apart that ran while a loop's thread was ready and had no CPU. On a machine that compiles
+/// something, a hundred do in a second; those that run longest stay, and the time of the rest is
+/// summed. A power of two.
+pub const MAX_RIVALS: usize = 32;
 
 /// CPUs on which it is recorded who runs instead of a loop's thread: what distributions' kernels are
 /// built for is 8192, but of a machine with more than these only a hypervisor could tell. A power of two.

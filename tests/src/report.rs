@@ -127,9 +127,24 @@ pub struct Cause {
     /// Of either.
     #[serde(default)]
     pub holders: Vec<Thread>,
+    /// Of a thread that was ready and had no CPU.
+    pub preempted_ns: Option<u64>,
+    pub woken_ns: Option<u64>,
+    pub idle_ns: Option<u64>,
+    pub preempted_by: Option<Vec<Preemptor>>,
     /// All others.
     #[serde(flatten)]
     pub fields: serde_json::Map<String, Value>,
+}
+
+/// Who had the CPU meanwhile.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Preemptor {
+    pub pid: u32,
+    pub tid: Option<u32>,
+    pub name: Option<String>,
+    pub command: Option<String>,
+    pub time_ns: u64,
 }
 
 /// Another part of a stall.

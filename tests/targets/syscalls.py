@@ -502,7 +502,6 @@ class Waits:
         return {
             "words": f"waiting for the disk in fsync on {device}",
             "cause": {"kind": "disk", "syscall": "fsync", "target": device},
-            "kernel": "submit_bio_wait",
         }
 
     async def read_disk(self):
@@ -534,8 +533,8 @@ class Waits:
         os.close(file)
         slow.ends()
         return {
-            "words": "waiting for a page of a file (fuse)",
-            "cause": {"kind": "disk", "syscall": None, "file_system": "fuse"},
+            "words": "waiting for a page of a file",
+            "cause": {"kind": "disk", "syscall": None},
             "kernel": "folio_wait_bit",
         }
 

@@ -83,6 +83,8 @@ impl Analyst {
             ended_ns: 0,
             seen: None,
         };
+        let (pid, tid, name, syscall) = (by.pid, by.tid, &by.name, by.syscall);
+        tracing::debug!(at_ns, pid, tid, name, syscall, "a wait is over");
         let sight = Sight { loop_tid: head.tid, turn_start_ns, held: None };
         if let Some(gathered) = self.turn_of(sight) {
             gathered.woken(blocked_at_ns, at_ns, by);

@@ -2,6 +2,7 @@
 
 pub mod json;
 mod fold;
+mod instead;
 mod page;
 pub mod text;
 

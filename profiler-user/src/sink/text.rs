@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
+use super::instead::instead;
 pub use super::page::Colour;
 use super::page::{Page, Style};
 use super::{Sink, fold};
@@ -79,6 +80,7 @@ fn stall(page: &mut Page, line: &StallLine, word: &str) {
         Confidence::Unknown => page.label("cause").put(Style::Plain, "not certain").end_line(),
     }
     time(page, line);
+    instead(page, &line.cause);
     if let Some(events) = line.stall.ready_events.filter(|events| *events > 0) {
         let kept = format!("{} kept waiting", counted(events, "file descriptor"));
         page.label("events").put(Style::Plain, &kept).end_line();

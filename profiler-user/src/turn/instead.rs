@@ -74,6 +74,10 @@ impl Instead {
     /// As it was when the thread had been ready for so long: a look at a turn that goes on may be a
     /// little later than the account that goes with it.
     pub fn within(mut self, runnable_ns: u64) -> Self {
+        // Of whom there is no room for it is not known when they ran, so that what they had before a cut
+        // cannot be told from the rest.
+        let excess_ns = self.sum_ns().saturating_sub(runnable_ns);
+        self.others_ns = self.others_ns.saturating_sub(excess_ns);
         let sum_ns = self.sum_ns();
         if sum_ns > runnable_ns {
             let cut = |time_ns: u64| {
@@ -151,8 +155,8 @@ mod tests {
         let pid = std::process::id();
         let name = Some(thread_name(pid, pid).unwrap());
         let mut known = BTreeMap::new();
-        let mut instead = Instead::default();
-        instead.ran = vec![Ran { pid, tid: pid, name, time_ns: 5 }];
+        let ran = vec![Ran { pid, tid: pid, name, time_ns: 5 }];
+        let mut instead = Instead { ran, ..Instead::default() };
         instead.introduce(&mut known);
         assert!(instead.processes[&pid].command.is_some());
 
@@ -172,5 +176,7 @@ mod tests {
         assert_eq!(instead.clone().within(100), instead);
         let cut = instead.within(50);
         assert_eq!((times(&cut)[0].2, cut.idle_ns), (30, 20));
+        let instead = Instead { others_ns: 70, ..cut };
+        assert_eq!(instead.within(60).others_ns, 10);
     }
 }

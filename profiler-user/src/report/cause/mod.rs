@@ -309,7 +309,7 @@ mod tests {
                 "waiting for the disk in read on /var/lib/x.json",
                 Certain,
             ),
-            ([5, 95, 0, 0], vec![page_fault], "waiting for the disk in a page fault", Certain),
+            ([5, 95, 0, 0], vec![page_fault], "waiting for a page of a file", Certain),
             ([5, 95, 0, 0], vec![swap_in], "waiting for memory", Certain),
             ([5, 10, 85, 0], vec![runnable], NO_CPU, Certain),
             ([40, 0, 45, 15], Vec::new(), NO_CPU, Likely),

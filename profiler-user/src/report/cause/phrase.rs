@@ -16,7 +16,7 @@ pub fn phrase(kind: &CauseKind) -> String {
         CauseKind::Disk { syscall: None, file_system: Some(file_system), .. } => {
             return format!("waiting for a page of a file ({file_system})");
         }
-        CauseKind::Disk { syscall: None, .. } => "waiting for the disk in a page fault",
+        CauseKind::Disk { syscall: None, .. } => "waiting for a page of a file",
         CauseKind::Cpu => "on the CPU",
         CauseKind::Saturated => "on the CPU in many short callbacks",
         CauseKind::Lock { .. } | CauseKind::Gil { .. } => return held::phrase(kind),

@@ -8,7 +8,7 @@ use crate::report::schema::stall::{CauseKind, Preemptor};
 use crate::turn::Stall;
 use crate::turn::instead::{Instead, Ran};
 
-/// A CPU that idled for this much of the time is what to look at.
+/// Whoever had this much of the time had most of it; a CPU that idled for so long is what to look at.
 const MOSTLY_PERCENT: u64 = 50;
 
 /// Whoever had this much of the time is named in the summary.
@@ -33,7 +33,7 @@ pub fn explain<'a>(component: &Component<'a>, stall: &'a Stall) -> Explanation<'
         );
         gaps.push(Gap::new("preempted_by", reason));
     }
-    if instead.others_ns > 0 {
+    if is_percent(instead.others_ns, turn.runnable_ns, UNKNOWN_PERCENT) {
         let reason = format!("{} ns were had by more tasks than are told apart", instead.others_ns);
         gaps.push(Gap::new("preempted_by", reason));
     }
@@ -93,12 +93,14 @@ pub fn phrase(kind: &CauseKind) -> String {
         let has_much = |it: &&Preemptor| is_percent(it.time_ns, whole_ns, MUCH_PERCENT);
         let named: Vec<String> = preemptors.iter().filter(has_much).map(words).collect();
         match (named.as_slice(), preemptors) {
-            ([], []) => String::new(),
-            ([], [longest, ..]) => {
+            (_, []) => String::new(),
+            ([one], [longest, ..]) if is_percent(longest.time_ns, whole_ns, MOSTLY_PERCENT) => {
+                format!(", mostly {by} {one}")
+            }
+            ([] | [_], [longest, ..]) => {
                 let count = preemptors.len();
                 format!(", {by} {count} processes, longest {by} {}", words(longest))
             }
-            ([one], _) => format!(", mostly {by} {one}"),
             ([others @ .., last], _) => format!(", {by} {} and {last}", others.join(", ")),
         }
     };

@@ -57,7 +57,7 @@ impl Mapped {
             fence(Ordering::Acquire);
             // SAFETY: as above.
             let again = unsafe { at.read_volatile() };
-            if sequence(&first) % 2 == 0 && sequence(&first) == sequence(&again) {
+            if sequence(&first).is_multiple_of(2) && sequence(&first) == sequence(&again) {
                 return Some(first);
             }
         }

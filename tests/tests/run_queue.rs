@@ -1,0 +1,209 @@
+//! A loop that is ready and has no CPU: how it was lost, and who had it, by the kernel's own count of each.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use profiler_tests::clock::{MILLISECOND, milliseconds, patience};
+use profiler_tests::lives::broken_contract;
+use profiler_tests::report::{Preemptor, StallLine};
+use profiler_tests::scenario::{THRESHOLD_NS, alone, require_root};
+use profiler_tests::target::{Target, folder, system_python};
+use profiler_tests::tracer::Tracer;
+use serde::Deserialize;
+
+/// How far a time may be from the target's own word, which it takes a moment to get inside of the turn.
+const NEAR_NS: u64 = 10 * MILLISECOND;
+
+/// One turn, in the words of the target and, by that, of the kernel.
+#[derive(Debug, Deserialize)]
+struct Turn {
+    start_ns: u64,
+    end_ns: u64,
+    /// On the CPU, and waiting for it.
+    ran_ns: u64,
+    waited_ns: u64,
+    /// By pid what each hog ran meanwhile.
+    hogs: BTreeMap<u32, u64>,
+}
+
+/// A program that takes the CPU. Ends with its owner.
+#[derive(Debug)]
+struct Hog(Child);
+
+impl Hog {
+    fn start(cpu: usize, options: &[&str]) -> Result<Self> {
+        let mut command = program("hog", cpu);
+        command.args(options).stdout(Stdio::piped()).stdin(Stdio::null());
+        let mut hog = Self(command.spawn().context("no hog")?);
+        let mut line = String::new();
+        let stdout = hog.0.stdout.take().context("a hog without a voice")?;
+        BufReader::new(stdout).read_line(&mut line)?;
+        ensure!(line.trim() == "ready", "the hog said {line:?}");
+        Ok(hog)
+    }
+
+    fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Hog {
+    fn drop(&mut self) {
+        // It may have ended by itself; there is nobody else to tell.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A stall, and the target's own word on the same turn.
+#[derive(Debug)]
+struct Seen {
+    turn: Turn,
+    stall: StallLine,
+}
+
+impl Seen {
+    fn preemptor(&self, pid: u32) -> Option<&Preemptor> {
+        self.stall.cause.preempted_by.iter().flatten().find(|preemptor| preemptor.pid == pid)
+    }
+
+    /// All that is said of who ran instead is within what can be true.
+    fn check(&self) -> Result<()> {
+        let (cause, runnable_ns) = (&self.stall.cause, self.stall.stall.time.runnable_ns);
+        let words = format!("{:?} {:?} {:?}", self.turn, self.stall.stall, cause);
+        let waited_ns = self.turn.waited_ns;
+        ensure!(runnable_ns.abs_diff(waited_ns) <= near_ns(waited_ns), "{words}");
+        if cause.kind != "run_queue" {
+            return Ok(());
+        }
+        let (preempted_ns, woken_ns) =
+            cause.preempted_ns.zip(cause.woken_ns).with_context(|| words.clone())?;
+        ensure!(preempted_ns + woken_ns == runnable_ns, "{words}");
+        let told: u64 = cause.preempted_by.iter().flatten().map(|it| it.time_ns).sum();
+        ensure!(told + cause.idle_ns.unwrap_or(0) <= runnable_ns, "{words}");
+        // Nobody is charged with what a hog had.
+        let hogs_ns: u64 = self.turn.hogs.values().sum();
+        let is_other = |it: &&Preemptor| !self.turn.hogs.contains_key(&it.pid);
+        let others_ns: u64 =
+            cause.preempted_by.iter().flatten().filter(is_other).map(|it| it.time_ns).sum();
+        let most_ns = runnable_ns.saturating_sub(hogs_ns) + near_ns(runnable_ns);
+        ensure!(others_ns <= most_ns, "others for {others_ns} ns: {words}");
+        Ok(())
+    }
+}
+
+fn near_ns(ns: u64) -> u64 {
+    NEAR_NS + ns / 50
+}
+
+/// The one CPU that all of this happens on.
+fn cpu() -> Result<usize> {
+    let allowed = sched_getaffinity(Pid::from_raw(0))?;
+    let mut cpus = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu) == Ok(true));
+    cpus.next().context("no CPU may be used")
+}
+
+fn program(role: &str, cpu: usize) -> Command {
+    let mut command = Command::new(system_python());
+    command.arg(folder().join("run_queue.py")).args([role, "--cpu", &cpu.to_string()]);
+    command
+}
+
+fn watch(cpu: usize, hogs: &[Hog], turns: &[&str]) -> Result<Vec<Seen>> {
+    let mut command = program("loop", cpu);
+    for hog in hogs {
+        command.args(["--hog", &hog.pid().to_string()]);
+    }
+    command.args(turns);
+    let target = Target::program(command)?;
+    target.line_starting("ready", patience(20))?;
+    let (tracer, _) = Tracer::attach(target.pid(), &[])?;
+    target.signal(Signal::SIGUSR1)?;
+    let finished = tracer.finish()?;
+    let broken = broken_contract(&finished.lines);
+    ensure!(broken.is_empty(), "{broken:?}\n{}", finished.logs);
+    let mut seen = Vec::new();
+    while let Ok(line) = target.line_starting("stalled", patience(0)) {
+        let text = line.trim_start_matches("stalled");
+        let turn: Turn = serde_json::from_str(text).with_context(|| line.clone())?;
+        let is_it = |end: &&StallLine| {
+            end.stall.start_monotonic_ns < turn.end_ns && end.end_ns() > turn.start_ns
+        };
+        let stall = finished.ends().find(is_it).cloned();
+        let stall = stall.with_context(|| format!("{turn:?} was missed"))?;
+        println!("{}", stall.cause.summary);
+        seen.push(Seen { turn, stall });
+    }
+    ensure!(seen.len() == turns.len(), "{} turns", seen.len());
+    Ok(seen)
+}
+
+/// Whoever takes the CPU from a loop that computes is named, each with its exact time.
+#[test]
+fn hogs_are_named() -> Result<()> {
+    let _machine = alone();
+    require_root()?;
+    let cpu = cpu()?;
+    let hogs = [Hog::start(cpu, &[])?, Hog::start(cpu, &[])?];
+    for seen in watch(cpu, &hogs, &["compute=150", "compute=200"])? {
+        seen.check()?;
+        let cause = &seen.stall.cause;
+        ensure!(cause.kind == "run_queue", "{cause:?}");
+        ensure!(cause.preempted_ns > cause.woken_ns, "{cause:?}");
+        for hog in &hogs {
+            let truth_ns = seen.turn.hogs.get(&hog.pid()).copied().unwrap_or_default();
+            let named = seen.preemptor(hog.pid());
+            let named = named.with_context(|| format!("{hog:?} is not named: {cause:?}"))?;
+            let is_near = named.time_ns.abs_diff(truth_ns) <= near_ns(truth_ns);
+            let times = (milliseconds(named.time_ns), milliseconds(truth_ns));
+            ensure!(is_near, "{times:?}: {cause:?}");
+            ensure!(named.tid == Some(hog.pid()), "{named:?}");
+            let command = named.command.as_deref().unwrap_or_default();
+            ensure!(command.contains("run_queue.py hog"), "{named:?}");
+        }
+    }
+    Ok(())
+}
+
+/// A loop that is woken while another has the CPU waits behind that, and was not preempted.
+#[test]
+fn woken_but_waiting() -> Result<()> {
+    let _machine = alone();
+    require_root()?;
+    let cpu = cpu()?;
+    let hogs = [Hog::start(cpu, &["--pulse", "300"])?];
+    for seen in watch(cpu, &hogs, &["nap=50", "nap=60"])? {
+        seen.check()?;
+        let cause = &seen.stall.cause;
+        ensure!(cause.kind == "run_queue", "{cause:?}");
+        ensure!(cause.woken_ns > cause.preempted_ns, "{cause:?}");
+        let [hog] = &hogs;
+        let named = seen.preemptor(hog.pid()).with_context(|| format!("nobody: {cause:?}"))?;
+        // Until the loop's thread was woken, the hog had the CPU from nobody.
+        let woken_ns = cause.woken_ns.unwrap_or_default();
+        ensure!(named.time_ns.abs_diff(woken_ns) <= near_ns(woken_ns), "{cause:?}");
+        ensure!(cause.summary.contains("woken, but waited"), "{}", cause.summary);
+    }
+    Ok(())
+}
+
+/// Where nobody takes the CPU, the same turn is what it computes.
+#[test]
+fn alone_on_a_cpu() -> Result<()> {
+    let _machine = alone();
+    require_root()?;
+    let seen = watch(cpu()?, &[], &["compute=200"])?;
+    let [seen] = seen.as_slice() else { anyhow::bail!("{} turns", seen.len()) };
+    seen.check()?;
+    if seen.turn.waited_ns < seen.turn.ran_ns.min(THRESHOLD_NS) {
+        ensure!(seen.stall.cause.kind == "cpu", "{:?}", seen.stall.cause);
+    } else {
+        println!("not judged: others had the CPU for {}", milliseconds(seen.turn.waited_ns));
+    }
+    Ok(())
+}
