@@ -403,7 +403,7 @@ stalltrace 0.1.0 watches uvicorn[4242] for event loop stalls past 100 ms
 ";
 
     const STALL_OPEN: &str = "\
-STALLING  uvicorn[4242]: event loop stalled for 103 ms so far, blocked in recvfrom on tcp 127.0.0.1:8081, at charge_payment (app.py:31); 17 events had to wait
+STALLING  uvicorn[4242]: event loop stalled for 103 ms so far, blocked in recvfrom on tcp 127.0.0.1:8081, at charge_payment (app.py:31)
   began     2026-11-21T05:20:01.000123Z in thread 4242 (uvicorn), asyncio on cpython 3.11.2
   time      running, user       8.000 ms  ██
             running, kernel     4.000 ms  █
