@@ -23,6 +23,7 @@ use crate::job::{Job, KernelStack, Losses, PythonFrames, Verdict};
 use crate::process::arguments::Arguments;
 use crate::process::live::LiveMemory;
 use crate::process::modules::Modules;
+use crate::process::queues::waiting;
 use crate::process::target::Target;
 use crate::report::advice::Peers;
 use crate::report::application::interpreter;
@@ -153,6 +154,15 @@ impl Analyst {
             }
             Job::Bystanders { loop_tid, turn_start_ns, still, moving, gaps } => {
                 self.bystanders(loop_tid, turn_start_ns, &still, &moving, gaps);
+                Ok(())
+            }
+            Job::CountQueues { tid, turn_start_ns } => {
+                let pid = self.target.pid();
+                let gathered = self.gathered(tid, turn_start_ns);
+                // A worker accepts nothing.
+                if gathered.pool.is_none() {
+                    gathered.queued(waiting(pid));
+                }
                 Ok(())
             }
             Job::BlockEnded { captured } => {
@@ -322,7 +332,7 @@ impl Analyst {
         let holders = gathered.holders(&stacks);
         gaps.extend(gathered.gaps());
         let (owner, wakers) = (gathered.owner(), gathered.wakers());
-        let others = gathered.others();
+        let (others, queues) = (gathered.others(), gathered.queues());
         Stall {
             tid,
             turn: due.turn,
@@ -340,6 +350,7 @@ impl Analyst {
             others,
             around,
             ready_events: due.ready_events,
+            queues,
             gaps,
         }
     }

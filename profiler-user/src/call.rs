@@ -104,6 +104,12 @@ pub struct Call {
 }
 
 impl Call {
+    /// Whether nothing is lost where this takes the other's place: what was seen while it lasted says
+    /// more, and what was found once may be gone at the end.
+    pub fn says_as_much(&self, other: &Self) -> bool {
+        (self.is_seen || !other.is_seen) && self.gaps.len() <= other.gaps.len()
+    }
+
     /// Whether two calls with equal arguments work on the same: numbers and buffers are used again.
     pub fn is_on_the_same(&self, other: &Self) -> bool {
         let links = |call: &Self| -> Vec<String> {

@@ -12,7 +12,7 @@ use crate::runtime::pool::Pool;
 use crate::runtime::tokio;
 use crate::turn::holders::Holders;
 use crate::turn::samples::{Samples, Waited};
-use crate::turn::{Awaited, Holder, Named, Other, Sampled, Waker};
+use crate::turn::{Awaited, Holder, Named, Other, Queue, Sampled, Waker};
 
 /// Descriptors described in one turn: each may cost a look through the socket tables.
 const MAX_DESCRIPTORS: usize = 8;
@@ -59,6 +59,8 @@ pub struct Gathered {
     /// What the descriptors that it blocked on stood for at that time; none where one number stood
     /// for several in the same turn.
     descriptors: BTreeMap<u32, Option<String>>,
+    /// Connections that waited to be accepted, by address: the most that were seen at once.
+    queues: BTreeMap<String, u64>,
     /// Who has the other ends of pipes and connections, by their links.
     ends: BTreeMap<String, OtherEnd>,
     /// Processes that ran instead of the loop's thread.
@@ -257,6 +259,22 @@ impl Gathered {
         }
     }
 
+    /// So many connections wait now.
+    pub fn queued(&mut self, queues: Vec<Queue>) {
+        for Queue { address, waiting } in queues {
+            let most = self.queues.entry(address).or_default();
+            *most = waiting.max(*most);
+        }
+    }
+
+    pub fn queues(&self) -> Vec<Queue> {
+        let queue = |(address, waiting): (&String, &u64)| Queue {
+            address: address.clone(),
+            waiting: *waiting,
+        };
+        self.queues.iter().map(queue).collect()
+    }
+
     /// Who has the other end of the thing with this link. Searched for once in a turn, and for the first
     /// few only: a search looks through all processes.
     pub fn end_of(&mut self, link: &str, search: impl FnOnce() -> OtherEnd) -> OtherEnd {
@@ -356,6 +374,7 @@ mod tests {
 
     fn by_thread(tid: u32) -> Waker {
         Waker {
+            command: None,
             pid: 1,
             tid,
             name: format!("t{tid}"),

@@ -132,6 +132,8 @@ pub enum Job {
         moving: Vec<u32>,
         gaps: Vec<Gap>,
     },
+    /// A stall goes on: connections may wait to be accepted.
+    CountQueues { tid: u32, turn_start_ns: u64 },
     /// A blocked stretch is over whose stack may have been sent before.
     BlockEnded { captured: Box<Captured> },
     /// A line is due; with what has been lost so far.

@@ -252,10 +252,15 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let Some(followed) = self.loops.get_mut(&slot.state.tid) else { return };
         let mut due = Vec::new();
         followed.tracker.look(&slot.state, now_ns, &mut due);
+        let turn_start_ns = slot.state.turn.start_ns;
+        let counts = followed.tracker.is_open() && followed.count_is_due(turn_start_ns, now_ns);
         if due.iter().any(|due| due.moment == Moment::Open) {
             let (blame, outside) = self.outside();
-            let (tid, turn_start_ns) = (slot.state.tid, slot.state.turn.start_ns);
+            let tid = slot.state.tid;
             jobs.extend(blame.bystanders(outside, tid, turn_start_ns, now_ns));
+        }
+        if counts {
+            jobs.push(Job::CountQueues { tid: slot.state.tid, turn_start_ns });
         }
         if due.iter().any(|due| due.now.is_some()) {
             self.look_who_runs(slot, now_ns);
@@ -531,8 +536,9 @@ mod tests {
         session.step(1101 * MS, &mut jobs);
         let Job::Sample { captured, .. } = &jobs[0] else { panic!("no sample: {jobs:?}") };
         assert_eq!(captured.stack, [7; 0x10]);
-        assert_eq!(moments(&jobs[1..]), [Moment::Open]);
-        assert_eq!(jobs.len(), 2);
+        assert!(matches!(jobs[1], Job::CountQueues { tid: TID, .. }), "{jobs:?}");
+        assert_eq!(moments(&jobs[2..]), [Moment::Open]);
+        assert_eq!(jobs.len(), 3);
         assert!(!session.source.ticks.contains(&Ticks::On), "a thread that sleeps needs no ticks");
     }
 

@@ -3,6 +3,7 @@
 
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 /// The version of the contract that these types read.
 pub const SCHEMA: &str = "stalltrace/1";
@@ -130,6 +131,16 @@ pub struct Stall {
     pub start_known: bool,
     pub end_known: bool,
     pub time: Time,
+    #[serde(default)]
+    pub ready_events: Option<u64>,
+    #[serde(default)]
+    pub waiting_connections: Vec<WaitingConnections>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct WaitingConnections {
+    pub address: String,
+    pub waiting: u64,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -188,6 +199,9 @@ pub struct Cause {
     /// Of time on a CPU.
     #[serde(flatten)]
     pub on_cpu: OnCpu,
+    /// All others.
+    #[serde(flatten)]
+    pub fields: Map<String, Value>,
 }
 
 /// What a cause says of time on a CPU; of other kinds nothing.
@@ -262,6 +276,8 @@ pub struct Stack {
     pub state: String,
     pub samples: u64,
     pub time_ns: u64,
+    #[serde(default)]
+    pub kernel: Vec<Frame>,
     pub frames: Vec<Frame>,
     pub truncated: Option<String>,
 }

@@ -10,6 +10,7 @@ import asyncio
 import ctypes
 import fcntl
 import json
+import mmap
 import os
 import pathlib
 import select
@@ -23,56 +24,71 @@ import tempfile
 import threading
 import time
 
+from slow_files import Slow
+
 LIBC = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNS, CLONE_NEWNET = 0x20000, 0x40000000
 MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
+MNT_DETACH = 2
 
 HOLD_S = 0.5
 HEALTHY_HOLD_S = 0.005
 
-# The other side of everything: a process of its own that says when it is there.
-SERVER = """
-import fcntl, os, socket, sqlite3, sys, time
-kind, where, hold = sys.argv[1], sys.argv[2], float(sys.argv[3])
-def ready():
-    print("there", flush=True)
-    sys.stdin.readline()
-    time.sleep(hold)
-if kind in ("tcp", "unix"):
-    listener = socket.socket(socket.AF_INET if kind == "tcp" else socket.AF_UNIX)
-    listener.bind(("127.0.0.1", int(where)) if kind == "tcp" else where)
-    listener.listen()
-    print("there", flush=True)
-    connection, _ = listener.accept()
-    ready()
-    connection.sendall(b"x")
-elif kind == "flock":
-    file = open(where, "w")
-    fcntl.flock(file, fcntl.LOCK_EX)
-    ready()
-elif kind == "lockf":
-    file = open(where, "w")
-    fcntl.lockf(file, fcntl.LOCK_EX)
-    ready()
-elif kind == "sqlite":
-    database = sqlite3.connect(where, isolation_level=None)
-    database.execute("BEGIN EXCLUSIVE")
-    ready()
-    database.execute("COMMIT")
-elif kind == "write":
-    ready()
-    os.write(int(where), b"x" * 8)
-elif kind == "silence":
-    print("there", flush=True)
-    sys.stdin.read()
-"""
+
+class Keeper:
+    """The other side of everything, in a process of its own, which says when it is there."""
+
+    def __init__(self, where, hold):
+        self.where = where
+        self.hold = float(hold)
+
+    def holds(self):
+        print("there", flush=True)
+        sys.stdin.readline()
+        time.sleep(self.hold)
+
+    def tcp(self):
+        self.serves(socket.create_server(("127.0.0.1", int(self.where))))
+
+    def unix(self):
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(self.where)
+        listener.listen()
+        self.serves(listener)
+
+    def serves(self, listener):
+        print("there", flush=True)
+        connection, _ = listener.accept()
+        self.holds()
+        connection.sendall(b"x")
+
+    def flock(self):
+        self.locks(fcntl.flock)
+
+    def lockf(self):
+        self.locks(fcntl.lockf)
+
+    def locks(self, lock):
+        with open(self.where, "w") as file:
+            lock(file, fcntl.LOCK_EX)
+            self.holds()
+
+    def sqlite(self):
+        database = sqlite3.connect(self.where, isolation_level=None)
+        database.execute("BEGIN EXCLUSIVE")
+        self.holds()
+        database.execute("COMMIT")
+
+    def write(self):
+        self.holds()
+        os.write(int(self.where), b"x" * 8)
 
 
 class Server:
-    """One of those, until it is told to let go."""
+    """Such a process, until it is told to let go."""
 
     def __init__(self, kind, where, hold, pass_fds=()):
-        command = [sys.executable, "-c", SERVER, kind, str(where), str(hold)]
+        command = [sys.executable, __file__, "--keep", kind, str(where), str(hold)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=pass_fds
         )
@@ -110,7 +126,9 @@ class Waits:
         self.folder = folder
         self.spans = []
 
-    def timed(self, wait, *arguments):
+    async def timed(self, wait, *arguments):
+        # What was prepared so far is no part of the turn that waits.
+        await asyncio.sleep(0.05)
         start_ns = time.monotonic_ns()
         try:
             return wait(*arguments)
@@ -137,10 +155,10 @@ class Waits:
             "process": {"pid": server.pid},
         }
 
-    def receive(self):
+    async def receive(self):
         server, connection = self.connected()
         server.lets_go()
-        self.timed(connection.recv, 1)
+        await self.timed(connection.recv, 1)
         descriptor = self.a_connection(connection, server)
         server.ends()
         words = f"blocked in recvfrom on tcp {descriptor['peer']}, without a timeout"
@@ -150,12 +168,12 @@ class Waits:
             "cause": {"kind": "syscall", "syscall": "recvfrom", "timeout": "none", "descriptor": descriptor},
         }
 
-    def receive_at_most(self):
+    async def receive_at_most(self):
         server, connection = self.connected()
         allowed = struct.pack("ll", 0, int(self.hold * 1e6))
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, allowed)
         try:
-            self.timed(connection.recv, 1)
+            await self.timed(connection.recv, 1)
         except BlockingIOError:
             pass
         descriptor = self.a_connection(connection, server)
@@ -169,11 +187,11 @@ class Waits:
         }
         return {"words": f"blocked in recvfrom on tcp {descriptor['peer']}", "cause": cause}
 
-    def receive_by_poll(self):
+    async def receive_by_poll(self):
         server, connection = self.connected()
         connection.settimeout(self.hold)
         try:
-            self.timed(connection.recv, 1)
+            await self.timed(connection.recv, 1)
         except TimeoutError:
             pass
         descriptor = self.a_connection(connection, server)
@@ -187,7 +205,7 @@ class Waits:
         }
         return {"words": f"blocked in poll on tcp {descriptor['peer']}", "cause": cause}
 
-    def poll_for_ever(self):
+    async def poll_for_ever(self):
         server, connection = self.connected()
         reader, writer = os.pipe()
         poll = select.poll()
@@ -195,7 +213,7 @@ class Waits:
         poll.modify(connection, select.POLLIN)
         poll.register(reader, select.POLLIN)
         server.lets_go()
-        self.timed(poll.poll)
+        await self.timed(poll.poll)
         descriptor = self.a_connection(connection, server)
         server.ends()
         os.close(reader)
@@ -210,19 +228,22 @@ class Waits:
             },
         }
 
-    def connect(self):
+    async def connect(self):
         """To an address that swallows everything: see `dark_network`."""
 
         def interrupted(*_):
             raise TimeoutError
 
-        with socket.socket() as connection:
+        def connect():
             signal.signal(signal.SIGALRM, interrupted)
             signal.setitimer(signal.ITIMER_REAL, self.hold)
             try:
-                self.timed(connection.connect, ("10.9.9.2", 443))
+                connection.connect(("10.9.9.2", 443))
             except TimeoutError:
                 pass
+
+        with socket.socket() as connection:
+            await self.timed(connect)
             number, local = connection.fileno(), address_of(connection.getsockname())
         descriptor = {
             "number": number,
@@ -237,12 +258,12 @@ class Waits:
             "cause": {"kind": "syscall", "syscall": "connect", "timeout": "none", "descriptor": descriptor},
         }
 
-    def accept(self):
+    async def accept(self):
         with socket.create_server(("127.0.0.1", 0)) as listener:
             there = listener.getsockname()
             client = threading.Timer(self.hold, socket.create_connection, [there])
             client.start()
-            self.timed(listener.accept)
+            await self.timed(listener.accept)
             client.join()
             number = listener.fileno()
         descriptor = {"number": number, "kind": "socket", "local": address_of(there), "state": "listen", "peer": None}
@@ -251,13 +272,13 @@ class Waits:
             "cause": {"kind": "syscall", "timeout": "none", "descriptor": descriptor},
         }
 
-    def resolve(self):
+    async def resolve(self):
         """By a name server that says nothing: see `silent_name_server`. It takes a whole second."""
         if self.hold < 0.1:
-            self.timed(socket.getaddrinfo, "localhost", 80)
+            await self.timed(socket.getaddrinfo, "localhost", 80)
             return {}
         try:
-            self.timed(socket.getaddrinfo, "shop.example", 80)
+            await self.timed(socket.getaddrinfo, "shop.example", 80)
         except socket.gaierror:
             pass
         return {
@@ -270,12 +291,12 @@ class Waits:
             },
         }
 
-    def read_pipe(self):
+    async def read_pipe(self):
         reader, writer = os.pipe()
         server = Server("write", writer, self.hold, pass_fds=[writer])
         os.close(writer)
         server.lets_go()
-        self.timed(os.read, reader, 1)
+        await self.timed(os.read, reader, 1)
         os.close(reader)
         server.ends()
         return {
@@ -289,14 +310,14 @@ class Waits:
             },
         }
 
-    def receive_locally(self):
+    async def receive_locally(self):
         path = str(self.folder / "bank.sock")
         server = Server("unix", path, self.hold)
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(path)
             server.awaits("there")
             server.lets_go()
-            self.timed(connection.recv, 1)
+            await self.timed(connection.recv, 1)
             number = connection.fileno()
         server.ends()
         os.unlink(path)
@@ -310,9 +331,9 @@ class Waits:
             },
         }
 
-    def wait_for_child(self):
+    async def wait_for_child(self):
         child = subprocess.Popen(["sleep", str(self.hold)])
-        self.timed(child.wait)
+        await self.timed(child.wait)
         command = f"sleep {self.hold}"
         return {
             "words": f"waiting for child {child.pid} ({command})",
@@ -326,12 +347,12 @@ class Waits:
             },
         }
 
-    def lock_file(self, kind="flock"):
+    async def lock_file(self, kind="flock"):
         path = self.folder / f"{kind}.lock"
         server = Server(kind, path, self.hold)
         with open(path, "w") as file:
             server.lets_go()
-            self.timed(getattr(fcntl, kind), file, fcntl.LOCK_EX)
+            await self.timed(getattr(fcntl, kind), file, fcntl.LOCK_EX)
         server.ends()
         return {
             "words": f"waiting for a file lock on {path}, held by process {server.pid} (",
@@ -346,10 +367,10 @@ class Waits:
             },
         }
 
-    def lock_range(self):
-        return self.lock_file("lockf")
+    async def lock_range(self):
+        return await self.lock_file("lockf")
 
-    def insert(self, journal="DELETE"):
+    async def insert(self, journal="DELETE"):
         path = str(self.folder / f"shop-{journal.lower()}.db")
         database = sqlite3.connect(path, timeout=5)
         database.execute(f"PRAGMA journal_mode={journal}")
@@ -357,7 +378,7 @@ class Waits:
         database.commit()
         server = Server("sqlite", path, self.hold)
         server.lets_go()
-        self.timed(database.execute, "INSERT INTO orders VALUES (1)")
+        await self.timed(database.execute, "INSERT INTO orders VALUES (1)")
         database.commit()
         database.close()
         server.ends()
@@ -371,17 +392,17 @@ class Waits:
             },
         }
 
-    def insert_into_log(self):
-        return self.insert("WAL")
+    async def insert_into_log(self):
+        return await self.insert("WAL")
 
-    def read_terminal(self):
+    async def read_terminal(self):
         master, slave = os.openpty()
         server = Server("write", master, self.hold, pass_fds=[master])
         path = os.ttyname(slave)
         # Not line by line.
         subprocess.run(["stty", "raw"], stdin=slave, check=True)
         server.lets_go()
-        self.timed(os.read, slave, 1)
+        await self.timed(os.read, slave, 1)
         os.close(slave)
         os.close(master)
         server.ends()
@@ -394,11 +415,11 @@ class Waits:
             },
         }
 
-    def read_events(self):
+    async def read_events(self):
         events = os.eventfd(0)
         server = Server("write", events, self.hold, pass_fds=[events])
         server.lets_go()
-        self.timed(os.eventfd_read, events)
+        await self.timed(os.eventfd_read, events)
         os.close(events)
         server.ends()
         return {
@@ -412,11 +433,127 @@ class Waits:
             },
         }
 
-    def sleep(self):
-        self.timed(time.sleep, self.hold)
+    def slow_files(self, cached=False):
+        folder = self.folder / "slow"
+        folder.mkdir(exist_ok=True)
+        return Slow(folder, cached)
+
+    async def open_slowly(self):
+        slow = self.slow_files()
+        slow.takes(self.hold)
+        file = await self.timed(os.open, slow.path, os.O_RDWR)
+        os.close(file)
+        slow.ends()
+        return {
+            "words": f"blocked in openat on {slow.path} (fuse.slow)",
+            "cause": {"kind": "syscall", "syscall": "openat", "path": slow.path, "file_system": "fuse.slow"},
+            "kernel": "request_wait_answer",
+        }
+
+    async def read_slowly(self, cached=False):
+        slow = self.slow_files(cached)
+        file = os.open(slow.path, os.O_RDWR)
+        slow.takes(self.hold)
+        await self.timed(os.read, file, 100)
+        os.close(file)
+        slow.ends()
+        return {
+            "words": f"blocked in read on {slow.path} (fuse.slow)",
+            "woken_by": slow.pid,
+            "cause": {
+                "kind": "syscall",
+                "syscall": "read",
+                "descriptor": {"number": file, "kind": "file", "path": slow.path, "file_system": "fuse.slow"},
+            },
+            "kernel": "folio_wait_bit" if cached else "request_wait_answer",
+        }
+
+    async def read_page_slowly(self):
+        return await self.read_slowly(cached=True)
+
+    async def sync_slowly(self):
+        slow = self.slow_files()
+        file = os.open(slow.path, os.O_RDWR)
+        os.write(file, b"x" * 512)
+        slow.takes(self.hold)
+        await self.timed(os.fsync, file)
+        os.close(file)
+        slow.ends()
+        return {
+            "words": f"blocked in fsync on {slow.path} (fuse.slow)",
+            "cause": {"kind": "syscall", "syscall": "fsync", "descriptor": {"file_system": "fuse.slow"}},
+            "kernel": "request_wait_answer",
+        }
+
+    async def sync_disk(self):
+        """A disk that is a file of the slow file system."""
+        slow = self.slow_files()
+        made = subprocess.run(["losetup", "-f", "--show", slow.path], check=True, capture_output=True, text=True)
+        device = made.stdout.strip()
+        disk = os.open(device, os.O_RDWR)
+        # It goes away with its last user, whatever happens here.
+        subprocess.run(["losetup", "-d", device], check=True)
+        os.write(disk, b"x" * 4096)
+        slow.takes(self.hold)
+        await self.timed(os.fsync, disk)
+        slow.takes(0)
+        os.close(disk)
+        slow.ends()
+        return {
+            "words": f"waiting for the disk in fsync on {device}",
+            "cause": {"kind": "disk", "syscall": "fsync", "target": device},
+        }
+
+    async def read_disk(self):
+        slow = self.slow_files()
+        made = subprocess.run(["losetup", "-f", "--show", slow.path], check=True, capture_output=True, text=True)
+        device = made.stdout.strip()
+        disk = os.open(device, os.O_RDONLY)
+        subprocess.run(["losetup", "-d", device], check=True)
+        slow.takes(self.hold)
+        # Not where whoever looks for partitions has been.
+        await self.timed(os.pread, disk, 512, 33 * 1024 * 1024)
+        slow.takes(0)
+        os.close(disk)
+        slow.ends()
+        return {
+            "words": f"waiting for the disk in pread64 on {device}",
+            "cause": {"kind": "disk", "syscall": "pread64", "target": device},
+            "kernel": "folio_wait_bit",
+        }
+
+    async def touch_page(self):
+        """Of a file that is mapped: a page fault."""
+        slow = self.slow_files(cached=True)
+        file = os.open(slow.path, os.O_RDWR)
+        mapped = mmap.mmap(file, 4096, mmap.MAP_PRIVATE)
+        slow.takes(self.hold)
+        await self.timed(mapped.read_byte)
+        mapped.close()
+        os.close(file)
+        slow.ends()
+        return {
+            "words": "waiting for a page of a file",
+            "cause": {"kind": "disk", "syscall": None},
+            "kernel": "folio_wait_bit",
+        }
+
+    async def sleep(self):
+        await self.timed(time.sleep, self.hold)
         return {
             "words": f"asleep in clock_nanosleep ({self.hold * 1000:.0f} ms asked for)",
             "cause": {"kind": "sleep", "syscall": "clock_nanosleep", "purpose": None},
+        }
+
+    async def sleep_on(self):
+        """A sleep that is stopped in the middle, and then goes on by another system call."""
+        stops = f"sleep {self.hold / 5}; kill -STOP $0; kill -CONT $0"
+        stopper = subprocess.Popen(["sh", "-c", stops, str(os.getpid())])
+        await self.timed(LIBC.usleep, int(self.hold * 1e6))
+        stopper.wait()
+        return {
+            "words": f"asleep in clock_nanosleep ({self.hold * 1000:.0f} ms asked for)",
+            "cause": {"kind": "sleep", "syscall": "clock_nanosleep", "asked_ns": int(self.hold * 1e9)},
         }
 
 
@@ -458,10 +595,9 @@ async def serve(kinds, hold, folder):
     print("ready 0", os.getpid(), flush=True)
     await watched.wait()
     for kind in kinds:
-        # Preparing takes its time, too: it is no part of the wait, but of the turn.
         await asyncio.sleep(0.3)
         waits = Waits(hold, folder)
-        told = getattr(waits, kind)()
+        told = await getattr(waits, kind)()
         [(start_ns, end_ns)] = waits.spans
         told.update(kind=kind, start_ns=start_ns, end_ns=end_ns)
         print("waited", json.dumps(told), flush=True)
@@ -471,15 +607,25 @@ async def serve(kinds, hold, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--healthy", action="store_true", help="wait for moments only")
+    parser.add_argument("--keep", action="store_true", help="be the other side: KIND WHERE SECONDS")
     parser.add_argument("kinds", nargs="+")
     options = parser.parse_args()
+    if options.keep:
+        kind, where, hold = options.kinds
+        getattr(Keeper(where, hold), kind)()
+        return
     own_namespaces()
     dark_network()
     with tempfile.TemporaryDirectory(prefix="stalltrace-syscalls-") as folder:
-        server = silent_name_server(pathlib.Path(folder))
-        hold = HEALTHY_HOLD_S if options.healthy else HOLD_S
-        asyncio.run(serve(options.kinds, hold, pathlib.Path(folder)))
-        server.close()
+        # Disks take their time.
+        must(LIBC.mount(b"none", folder.encode(), b"tmpfs", 0, None))
+        try:
+            server = silent_name_server(pathlib.Path(folder))
+            hold = HEALTHY_HOLD_S if options.healthy else HOLD_S
+            asyncio.run(serve(options.kinds, hold, pathlib.Path(folder)))
+            server.close()
+        finally:
+            must(LIBC.umount2(folder.encode(), MNT_DETACH))
 
 
 if __name__ == "__main__":

@@ -124,8 +124,11 @@ fn mirrored(pid: u32, descriptor: &Descriptor) -> Option<String> {
     let tables = TABLES.iter().filter(|(of, _)| *of == protocol);
     tables.into_iter().find_map(|(_, name)| {
         let text = sockets::table(pid, name)?;
+        // A server of UDP is rarely connected.
+        let answers_all = |entry: &sockets::Internet| protocol == "udp" && entry.peer.is_none();
         let is_mirror = |entry: &sockets::Internet| {
-            entry.local == *peer && entry.peer.as_ref() == Some(local) && entry.inode != "0"
+            let is_ours = entry.peer.as_ref() == Some(local) || answers_all(entry);
+            entry.local == *peer && is_ours && entry.inode != "0"
         };
         sockets::internet(&text).find(is_mirror).map(|entry| entry.inode)
     })

@@ -9,6 +9,7 @@ pub mod arguments;
 pub mod mounts;
 pub mod sockets;
 pub mod parties;
+pub mod queues;
 pub mod file_locks;
 pub mod borrowed;
 pub mod descriptors;

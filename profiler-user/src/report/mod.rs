@@ -31,11 +31,12 @@ pub use self::schema::Report;
 use self::schema::session::{Configuration, EndReason, Probe, SessionEnd, SessionStart, WaitHooks};
 use self::schema::stall::{
     CauseKind, Frame, Language, LoopThread, Role, Stack, Stall, StallLine, State, Switches, Thread,
+    WaitingConnections,
 };
 use self::schema::{Common, Process, Runtime, SchemaVersion, Severity};
 use crate::frame;
 use crate::gap::Gap;
-use crate::turn::{End, Moment, Sampled, Stall as SeenStall, ThreadState};
+use crate::turn::{End, Moment, Queue, Sampled, Stall as SeenStall, ThreadState};
 
 /// What the first line of a session says.
 #[derive(Debug, Clone)]
@@ -221,6 +222,7 @@ fn stall_facts(
         switches: Switches { voluntary: turn.voluntary, preempted: turn.preempted },
         ready_events: seen.ready_events,
         steal_ns: seen.around.stolen.map(|stolen| stolen.at_most_ns.min(turn.booked_ns())),
+        waiting_connections: seen.queues.iter().map(WaitingConnections::from).collect(),
     }
 }
 
@@ -282,6 +284,12 @@ impl From<ThreadState> for State {
             ThreadState::Runnable => Self::Runnable,
             ThreadState::Stopped => Self::Stopped,
         }
+    }
+}
+
+impl From<&Queue> for WaitingConnections {
+    fn from(queue: &Queue) -> Self {
+        Self { address: queue.address.clone(), waiting: queue.waiting }
     }
 }
 
@@ -372,7 +380,7 @@ mod tests {
             "timestamp": "2026-11-21T05:20:06.012123Z",
             "severity": "ERROR",
             "message": "uvicorn[4242]: event loop stalled 5012 ms, blocked in recvfrom on \
-                        tcp 127.0.0.1:8081, at charge_payment (app.py:31)",
+                        tcp 127.0.0.1:8081, at charge_payment (app.py:31); 17 events had to wait",
             "session": "s1",
             "host": "web-3",
             "process": process(),
@@ -394,6 +402,7 @@ mod tests {
                 "switches": { "voluntary": 2, "preempted": 1 },
                 "ready_events": 17,
                 "steal_ns": 0,
+                "waiting_connections": [],
             },
             "thread": { "tid": 4242, "tid_in_container": 7, "name": "uvicorn", "loop": "asyncio" },
             "runtime": { "name": "cpython", "version": "3.11.2" },

@@ -142,6 +142,7 @@ pub fn stall() -> Stall {
         others: Vec::new(),
         around: Surroundings { stolen: Some(Growth::default()), ..Surroundings::default() },
         ready_events: Some(17),
+        queues: Vec::new(),
         gaps: Vec::new(),
     }
 }

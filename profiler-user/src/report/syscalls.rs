@@ -219,6 +219,13 @@ pub fn is_inside(text: &str, registers: &Registers) -> bool {
 /// `restart_syscall`: what a signal or a stop interrupted goes on.
 const RESTART: i64 = 219;
 
+/// A line of a kernel stack that is there whatever the system call.
+fn is_entry(line: &str) -> bool {
+    const ENTRIES: [&str; 4] =
+        ["do_syscall_64+", "entry_SYSCALL_64", "restart_syscall+", "x64_sys_call+"];
+    ENTRIES.iter().any(|entry| line.contains(entry))
+}
+
 /// The call that `restart_syscall` goes on with, by the kernel's own function for each. Its arguments
 /// are the first call's.
 pub fn restarted(registers: &Registers, kernel_stack: &str) -> i64 {
@@ -235,7 +242,8 @@ pub fn restarted(registers: &Registers, kernel_stack: &str) -> i64 {
         POLL
     } else if kernel_stack.contains("futex_wait_restart") {
         FUTEX
-    } else if kernel_stack.contains("hrtimer_nanosleep_restart") {
+    } else if !kernel_stack.is_empty() && kernel_stack.lines().all(is_entry) {
+        // The scheduler's functions are left out of /proc/PID/stack, and a sleep has no others.
         if first < MAX_CLOCK { CLOCK_NANOSLEEP } else { NANOSLEEP }
     } else {
         RESTART
@@ -356,8 +364,11 @@ mod tests {
     fn restarts() {
         let restart = |first| inside(219, [first, 0, 0, 0, 0, 0]);
         assert_eq!(restarted(&restart(0x7000), "[<0>] do_restart_poll+0x5\n"), 7);
-        assert_eq!(restarted(&restart(0x7000), "[<0>] hrtimer_nanosleep_restart+0x5\n"), 35);
-        assert_eq!(restarted(&restart(1), "[<0>] hrtimer_nanosleep_restart+0x5\n"), 230);
+        let only_entry =
+            "[<0>] do_syscall_64+0x71/0x280\n[<0>] entry_SYSCALL_64_after_hwframe+0x76/0x7e\n";
+        assert_eq!(restarted(&restart(0x7000), only_entry), 35);
+        assert_eq!(restarted(&restart(1), only_entry), 230);
+        assert_eq!(restarted(&restart(1), "[<0>] alarm_timer_nsleep_restart+0x5\n"), 219);
         assert_eq!(restarted(&restart(1), "futex_wait_restart"), 202);
         assert_eq!(restarted(&restart(1), ""), 219);
         assert_eq!(restarted(&inside(45, [0; 6]), "do_restart_poll"), 45);

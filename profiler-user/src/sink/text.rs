@@ -89,6 +89,11 @@ fn stall(page: &mut Page, line: &StallLine, word: &str) {
         let kept = format!("{} kept waiting", counted(events, "file descriptor"));
         page.label("events").put(Style::Plain, &kept).end_line();
     }
+    for queue in &line.stall.waiting_connections {
+        let kept = counted(queue.waiting, "connection");
+        let kept = format!("{kept} kept waiting at {}", queue.address);
+        page.label("clients").put(Style::Plain, &kept).end_line();
+    }
     task(page, line.task.as_ref());
     stacks(page, line);
     list(page, "gaps", &line.gaps);
@@ -426,7 +431,7 @@ still  uvicorn[4242]: event loop stalled for 103 ms so far, blocked in recvfrom 
 ";
 
     const STALL_END: &str = "\
-STALLED  uvicorn[4242]: event loop stalled 5012 ms, blocked in recvfrom on tcp 127.0.0.1:8081, at charge_payment (app.py:31)
+STALLED  uvicorn[4242]: event loop stalled 5012 ms, blocked in recvfrom on tcp 127.0.0.1:8081, at charge_payment (app.py:31); 17 events had to wait
   began     2026-11-21T05:20:01.000123Z in thread 4242 (uvicorn), asyncio on cpython 3.11.2
   advice    A blocking call: use its asynchronous kin, or run it with asyncio.to_thread; with a timeout where it waits for somebody.
   time      running, user       8.000 ms

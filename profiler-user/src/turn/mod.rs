@@ -99,6 +99,8 @@ pub struct Waker {
     pub pid: u32,
     pub tid: u32,
     pub name: String,
+    /// The command of its process, if that is another than the target.
+    pub command: Option<String>,
     /// The system call that it was in as it did, and its first two arguments. Of a futex the call was
     /// checked to be on the same; of other waits it is one of the kind that ends them.
     pub syscall: i64,
@@ -111,6 +113,13 @@ pub struct Waker {
     pub ended_ns: u64,
     /// Where it was when it did, if it is a thread of the target. `time_ns` is `ended_ns`.
     pub seen: Option<Sampled>,
+}
+
+/// Connections that wait at one listening socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Queue {
+    pub address: String,
+    pub waiting: u64,
 }
 
 /// Another thread of the process, and where it was while the loop stalled.
@@ -172,5 +181,7 @@ pub struct Stall {
     pub around: Surroundings,
     /// What the wait after the stall returned: file descriptors kept waiting.
     pub ready_events: Option<u64>,
+    /// Connections that nobody accepted meanwhile.
+    pub queues: Vec<Queue>,
     pub gaps: Vec<Gap>,
 }

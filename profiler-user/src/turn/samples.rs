@@ -197,9 +197,10 @@ impl Samples {
             let sampled = &mut self.stacks[index];
             sampled.samples += 1;
             sampled.registers = registers;
-            // What was seen while it lasted says more.
-            if sampled.call.is_none() || was.call.as_ref().is_some_and(|call| call.is_seen) {
-                sampled.call = was.call.map(Box::new);
+            if let Some(call) = was.call
+                && sampled.call.as_ref().is_none_or(|known| call.says_as_much(known))
+            {
+                sampled.call = Some(Box::new(call));
             }
             return Some((index, share_of(&mut sampled.shares, stack.running)));
         }

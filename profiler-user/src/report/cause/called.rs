@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::woken;
 use crate::call::{self, Timeout, is_remote};
 use crate::gap::Gap;
 use crate::report::message::milliseconds;
@@ -10,7 +11,7 @@ use crate::report::schema::call as schema;
 use crate::report::schema::call::{Call, DescriptorKind, Party, Purpose};
 use crate::report::schema::stall::CauseKind;
 use crate::report::syscalls::{self, Operand};
-use crate::turn::Sampled;
+use crate::turn::{Sampled, Stall};
 
 /// Characters of a command that a sentence has room for.
 const MAX_COMMAND: usize = 60;
@@ -89,17 +90,37 @@ fn shortened(text: &str) -> String {
 
 /// The type of the file system that the call's file is on.
 pub fn file_system(sampled: &Sampled) -> Option<&str> {
-    let call = sampled.call.as_deref()?;
-    let of_descriptor = call.descriptor.as_ref().and_then(|seen| seen.file_system.as_deref());
-    call.file_system.as_deref().or(of_descriptor)
+    let call = sampled.call.as_deref();
+    let descriptor = call.and_then(|call| call.descriptor.as_ref());
+    let of_descriptor = descriptor.and_then(|seen| seen.file_system.as_deref());
+    let of_path = call.and_then(|call| call.file_system.as_deref());
+    of_path.or(of_descriptor).or_else(|| by_kernel(sampled))
+}
+
+/// A file system that is elsewhere, by the names of its functions on the kernel stack.
+fn by_kernel(sampled: &Sampled) -> Option<&'static str> {
+    const FUNCTIONS: [(&str, &str); 6] = [
+        ("fuse_", "fuse"),
+        ("nfs4_", "nfs4"),
+        ("nfs_", "nfs"),
+        ("cifs_", "cifs"),
+        ("ceph_", "ceph"),
+        ("v9fs_", "9p"),
+    ];
+    let names = sampled.stack.kernel.iter().filter_map(|frame| frame.function.as_deref());
+    let mut known = names.flat_map(|name| {
+        FUNCTIONS.iter().find(|(start, _)| name.starts_with(start)).map(|(_, kind)| *kind)
+    });
+    known.next()
 }
 
 /// The fields of a blocked call.
-pub fn call(sampled: &Sampled, gaps: &mut Vec<Gap>) -> Call {
+pub fn call(stall: &Stall, sampled: &Sampled, gaps: &mut Vec<Gap>) -> Call {
     let purpose = purpose::of(&sampled.registers, &sampled.stack.frames);
     let Some(seen) = sampled.call.as_deref() else {
         return Call { purpose, ..Call::default() };
     };
+    let woken_by = woken::by(stall, sampled, gaps);
     gaps.extend_from_slice(&seen.gaps);
     let is_socket = seen.descriptor.as_ref().is_some_and(|it| it.kind == call::Kind::Socket);
     if !seen.is_seen && seen.gaps.is_empty() && is_socket {
@@ -115,7 +136,7 @@ pub fn call(sampled: &Sampled, gaps: &mut Vec<Gap>) -> Call {
         purpose,
         held_by: seen.held_by.iter().map(Party::from).collect(),
         child: seen.child.as_ref().map(Party::from),
-        woken_by: None,
+        woken_by,
     }
 }
 
@@ -264,9 +285,9 @@ mod tests {
 
     use super::{call, phrase, sleep, target};
     use crate::call::{Call, Descriptor, Kind, Party, Timeout};
-    use crate::report::sample::{blocked_in, native};
+    use crate::report::sample::{self, blocked_in, native};
     use crate::report::schema::stall::CauseKind;
-    use crate::turn::Sampled;
+    use crate::turn::{End, Sampled, Stall};
 
     const RECVFROM: i64 = 45;
     const POLL: i64 = 7;
@@ -289,7 +310,8 @@ mod tests {
             sleep(sampled, syscall, &mut gaps)
         } else {
             let target = target(sampled, &syscall, &BTreeMap::new(), &mut gaps);
-            let call = Box::new(call(sampled, &mut gaps));
+            let stall = Stall { end: End::NotYet, ..sample::stall() };
+            let call = Box::new(call(&stall, sampled, &mut gaps));
             CauseKind::Syscall { syscall, args: Vec::new(), target, call }
         };
         (phrase(&kind), gaps.into_iter().map(|gap| gap.0).collect())

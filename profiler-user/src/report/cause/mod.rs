@@ -13,6 +13,7 @@ mod quota;
 mod run_queue;
 mod stopped;
 mod wait;
+mod woken;
 
 use std::collections::BTreeMap;
 
@@ -340,6 +341,16 @@ mod tests {
     fn causes() {
         let recv = |time_ns| blocked_in(RECVFROM, [7, 0, 0, 0, 0, 0], time_ns);
         let call = |number, args, time_ns| vec![blocked_in(number, args, time_ns)];
+        let remote_fault =
+            with_kernel(blocked_in(-1, [0; 6], 95), &["fuse_readahead", "filemap_fault"]);
+        let remote_read = with_kernel(
+            blocked_in(0, [9, 0, 0, 0, 0, 0], 95),
+            &["folio_wait_bit_common", "filemap_read", "fuse_file_read_iter"],
+        );
+        let page_read = with_kernel(
+            blocked_in(0, [9, 0, 0, 0, 0, 0], 95),
+            &["folio_wait_bit_common", "filemap_read"],
+        );
         let page_fault = with_kernel(blocked_in(-1, [0; 6], 95), &["__schedule", "io_schedule"]);
         let swap_in = with_kernel(blocked_in(-1, [0; 6], 95), &["io_schedule", "do_swap_page"]);
         let slow_read =
@@ -383,7 +394,15 @@ mod tests {
                 "waiting for the disk in read on /var/lib/x.json",
                 Certain,
             ),
-            ([5, 95, 0, 0], vec![page_fault], "waiting for the disk in a page fault", Certain),
+            ([5, 95, 0, 0], vec![remote_fault], "waiting for a page of a file (fuse)", Certain),
+            ([5, 95, 0, 0], vec![remote_read], "blocked in read on /var/lib/x.json", Certain),
+            (
+                [5, 95, 0, 0],
+                vec![page_read],
+                "waiting for the disk in read on /var/lib/x.json",
+                Certain,
+            ),
+            ([5, 95, 0, 0], vec![page_fault], "waiting for a page of a file", Certain),
             ([5, 95, 0, 0], vec![swap_in], "waiting for memory to come back from swap", Certain),
             ([5, 10, 85, 0], vec![runnable], NO_CPU, Certain),
             ([40, 0, 45, 15], Vec::new(), NO_CPU, Likely),

@@ -14,7 +14,10 @@ pub fn phrase(kind: &CauseKind) -> String {
         CauseKind::Disk { syscall: Some(syscall), target, .. } => {
             return format!("waiting for the disk in {syscall}{}", on(target));
         }
-        CauseKind::Disk { syscall: None, .. } => "waiting for the disk in a page fault",
+        CauseKind::Disk { syscall: None, file_system: Some(file_system), .. } => {
+            return format!("waiting for a page of a file ({file_system})");
+        }
+        CauseKind::Disk { syscall: None, .. } => "waiting for a page of a file",
         CauseKind::Cpu { .. } | CauseKind::Saturated { .. } => return cpu::phrase(kind),
         CauseKind::Lock { .. } | CauseKind::Gil { .. } => return held::phrase(kind),
         CauseKind::Memory { activity, .. } => memory(*activity),

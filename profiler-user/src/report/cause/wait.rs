@@ -56,14 +56,16 @@ fn wait_kind(
 ) -> CauseKind {
     let registers = &sampled.registers;
     let inside = registers.syscall >= 0;
-    if !inside && !is_disk(sampled) {
+    let is_fault = !inside && has_kernel_frame(sampled, "filemap_fault");
+    if !inside && !is_disk(sampled) && !is_fault {
         let reason = "the thread was blocked outside any system call, and its kernel stack does not say in what";
         gaps.push(Gap::new("cause", reason));
         return CauseKind::Unknown;
     }
     if !inside {
         gaps.push(Gap::new("target", "which file the page belongs to is not recorded"));
-        return CauseKind::Disk { syscall: None, target: None, file_system: None };
+        let file_system = called::file_system(sampled).map(str::to_owned);
+        return CauseKind::Disk { syscall: None, target: None, file_system };
     }
     let syscall = syscall_name(registers);
     if syscalls::is_sleep(registers) {
@@ -82,15 +84,36 @@ fn wait_kind(
         return CauseKind::Disk { syscall: Some(syscall), target, file_system };
     }
     let args = registers.args.map(hexadecimal).to_vec();
-    let call = Box::new(called::call(sampled, gaps));
+    let call = Box::new(called::call(stall, sampled, gaps));
     CauseKind::Syscall { syscall, args, target, call }
 }
+
+/// The kernel's functions that wait in `io_schedule` for a page, a buffer or a request of a block device,
+/// or for the journal of one. /proc/PID/stack leaves `io_schedule` itself out, as all of the scheduler's.
+const IN_IO_WAIT: [&str; 16] = [
+    "io_schedule",
+    "folio_wait_bit",
+    "folio_wait_private",
+    "__folio_lock",
+    "wait_on_page_bit",
+    "__lock_page",
+    "bit_wait_io",
+    "__wait_on_buffer",
+    "submit_bio_wait",
+    "blk_wait_io",
+    "rq_qos_wait",
+    "blk_mq_get_tag",
+    "__iomap_dio_rw",
+    "__blkdev_direct_IO",
+    "balance_dirty_pages",
+    "jbd2_log_wait_commit",
+];
 
 /// Whether the kernel waited for a block device: that accounts as I/O wait, in `io_schedule`. A page of a
 /// file that is elsewhere does so, too, but there no disk of this machine is slow.
 fn is_disk(sampled: &Sampled) -> bool {
-    let waits =
-        syscalls::is_write_back(&sampled.registers) || has_kernel_frame(sampled, "io_schedule");
+    let waits = syscalls::is_write_back(&sampled.registers)
+        || IN_IO_WAIT.iter().any(|function| has_kernel_frame(sampled, function));
     waits && !called::file_system(sampled).is_some_and(is_remote)
 }
 

@@ -28,7 +28,8 @@ pub struct Call {
     pub held_by: Vec<Party>,
     /// The child process that it waited for.
     pub child: Option<Party>,
-    /// Who ended the longest of the waits. `null` while it lasts, and where a timeout or a signal did.
+    /// Who ended the longest of the waits by a system call of its own. `null` while it lasts, where a
+    /// timeout or a signal did, and of waits that no other process ends.
     pub woken_by: Option<Waker>,
 }
 

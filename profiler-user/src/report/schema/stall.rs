@@ -60,6 +60,18 @@ pub struct Stall {
     /// What the hypervisor took from the machine's CPUs meanwhile, at most: on which of them the thread
     /// was is not recorded.
     pub steal_ns: Option<u64>,
+    /// Connections that waited to be accepted by the process while the loop stalled, the most that were
+    /// seen at once. Of TCP only; looked for when the stall is first told, and at growing intervals.
+    pub waiting_connections: Vec<WaitingConnections>,
+}
+
+/// Connections that nobody had accepted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct WaitingConnections {
+    /// Of the listening socket.
+    pub address: String,
+    pub waiting: u64,
 }
 
 /// How a stall's time divides. The sum is its duration, exactly.
@@ -353,6 +365,9 @@ pub struct Waker {
     pub tid: u32,
     /// The thread's, at that moment.
     pub name: String,
+    /// Of its process, if that is another than the target and has not exited; the beginning, if it is
+    /// long.
+    pub command: Option<String>,
 }
 
 /// A thread, and its share of the time that the loop waited.
