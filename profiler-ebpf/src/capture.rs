@@ -11,8 +11,9 @@ use profiler_ebpf::turn::Loop;
 use crate::maps::{count, python_layout};
 use crate::task::Task;
 
-/// Fills the head from the thread that is current. False where its registers cannot be had.
-#[inline(always)]
+/// Fills the head from the thread that is current. False where its registers cannot be had. A function of
+/// its own: the head is put together on the stack, and a chain of calls has 512 bytes of that.
+#[inline(never)]
 pub fn take_registers(
     capture: &mut Capture,
     state: &Loop,
@@ -33,6 +34,9 @@ pub fn take_registers(
         state: state.state,
         holds_gil: 0,
         task_state: 0,
+        callback: 0,
+        collecting: 0,
+        reserved: 0,
         registers,
         stack_top: if is_main { task.start_stack() } else { 0 },
         fsbase: task.fsbase(),
@@ -211,6 +215,12 @@ fn check(layout: &PythonLayout, code: u64) -> u32 {
     let name = read(code, layout.code_name, &mut ignored);
     let linetable = read(code, layout.code_linetable, &mut ignored);
     code_check(first, name, linetable)
+}
+
+/// Eight bytes of the target, or 0 where the address is not known or not mapped.
+#[inline(always)]
+pub fn word_at(address: u64) -> u64 {
+    if address == 0 { 0 } else { read(address, 0, &mut 0) }
 }
 
 /// Eight bytes, or 0 and a mark in `failed`.

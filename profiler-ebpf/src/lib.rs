@@ -1,4 +1,4 @@
-//! What kernel side and user side agree on: limits, parameters, records, losses, and the rules of a turn.
+//! What kernel side and user side agree on: limits, parameters, records, losses, and the rules of turns and statistics.
 //!
 //! Nothing in this half of the package names aya, a map or a helper, so the same rules that the
 //! kernel runs are tested on the host. The probes are the binary half, `main.rs`.
@@ -11,6 +11,8 @@ pub mod python;
 pub mod turn;
 pub mod sleep;
 pub mod parks;
+pub mod histogram;
+pub mod reading;
 pub mod record;
 pub mod rivals;
 pub mod wanted;

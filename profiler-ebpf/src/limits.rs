@@ -38,6 +38,8 @@ pub const MAX_RIVALS: usize = 32;
 /// CPUs on which it is recorded who runs instead of a loop's thread: what distributions' kernels are
 /// built for is 8192, but of a machine with more than these only a hypervisor could tell. A power of two.
 pub const MAX_CPUS: usize = 1024;
+/// Processes whose accepts are counted at most: twice as many as large machines have workers.
+pub const MAX_ACCEPTORS: u32 = 256;
 
 /// A blocked stretch shorter than this is accounted but its stack is not sent.
 pub const MIN_BLOCK_NS: u64 = 1_000_000;

@@ -9,6 +9,7 @@ mod emit;
 mod capture;
 mod park;
 mod runnable;
+mod stats;
 mod wait;
 mod sched;
 mod others;
@@ -116,6 +117,9 @@ fn loop_registers(slot: u32, state: &mut Loop, in_user: u32, now_ns: u64) -> boo
     let taken = capture::take_registers(capture, state, reason::TICK, in_user, now_ns);
     // Another loop may wait for what this one holds.
     capture.head.holds_gil = others::gil_is_held_by(state.python_tstate);
+    capture.head.callback = capture::word_at(state.python_callback);
+    // The lower half: an `int`.
+    capture.head.collecting = (capture::word_at(state.python_collecting) as u32).min(1);
     taken
 }
 
@@ -149,6 +153,29 @@ pub fn wait_left(context: TracePointContext) -> u32 {
     // SAFETY: the return value lies at offset 16 of every exit tracepoint.
     let returned = unsafe { context.as_ptr().cast::<u8>().add(16).cast::<i64>().read_volatile() };
     wait::left(&context, returned);
+    0
+}
+
+/// `sys_exit_accept` and `sys_exit_accept4`.
+#[tracepoint]
+pub fn accept_left(context: TracePointContext) -> u32 {
+    // SAFETY: the return value lies at offset 16 of every exit tracepoint.
+    let returned = unsafe { context.as_ptr().cast::<u8>().add(16).cast::<i64>().read_volatile() };
+    stats::accepted(returned);
+    0
+}
+
+/// The better hook on `accept`.
+#[fexit]
+pub fn leave_accept(context: FExitContext) -> i32 {
+    stats::accepted(context.arg(1));
+    0
+}
+
+/// The better hook on `accept4`.
+#[fexit]
+pub fn leave_accept4(context: FExitContext) -> i32 {
+    stats::accepted(context.arg(1));
     0
 }
 

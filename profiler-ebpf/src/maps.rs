@@ -2,14 +2,16 @@
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, Queue, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, Queue, RingBuf};
 use profiler_ebpf::counter::Counter;
-use profiler_ebpf::limits::{MAX_DESKS, MAX_LOOPS, RING_BYTES};
+use profiler_ebpf::limits::{MAX_ACCEPTORS, MAX_DESKS, MAX_LOOPS, RING_BYTES};
 use profiler_ebpf::param::Params;
+use profiler_ebpf::parks::Parks;
 use profiler_ebpf::python::PythonLayout;
+use profiler_ebpf::reading::{Accepts, Reading};
 use profiler_ebpf::record::Capture;
 use profiler_ebpf::rivals::Rivals;
-use profiler_ebpf::turn::{Loop, Parks};
+use profiler_ebpf::turn::Loop;
 
 /// Set by the daemon before loading, frozen after.
 #[unsafe(no_mangle)]
@@ -19,6 +21,7 @@ pub static PARAMS: Params = Params {
     suspect_ns: 0,
     poll_waits: 0,
     switch_has_state: 0,
+    stats: 0,
     offset: profiler_ebpf::param::Offsets {
         task_pid: 0,
         task_tgid: 0,
@@ -78,6 +81,15 @@ static PARKS: Array<Parks> = Array::with_max_entries(MAX_LOOPS, BPF_F_MMAPABLE);
 /// Who ran instead of each loop's thread while that was ready; the daemon maps it.
 #[map]
 static RIVALS: Array<Rivals> = Array::with_max_entries(MAX_LOOPS, BPF_F_MMAPABLE);
+
+/// The statistics of the thread in each slot. The daemon makes it one slot long where none are wanted.
+#[map]
+static READINGS: Array<Reading> = Array::with_max_entries(MAX_LOOPS, BPF_F_MMAPABLE);
+
+/// Processes whose accepts are counted, by process; filled by the daemon. For each CPU its own value,
+/// because programs cannot add atomically.
+#[map]
+static ACCEPTS: PerCpuHashMap<u32, Accepts> = PerCpuHashMap::with_max_entries(MAX_ACCEPTORS, 0);
 
 /// How the target's CPython is laid out; written by the daemon.
 #[map]
@@ -149,6 +161,25 @@ pub fn rivals_at(slot: u32) -> Option<&'static mut Rivals> {
     // SAFETY: as for `loop_at`, but that a switch on a CPU that the thread was just moved from may
     // come between: a number may be lost, and all are plain.
     RIVALS.get_ptr_mut(slot).map(|rivals| unsafe { &mut *rivals })
+}
+
+/// The statistics of the thread in a slot, where they are wanted.
+#[inline(always)]
+pub fn reading_at(slot: u32) -> Option<&'static mut Reading> {
+    if param!(stats) == 0 {
+        return None;
+    }
+    // SAFETY: as for `loop_at`. The daemon writes `cell`, which is only read here, and the greatest
+    // values of the other cell.
+    READINGS.get_ptr_mut(slot).map(|reading| unsafe { &mut *reading })
+}
+
+/// How this process's accepts ended on this CPU, if they are counted.
+#[inline(always)]
+pub fn accepts_of(tgid: u32) -> Option<&'static mut Accepts> {
+    // SAFETY: the value is this CPU's own. A thread that is preempted within the increment by another of
+    // its process can make it lose one; entries are removed when their process is gone.
+    ACCEPTS.get_ptr_mut(&tgid).map(|accepts| unsafe { &mut *accepts })
 }
 
 /// How the thread in a slot parks.

@@ -19,6 +19,8 @@ pub struct Params {
     pub poll_waits: u64,
     /// 1 where `sched_switch` has a fourth argument, the previous state (since 5.18).
     pub switch_has_state: u64,
+    /// 1 where statistics are wanted.
+    pub stats: u64,
     /// Offsets in bytes within the kernel's structures, from its BTF.
     pub offset: Offsets,
 }

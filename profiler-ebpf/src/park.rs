@@ -1,8 +1,9 @@
 //! Whether a thread that falls asleep on a futex is idle: by the places that the daemon has learnt.
 
 use aya_ebpf::helpers::bpf_probe_read_user;
+use profiler_ebpf::parks::MAX_PARKS;
 use profiler_ebpf::record::{CaptureHead, Registers, reason};
-use profiler_ebpf::turn::{FUTEX, MAX_PARKS};
+use profiler_ebpf::turn::FUTEX;
 
 use crate::maps::parks_at;
 

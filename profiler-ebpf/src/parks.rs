@@ -1,4 +1,4 @@
-//! Where a thread sleeps that waits for work on a futex: what the daemon has learnt, for the probes to recognise it.
+//! How to recognise a worker that has parked, and is idle, by where it sleeps.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

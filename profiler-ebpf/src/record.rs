@@ -155,9 +155,15 @@ pub struct CaptureHead {
     pub state: u32,
     /// 1 where a tick found the thread to hold the interpreter's lock, and the daemon had asked.
     pub holds_gil: u32,
-    /// The thread's `__state` as it gave up its CPU: SIGSTOP 0x4, a debugger 0x8, since 6.1 the freezer
-    /// 0x8000; 0 for a tick.
+    /// The thread's `__state` as it gave up its CPU, 0 for a tick. A set of bits: SIGSTOP 0x4 (seen as
+    /// 0x104: only a fatal signal wakes it), a debugger 0x8, since 6.1 the freezer 0x8000.
     pub task_state: u64,
+    /// What stood at [`crate::turn::Loop::python_callback`] at a tick, else 0.
+    pub callback: u64,
+    /// 1 where a tick found the interpreter to collect garbage.
+    pub collecting: u32,
+    /// Always 0.
+    pub reserved: u32,
     /// The user registers.
     pub registers: Registers,
     /// Where the stack ends as far as is known: of the main thread, `mm->start_stack`; else 0.

@@ -141,26 +141,26 @@ fn book(slot: u32, cpu: u32, previous: u64, next: u64, now_ns: u64) -> bool {
         return false;
     }
     let at = read_kernel::<u32>(rivals.waiter + param!(offset.task_cpu)).unwrap_or(cpu);
-    let queued = queued(rivals.waiter);
     let previous = unpack(previous);
-    write(rivals, |rivals| {
-        if at == cpu {
+    if at == cpu {
+        write(rivals, |rivals| {
             rivals.book(previous, now_ns, current_name);
             rivals.on_cpu = unpack(next);
-        } else {
-            leave(rivals, previous, queued, now_ns, true);
-            rivals.cpu = at;
-        }
-    });
-    if at != cpu {
-        let there = here(at);
-        // SAFETY: an aligned word of our own. That CPU may write it at the same time: then one of both
-        // is lost, which its own checks find out.
-        let slots = unsafe { there.read_volatile() };
-        // SAFETY: as above.
-        unsafe { there.write_volatile(slots | bit(slot)) };
+        });
+        return true;
     }
-    at == cpu
+    let queued = queued(rivals.waiter);
+    write(rivals, |rivals| {
+        leave(rivals, previous, queued, now_ns, true);
+        rivals.cpu = at;
+    });
+    let there = here(at);
+    // SAFETY: an aligned word of our own. That CPU may write it at the same time: then one of both is
+    // lost, which its own checks find out.
+    let slots = unsafe { there.read_volatile() };
+    // SAFETY: as above.
+    unsafe { there.write_volatile(slots | bit(slot)) };
+    false
 }
 
 /// The thread was moved from where `task` ran: that has the time until then.

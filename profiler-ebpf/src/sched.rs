@@ -4,13 +4,13 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::BtfTracePointContext;
 use profiler_ebpf::counter::Counter;
 use profiler_ebpf::limits::MIN_BLOCK_NS;
-use profiler_ebpf::record::{Exited, RecordHead, TurnEnded, kind, reason};
+use profiler_ebpf::record::{Capture, Exited, RecordHead, TurnEnded, kind, reason};
 use profiler_ebpf::sleep::{may_lock_memory, sleeps_for_the_kernel};
 use profiler_ebpf::turn::{Left, Loop, phase};
 
 use crate::maps::{capture_at, change, count, forget, loop_at, param, slot_of};
 use crate::task::Task;
-use crate::{capture, emit, park, runnable};
+use crate::{capture, emit, park, runnable, stats};
 
 /// One task leaves a CPU, another comes onto it. Runs in the context of the one that leaves.
 #[inline(always)]
@@ -39,15 +39,25 @@ pub fn woken(task: Task) {
         return;
     }
     let Some(slot) = slot_of(task.tid()) else { return };
-    if let Some(state) = loop_at(slot)
-        && state.phase == phase::TURN
-    {
-        // SAFETY: the helper has no preconditions.
-        let now_ns = unsafe { bpf_ktime_get_ns() };
-        if change(state, |state| state.woken(now_ns)) {
-            runnable::begin(slot, &state.turn, task, None, now_ns);
-        }
+    let Some(state) = loop_at(slot) else { return };
+    let in_turn = state.phase == phase::TURN;
+    let sleeper = stats::of_sleeper(slot);
+    if !in_turn && sleeper.is_none() {
+        return;
     }
+    let now_ns = clock();
+    if in_turn && change(state, |state| state.woken(now_ns)) {
+        runnable::begin(slot, &state.turn, task, None, now_ns);
+    }
+    if let Some(reading) = sleeper {
+        reading.woken(now_ns);
+    }
+}
+
+#[inline(always)]
+fn clock() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_ktime_get_ns() }
 }
 
 #[inline(always)]
@@ -59,11 +69,13 @@ fn left_cpu(
     next: Task,
 ) {
     let Some(state) = loop_at(slot) else { return };
+    let can_go_on = preempted || task_state == 0;
     if !state.minds_leaving(task_state) {
+        stats::left_cpu(slot, can_go_on, clock);
         return;
     }
-    // SAFETY: the helper has no preconditions.
-    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let now_ns = clock();
+    stats::left_cpu(slot, can_go_on, || now_ns);
     let faults = task.faults();
     let left = change(state, |state| {
         state.count_faults(faults);
@@ -74,25 +86,15 @@ fn left_cpu(
             let Some(capture) = capture_at(slot) else { return };
             // Before the turn is suspected registers do: if the block lasts, the daemon completes
             // the stack of a thread that cannot move.
-            if !capture::take_registers(capture, state, reason::SWITCH_OUT, 0, now_ns) {
+            if !take_registers(capture, state, task_state, now_ns) {
                 return;
             }
-            capture.head.task_state = task_state;
             if park::is_parked(slot, &capture.head.registers) {
                 parked(slot, state, now_ns);
                 capture.head.reason = 0;
                 return;
             }
-            // What a thread waits for that maps or faults cannot be completed from outside.
-            let suspected = is_suspected(state, now_ns);
-            if !suspected && !may_lock_memory(task_state, capture.head.registers.syscall) {
-                return;
-            }
-            // What else it sleeps for, its system call tells.
-            if sleeps_for_the_kernel(task_state) {
-                capture::take_kernel_stack(context, capture);
-            }
-            capture::take_stacks(capture, state.python_tstate);
+            take_stacks(context, capture, state, now_ns);
         }
         Left::Dead => {
             exited(slot, state, now_ns);
@@ -102,11 +104,35 @@ fn left_cpu(
     }
 }
 
-/// The turn is over: its thread went to sleep where it waits for work. A function of its own, because
-/// the kernel has 512 bytes of stack for a chain of calls, and a record takes a fifth of them.
+/// Takes the registers of the thread that goes to sleep. A function of its own, as are the next three,
+/// because the kernel has 512 bytes of stack for a chain of calls, and a record takes a fifth of them.
+#[inline(never)]
+fn take_registers(capture: &mut Capture, state: &Loop, task_state: u64, now_ns: u64) -> bool {
+    let taken = capture::take_registers(capture, state, reason::SWITCH_OUT, 0, now_ns);
+    capture.head.task_state = task_state;
+    taken
+}
+
+/// Takes the stacks of a sleep that the daemon may not be able to complete.
+#[inline(never)]
+fn take_stacks(context: &BtfTracePointContext, capture: &mut Capture, state: &Loop, now_ns: u64) {
+    let Capture { head, .. } = capture;
+    // What a thread waits for that maps or faults cannot be completed from outside.
+    if !is_suspected(state, now_ns) && !may_lock_memory(head.task_state, head.registers.syscall) {
+        return;
+    }
+    // What else it sleeps for, its system call tells.
+    if sleeps_for_the_kernel(head.task_state) {
+        capture::take_kernel_stack(context, capture);
+    }
+    capture::take_stacks(capture, state.python_tstate);
+}
+
+/// The turn is over: its thread went to sleep where it waits for work.
 #[inline(never)]
 fn parked(slot: u32, state: &mut Loop, now_ns: u64) {
     let turn = change(state, Loop::parked);
+    stats::parked(slot, &state.turn);
     if turn.booked_ns() >= param!(threshold_ns) {
         runnable::tell(slot, turn.start_ns);
         let head = RecordHead { kind: kind::TURN_ENDED, tid: state.tid };
@@ -114,12 +140,13 @@ fn parked(slot: u32, state: &mut Loop, now_ns: u64) {
     }
 }
 
-/// The thread is gone. A function of its own for the same reason.
+/// The thread is gone.
 #[inline(never)]
 fn exited(slot: u32, state: &mut Loop, now_ns: u64) {
     let in_turn = u64::from(state.phase == phase::TURN);
     let head = RecordHead { kind: kind::EXITED, tid: state.tid };
     if in_turn == 1 {
+        stats::exited(slot, &state.turn);
         runnable::tell(slot, state.turn.start_ns);
     }
     let exited = Exited { head, at_ns: now_ns, in_turn, turn: state.turn };
@@ -132,10 +159,11 @@ fn exited(slot: u32, state: &mut Loop, now_ns: u64) {
 fn came_back(slot: u32, task: Task) {
     let Some(state) = loop_at(slot) else { return };
     if state.phase != phase::TURN && state.phase != phase::PARKED {
+        stats::came_back(slot, clock);
         return;
     }
-    // SAFETY: the helper has no preconditions.
-    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let now_ns = clock();
+    stats::came_back(slot, || now_ns);
     runnable::end(slot, now_ns);
     let Some(capture) = capture_at(slot) else { return };
     let head = &mut capture.head;

@@ -51,7 +51,7 @@ pub mod phase {
     pub const TURN: u32 = 2;
     /// The thread has exited.
     pub const DEAD: u32 = 3;
-    /// Asleep where it waits for work, without a syscall that is hooked: see [`Parks`](super::Parks).
+    /// Asleep where it waits for work, without a syscall that is hooked: see [`Parks`](crate::parks::Parks).
     pub const PARKED: u32 = 4;
 }
 
@@ -194,8 +194,11 @@ pub struct Loop {
     pub stalled_ns: u64,
     /// The interpreter's thread state; written by the daemon, checked by the probes.
     pub python_tstate: u64,
-    /// 1 for a thread that is handed work through a queue, and has no wait of its own that is hooked:
-    /// whatever it waits on belongs to the work. Written by the daemon.
+    /// Where it keeps whether it collects garbage, an `int`; written by the daemon, 0: not known.
+    pub python_collecting: u64,
+    /// Where the loop keeps which callback it runs; likewise.
+    pub python_callback: u64,
+    /// 1 for a thread that is handed work through a queue: all its waits are the work's. Likewise.
     pub handed_work: u64,
 }
 

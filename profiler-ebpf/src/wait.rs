@@ -8,7 +8,7 @@ use profiler_ebpf::turn::{Entered, Loop, wait, wait_of};
 
 use crate::maps::{change, count, loop_at, param, slot_of, take_slot};
 use crate::task::Task;
-use crate::{emit, log, runnable};
+use crate::{emit, log, runnable, stats};
 
 /// The current thread, if it is one of the target's: (tid, whether it is the main one).
 #[inline(always)]
@@ -50,6 +50,7 @@ pub fn entered<C: EbpfContext>(context: &C, syscall: u64, args: [u64; 4]) {
         state.count_faults(faults);
         state.wait_entered(kind, fd, now_ns)
     });
+    stats::wait_entered(slot, &entered, &state.turn);
     match entered {
         Entered::TurnOver(turn) if turn.booked_ns() >= param!(threshold_ns) => {
             state.ready_owed = 1;
@@ -83,17 +84,14 @@ fn takes_over(state: &Loop, kind: u32, fd: u32) -> bool {
 #[inline(always)]
 pub fn left<C: EbpfContext>(context: &C, returned: i64) {
     let Some((tid, is_main)) = watched() else { return };
-    let state = match slot_of(tid).and_then(loop_at) {
-        Some(state) => state,
+    let known = slot_of(tid).or_else(|| {
         // It was in its wait when we came.
-        None => match first_seen(tid, is_main) {
-            Some(state) => {
-                log::adopted(context, tid, state.home_kind, state.home_fd);
-                state
-            }
-            None => return,
-        },
-    };
+        let state = first_seen(tid, is_main)?;
+        log::adopted(context, tid, state.home_kind, state.home_fd);
+        slot_of(tid)
+    });
+    let Some(slot) = known else { return };
+    let Some(state) = loop_at(slot) else { return };
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     let faults = Task::current().faults();
@@ -101,7 +99,11 @@ pub fn left<C: EbpfContext>(context: &C, returned: i64) {
         state.count_faults(faults);
         state.wait_left(now_ns)
     });
-    if begins && state.ready_owed == 1 {
+    if !begins {
+        return;
+    }
+    stats::wait_left(slot, returned);
+    if state.ready_owed == 1 {
         state.ready_owed = 0;
         let head = RecordHead { kind: kind::READY, tid };
         let ready = Ready { head, turn_start_ns: state.stalled_ns, returned };

@@ -3,29 +3,35 @@
 //! Runs in a thread of its own. It may be slow (a first look at a large binary takes a tenth of a
 //! second): the event path does not wait for it.
 
+mod calls;
 mod other_threads;
 mod stacks;
+mod statistics;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
-use profiler_ebpf::record::reason;
+use profiler_ebpf::record::{CaptureHead, reason};
 
+use self::calls::Caller;
 use crate::config::Config;
-use crate::frame::{Counts, Frame, Stack};
+use crate::frame::{Counts, Frame, Language, Stack};
 use crate::gap::Gap;
 use crate::gathered::{Gathered, loop_kind};
 use crate::job::{Job, KernelStack, Losses, PythonFrames, Verdict};
+use crate::process::arguments::Arguments;
 use crate::process::live::LiveMemory;
 use crate::process::modules::Modules;
+use crate::process::queues::waiting;
 use crate::process::target::Target;
+use crate::report::advice::Peers;
 use crate::report::application::interpreter;
 use crate::report::facts::{Context, RuntimeFacts, SessionFacts, ThreadFacts};
 use crate::report::group::Tally;
 use crate::report::schema::session::EndReason;
-use crate::report::syscalls::{Operand, operand};
 use crate::report::{Finish, Report};
+use crate::runtime::collector::is_of_collector;
 use crate::runtime::pool::{Pool, Posture, is_nameless};
 use crate::runtime::tokio;
 use crate::runtime::v8::ScriptFrames;
@@ -64,6 +70,8 @@ pub struct Analyst {
     facts: SessionFacts,
     config: Config,
     tally: Tally,
+    stalls: statistics::Stalls,
+    peers: Peers,
     /// How the frames of all stacks so far were had.
     counts: Counts,
     sink: Box<dyn Sink + Send>,
@@ -91,6 +99,8 @@ impl Analyst {
             facts,
             config,
             tally: Tally::default(),
+            stalls: statistics::Stalls::default(),
+            peers: Peers::default(),
             counts: Counts::default(),
             sink,
         };
@@ -105,17 +115,29 @@ impl Analyst {
                 self.warm_up(&warm_up);
                 self.sink.accept(&Report::session_start(&self.facts, now_ns, *start))
             }
-            Job::Sample { captured, python, javascript, kernel, awaited, is_replaced } => {
+            Job::Sample {
+                captured,
+                python,
+                javascript,
+                kernel,
+                awaited,
+                arguments,
+                is_replaced,
+            } => {
                 let (stack, mut posture) = self.stack(&captured, &python, &javascript);
                 if is_replaced && is_nameless(&stack.frames) {
                     posture = Posture::OffDuty;
                 }
-                self.sample(&captured, (stack, posture), &kernel, awaited);
+                self.sample(&captured, (stack, posture), &kernel, (awaited, arguments.as_ref()));
                 Ok(())
             }
             Job::Look { captured, python } => {
                 let (_, posture) = self.stack(&captured, &python, &ScriptFrames::default());
                 self.tell(&captured, posture);
+                Ok(())
+            }
+            Job::Show { captured, python } => {
+                self.show(&captured, &python);
                 Ok(())
             }
             Job::Holder { sight, tid, seen, weight_ns } => {
@@ -134,6 +156,15 @@ impl Analyst {
                 self.bystanders(loop_tid, turn_start_ns, &still, &moving, gaps);
                 Ok(())
             }
+            Job::CountQueues { tid, turn_start_ns } => {
+                let pid = self.target.pid();
+                let gathered = self.gathered(tid, turn_start_ns);
+                // A worker accepts nothing.
+                if gathered.pool.is_none() {
+                    gathered.queued(waiting(pid));
+                }
+                Ok(())
+            }
             Job::BlockEnded { captured } => {
                 let gathered = self.gathered(captured.head.head.tid, captured.head.turn_start_ns);
                 gathered.samples.block_ended(captured.head.at_ns, captured.head.blocked_ns);
@@ -141,6 +172,7 @@ impl Analyst {
                 Ok(())
             }
             Job::Report { tid, due, losses } => self.report(tid, *due, &losses, now_ns),
+            Job::Statistics(interval) => self.statistics(&interval, now_ns),
         }
     }
 
@@ -179,7 +211,7 @@ impl Analyst {
         captured: &Captured,
         (mut stack, posture): (Stack, Posture),
         kernel: &KernelStack,
-        awaited: Awaited,
+        (awaited, arguments): (Awaited, Option<&Arguments>),
     ) {
         self.tell(captured, posture);
         if posture.is_idle() {
@@ -205,15 +237,18 @@ impl Analyst {
             return;
         }
         if head.reason == reason::TICK {
+            if is_collecting(head, &stack) {
+                gathered.samples.collecting();
+            }
             gathered.samples.tick(stack, tick_state(head.in_user), head.registers);
         } else {
             let blocked_ns = (head.blocked_ns > 0).then_some(head.blocked_ns);
             let registers = head.registers;
-            if let Operand::Descriptor(fd) = operand(&registers) {
-                gathered.describe(fd, pid);
-            }
+            let caller =
+                Caller { pid, tid: head.head.tid, registers: &registers, frames: &stack.frames };
+            let call = caller.look(arguments, gathered);
             let (state, task_state) = (doing(head.state), head.task_state);
-            let was = Was { state, registers, awaited, task_state };
+            let was = Was { state, registers, awaited, task_state, call };
             gathered.samples.block(head.at_ns, blocked_ns, stack, was);
             if let Some(blocked_ns) = blocked_ns {
                 gathered.block_over(head.at_ns, blocked_ns);
@@ -266,11 +301,14 @@ impl Analyst {
             error_threshold_ns: self.config.error_threshold_ns,
             descriptors: &descriptors,
             losses,
+            peers: &self.peers,
             gaps: &gaps,
         };
         let report = Report::stall(moment, &stall, &context);
         if moment == Moment::End {
             self.tally.observe(&report);
+            *self.stalls.entry(tid).or_default() += 1;
+            self.peers.observe(&report);
             self.gathered(tid, 0);
         }
         self.sink.accept(&report)
@@ -279,7 +317,7 @@ impl Analyst {
     fn stall(&mut self, tid: u32, due: Due) -> Stall {
         let gathered = self.gathered(tid, due.turn.start_ns);
         let (ticks_user, ticks_kernel) = gathered.samples.ticks();
-        let (mut gaps, around, mut instead) = (due.gaps, due.around, due.instead);
+        let (mut gaps, mut instead, around) = (due.gaps, due.instead, due.around);
         instead.introduce(&mut gathered.neighbours);
         if gathered.samples.dropped > 0 {
             let why = format!(
@@ -288,11 +326,13 @@ impl Analyst {
             );
             gaps.push(Gap::new("stacks", why));
         }
+        let (ticks_collecting, calls) =
+            (gathered.samples.ticks_collecting(), gathered.samples.calls());
         let stacks = gathered.samples.stacks(due.turn.running_ns, due.at_ns);
         let holders = gathered.holders(&stacks);
         gaps.extend(gathered.gaps());
         let (owner, wakers) = (gathered.owner(), gathered.wakers());
-        let others = gathered.others();
+        let (others, queues) = (gathered.others(), gathered.queues());
         Stall {
             tid,
             turn: due.turn,
@@ -300,6 +340,8 @@ impl Analyst {
             now: due.now,
             ticks_user,
             ticks_kernel,
+            ticks_collecting,
+            calls,
             stacks,
             holders,
             owner,
@@ -308,6 +350,7 @@ impl Analyst {
             others,
             around,
             ready_events: due.ready_events,
+            queues,
             gaps,
         }
     }
@@ -330,6 +373,14 @@ impl Analyst {
         let tid_in_container = self.target.tid_in_container(tid);
         (ThreadFacts { tid, tid_in_container, name, loop_kind: kind.to_owned(), is_worker }, gaps)
     }
+}
+
+/// Whether the thread was collecting garbage. Where its innermost code is Python's own, another one is:
+/// that of a finalizer which has given the lock away.
+fn is_collecting(head: &CaptureHead, stack: &Stack) -> bool {
+    let is_native = |frame: &Frame| frame.language == Language::Native;
+    (head.collecting == 1 && stack.frames.first().is_some_and(is_native))
+        || stack.frames.iter().any(is_of_collector)
 }
 
 /// What a tick found.

@@ -76,6 +76,10 @@ pub struct Attach {
     /// Report of each stall where all other threads of the process were, too.
     #[arg(long)]
     pub all_threads: bool,
+    /// Also say how loops fare, stalls or not: a line of statistics every so often (at least 100ms), or
+    /// `off` [default: off on a terminal, 60s elsewhere].
+    #[arg(long, value_name = "TIME", value_parser = stats_interval)]
+    pub stats_interval: Option<StatsInterval>,
     /// How waits are hooked. `best` tries fentry and falls back to syscall tracepoints.
     #[arg(long, value_enum, default_value_t = WaitHooks::Best)]
     pub wait_hooks: WaitHooks,
@@ -99,6 +103,19 @@ pub enum WaitHooks {
     Best,
     Fentry,
     Tracepoint,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StatsInterval {
+    Off,
+    Every(Duration),
+}
+
+fn stats_interval(text: &str) -> Result<StatsInterval, humantime::DurationError> {
+    match text {
+        "off" => Ok(StatsInterval::Off),
+        time => humantime::parse_duration(time).map(StatsInterval::Every),
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::cli::{self, Attach};
+use crate::cli::{self, Attach, StatsInterval};
 use crate::error::{Exit, Failure};
 use crate::source::kernel::attach::WaitHooks;
 
@@ -13,6 +13,15 @@ const LEAST_THRESHOLD: Duration = Duration::from_millis(1);
 
 /// A day: beyond it a loop is not slow but abandoned, and arithmetic on it could overflow.
 const GREATEST_THRESHOLD: Duration = Duration::from_secs(24 * 3600);
+
+/// More often, lines would say more about chance than about the loop.
+const LEAST_STATS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A day: less often there is nobody who waits for it.
+const GREATEST_STATS_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+
+/// Where a program reads, and nobody said how often.
+const STATS_INTERVAL: Duration = Duration::from_secs(60);
 
 /// One attachment's configuration.
 #[derive(Debug, Clone)]
@@ -24,6 +33,8 @@ pub struct Config {
     pub wait_hooks: WaitHooks,
     pub watch_workers: bool,
     pub all_threads: bool,
+    /// How often statistics are told, if they are.
+    pub stats_interval: Option<Duration>,
 }
 
 /// Where reports go and how they look.
@@ -68,6 +79,7 @@ impl Config {
             duration: attach.duration,
             output: Output { file: attach.output.clone(), format },
             all_threads: attach.all_threads,
+            stats_interval: stats_interval(attach.stats_interval, terminal)?,
             wait_hooks: match attach.wait_hooks {
                 cli::WaitHooks::Best => WaitHooks::Best,
                 cli::WaitHooks::Fentry => WaitHooks::Fentry,
@@ -75,6 +87,23 @@ impl Config {
             },
             watch_workers: attach.watch_workers,
         })
+    }
+}
+
+fn stats_interval(
+    told: Option<StatsInterval>,
+    terminal: bool,
+) -> Result<Option<Duration>, Failure> {
+    match told {
+        Some(StatsInterval::Every(time))
+            if !(LEAST_STATS_INTERVAL..=GREATEST_STATS_INTERVAL).contains(&time) =>
+        {
+            let message = "--stats-interval must lie between 100ms and 1day, or be off".to_owned();
+            Err(Failure { exit: Exit::Usage, message })
+        }
+        Some(StatsInterval::Every(time)) => Ok(Some(time)),
+        Some(StatsInterval::Off) => Ok(None),
+        None => Ok((!terminal).then_some(STATS_INTERVAL)),
     }
 }
 
@@ -108,6 +137,19 @@ mod tests {
         assert_eq!(config(&["--threshold", "20ms"]).unwrap().error_threshold_ns, 200_000_000);
         let told = config(&["--error-threshold", "3s"]).unwrap();
         assert_eq!(told.error_threshold_ns, 3_000_000_000);
+    }
+
+    /// Statistics come every minute unless a person looks, and as often as is asked for within reason.
+    #[test]
+    fn stats_intervals() {
+        let interval = |arguments: &[&str]| config(arguments).map(|config| config.stats_interval);
+        let every = |ms| Ok(Some(std::time::Duration::from_millis(ms)));
+        assert_eq!(interval(&["--output", "x"]), every(60_000));
+        assert_eq!(interval(&["--stats-interval", "100ms"]), every(100));
+        assert_eq!(interval(&["--stats-interval", "off"]), Ok(None));
+        assert_eq!(interval(&["--stats-interval", "99ms"]), Err(Exit::Usage));
+        assert_eq!(interval(&["--stats-interval", "2days"]), Err(Exit::Usage));
+        assert_eq!(super::stats_interval(None, true).unwrap(), None);
     }
 
     /// Thresholds that make no sense are bad usage.

@@ -88,4 +88,7 @@ pub struct Stack {
     pub gaps: Vec<Gap>,
     /// What ran in the loop: None for a plain callback, and where nothing knows of coroutines.
     pub running: Option<Running>,
+    /// Of which call of a callback it is, where that is known: the same number in one turn is the same
+    /// call, another is another.
+    pub call: Option<u64>,
 }

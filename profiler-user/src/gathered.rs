@@ -4,15 +4,15 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::call::Party;
 use crate::frame::Frame;
 use crate::gap::Gap;
-use crate::process::descriptors::describe;
 use crate::process::neighbour::Neighbour;
 use crate::runtime::pool::Pool;
 use crate::runtime::tokio;
 use crate::turn::holders::Holders;
 use crate::turn::samples::{Samples, Waited};
-use crate::turn::{Awaited, Holder, Named, Other, Sampled, Waker};
+use crate::turn::{Awaited, Holder, Named, Other, Queue, Sampled, Waker};
 
 /// Descriptors described in one turn: each may cost a look through the socket tables.
 const MAX_DESCRIPTORS: usize = 8;
@@ -59,9 +59,16 @@ pub struct Gathered {
     /// What the descriptors that it blocked on stood for at that time; none where one number stood
     /// for several in the same turn.
     descriptors: BTreeMap<u32, Option<String>>,
+    /// Connections that waited to be accepted, by address: the most that were seen at once.
+    queues: BTreeMap<String, u64>,
+    /// Who has the other ends of pipes and connections, by their links.
+    ends: BTreeMap<String, OtherEnd>,
     /// Processes that ran instead of the loop's thread.
     pub neighbours: BTreeMap<u32, Neighbour>,
 }
+
+/// Who has the other end of something, if anybody on this machine has; or why that is not known.
+pub type OtherEnd = Result<Option<Party>, String>;
 
 impl Gathered {
     /// Lets go of what belongs to another turn. Of what kind the loop is stays known.
@@ -235,21 +242,51 @@ impl Gathered {
         self.others.iter().map(other).collect()
     }
 
-    pub fn describe(&mut self, fd: u32, pid: u32) {
-        if self.descriptors.len() >= MAX_DESCRIPTORS && !self.descriptors.contains_key(&fd) {
+    /// Remembers what a descriptor was when the thread blocked on it.
+    pub fn note(&mut self, number: u32, text: &str) {
+        if self.descriptors.len() >= MAX_DESCRIPTORS && !self.descriptors.contains_key(&number) {
             return;
         }
-        let Some(text) = describe(pid, fd) else { return };
-        match self.descriptors.entry(fd) {
+        match self.descriptors.entry(number) {
             Entry::Vacant(entry) => {
-                entry.insert(Some(text));
+                entry.insert(Some(text.to_owned()));
             }
             Entry::Occupied(mut entry) => {
-                if entry.get().as_ref() != Some(&text) {
+                if entry.get().as_deref() != Some(text) {
                     entry.insert(None);
                 }
             }
         }
+    }
+
+    /// So many connections wait now.
+    pub fn queued(&mut self, queues: Vec<Queue>) {
+        for Queue { address, waiting } in queues {
+            let most = self.queues.entry(address).or_default();
+            *most = waiting.max(*most);
+        }
+    }
+
+    pub fn queues(&self) -> Vec<Queue> {
+        let queue = |(address, waiting): (&String, &u64)| Queue {
+            address: address.clone(),
+            waiting: *waiting,
+        };
+        self.queues.iter().map(queue).collect()
+    }
+
+    /// Who has the other end of the thing with this link. Searched for once in a turn, and for the first
+    /// few only: a search looks through all processes.
+    pub fn end_of(&mut self, link: &str, search: impl FnOnce() -> OtherEnd) -> OtherEnd {
+        if let Some(known) = self.ends.get(link) {
+            return known.clone();
+        }
+        if self.ends.len() >= MAX_DESCRIPTORS {
+            return Err("it waited for many others in the same turn".to_owned());
+        }
+        let found = search();
+        self.ends.insert(link.to_owned(), found.clone());
+        found
     }
 }
 
@@ -300,7 +337,7 @@ mod tests {
     fn waits(gathered: &mut Gathered, at_ns: u64, blocked_ns: u64, awaited: Awaited) {
         let (stack, state) = (Stack::default(), ThreadState::Blocked);
         let registers = Registers::default();
-        let was = Was { state, registers, awaited, task_state: 1 };
+        let was = Was { state, registers, awaited, task_state: 1, call: None };
         gathered.samples.block(at_ns, Some(blocked_ns), stack, was);
         gathered.block_over(at_ns, blocked_ns);
     }
@@ -337,6 +374,7 @@ mod tests {
 
     fn by_thread(tid: u32) -> Waker {
         Waker {
+            command: None,
             pid: 1,
             tid,
             name: format!("t{tid}"),
@@ -357,7 +395,7 @@ mod tests {
         let read = |fd| Registers { args: [fd, 0, 0, 0, 0, 0], ..Registers::default() };
         for (at_ns, fd) in [(1000, 4), (2000, 5), (3000, 4)] {
             let (state, awaited) = (ThreadState::Blocked, Awaited::Syscall);
-            let was = Was { state, registers: read(fd), awaited, task_state: 1 };
+            let was = Was { state, registers: read(fd), awaited, task_state: 1, call: None };
             gathered.samples.block(at_ns, Some(100), Stack::default(), was);
             gathered.woken(at_ns, at_ns + 100, by_thread(7));
         }
@@ -389,6 +427,7 @@ mod tests {
             time_ns: 0,
             registers: Registers::default(),
             awaited: Awaited::Syscall,
+            call: None,
             task_state: 0,
             shares: Vec::new(),
         };

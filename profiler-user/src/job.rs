@@ -5,7 +5,9 @@ use profiler_ebpf::python::PythonWalk;
 use profiler_ebpf::record::{CaptureHead, Woken};
 
 use crate::gap::Gap;
+use crate::interval::Interval;
 use crate::process::TargetMemory;
+use crate::process::arguments::Arguments;
 use crate::report::Start;
 use crate::runtime::cpython::{NamedFrame, Python};
 use crate::runtime::pool::Posture;
@@ -25,6 +27,8 @@ pub enum PythonFrames {
         walk: PythonWalk,
         /// The coroutines among them, and whose task they are.
         running: Option<Running>,
+        /// Of which call of a callback it is: the same number in one turn is the same call.
+        call: Option<u64>,
     },
     Missing(Gap),
 }
@@ -49,7 +53,7 @@ impl PythonFrames {
             }
             PythonWalk::Complete | PythonWalk::Unreadable | PythonWalk::TooDeep => {
                 let frames = python.decode(memory, &captured.python);
-                Self::Named { frames, walk, running: None }
+                Self::Named { frames, walk, running: None, call: None }
             }
         }
     }
@@ -97,11 +101,15 @@ pub enum Job {
         javascript: ScriptFrames,
         kernel: KernelStack,
         awaited: Awaited,
+        /// What the pointers among the arguments of its system call point to; none if it is over.
+        arguments: Option<Arguments>,
         /// Whether another thread serves the loop's epoll instance meanwhile.
         is_replaced: bool,
     },
     /// A thread that is no loop of ours sleeps: it may be a worker.
     Look { captured: Box<Captured>, python: PythonFrames },
+    /// A thread that waits as event loops do: its stack shows which loop it is.
+    Show { captured: Box<Captured>, python: PythonFrames },
     /// Who held what a loop's thread waited for, by a look from outside, and where it stood, if it
     /// stood still.
     Holder {
@@ -124,10 +132,14 @@ pub enum Job {
         moving: Vec<u32>,
         gaps: Vec<Gap>,
     },
+    /// A stall goes on: connections may wait to be accepted.
+    CountQueues { tid: u32, turn_start_ns: u64 },
     /// A blocked stretch is over whose stack may have been sent before.
     BlockEnded { captured: Box<Captured> },
     /// A line is due; with what has been lost so far.
     Report { tid: u32, due: Box<Due>, losses: Losses },
+    /// A line of statistics is due.
+    Statistics(Box<Interval>),
 }
 
 /// What the analyst made of a thread's stack.
@@ -152,7 +164,7 @@ mod tests {
         let coroutine = Running { coroutines: vec![1], task: Ok(task) };
         for running in [Some(coroutine), None] {
             let walk = PythonWalk::Complete;
-            let mut late = PythonFrames::Named { frames: Vec::new(), walk, running };
+            let mut late = PythonFrames::Named { frames: Vec::new(), walk, running, call: None };
             late.came_too_late();
             let PythonFrames::Named { running, .. } = late else { panic!("frames were lost") };
             assert!(running.is_none_or(|running| running.task.is_err()));

@@ -22,6 +22,8 @@ pub mod frame;
 pub mod activity;
 pub mod around;
 pub mod task;
+pub mod interval;
+pub mod call;
 pub mod process;
 pub mod source;
 pub mod turn;

@@ -3,9 +3,11 @@
 //! Everything here happens while the target may be frozen, so nothing here is slow: what needs the
 //! target's live memory is read at once, what needs files, symbols or sinks is left to the analyst.
 
+mod acceptors;
 mod captures;
 mod followed;
 mod items;
+mod statistics;
 mod workers;
 
 use std::collections::BTreeMap;
@@ -15,6 +17,7 @@ use profiler_ebpf::record::ThreadSnapshot;
 use profiler_ebpf::turn::{phase, state};
 
 use self::followed::Followed;
+use self::statistics::Statistics;
 use self::workers::Workers;
 use crate::blame::Blame;
 use crate::gap::Gap;
@@ -25,7 +28,7 @@ use crate::process::surroundings::Watch;
 use crate::process::target::{Target, WaitDescriptors};
 use crate::runtime::cpython::{NamedFrame, Python};
 use crate::runtime::v8::V8;
-use crate::source::{Event, EventSource, Slot, Ticks};
+use crate::source::{Event, EventSource, PythonPlaces, Slot, Ticks};
 use crate::turn::Moment;
 use crate::turn::tracker::{Due, Tracker};
 
@@ -52,6 +55,8 @@ pub struct Session<S, M> {
     /// Why running threads cannot be sampled, if they cannot.
     ticks_refused: Option<String>,
     workers: Workers,
+    /// Where they are wanted.
+    statistics: Option<Statistics>,
     around: Watch,
 }
 
@@ -77,6 +82,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             suspected_ns: 0,
             ticks_refused: None,
             workers: Workers::default(),
+            statistics: None,
         }
     }
 
@@ -141,8 +147,9 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let mut wants_ticks = false;
         let mut suspected = Vec::new();
         let before_ns = self.suspected_ns;
-        for slot in slots {
+        for slot in slots.iter().copied() {
             if slot.state.phase == phase::DEAD {
+                self.sum_up_gone(slot, now_ns);
                 if let Some(gone) = self.loops.remove(&slot.state.tid) {
                     self.turns_of_gone += gone.turns;
                 }
@@ -179,7 +186,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         blame.watch(outside, now_ns);
         let wants_ticks = wants_ticks || self.blame.wants_ticks();
         self.sample_running(wants_ticks, now_ns);
-        next_ns
+        next_ns.min(self.tell_statistics(&slots, now_ns, jobs))
     }
 
     /// Closes whatever is open: we are about to detach, or the target is gone.
@@ -205,6 +212,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         for (tid, due) in closed {
             self.report(tid, due, jobs);
         }
+        self.tell_rest(&slots, now_ns, jobs);
     }
 
     /// Turns of all loops so far.
@@ -232,8 +240,11 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             && let Some(number) = self.target.tid_in_container(tid)
             && let Ok(tstate) = python.thread_state(&self.memory, number, None)
         {
-            self.followed(tid).tstate = Some(tstate);
-            self.source.set_python_state(slot, tstate);
+            let collecting = python.collecting_at(&self.memory).unwrap_or(0);
+            let followed = self.followed(tid);
+            followed.tstate = Some(tstate);
+            let callback = followed.callback_at;
+            self.source.set_python(slot, PythonPlaces { tstate, collecting, callback });
         }
     }
 
@@ -241,10 +252,15 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let Some(followed) = self.loops.get_mut(&slot.state.tid) else { return };
         let mut due = Vec::new();
         followed.tracker.look(&slot.state, now_ns, &mut due);
+        let turn_start_ns = slot.state.turn.start_ns;
+        let counts = followed.tracker.is_open() && followed.count_is_due(turn_start_ns, now_ns);
         if due.iter().any(|due| due.moment == Moment::Open) {
             let (blame, outside) = self.outside();
-            let (tid, turn_start_ns) = (slot.state.tid, slot.state.turn.start_ns);
+            let tid = slot.state.tid;
             jobs.extend(blame.bystanders(outside, tid, turn_start_ns, now_ns));
+        }
+        if counts {
+            jobs.push(Job::CountQueues { tid: slot.state.tid, turn_start_ns });
         }
         if due.iter().any(|due| due.now.is_some()) {
             self.look_who_runs(slot, now_ns);
@@ -340,16 +356,21 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
 mod tests {
     use std::collections::VecDeque;
     use std::sync::Arc;
+    use std::time::Duration;
 
+    use profiler_ebpf::parks::Parks;
+    use profiler_ebpf::reading::Reading;
     use profiler_ebpf::record::{CaptureHead, RecordHead, Registers, ThreadSnapshot, reason};
     use profiler_ebpf::rivals::Rivals;
-    use profiler_ebpf::turn::{FUTEX, Loop, Parks, Turn, phase, state, wait};
+    use profiler_ebpf::turn::{FUTEX, Loop, Turn, phase, state, wait};
     use profiler_ebpf::wanted::Wanted;
+    use zerocopy::FromZeros;
 
     use super::{Job, Session};
+    use crate::interval::Interval;
     use crate::process::target::Target;
     use crate::process::{TargetMemory, Unreadable};
-    use crate::source::{Captured, Event, EventSource, Slot, Ticks};
+    use crate::source::{Captured, Event, EventSource, PythonPlaces, Slot, Ticks};
     use crate::turn::Moment;
 
     const MS: u64 = 1_000_000;
@@ -366,7 +387,9 @@ mod tests {
         released: u32,
         parks: Parks,
         wanted: Wanted,
+        places: PythonPlaces,
         wakers: bool,
+        reading: Option<Reading>,
     }
 
     impl Scripted {
@@ -407,7 +430,9 @@ mod tests {
             self.state.handed_work = u64::from(is_handed);
         }
 
-        fn set_python_state(&mut self, _slot: Slot, _tstate: u64) {}
+        fn set_python(&mut self, _slot: Slot, places: PythonPlaces) {
+            self.places = places;
+        }
 
         fn set_ticks(&mut self, wanted: Ticks) -> anyhow::Result<()> {
             self.ticks.push(wanted);
@@ -430,6 +455,10 @@ mod tests {
         fn watch_wakers(&mut self, wanted: bool) -> anyhow::Result<()> {
             self.wakers = wanted;
             Ok(())
+        }
+
+        fn take_reading(&mut self, slot: Slot) -> Option<(Loop, Reading)> {
+            Some((slot.state, self.reading.clone()?))
         }
 
         fn release(&mut self, _slot: Slot) {
@@ -507,8 +536,9 @@ mod tests {
         session.step(1101 * MS, &mut jobs);
         let Job::Sample { captured, .. } = &jobs[0] else { panic!("no sample: {jobs:?}") };
         assert_eq!(captured.stack, [7; 0x10]);
-        assert_eq!(moments(&jobs[1..]), [Moment::Open]);
-        assert_eq!(jobs.len(), 2);
+        assert!(matches!(jobs[1], Job::CountQueues { tid: TID, .. }), "{jobs:?}");
+        assert_eq!(moments(&jobs[2..]), [Moment::Open]);
+        assert_eq!(jobs.len(), 3);
         assert!(!session.source.ticks.contains(&Ticks::On), "a thread that sleeps needs no ticks");
     }
 
@@ -606,6 +636,68 @@ mod tests {
         let Job::Report { due, losses, .. } = &jobs[0] else { panic!("no report: {jobs:?}") };
         assert_eq!((due.moment, due.ready_events), (Moment::End, Some(0)));
         assert_eq!(losses, &[("captures", 3)]);
+    }
+
+    /// A session whose statistics are told every 100 ms from 1000 ms on, in a turn that began then.
+    fn with_statistics() -> Session<Scripted, Sevens> {
+        let mut session = session(1000 * MS, state::RUNNING);
+        session.source.reading = Some(Reading::new_zeroed());
+        session.keep_statistics(Duration::from_millis(100), Vec::new(), 1000 * MS);
+        session
+    }
+
+    fn intervals(jobs: &[Job]) -> Vec<&Interval> {
+        let intervals = jobs.iter().filter_map(|job| match job {
+            Job::Statistics(interval) => Some(&**interval),
+            _ => None,
+        });
+        intervals.collect()
+    }
+
+    /// Statistics come at their intervals and not between, and the last of them covers the rest; time
+    /// in a turn that goes on is in each.
+    #[test]
+    fn statistics_at_intervals() {
+        let mut session = with_statistics();
+        let mut jobs = Vec::new();
+        assert_eq!(session.step(1060 * MS, &mut jobs), 1070 * MS);
+        assert!(session.step(1095 * MS, &mut jobs) <= 1100 * MS);
+        assert!(intervals(&jobs).is_empty(), "{jobs:?}");
+        let ended = Turn { running_ns: 7 * MS, ..Turn::default() };
+        session.source.reading.as_mut().unwrap().turn_over(&ended);
+        session.step(1100 * MS, &mut jobs);
+        session.step(1110 * MS, &mut jobs);
+        session.finish("the end", 1150 * MS, &mut jobs);
+        let told: Vec<_> = intervals(&jobs)
+            .iter()
+            .map(|interval| {
+                let one = &interval.loops[0];
+                (interval.duration_ns, one.turns.count(), one.time.running_ns)
+            })
+            .collect();
+        assert_eq!(told, [(100 * MS, 1, 107 * MS), (50 * MS, 0, 50 * MS)]);
+    }
+
+    /// What a thread did that has exited is told once; whoever asked for no statistics gets none.
+    #[test]
+    fn statistics_of_the_gone() {
+        let mut session = with_statistics();
+        session.source.reading.as_mut().unwrap().turn_over(&Turn::default());
+        session.source.state.phase = phase::DEAD;
+        let mut jobs = Vec::new();
+        session.step(1010 * MS, &mut jobs);
+        session.source.reading = None;
+        session.step(1100 * MS, &mut jobs);
+        session.step(1200 * MS, &mut jobs);
+        let loops =
+            intervals(&jobs).iter().map(|interval| interval.loops.len()).collect::<Vec<_>>();
+        assert_eq!(loops, [1, 0]);
+
+        let mut session = self::session(1000 * MS, state::RUNNING);
+        let mut jobs = Vec::new();
+        session.step(9000 * MS, &mut jobs);
+        session.finish("the end", 9001 * MS, &mut jobs);
+        assert!(intervals(&jobs).is_empty());
     }
 
     /// The slot of a thread that is gone serves another, and its turns still count.

@@ -64,6 +64,7 @@ pub fn attach(pid: u32, config: &Config) -> anyhow::Result<Begun> {
         threshold_ns: config.threshold_ns,
         waits: Waits { poll: !descriptors.epoll, io_uring: descriptors.io_uring },
         hooks: config.wait_hooks,
+        stats: config.stats_interval.is_some(),
     })?;
     if !target.is_same() {
         let message = format!("process {pid} exited while stalltrace attached");
@@ -86,6 +87,10 @@ pub fn attach(pid: u32, config: &Config) -> anyhow::Result<Begun> {
     session.adopt_frozen(&threads, descriptors, monotonic_ns())?;
     if config.watch_workers {
         session.watch_workers();
+    }
+    if let Some(interval) = config.stats_interval {
+        let unseen = accepts_unseen(session.source.probes(), descriptors.io_uring);
+        session.keep_statistics(interval, unseen, monotonic_ns());
     }
 
     let warm_up = threads.iter().take(ENOUGH_THREADS).map(|thread| standing(thread, pid)).collect();
@@ -179,10 +184,26 @@ fn first_line(source: &KernelSource, config: &Config) -> Start {
             threshold_ns: config.threshold_ns,
             error_threshold_ns: config.error_threshold_ns,
             duration_limit_ns: config.duration.and_then(|time| u64::try_from(time.as_nanos()).ok()),
-            stats_interval_ns: None,
+            stats_interval_ns: config
+                .stats_interval
+                .and_then(|time| u64::try_from(time.as_nanos()).ok()),
             sample_frequency_hz: ticks::FREQUENCY_HZ,
         },
     }
+}
+
+/// What of the accepts is not counted.
+fn accepts_unseen(probes: &[attach::Probe], has_io_uring: bool) -> Vec<Gap> {
+    let is_accept = |probe: &&attach::Probe| probe.name.starts_with("accept");
+    let refused = probes.iter().filter(is_accept).filter(|probe| probe.hook.is_none());
+    let why = |probe: &attach::Probe| {
+        Gap::new(
+            &format!("accepts by {}", probe.name),
+            probe.reason.as_deref().unwrap_or("not hooked"),
+        )
+    };
+    let ring = Gap::new("accepts by io_uring", "only the system calls are counted");
+    refused.map(why).chain(has_io_uring.then_some(ring)).collect()
 }
 
 fn kernel_release() -> String {

@@ -185,7 +185,7 @@ impl Desk {
         }
         if self.backlog.len() > MAX_BACKLOG {
             let before = self.backlog.len();
-            self.backlog.retain(|job| matches!(job, Job::Report { .. }));
+            self.backlog.retain(|job| matches!(job, Job::Report { .. } | Job::Statistics(_)));
             self.dropped_samples += (before - self.backlog.len()) as u64;
         }
         Reader::There
@@ -196,6 +196,10 @@ impl Desk {
             Job::Report { tid, due, mut losses } => {
                 losses.push(("samples_unread", self.dropped_samples));
                 Job::Report { tid, due, losses }
+            }
+            Job::Statistics(mut interval) => {
+                interval.losses.push(("samples_unread", self.dropped_samples));
+                Job::Statistics(interval)
             }
             job => job,
         }

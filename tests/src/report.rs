@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// The version of the contract that these types read.
 pub const SCHEMA: &str = "stalltrace/1";
@@ -29,8 +29,59 @@ pub enum Event {
     StallOpen(Box<StallLine>),
     StallUpdate(Box<StallLine>),
     StallEnd(Box<StallLine>),
-    Stats(Value),
+    Stats(Stats),
     SessionEnd(End),
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Stats {
+    pub interval_ns: u64,
+    pub loops: Vec<LoopStats>,
+    pub accepts: Vec<Accepts>,
+    pub gaps: Vec<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct LoopStats {
+    pub thread: Thread,
+    pub turns: u64,
+    pub busy_share: f64,
+    pub turn_duration_ns: Percentiles,
+    pub run_queue_delay_ns: Delays,
+    pub ready_events: Option<ReadyEvents>,
+    pub empty_wakeups: Option<u64>,
+    pub stalls: u64,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Percentiles {
+    pub p50: Option<u64>,
+    pub p90: Option<u64>,
+    pub p99: Option<u64>,
+    pub p999: Option<u64>,
+    pub max: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Delays {
+    pub count: u64,
+    #[serde(flatten)]
+    pub percentiles: Percentiles,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct ReadyEvents {
+    pub mean: Option<f64>,
+    pub max: Option<u64>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Accepts {
+    pub pid: u32,
+    pub name: String,
+    pub accepted: u64,
+    pub would_block: u64,
+    pub failed: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -66,6 +117,7 @@ pub struct StallLine {
     pub cause: Cause,
     pub culprit: Option<Culprit>,
     pub task: Option<Task>,
+    pub advice: Option<String>,
     pub stacks: Vec<Stack>,
     pub gaps: Vec<String>,
 }
@@ -79,6 +131,16 @@ pub struct Stall {
     pub start_known: bool,
     pub end_known: bool,
     pub time: Time,
+    #[serde(default)]
+    pub ready_events: Option<u64>,
+    #[serde(default)]
+    pub waiting_connections: Vec<WaitingConnections>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct WaitingConnections {
+    pub address: String,
+    pub waiting: u64,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -117,6 +179,11 @@ pub struct Cause {
     /// Of either.
     #[serde(default)]
     pub holders: Vec<Thread>,
+    /// Of a thread that was ready and had no CPU.
+    pub preempted_ns: Option<u64>,
+    pub woken_ns: Option<u64>,
+    pub idle_ns: Option<u64>,
+    pub preempted_by: Option<Vec<Preemptor>>,
     /// Of a CPU quota.
     pub throttled_ns: Option<u64>,
     pub quota_us: Option<u64>,
@@ -128,13 +195,34 @@ pub struct Cause {
     pub by: Option<String>,
     pub tracer: Option<Process>,
     /// Of memory.
-    pub activity: Option<String>,
     pub pressure_ns: Option<u64>,
-    /// Of a thread that was ready and had no CPU.
-    pub preempted_ns: Option<u64>,
-    pub woken_ns: Option<u64>,
-    pub idle_ns: Option<u64>,
-    pub preempted_by: Option<Vec<Preemptor>>,
+    /// Of time on a CPU.
+    #[serde(flatten)]
+    pub on_cpu: OnCpu,
+    /// All others.
+    #[serde(flatten)]
+    pub fields: Map<String, Value>,
+}
+
+/// What a cause says of time on a CPU; of other kinds nothing.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct OnCpu {
+    pub kernel_share: Option<f64>,
+    /// Also what a thread was blocked in.
+    pub syscall: Option<String>,
+    /// Also what a thread waited for memory with.
+    pub activity: Option<String>,
+    pub minor_faults: Option<u64>,
+    pub single_call: Option<bool>,
+    pub callbacks: Option<Vec<Callback>>,
+    pub calls_seen: Option<u64>,
+}
+
+/// A callback of a turn of many.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Callback {
+    pub function: Option<String>,
+    pub samples: u64,
 }
 
 /// Who had the CPU meanwhile.
@@ -154,7 +242,8 @@ pub struct Part {
     pub time_ns: u64,
     pub culprit: Option<Culprit>,
     pub throttled_ns: Option<u64>,
-    pub activity: Option<String>,
+    #[serde(flatten)]
+    pub on_cpu: OnCpu,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -187,6 +276,8 @@ pub struct Stack {
     pub state: String,
     pub samples: u64,
     pub time_ns: u64,
+    #[serde(default)]
+    pub kernel: Vec<Frame>,
     pub frames: Vec<Frame>,
     pub truncated: Option<String>,
 }

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 
 use crate::clock::{monotonic_ns, patience};
-use crate::report::{Arrived, Event, Line, StallLine};
+use crate::report::{Arrived, Event, Line, StallLine, Stats};
 use crate::target::send;
 
 /// The binary under test: `STALLTRACE_BIN`, else the one that was built last beside this program.
@@ -108,6 +108,14 @@ impl Finished {
     pub fn ends(&self) -> impl Iterator<Item = &StallLine> {
         self.lines.iter().filter_map(|arrived| match &arrived.line.event {
             Event::StallEnd(end) => Some(&**end),
+            _ => None,
+        })
+    }
+
+    /// The lines of statistics, in their order.
+    pub fn stats(&self) -> impl Iterator<Item = &Stats> {
+        self.lines.iter().filter_map(|arrived| match &arrived.line.event {
+            Event::Stats(stats) => Some(stats),
             _ => None,
         })
     }

@@ -17,8 +17,9 @@ const LIMIT_BYTES: u64 = 24 << 20;
 /// What the stall's parts of this kind and activity add up to.
 fn memory_ns(stall: &StallLine, activity: &str) -> u64 {
     let cause = &stall.cause;
-    let parts = cause.also.iter().map(|it| (it.kind.as_str(), it.activity.as_deref(), it.time_ns));
-    let all = parts.chain([(cause.kind.as_str(), cause.activity.as_deref(), cause.time_ns)]);
+    let parts =
+        cause.also.iter().map(|it| (it.kind.as_str(), it.on_cpu.activity.as_deref(), it.time_ns));
+    let all = parts.chain([(cause.kind.as_str(), cause.on_cpu.activity.as_deref(), cause.time_ns)]);
     all.filter(|(kind, seen, _)| *kind == "memory" && *seen == Some(activity))
         .map(|(_, _, time_ns)| time_ns)
         .sum()

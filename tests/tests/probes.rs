@@ -9,7 +9,8 @@ use profiler_tests::scenario::{alone, require_root};
 use profiler_tests::target::Target;
 use profiler_tests::tracer::Tracer;
 
-/// One sleep of 300 ms is reported, by the hooks that `EXPECT_WAIT_HOOKS` names where it is set.
+/// One sleep of 300 ms is reported, by the hooks that `EXPECT_WAIT_HOOKS` names where it is set; and the
+/// session's statistics show it among the turns, and the connection that asked for it.
 #[test]
 fn one_stall_is_reported() -> Result<()> {
     let _machine = alone();
@@ -47,5 +48,13 @@ fn one_stall_is_reported() -> Result<()> {
     let named = (culprit.function.as_deref(), culprit.basename(), culprit.line);
     let recorded = (truth.function.as_deref(), Some("service.py"), truth.line);
     ensure!(named == recorded, "{named:?} instead of {recorded:?}");
+
+    let stats = finished.stats().last().context("no statistics")?;
+    let seen = stats.loops.first().with_context(|| format!("no loop: {stats:?}"))?;
+    ensure!(seen.turns > 0 && seen.run_queue_delay_ns.count > 0, "{seen:?}");
+    ensure!(seen.turn_duration_ns.max >= Some(290 * MILLISECOND), "{seen:?}");
+    ensure!(seen.stalls >= 1 && seen.busy_share > 0.0, "{seen:?}");
+    let own = stats.accepts.iter().find(|one| one.pid == target.pid());
+    ensure!(own.is_some_and(|own| own.accepted >= 1), "{stats:?}");
     Ok(())
 }

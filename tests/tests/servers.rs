@@ -116,7 +116,7 @@ fn haproxy_waits_in_two_threads() -> Result<()> {
     for end in ends {
         let culprit = end.culprit.as_ref().context("no culprit")?;
         ensure!(culprit.thread == Some(end.thread.tid), "{culprit:?} of {:?}", end.thread);
-        ensure!(end.cause.summary.contains("wait4"), "{:?}", end.cause);
+        ensure!(end.cause.summary.starts_with("waiting for child"), "{:?}", end.cause);
         ensure!(end.loop_runs("run_poll_loop"), "{end:#?}");
     }
     Ok(())

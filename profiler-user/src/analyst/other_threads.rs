@@ -6,6 +6,7 @@ use super::{Analyst, tick_state};
 use crate::gap::Gap;
 use crate::gathered::Gathered;
 use crate::job::{PythonFrames, Sight};
+use crate::process::parties::party;
 use crate::runtime::v8::ScriptFrames;
 use crate::source::Captured;
 use crate::source::kernel::ticks::FREQUENCY_HZ;
@@ -74,6 +75,7 @@ impl Analyst {
             pid: by_tgid,
             tid: by_tid,
             name: String::from_utf8_lossy(name).into_owned(),
+            command: self.command_of(by_tgid),
             syscall: woken.by_syscall,
             args: woken.by_args,
             awaited: Awaited::Syscall,
@@ -87,6 +89,11 @@ impl Analyst {
         if let Some(gathered) = self.turn_of(sight) {
             gathered.woken(blocked_at_ns, at_ns, by);
         }
+    }
+
+    /// The command of another process than the target.
+    fn command_of(&self, pid: u32) -> Option<String> {
+        Some(pid).filter(|pid| *pid != self.target.pid()).and_then(|pid| party(pid).command)
     }
 
     /// All the other threads, when a stall was first told.
@@ -145,6 +152,7 @@ impl Analyst {
             time_ns: 0,
             registers: captured.head.registers,
             awaited: Awaited::Syscall,
+            call: None,
             task_state: captured.head.task_state,
             shares: Vec::new(),
         }

@@ -56,9 +56,10 @@ impl Analyst {
                 stack.running = Some(Running { coroutines: Vec::new(), task: Err(gap.clone()) });
                 stack
             }
-            PythonFrames::Named { frames, walk, running } => {
+            PythonFrames::Named { frames, walk, running, call } => {
                 let mut stack = merge(named, python_stack(frames, *walk));
                 stack.running.clone_from(running);
+                stack.call = *call;
                 stack.gaps.extend(frames.iter().filter_map(|frame| frame.gap.clone()));
                 stack
             }

@@ -1,132 +1,188 @@
-//! A file descriptor of the target to what it is for a reader: a path, a socket's peer, a pipe.
+//! A file descriptor of the target to what it is for a reader: a path, a socket's ends, a pipe.
 
 use std::fs;
-use std::io::Read;
-use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// Bytes of a socket table read at most: about 25,000 connections.
-const MAX_TABLE: u64 = 4 * 1024 * 1024;
+use super::arguments::printable;
+use super::mounts::Opened;
+use super::parties::{Access, party, with_link};
+use super::sockets::{self, TABLES};
+use crate::call::{Descriptor, Kind, Party};
 
-/// What a descriptor stands for: `tcp 127.0.0.1:8081`, `/var/lib/app/config.json`, `pipe`.
-pub fn describe(pid: u32, fd: u32) -> Option<String> {
-    let link = fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?;
-    let link = link.to_string_lossy();
-    if let Some(inode) = bracketed(&link, "socket:[") {
-        return Some(socket(pid, inode));
-    }
-    if link.starts_with("pipe:[") {
-        return Some("pipe".to_owned());
-    }
-    if let Some(name) = link.strip_prefix("anon_inode:") {
-        return Some(name.trim_matches(['[', ']']).to_owned());
-    }
-    Some(link.into_owned())
+/// Terminals as Linux names them.
+const TERMINALS: [&str; 3] = ["/dev/pts/", "/dev/tty", "/dev/console"];
+
+/// What a descriptor stands for, without whoever has the other end.
+pub fn describe(pid: u32, number: u32) -> Option<Descriptor> {
+    let link = fs::read_link(format!("/proc/{pid}/fd/{number}")).ok()?;
+    let link = printable(link.as_os_str().as_encoded_bytes());
+    let mut descriptor = if let Some(inode) = bracketed(&link, "socket:[") {
+        socket(pid, number, inode)
+    } else if link.starts_with("pipe:[") {
+        Descriptor::new(number, Kind::Pipe, "pipe")
+    } else if let Some(name) = link.strip_prefix("anon_inode:") {
+        let name = name.trim_matches(['[', ']']);
+        Descriptor::new(number, anonymous(name), name)
+    } else if link.starts_with("pidfd:") {
+        Descriptor::new(number, Kind::Pidfd, "pidfd")
+    } else if link.starts_with('/') {
+        let opened = Opened::of(pid, number);
+        Descriptor {
+            path: Some(link.clone()),
+            file_system: opened.and_then(|opened| opened.file_system(pid)),
+            ..Descriptor::new(number, named(&link), &link)
+        }
+    } else {
+        Descriptor::new(number, Kind::Other, &link)
+    };
+    descriptor.link = link;
+    Some(descriptor)
 }
 
 fn bracketed<'a>(link: &'a str, before: &str) -> Option<&'a str> {
     link.strip_prefix(before)?.strip_suffix(']')
 }
 
-fn socket(pid: u32, inode: &str) -> String {
-    for (protocol, table) in [("tcp", "tcp"), ("tcp", "tcp6"), ("udp", "udp"), ("udp", "udp6")] {
-        let Some(text) = read(&format!("/proc/{pid}/net/{table}")) else { continue };
-        if let Some(ends) = internet(&text, inode) {
-            return format!("{protocol} {ends}");
+fn anonymous(name: &str) -> Kind {
+    match name {
+        "eventfd" => Kind::Eventfd,
+        "timerfd" => Kind::Timerfd,
+        "signalfd" => Kind::Signalfd,
+        "inotify" => Kind::Inotify,
+        "eventpoll" => Kind::Epoll,
+        "pidfd" => Kind::Pidfd,
+        "io_uring" => Kind::IoUring,
+        _ => Kind::Other,
+    }
+}
+
+fn named(path: &str) -> Kind {
+    if TERMINALS.iter().any(|terminal| path.starts_with(terminal)) {
+        Kind::Terminal
+    } else if path.starts_with("/dev/") && !path.starts_with("/dev/shm/") {
+        Kind::Device
+    } else {
+        Kind::File
+    }
+}
+
+fn socket(pid: u32, number: u32, inode: &str) -> Descriptor {
+    for (protocol, table) in TABLES {
+        let found = sockets::table(pid, table).and_then(|text| sockets::by_inode(&text, inode));
+        if let Some(found) = found {
+            let text = match &found.peer {
+                Some(peer) => format!("{protocol} {peer}"),
+                None => format!("{protocol} on {}", found.local),
+            };
+            return Descriptor {
+                local: Some(found.local),
+                peer: found.peer,
+                state: found.state.name().filter(|_| protocol == "tcp"),
+                ..Descriptor::new(number, Kind::Socket, &text)
+            };
         }
     }
-    match read(&format!("/proc/{pid}/net/unix")).and_then(|text| unix(&text, inode)) {
-        Some(path) => format!("unix {path}"),
-        None => "socket".to_owned(),
+    let table = sockets::table(pid, "unix");
+    match table.as_deref().and_then(|table| sockets::unix(table, inode)) {
+        Some("") => Descriptor::new(number, Kind::Socket, "unix (unnamed)"),
+        Some(path) => Descriptor {
+            local: Some(path.to_owned()),
+            ..Descriptor::new(number, Kind::Socket, &format!("unix {path}"))
+        },
+        None => Descriptor::new(number, Kind::Socket, "socket"),
     }
 }
 
-fn read(path: &str) -> Option<String> {
-    let mut text = String::new();
-    fs::File::open(path).ok()?.take(MAX_TABLE).read_to_string(&mut text).ok()?;
-    Some(text)
+impl Descriptor {
+    pub fn is_unix(&self) -> bool {
+        self.kind == Kind::Socket && self.text.starts_with("unix ")
+    }
 }
 
-/// The peer in a table of /proc/net/tcp's form, or the local end of a socket without a peer.
-pub(super) fn internet(table: &str, inode: &str) -> Option<String> {
-    let line = table.lines().skip(1).find(|line| line.split_whitespace().nth(9) == Some(inode))?;
-    let mut fields = line.split_whitespace().skip(1);
-    let local = fields.next().and_then(address)?;
-    let remote = fields.next().and_then(address)?;
-    if remote.ends_with(":0") { Some(format!("on {local}")) } else { Some(remote) }
-}
-
-/// `0100007F:1F91`: the address in words of the host's byte order, the port in plain hexadecimal.
-fn address(text: &str) -> Option<String> {
-    let (host, port) = text.split_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
-    let word = |index: usize| {
-        let digits = host.get(index * 8..index * 8 + 8)?;
-        u32::from_str_radix(digits, 16).ok().map(u32::to_le_bytes)
+/// Who has the other end of a pipe or of a connection on this machine; nobody where the peer is on
+/// another one, or the descriptor has no other end. `reads` tells in which direction it is used.
+pub fn other_end(pid: u32, descriptor: &Descriptor, reads: bool) -> Result<Option<Party>, String> {
+    let (link, access) = match descriptor.kind {
+        Kind::Pipe => (descriptor.link.clone(), if reads { Access::Write } else { Access::Read }),
+        Kind::Socket => match mirrored(pid, descriptor) {
+            Some(inode) => (format!("socket:[{inode}]"), Access::Any),
+            None => return Ok(None),
+        },
+        _ => return Ok(None),
     };
-    if host.len() == 8 {
-        return Some(format!("{}:{port}", Ipv4Addr::from(word(0)?)));
+    let found = with_link(&link, pid, access)?;
+    match found[..] {
+        [] => Err("no process has it open".to_owned()),
+        [only] => Ok(Some(party(only))),
+        [..] => Err(format!("processes {found:?} have it open")),
     }
-    let mut bytes = [0; 16];
-    for (index, chunk) in bytes.chunks_exact_mut(4).enumerate() {
-        chunk.copy_from_slice(&word(index)?);
-    }
-    let host = Ipv6Addr::from(bytes);
-    Some(match host.to_ipv4_mapped() {
-        Some(host) => format!("{host}:{port}"),
-        None => format!("[{host}]:{port}"),
-    })
 }
 
-/// The path of a unix socket; connected ends usually have none.
-pub(super) fn unix(table: &str, inode: &str) -> Option<String> {
-    let line = table.lines().skip(1).find(|line| line.split_whitespace().nth(6) == Some(inode))?;
-    Some(line.split_whitespace().nth(7).unwrap_or("(unnamed)").to_owned())
+/// The inode of the peer's socket: the one whose own address is our peer's, and the reverse.
+fn mirrored(pid: u32, descriptor: &Descriptor) -> Option<String> {
+    let (local, peer) = (descriptor.local.as_ref()?, descriptor.peer.as_ref()?);
+    let protocol = descriptor.text.split(' ').next()?;
+    let tables = TABLES.iter().filter(|(of, _)| *of == protocol);
+    tables.into_iter().find_map(|(_, name)| {
+        let text = sockets::table(pid, name)?;
+        // A server of UDP is rarely connected.
+        let answers_all = |entry: &sockets::Internet| protocol == "udp" && entry.peer.is_none();
+        let is_mirror = |entry: &sockets::Internet| {
+            let is_ours = entry.peer.as_ref() == Some(local) || answers_all(entry);
+            entry.local == *peer && is_ours && entry.inode != "0"
+        };
+        sockets::internet(&text).find(is_mirror).map(|entry| entry.inode)
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{address, describe, internet, unix};
+    use std::os::fd::AsRawFd;
 
-    /// Addresses come out as people write them, v4 in v6 as v4.
-    #[test]
-    fn addresses() {
-        assert_eq!(address("0100007F:1F91").as_deref(), Some("127.0.0.1:8081"));
-        let mapped = "0000000000000000FFFF00000100007F:0050";
-        assert_eq!(address(mapped).as_deref(), Some("127.0.0.1:80"));
-        let six = "00000000000000000000000001000000:0050";
-        assert_eq!(address(six).as_deref(), Some("[::1]:80"));
-        assert_eq!(address("01:"), None);
-        assert_eq!(address("éé00007F:1F91"), None);
+    use super::{anonymous, describe, named, other_end};
+    use crate::call::{Descriptor, Kind};
+
+    fn described(descriptor: &dyn AsRawFd) -> Descriptor {
+        describe(std::process::id(), descriptor.as_raw_fd() as u32).unwrap()
     }
 
-    /// A connection is named by its peer, a listening socket by its own end.
-    #[test]
-    fn tables() {
-        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
-            0: 0100007F:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 11 1\n\
-            1: 0100007F:C350 0100007F:1F91 01 00000000:00000000 00:00000000 00000000     0        0 12 1\n";
-        assert_eq!(internet(table, "11").as_deref(), Some("on 127.0.0.1:80"));
-        assert_eq!(internet(table, "12").as_deref(), Some("127.0.0.1:8081"));
-        assert_eq!(internet(table, "13"), None);
-        let table = "Num RefCount Protocol Flags Type St Inode Path\n\
-            0: 00000002 00000000 00010000 0001 01 77 /run/x.sock\n0: 1 0 0 1 03 78\n";
-        assert_eq!(unix(table, "77").as_deref(), Some("/run/x.sock"));
-        assert_eq!(unix(table, "78").as_deref(), Some("(unnamed)"));
-    }
-
-    /// Descriptors of this very process: a file, a connection, a pipe.
+    /// Descriptors of this very process: a file, a connection and both its ends, a pipe.
     #[test]
     fn live() {
-        use std::os::fd::AsRawFd;
-        let me = std::process::id();
-        let fd = |fd: &dyn AsRawFd| describe(me, fd.as_raw_fd() as u32);
-        let file = std::fs::File::open("/proc/self/maps").unwrap();
-        assert!(fd(&file).unwrap().ends_with("/maps"));
+        let file = described(&std::fs::File::open("/proc/self/maps").unwrap());
+        assert_eq!((file.kind, file.file_system.as_deref()), (Kind::File, Some("proc")));
+        assert!(file.text.ends_with("/maps") && file.path == Some(file.text.clone()));
+
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let there = listener.local_addr().unwrap();
+        let listening = described(&listener);
+        assert_eq!((listening.state, listening.peer), (Some("listen"), None));
+        assert_eq!(listening.text, format!("tcp on {there}"));
         let stream = std::net::TcpStream::connect(there).unwrap();
-        assert_eq!(fd(&stream).unwrap(), format!("tcp {there}"));
+        let seen = described(&stream);
+        assert_eq!((seen.text.clone(), seen.kind), (format!("tcp {there}"), Kind::Socket));
+        assert_eq!(seen.local, Some(stream.local_addr().unwrap().to_string()));
+        let (accepted, _) = listener.accept().unwrap();
+        let process = other_end(std::process::id(), &seen, true).unwrap().unwrap();
+        assert_eq!(process.pid, std::process::id());
+        drop(accepted);
+
         let (reader, _writer) = std::io::pipe().unwrap();
-        assert_eq!(fd(&reader).unwrap(), "pipe");
+        assert_eq!(
+            (described(&reader).text.as_str(), described(&reader).kind),
+            ("pipe", Kind::Pipe)
+        );
+        let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(described(&one).is_unix());
+        assert_eq!(describe(std::process::id(), 99_999), None);
+    }
+
+    /// Names of the kernel's own files tell their kinds.
+    #[test]
+    fn kinds() {
+        assert_eq!(anonymous("eventpoll"), Kind::Epoll);
+        assert_eq!(anonymous("bpf-map"), Kind::Other);
+        assert_eq!(named("/dev/pts/3"), Kind::Terminal);
+        assert_eq!(named("/dev/sda"), Kind::Device);
+        assert_eq!(named("/dev/shm/queue"), Kind::File);
     }
 }

@@ -187,8 +187,9 @@ pub struct WaitDescriptors {
 pub(super) struct Stat {
     pub(super) name: String,
     state: char,
+    pub(super) parent: u32,
     flags: u64,
-    start_ticks: u64,
+    pub(super) start_ticks: u64,
 }
 
 impl Stat {
@@ -198,9 +199,10 @@ impl Stat {
         let name = before.split_once('(')?.1.to_owned();
         let mut fields = after.split_whitespace();
         let state = fields.next()?.chars().next()?;
-        let flags = fields.nth(5)?.parse().ok()?;
+        let parent = fields.next()?.parse().ok()?;
+        let flags = fields.nth(4)?.parse().ok()?;
         let start_ticks = fields.nth(12)?.parse().ok()?;
-        Some(Self { name, state, flags, start_ticks })
+        Some(Self { name, state, parent, flags, start_ticks })
     }
 }
 
@@ -226,7 +228,8 @@ mod tests {
         let text = "7 (a) b (c) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 98765 1 2";
         let stat = Stat::parse(text).unwrap();
         assert_eq!(stat.name, "a) b (c");
-        assert_eq!((stat.state, stat.flags, stat.start_ticks), ('S', 4_194_560, 98765));
+        assert_eq!((stat.state, stat.parent), ('S', 1));
+        assert_eq!((stat.flags, stat.start_ticks), (4_194_560, 98765));
         assert_eq!(Stat::parse("7 (x"), None);
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, UNIX_EPOCH};
 
+use super::advice::Peers;
 use crate::gap::Gap;
 
 /// One moment on both clocks, taken at attach: the only way in which wall-clock time enters.
@@ -92,6 +93,8 @@ pub struct Context<'a> {
     pub descriptors: &'a BTreeMap<u32, String>,
     /// What this session has lost so far, by reason.
     pub losses: &'a [(&'static str, u64)],
+    /// Who has stalled the process before.
+    pub peers: &'a Peers,
     /// What of thread and descriptors could not be had.
     pub gaps: &'a [Gap],
 }

@@ -3,7 +3,7 @@
 use super::application::basename;
 use super::facts::ProcessFacts;
 use super::schema::session::{EndReason, Totals};
-use super::schema::stall::{Cause, Component, Culprit, Stall};
+use super::schema::stall::{Activity, Cause, CauseKind, Component, Culprit, Stall};
 use crate::turn::Moment;
 
 /// Other parts of a stall are said where they are at least this fraction of the cause's.
@@ -27,9 +27,36 @@ pub fn stall(
     } else {
         format!("stalled for {at_least}{duration_ms} ms so far")
     };
-    let place = culprit.map(|culprit| format!(", at {}", place(culprit))).unwrap_or_default();
+    let at = at(cause);
+    let place = culprit.map(|culprit| format!(", {at} {}", place(culprit))).unwrap_or_default();
     let (part, rest) = mixture(cause);
-    format!("{}: {subject} {duration}, {part}{}{place}{rest}", name(process), cause.summary)
+    let victims = victims(stall);
+    let summary = &cause.summary;
+    format!("{}: {subject} {duration}, {part}{summary}{place}{rest}{victims}", name(process))
+}
+
+/// `; 99 connections and 12 events had to wait`. A single event is why most turns begin.
+fn victims(stall: &Stall) -> String {
+    let connections = stall.waiting_connections.iter().map(|queue| queue.waiting).sum();
+    let events = stall.ready_events.filter(|events| *events > 1).unwrap_or(0);
+    let counted = |count: u64, what: &str| match count {
+        0 => None,
+        1 => Some(format!("1 {what}")),
+        _ => Some(format!("{count} {what}s")),
+    };
+    match (counted(connections, "connection"), counted(events, "event")) {
+        (None, None) => String::new(),
+        (Some(one), None) | (None, Some(one)) => format!("; {one} had to wait"),
+        (Some(connections), Some(events)) => format!("; {connections} and {events} had to wait"),
+    }
+}
+
+/// A line that allocates sets off a collection; what there is to collect, all of the program has made.
+fn at(cause: &Cause) -> &'static str {
+    match cause.kind {
+        CauseKind::Cpu { activity: Some(Activity::GarbageCollection), .. } => "set off at",
+        _ => "at",
+    }
 }
 
 /// What of the time the cause stands for, and what stands for the rest, where it is a mixture:
@@ -112,7 +139,7 @@ mod tests {
     use super::{EndReason, Totals, milliseconds, place, session_end};
     use crate::report::sample;
     use crate::report::schema::stall::{Culprit, Language};
-    use crate::turn::{End, Moment, Stall};
+    use crate::turn::{End, Moment, Queue, Stall};
 
     fn message(moment: Moment, stall: &Stall) -> String {
         sample::report(moment, stall).common().message.clone()
@@ -128,7 +155,7 @@ mod tests {
         );
         assert_eq!(
             message(Moment::End, &sample::stall()),
-            format!("uvicorn[4242]: event loop stalled 5012 ms, {rest}")
+            format!("uvicorn[4242]: event loop stalled 5012 ms, {rest}; 17 events had to wait")
         );
     }
 
@@ -138,9 +165,28 @@ mod tests {
         let mut stall = sample::stall();
         stall.turn.running_ns = 2_000_000_000;
         let rest = "5000 ms of it blocked in recvfrom on tcp 127.0.0.1:8081, \
-                    at charge_payment (app.py:31); also 2000 ms on the CPU at parse (app.py:17)";
+                    at charge_payment (app.py:31); also 2000 ms on the CPU at parse (app.py:17); \
+                    17 events had to wait";
         let expected = format!("uvicorn[4242]: event loop stalled 7000 ms, {rest}");
         assert_eq!(message(Moment::End, &stall), expected);
+    }
+
+    /// Whoever had to wait is counted; a single event is not news.
+    #[test]
+    fn who_had_to_wait() {
+        let told = |ready_events, waiting: &[u64]| {
+            let address = "0.0.0.0:80".to_owned();
+            let queue = |waiting: &u64| Queue { address: address.clone(), waiting: *waiting };
+            let queues = waiting.iter().map(queue).collect();
+            let stall = Stall { ready_events, queues, ..sample::stall() };
+            let message = message(Moment::End, &stall);
+            message.split_once("; ").map(|(_, victims)| victims.to_owned())
+        };
+        assert_eq!(told(Some(1), &[]), None);
+        assert_eq!(told(None, &[1]).as_deref(), Some("1 connection had to wait"));
+        assert_eq!(told(Some(2), &[]).as_deref(), Some("2 events had to wait"));
+        let both = told(Some(12), &[90, 9]);
+        assert_eq!(both.as_deref(), Some("99 connections and 12 events had to wait"));
     }
 
     /// Where beginning or end was not seen, the duration is called a lower bound.

@@ -5,15 +5,18 @@
 //! ([`culprit`]); [`schema`] is what a line looks like.
 
 mod account;
+pub mod advice;
 pub mod application;
 mod cause;
 mod culprit;
 pub mod facts;
 pub mod group;
 mod message;
+pub mod purpose;
 #[cfg(test)]
 pub mod sample;
 pub mod schema;
+pub mod stats;
 pub mod syscalls;
 mod task;
 
@@ -28,11 +31,12 @@ pub use self::schema::Report;
 use self::schema::session::{Configuration, EndReason, Probe, SessionEnd, SessionStart, WaitHooks};
 use self::schema::stall::{
     CauseKind, Frame, Language, LoopThread, Role, Stack, Stall, StallLine, State, Switches, Thread,
+    WaitingConnections,
 };
 use self::schema::{Common, Process, Runtime, SchemaVersion, Severity};
 use crate::frame;
 use crate::gap::Gap;
-use crate::turn::{End, Moment, Sampled, Stall as SeenStall, ThreadState};
+use crate::turn::{End, Moment, Queue, Sampled, Stall as SeenStall, ThreadState};
 
 /// What the first line of a session says.
 #[derive(Debug, Clone)]
@@ -136,6 +140,7 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
     } else {
         Severity::Warn
     };
+    let advice = advice::find(&verdict, &owner, context);
     let culprit_seen = culprit.as_ref();
     let subject = if context.thread.is_worker { "worker" } else { "event loop" };
     let process = &session.process;
@@ -152,7 +157,7 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
         cause: verdict.cause,
         culprit,
         task,
-        advice: None,
+        advice,
         stacks: stacks(seen, context, &owner),
         gaps: distinct(&gaps),
         lost: lost(context.losses),
@@ -217,6 +222,7 @@ fn stall_facts(
         switches: Switches { voluntary: turn.voluntary, preempted: turn.preempted },
         ready_events: seen.ready_events,
         steal_ns: seen.around.stolen.map(|stolen| stolen.at_most_ns.min(turn.booked_ns())),
+        waiting_connections: seen.queues.iter().map(WaitingConnections::from).collect(),
     }
 }
 
@@ -278,6 +284,12 @@ impl From<ThreadState> for State {
             ThreadState::Runnable => Self::Runnable,
             ThreadState::Stopped => Self::Stopped,
         }
+    }
+}
+
+impl From<&Queue> for WaitingConnections {
+    fn from(queue: &Queue) -> Self {
+        Self { address: queue.address.clone(), waiting: queue.waiting }
     }
 }
 
@@ -368,7 +380,7 @@ mod tests {
             "timestamp": "2026-11-21T05:20:06.012123Z",
             "severity": "ERROR",
             "message": "uvicorn[4242]: event loop stalled 5012 ms, blocked in recvfrom on \
-                        tcp 127.0.0.1:8081, at charge_payment (app.py:31)",
+                        tcp 127.0.0.1:8081, at charge_payment (app.py:31); 17 events had to wait",
             "session": "s1",
             "host": "web-3",
             "process": process(),
@@ -390,6 +402,7 @@ mod tests {
                 "switches": { "voluntary": 2, "preempted": 1 },
                 "ready_events": 17,
                 "steal_ns": 0,
+                "waiting_connections": [],
             },
             "thread": { "tid": 4242, "tid_in_container": 7, "name": "uvicorn", "loop": "asyncio" },
             "runtime": { "name": "cpython", "version": "3.11.2" },
@@ -403,6 +416,16 @@ mod tests {
                 "syscall": "recvfrom",
                 "args": ["0x7", "0x7ffe00001000", "0x2000", "0x0", "0x0", "0x0"],
                 "target": "tcp 127.0.0.1:8081",
+                "descriptor": null,
+                "polled": [],
+                "polled_more": 0,
+                "path": null,
+                "file_system": null,
+                "timeout": null,
+                "purpose": null,
+                "held_by": [],
+                "child": null,
+                "woken_by": null,
             },
             "culprit": {
                 "function": "charge_payment",
@@ -413,7 +436,8 @@ mod tests {
                 "thread": 4242,
             },
             "task": null,
-            "advice": null,
+            "advice": "A blocking call: use its asynchronous kin, or run it with asyncio.to_thread; \
+                       with a timeout where it waits for somebody.",
             "stacks": stacks(),
             "gaps": ["native frames: libfoo.so has no unwind table"],
             "lost": { "captures": 3, "switches": 0 },

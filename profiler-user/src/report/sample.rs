@@ -2,18 +2,25 @@
 
 use std::collections::BTreeMap;
 
+use profiler_ebpf::histogram::Histogram;
+use profiler_ebpf::reading::Accepts;
 use profiler_ebpf::record::Registers;
-use profiler_ebpf::turn::Turn;
+use profiler_ebpf::turn::{Turn, wait};
+use zerocopy::FromZeros;
 
+use super::advice::Peers;
 use super::facts::{Context, ProcessFacts, RuntimeFacts, SessionFacts, ThreadFacts, WallAnchor};
 use super::group::Tally;
 use super::schema::session::{Configuration, EndReason, Probe, WaitHooks};
+use super::stats::{Measured, StatsContext};
 use super::{Finish, Report, Start};
 use crate::around::{Cpus, Growth, Surroundings};
+use crate::call::{Call, Descriptor, Kind, Party, Timeout};
 use crate::frame::{Counts, Frame, Language, Stack};
 use crate::gap::Gap;
+use crate::interval::{Acceptor, LoopInterval, TimeInTurns};
 use crate::turn::instead::Instead;
-use crate::turn::{Awaited, End, Moment, Sampled, Stall, ThreadState};
+use crate::turn::{Awaited, Calls, End, Moment, Sampled, Stall, ThreadState};
 
 const LIBC: &str = "/usr/lib/x86_64-linux-gnu/libc.so.6";
 
@@ -60,6 +67,7 @@ pub fn on_cpu(frames: Vec<Frame>, time_ns: u64) -> Sampled {
         time_ns,
         registers: Registers { syscall: -1, ..Registers::default() },
         awaited: Awaited::Syscall,
+        call: None,
         task_state: 0,
         shares: Vec::new(),
     }
@@ -89,6 +97,7 @@ pub fn stall() -> Stall {
             truncated: None,
             gaps: Vec::new(),
             running: None,
+            call: None,
         },
         ..blocked_in(45, [7, 0x7ffe_0000_1000, 8192, 0, 0, 0], 5_000_000_000)
     };
@@ -99,6 +108,7 @@ pub fn stall() -> Stall {
             truncated: Some("the copy of the stack ends here".to_owned()),
             gaps: vec![Gap::new("native frames", "libfoo.so has no unwind table")],
             running: None,
+            call: None,
         },
         ..on_cpu(Vec::new(), 12_000_000)
     };
@@ -122,6 +132,8 @@ pub fn stall() -> Stall {
         now: None,
         ticks_user: 2,
         ticks_kernel: 1,
+        ticks_collecting: 0,
+        calls: Calls::default(),
         stacks: vec![receiving, parsing],
         holders: Vec::new(),
         owner: None,
@@ -130,6 +142,7 @@ pub fn stall() -> Stall {
         others: Vec::new(),
         around: around(),
         ready_events: Some(17),
+        queues: Vec::new(),
         gaps: Vec::new(),
     }
 }
@@ -138,6 +151,25 @@ pub fn stall() -> Stall {
 fn around() -> Surroundings {
     let cpus = Some(Cpus { list: "0-1".to_owned(), allowed: 2, online: 2 });
     Surroundings { cpus, stolen: Some(Growth::default()), ..Surroundings::default() }
+}
+
+/// The same stall, whose call was looked at while it lasted.
+pub fn looked_at() -> Stall {
+    let mut stall = stall();
+    let process = Party { pid: 77, name: Some("bank".to_owned()), command: None };
+    let descriptor = Descriptor {
+        local: Some("127.0.0.1:50000".to_owned()),
+        peer: Some("127.0.0.1:8081".to_owned()),
+        state: Some("established"),
+        process: Some(process),
+        ..Descriptor::new(7, Kind::Socket, "tcp 127.0.0.1:8081")
+    };
+    let (descriptor, timeout) = (Some(descriptor), Some(Timeout::Ns(5_000_000_000)));
+    let call = Call { is_seen: true, descriptor, timeout, ..Call::default() };
+    if let Some(receiving) = stall.stacks.first_mut() {
+        receiving.call = Some(Box::new(call));
+    }
+    stall
 }
 
 /// The same stall 103 ms after its beginning.
@@ -202,6 +234,7 @@ pub fn report(moment: Moment, stall: &Stall) -> Report {
         error_threshold_ns: 1_000_000_000,
         descriptors: &descriptors,
         losses: &[("captures", 3), ("switches", 0)],
+        peers: &Peers::default(),
         gaps: &[],
     };
     Report::stall(moment, stall, &context)
@@ -235,6 +268,70 @@ pub fn session_start() -> Report {
         },
     };
     Report::session_start(&session(), 5_000_000_000, start)
+}
+
+/// A loop that has done nothing in an interval.
+pub fn idle_loop() -> LoopInterval {
+    LoopInterval {
+        tid: 4242,
+        home_kind: wait::EPOLL,
+        time: TimeInTurns::default(),
+        waits: 0,
+        ready_events: 0,
+        most_ready: 0,
+        empty_wakeups: 0,
+        turns: Histogram::new_zeroed(),
+        delays: Histogram::new_zeroed(),
+    }
+}
+
+/// A loop with a thousand turns of 1.5 ms, but for one of 9 ms.
+pub fn busy_loop() -> LoopInterval {
+    let mut busy = idle_loop();
+    (0..999).for_each(|_| busy.turns.add(1_500_000, 0));
+    busy.turns.add(9_000_000, 0);
+    busy.delays.add(50_000, 0);
+    busy.delays.add(200_000, 1);
+    let time = TimeInTurns {
+        running_ns: 1_200_000_000,
+        blocked_ns: 200_000_000,
+        runnable_ns: 100_000_000,
+        stopped_ns: 0,
+    };
+    LoopInterval {
+        time,
+        waits: 1000,
+        ready_events: 1250,
+        most_ready: 12,
+        empty_wakeups: 40,
+        ..busy
+    }
+}
+
+/// The statistics of ten seconds in which these loops have stalled once each, and two workers have
+/// accepted connections.
+pub fn stats_of(loops: &[LoopInterval]) -> Report {
+    let acceptor = |pid, accepted, would_block| Acceptor {
+        pid,
+        name: "uvicorn".to_owned(),
+        accepts: Accepts { accepted, would_block, failed: 0 },
+    };
+    let measured: Vec<Measured<'_>> =
+        loops.iter().map(|interval| Measured { thread: thread(), interval, stalls: 1 }).collect();
+    let context = StatsContext {
+        session: &session(),
+        now_ns: 15_000_000_000,
+        duration_ns: 10_000_000_000,
+        accepts: &[acceptor(4242, 19, 2), acceptor(4243, 1, 7)],
+        losses: &[("captures", 3), ("switches", 0)],
+        gaps: &[],
+    };
+    Report::stats(&measured, &context)
+}
+
+/// The same of a loop that is busy.
+pub fn stats() -> Report {
+    stats_of(&[busy_loop()])
 }
 
 /// The last line of a session that saw the one stall.

@@ -1,6 +1,7 @@
 //! A system call's number and arguments to its name, and to what it works on (x86-64).
 
 use profiler_ebpf::record::Registers;
+use profiler_ebpf::turn::FUTEX;
 
 /// Numbers 0 to 335 (arch/x86/entry/syscalls/syscall_64.tbl).
 #[rustfmt::skip]
@@ -170,6 +171,85 @@ pub fn is_sleep(registers: &Registers) -> bool {
     }
 }
 
+/// A wait for a file lock.
+pub fn is_file_lock(registers: &Registers) -> bool {
+    // `F_SETLKW` and `F_OFD_SETLKW` (include/uapi/asm-generic/fcntl.h).
+    const WAITING_COMMANDS: [u64; 2] = [7, 38];
+    let [_, command, ..] = registers.args;
+    match name(registers.syscall).unwrap_or_default() {
+        "flock" => true,
+        "fcntl" => WAITING_COMMANDS.contains(&command),
+        _ => false,
+    }
+}
+
+/// A call that moves bytes or connections through its descriptor, as long as that takes.
+pub fn transfers(registers: &Registers) -> bool {
+    matches!(
+        name(registers.syscall).unwrap_or_default(),
+        "read" | "readv" | "recvfrom" | "recvmsg" | "accept" | "accept4"
+    ) || sends(registers)
+}
+
+/// One that sends, or connects: of a socket, `SO_SNDTIMEO` holds for it.
+pub fn sends(registers: &Registers) -> bool {
+    matches!(
+        name(registers.syscall).unwrap_or_default(),
+        "write" | "writev" | "sendto" | "sendmsg" | "sendmmsg" | "sendfile" | "connect"
+    )
+}
+
+/// A wait for some of several descriptors.
+pub fn is_poll(registers: &Registers) -> bool {
+    matches!(name(registers.syscall), Some("poll" | "ppoll" | "select" | "pselect6"))
+}
+
+/// Whether a thread is in this very call, by the text of its /proc/PID/task/TID/syscall: the number,
+/// the arguments, the stack pointer and the instruction pointer.
+pub fn is_inside(text: &str, registers: &Registers) -> bool {
+    let mut fields = text.split_whitespace();
+    let number = fields.next().and_then(|number| number.parse().ok());
+    let hexadecimal = |field: &str| u64::from_str_radix(field.strip_prefix("0x")?, 16).ok();
+    let values: Option<Vec<u64>> = fields.map(hexadecimal).collect();
+    let expected = registers.args.into_iter().chain([registers.sp, registers.ip]);
+    (number == Some(registers.syscall) || number == Some(RESTART))
+        && values.is_some_and(|values| values.into_iter().eq(expected))
+}
+
+/// `restart_syscall`: what a signal or a stop interrupted goes on.
+const RESTART: i64 = 219;
+
+/// A line of a kernel stack that is there whatever the system call.
+fn is_entry(line: &str) -> bool {
+    const ENTRIES: [&str; 4] =
+        ["do_syscall_64+", "entry_SYSCALL_64", "restart_syscall+", "x64_sys_call+"];
+    ENTRIES.iter().any(|entry| line.contains(entry))
+}
+
+/// The call that `restart_syscall` goes on with, by the kernel's own function for each. Its arguments
+/// are the first call's.
+pub fn restarted(registers: &Registers, kernel_stack: &str) -> i64 {
+    const POLL: i64 = 7;
+    const NANOSLEEP: i64 = 35;
+    const CLOCK_NANOSLEEP: i64 = 230;
+    /// Clocks are small numbers, and a pointer is none.
+    const MAX_CLOCK: u64 = 16;
+    if registers.syscall != RESTART {
+        return registers.syscall;
+    }
+    let [first, ..] = registers.args;
+    if kernel_stack.contains("do_restart_poll") {
+        POLL
+    } else if kernel_stack.contains("futex_wait_restart") {
+        FUTEX
+    } else if !kernel_stack.is_empty() && kernel_stack.lines().all(is_entry) {
+        // The scheduler's functions are left out of /proc/PID/stack, and a sleep has no others.
+        if first < MAX_CLOCK { CLOCK_NANOSLEEP } else { NANOSLEEP }
+    } else {
+        RESTART
+    }
+}
+
 /// A wait for another thread's word.
 pub fn is_futex(registers: &Registers) -> bool {
     matches!(
@@ -190,7 +270,7 @@ pub fn is_write_back(registers: &Registers) -> bool {
 mod tests {
     use profiler_ebpf::record::Registers;
 
-    use super::{Operand, is_futex, is_sleep, name, operand};
+    use super::{Operand, is_futex, is_inside, is_sleep, name, operand, restarted};
 
     fn inside(syscall: i64, args: [u64; 6]) -> Registers {
         Registers { syscall, args, ..Registers::default() }
@@ -262,5 +342,35 @@ mod tests {
         assert!(!is_sleep(&inside(7, [0x7f00, 1, 100, 0, 0, 0])));
         assert!(!is_sleep(&inside(-1, [0; 6])));
         assert!(is_futex(&inside(202, [0; 6])) && !is_futex(&inside(0, [0; 6])));
+    }
+
+    /// A thread is in the same call only if everything that is told of it is equal.
+    #[test]
+    fn the_same_call() {
+        let registers = Registers { sp: 0x7ffe, ip: 0x7f12, ..inside(45, [7, 0x10, 64, 0, 0, 0]) };
+        let text = "45 0x7 0x10 0x40 0x0 0x0 0x0 0x7ffe 0x7f12\n";
+        assert!(is_inside(text, &registers));
+        assert!(is_inside(&text.replace("45 ", "219 "), &registers), "it was interrupted");
+        for other in
+            [text.replace("0x7ffe", "0x7ffd"), text.replace("45 ", "0 "), text[..20].into()]
+        {
+            assert!(!is_inside(&other, &registers), "{other}");
+        }
+        assert!(!is_inside("running", &registers) && !is_inside("", &registers));
+    }
+
+    /// What goes on after an interruption is told by the kernel's functions, with the first arguments.
+    #[test]
+    fn restarts() {
+        let restart = |first| inside(219, [first, 0, 0, 0, 0, 0]);
+        assert_eq!(restarted(&restart(0x7000), "[<0>] do_restart_poll+0x5\n"), 7);
+        let only_entry =
+            "[<0>] do_syscall_64+0x71/0x280\n[<0>] entry_SYSCALL_64_after_hwframe+0x76/0x7e\n";
+        assert_eq!(restarted(&restart(0x7000), only_entry), 35);
+        assert_eq!(restarted(&restart(1), only_entry), 230);
+        assert_eq!(restarted(&restart(1), "[<0>] alarm_timer_nsleep_restart+0x5\n"), 219);
+        assert_eq!(restarted(&restart(1), "futex_wait_restart"), 202);
+        assert_eq!(restarted(&restart(1), ""), 219);
+        assert_eq!(restarted(&inside(45, [0; 6]), "do_restart_poll"), 45);
     }
 }

@@ -42,7 +42,7 @@ pub fn find(
     owner: &Owner<'_>,
     gaps: &mut Vec<Gap>,
 ) -> Option<Task> {
-    if verdict.cause.kind == CauseKind::Saturated {
+    if matches!(verdict.cause.kind, CauseKind::Saturated { .. }) {
         gaps.push(Gap::new("task", "many callbacks ran, none of them for most of the time"));
         return None;
     }
@@ -88,7 +88,7 @@ fn sure(verdict: &Verdict<'_>) -> u64 {
         // Nobody saw whose turn it was for the greater part.
         CauseKind::RunQueue { .. } => ALMOST_ALL_PERCENT,
         // The beginning of a turn is not sampled.
-        CauseKind::Cpu | CauseKind::Unknown => MOST_PERCENT,
+        CauseKind::Cpu { .. } | CauseKind::Unknown => MOST_PERCENT,
         _ => HALF_PERCENT,
     }
 }

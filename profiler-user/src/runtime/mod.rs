@@ -11,6 +11,7 @@
 //! handed. Its frames also say where one call of the interpreter's own evaluation function ends,
 //! because that is what ties them to the native stack.
 
+pub mod collector;
 pub mod cpython;
 pub mod pool;
 pub mod tokio;

@@ -259,7 +259,7 @@ mod tests {
             gap: None,
         });
         let (frames, walk) = (named.collect(), PythonWalk::Complete);
-        let frames = PythonFrames::Named { frames, walk, running: None };
+        let frames = PythonFrames::Named { frames, walk, running: None, call: None };
         (raw.collect(), frames)
     }
 

@@ -12,10 +12,12 @@ use crate::blame::{Blame, Blocked, Outside};
 use crate::gap::Gap;
 use crate::job::{Job, KernelStack, PythonFrames};
 use crate::process::TargetMemory;
+use crate::process::arguments;
 use crate::process::stack::read_stack;
 use crate::process::surroundings;
+use crate::report::syscalls::{name, restarted};
 use crate::runtime::v8::ScriptFrames;
-use crate::source::{Captured, EventSource, Slot};
+use crate::source::{Captured, EventSource, PythonPlaces, Slot};
 use crate::symbolize::kernel::parse_proc_stack;
 use crate::turn::Awaited;
 
@@ -57,7 +59,15 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         }
         let kernel = KernelStack::Captured;
         let is_replaced = is_replaced(&captured.head, &self.source.loops());
-        jobs.push(Job::Sample { captured, python, javascript, kernel, awaited, is_replaced });
+        jobs.push(Job::Sample {
+            captured,
+            python,
+            javascript,
+            kernel,
+            awaited,
+            arguments: None,
+            is_replaced,
+        });
     }
 
     /// Completes the stack of a thread that is blocked in a suspected turn: it cannot move, so its
@@ -101,6 +111,10 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         }
         let python = self.name_python(&captured);
         let javascript = self.name_javascript(&captured);
+        let registers = &mut captured.head.registers;
+        registers.syscall = restarted(registers, kernel.as_deref().unwrap_or_default());
+        let arguments = name(registers.syscall)
+            .map(|name| arguments::read(&self.memory, name, registers, captured.head.at_ns));
         // Has all of it, where the text leaves out what is the scheduler's.
         let kernel = match captured.kernel.is_empty() {
             true => KernelStack::Text(kernel),
@@ -129,7 +143,15 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         self.find_holder(&captured, now_ns, jobs);
         let is_replaced = is_replaced(&captured.head, &self.source.loops());
         let captured = Box::new(captured);
-        jobs.push(Job::Sample { captured, python, javascript, kernel, awaited, is_replaced });
+        jobs.push(Job::Sample {
+            captured,
+            python,
+            javascript,
+            kernel,
+            awaited,
+            arguments,
+            is_replaced,
+        });
     }
 
     /// A thread that waits for the lock of its address space, as far as the probes captured it: whoever
@@ -157,6 +179,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             javascript: ScriptFrames::default(),
             kernel: KernelStack::Text(kernel),
             awaited: Awaited::Syscall,
+            arguments: None,
             is_replaced: false,
         });
     }
@@ -190,12 +213,32 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     pub fn name_python(&mut self, captured: &Captured) -> PythonFrames {
         let mut named = PythonFrames::of(captured, self.python.as_mut(), &self.memory);
         let tstate = self.loops.get(&captured.head.head.tid).and_then(|followed| followed.tstate);
-        if let PythonFrames::Named { frames, walk, running } = &mut named
+        if let PythonFrames::Named { frames, walk, running, call } = &mut named
             && let Some(python) = &mut self.python
         {
             *running = python.running(&self.memory, &captured.python, frames, *walk, tstate);
+            let place = python.callback_at(&captured.python, frames);
+            let coroutine = running.as_ref().and_then(|it| it.coroutines.last().copied());
+            *call = place.and_then(|place| self.callback(captured, place)).or(coroutine);
         }
         named
+    }
+
+    /// Which callback a tick found the loop to run, if the probes had been told of this very place by
+    /// then; they are from now on.
+    fn callback(&mut self, captured: &Captured, place: u64) -> Option<u64> {
+        let tid = captured.head.head.tid;
+        let followed = self.loops.get_mut(&tid)?;
+        if followed.callback_at == place {
+            let callback = captured.head.callback;
+            return (captured.head.reason == reason::TICK && callback != 0).then_some(callback);
+        }
+        followed.callback_at = place;
+        let tstate = followed.tstate?;
+        let collecting = self.python.as_ref()?.collecting_at(&self.memory).unwrap_or(0);
+        let slot = self.source.loops().into_iter().find(|slot| slot.state.tid == tid)?;
+        self.source.set_python(slot, PythonPlaces { tstate, collecting, callback: place });
+        None
     }
 
     pub fn outside(&mut self) -> (&mut Blame, Outside<'_, S, M>) {

@@ -14,6 +14,19 @@ const SEARCH_EVERY_NS: u64 = 1_000_000_000;
 /// Between two looks at a thread of a pool that nobody asked to watch.
 const GLANCE_EVERY_NS: u64 = 1_000_000_000;
 
+/// Between two counts of those who wait for a loop that stalls; each interval is twice the one before.
+/// A count reads tables that have a line for every connection of the network namespace.
+const FIRST_COUNT_NS: u64 = 100_000_000;
+const LONGEST_COUNT_NS: u64 = 10_000_000_000;
+
+/// When to count next in the turn that stalls.
+#[derive(Debug, Default)]
+struct Counting {
+    turn_start_ns: u64,
+    next_ns: u64,
+    interval_ns: u64,
+}
+
 /// One loop that is followed.
 #[derive(Debug)]
 pub struct Followed {
@@ -24,8 +37,11 @@ pub struct Followed {
     pub locked_ns: u64,
     /// The interpreter's state of this thread, once found.
     pub tstate: Option<u64>,
+    /// Where the loop's frame keeps which callback it runs, once seen; 0: not yet.
+    pub callback_at: u64,
     next_search_ns: u64,
     next_glance_ns: u64,
+    counting: Counting,
     pub turns: u64,
     /// The sleep that was found to be a park, by its beginning.
     pub parked_ns: Option<u64>,
@@ -46,8 +62,10 @@ impl Followed {
             completed_ns: 0,
             locked_ns: 0,
             tstate: None,
+            callback_at: 0,
             next_search_ns: 0,
             next_glance_ns: 0,
+            counting: Counting::default(),
             turns: 0,
             parked_ns: None,
             item: None,
@@ -91,6 +109,21 @@ impl Followed {
         }
     }
 
+    /// Whether to count now who waits for a loop whose stall goes on.
+    pub fn count_is_due(&mut self, turn_start_ns: u64, now_ns: u64) -> bool {
+        let first = Counting { turn_start_ns, next_ns: now_ns, interval_ns: FIRST_COUNT_NS };
+        if self.counting.turn_start_ns != turn_start_ns {
+            self.counting = first;
+        }
+        let counting = &mut self.counting;
+        let due = now_ns >= counting.next_ns;
+        if due {
+            counting.next_ns = now_ns + counting.interval_ns;
+            counting.interval_ns = (counting.interval_ns * 2).min(LONGEST_COUNT_NS);
+        }
+        due
+    }
+
     /// Whether the thread is where it waits for work, although its state says that it is in a turn.
     pub fn is_parked(&self, seen: &Loop) -> bool {
         seen.state == state::BLOCKED && self.parked_ns == Some(seen.booked_until_ns)
@@ -111,6 +144,18 @@ mod tests {
     use super::Followed;
 
     const MS: u64 = 1_000_000;
+
+    /// Who waits is counted when a stall is first seen, and at intervals that grow.
+    #[test]
+    fn counts_grow_rare() {
+        let mut followed = Followed::new(100 * MS);
+        let mut counted = |turn_start_ns, from: u64| -> Vec<u64> {
+            let looks = (from..from + 100).map(|look| look * 10 * MS);
+            looks.filter(|now_ns| followed.count_is_due(turn_start_ns, *now_ns)).collect()
+        };
+        assert_eq!(counted(1, 0), [0, 100 * MS, 300 * MS, 700 * MS]);
+        assert_eq!(counted(2, 100), [1000 * MS, 1100 * MS, 1300 * MS, 1700 * MS]);
+    }
 
     /// A thread whose interpreter state was not found is searched for again, however often it is
     /// looked at meanwhile; one that was found is not.

@@ -7,9 +7,10 @@
 
 use std::collections::BTreeMap;
 
+use profiler_ebpf::parks::{MAX_PARKS, Park, Parks};
 use profiler_ebpf::python::PythonWalk;
 use profiler_ebpf::record::{CaptureHead, RecordHead, ThreadSnapshot, kind, reason};
-use profiler_ebpf::turn::{FUTEX, Loop, MAX_PARKS, Park, Parks, phase, state, wait};
+use profiler_ebpf::turn::{FUTEX, Loop, phase, state, wait};
 
 use super::Session;
 use crate::job::{Job, PythonFrames, Verdict};
@@ -39,6 +40,11 @@ impl Workers {
     pub fn forget(&mut self, tid: u32) {
         self.looked_at.remove(&tid);
         self.parks.remove(&tid);
+    }
+
+    /// Whether a thread is one of a pool that nobody asked to watch.
+    pub fn is_unwanted(&self, state: &Loop) -> bool {
+        state.handed_work == 1 && !self.wanted
     }
 }
 
@@ -138,8 +144,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     /// Whether a thread is one of a pool that nobody asked to watch: it is looked at now and then, for it
     /// may have become an event loop.
     pub fn passes_over(&mut self, slot: Slot, now_ns: u64) -> bool {
-        slot.state.handed_work == 1
-            && !self.workers.wanted
+        self.workers.is_unwanted(&slot.state)
             && !self.followed(slot.state.tid).glance_is_due(now_ns)
     }
 
@@ -172,7 +177,11 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     }
 
     /// Where a thread sleeps now, out of its memory.
-    fn standing(&mut self, thread: &ThreadSnapshot, now_ns: u64) -> (Captured, PythonFrames) {
+    pub(super) fn standing(
+        &mut self,
+        thread: &ThreadSnapshot,
+        now_ns: u64,
+    ) -> (Captured, PythonFrames) {
         let mut head = CaptureHead {
             head: RecordHead { kind: kind::CAPTURE, tid: thread.tid },
             at_ns: now_ns,
@@ -241,8 +250,9 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
 
 #[cfg(test)]
 mod tests {
+    use profiler_ebpf::parks::{MAX_PARKS, Park, Parks};
     use profiler_ebpf::record::{CaptureHead, RecordHead, Registers, kind, reason};
-    use profiler_ebpf::turn::{FUTEX, Loop, MAX_PARKS, Park, Parks, phase, wait};
+    use profiler_ebpf::turn::{FUTEX, Loop, phase, wait};
 
     use super::{add, is_replaced};
     use crate::source::Slot;

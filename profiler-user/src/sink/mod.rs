@@ -2,7 +2,9 @@
 
 pub mod json;
 mod fold;
+mod instead;
 mod page;
+mod statistics;
 pub mod text;
 
 use std::fs::File;

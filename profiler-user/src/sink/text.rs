@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
+use super::instead::instead;
 pub use super::page::Colour;
 use super::page::{Page, Style};
-use super::{Sink, fold};
+use super::{Sink, fold, statistics};
 use crate::report::Report;
 use crate::report::schema::session::{Probe, SessionEnd, SessionStart, TopCulprit, WaitHooks};
 use crate::report::schema::stall::{
@@ -59,6 +60,7 @@ pub fn render(report: &Report, colour: Colour) -> String {
             page.put(Style::Dim, "   still  ").put(Style::Plain, &line.common.message).end_line();
         }
         Report::StallEnd(line) => stall(&mut page, line, "STALLED"),
+        Report::Stats(line) => statistics::stats(&mut page, line),
         Report::SessionEnd(line) => session_end(&mut page, line),
     }
     page.into_text()
@@ -78,10 +80,19 @@ fn stall(page: &mut Page, line: &StallLine, word: &str) {
         Confidence::Likely => page.label("cause").put(Style::Plain, "likely").end_line(),
         Confidence::Unknown => page.label("cause").put(Style::Plain, "not certain").end_line(),
     }
+    if let Some(advice) = &line.advice {
+        page.label("advice").put(Style::Plain, advice).end_line();
+    }
     time(page, line);
+    instead(page, &line.cause);
     if let Some(events) = line.stall.ready_events.filter(|events| *events > 0) {
         let kept = format!("{} kept waiting", counted(events, "file descriptor"));
         page.label("events").put(Style::Plain, &kept).end_line();
+    }
+    for queue in &line.stall.waiting_connections {
+        let kept = counted(queue.waiting, "connection");
+        let kept = format!("{kept} kept waiting at {}", queue.address);
+        page.label("clients").put(Style::Plain, &kept).end_line();
     }
     task(page, line.task.as_ref());
     stacks(page, line);
@@ -353,7 +364,7 @@ fn session_end(page: &mut Page, line: &SessionEnd) {
 }
 
 /// One line each, the label before the first.
-fn list(page: &mut Page, label: &str, lines: &[String]) {
+pub(super) fn list(page: &mut Page, label: &str, lines: &[String]) {
     let mut label = label;
     for line in lines.iter().filter(|line| !line.is_empty()) {
         page.label(label).put(Style::Plain, line).end_line();
@@ -361,20 +372,20 @@ fn list(page: &mut Page, label: &str, lines: &[String]) {
     }
 }
 
-fn lost(page: &mut Page, lost: &BTreeMap<String, u64>) {
+pub(super) fn lost(page: &mut Page, lost: &BTreeMap<String, u64>) {
     let counts = lost.iter().filter(|(_, count)| **count > 0);
     let counts: Vec<String> = counts.map(|(reason, count)| format!("{reason} {count}")).collect();
     list(page, "lost", &[counts.join(", ")]);
 }
 
 /// `5000.000 ms`
-fn milliseconds(ns: u64) -> String {
+pub(super) fn milliseconds(ns: u64) -> String {
     let us = ns / 1000;
     format!("{}.{:03} ms", us / 1000, us % 1000)
 }
 
 /// `1 sample`, `2 samples`
-fn counted(count: u64, noun: &str) -> String {
+pub(super) fn counted(count: u64, noun: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
     format!("{count} {noun}{plural}")
 }
@@ -398,6 +409,7 @@ stalltrace 0.1.0 watches uvicorn[4242] for event loop stalls past 100 ms
     const STALL_OPEN: &str = "\
 STALLING  uvicorn[4242]: event loop stalled for 103 ms so far, blocked in recvfrom on tcp 127.0.0.1:8081, at charge_payment (app.py:31)
   began     2026-11-21T05:20:01.000123Z in thread 4242 (uvicorn), asyncio on cpython 3.11.2
+  advice    A blocking call: use its asynchronous kin, or run it with asyncio.to_thread; with a timeout where it waits for somebody.
   time      running, user       8.000 ms  ██
             running, kernel     4.000 ms  █
             blocked            91.000 ms  █████████████████████
@@ -419,8 +431,9 @@ still  uvicorn[4242]: event loop stalled for 103 ms so far, blocked in recvfrom 
 ";
 
     const STALL_END: &str = "\
-STALLED  uvicorn[4242]: event loop stalled 5012 ms, blocked in recvfrom on tcp 127.0.0.1:8081, at charge_payment (app.py:31)
+STALLED  uvicorn[4242]: event loop stalled 5012 ms, blocked in recvfrom on tcp 127.0.0.1:8081, at charge_payment (app.py:31); 17 events had to wait
   began     2026-11-21T05:20:01.000123Z in thread 4242 (uvicorn), asyncio on cpython 3.11.2
+  advice    A blocking call: use its asynchronous kin, or run it with asyncio.to_thread; with a timeout where it waits for somebody.
   time      running, user       8.000 ms
             running, kernel     4.000 ms
             blocked          5000.000 ms  ████████████████████████

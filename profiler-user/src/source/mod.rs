@@ -3,10 +3,12 @@
 pub mod decode;
 pub mod kernel;
 
+use profiler_ebpf::parks::Parks;
 use profiler_ebpf::python::PythonFrame;
+use profiler_ebpf::reading::{Accepts, Reading};
 use profiler_ebpf::record::{CaptureHead, ThreadSnapshot, Woken};
 use profiler_ebpf::rivals::Rivals;
-use profiler_ebpf::turn::{Loop, Parks, Turn, phase};
+use profiler_ebpf::turn::{Loop, Turn, phase};
 use profiler_ebpf::wanted::Wanted;
 
 /// Something that the kernel side told.
@@ -47,6 +49,16 @@ pub struct Slot {
     pub state: Loop,
 }
 
+/// What the probes read of a thread's interpreter: addresses in the target, 0 where not known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PythonPlaces {
+    pub tstate: u64,
+    /// Whether garbage is being collected.
+    pub collecting: u64,
+    /// Which callback the loop runs.
+    pub callback: u64,
+}
+
 /// What happened, and how things stand.
 pub trait EventSource {
     /// Everything told since the last call, oldest first: one ring serves all CPUs, so the order in
@@ -80,8 +92,8 @@ pub trait EventSource {
     /// waits is its own.
     fn set_handed_work(&mut self, slot: Slot, is_handed: bool);
 
-    /// Tells the probes where a thread keeps its interpreter's state.
-    fn set_python_state(&mut self, slot: Slot, tstate: u64);
+    /// Tells the probes where a thread keeps what they read of its interpreter.
+    fn set_python(&mut self, slot: Slot, places: PythonPlaces);
 
     /// Switches the sampling of running threads on or off; it costs all CPUs, so it is off while
     /// nothing is suspected.
@@ -101,6 +113,27 @@ pub trait EventSource {
 
     /// A loop's thread is gone and everything it told has been read: its slot may serve another.
     fn release(&mut self, slot: Slot);
+
+    /// The sums of the thread in a slot, where statistics are wanted, and its state at the same moment.
+    /// The greatest values are those since the last call.
+    fn take_reading(&mut self, _slot: Slot) -> Option<(Loop, Reading)> {
+        None
+    }
+
+    /// From now on the accepts of this process are counted.
+    fn count_accepts(&mut self, _pid: u32) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    /// Its accepts since then.
+    fn accepts(&mut self, _pid: u32) -> Option<Accepts> {
+        None
+    }
+
+    /// No longer; returns its last count.
+    fn stop_counting_accepts(&mut self, _pid: u32) -> Option<Accepts> {
+        None
+    }
 
     /// What was lost so far, by name.
     fn losses(&mut self) -> Vec<(&'static str, u64)>;

@@ -74,6 +74,7 @@ impl Holders {
                     time_ns: 0,
                     registers,
                     awaited,
+                    call: None,
                     task_state: 0,
                     shares: Vec::new(),
                 };

@@ -11,6 +11,7 @@ use profiler_ebpf::turn::Turn;
 use self::instead::Instead;
 use crate::activity::Activity;
 use crate::around::Surroundings;
+use crate::call::Call;
 use crate::frame::Stack;
 use crate::gap::Gap;
 use crate::task::Share;
@@ -60,8 +61,10 @@ pub struct Sampled {
     pub registers: Registers,
     /// What it waited for, where the syscall alone does not tell.
     pub awaited: Awaited,
-    /// The kernel's `__state` of a thread that gave up its CPU: stopped by a signal 0x4, by a debugger
-    /// 0x8, frozen 0x8000 (since 6.1). 0 of one that ran.
+    /// What was known of the system call that it was blocked in.
+    pub call: Option<Box<Call>>,
+    /// The kernel's `__state` of a thread that gave up its CPU, a set of bits: stopped by a signal 0x4,
+    /// by a debugger 0x8, frozen 0x8000 (since 6.1), and others. 0 of one that ran.
     pub task_state: u64,
     /// Whose coroutines it was seen in. The stack's own say only whose were the first.
     pub shares: Vec<Share>,
@@ -112,6 +115,8 @@ pub struct Waker {
     pub pid: u32,
     pub tid: u32,
     pub name: String,
+    /// The command of its process, if that is another than the target.
+    pub command: Option<String>,
     /// The system call that it was in as it did, and its first two arguments. Of a futex the call was
     /// checked to be on the same; of other waits it is one of the kind that ends them.
     pub syscall: i64,
@@ -126,12 +131,30 @@ pub struct Waker {
     pub seen: Option<Sampled>,
 }
 
+/// Connections that wait at one listening socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Queue {
+    pub address: String,
+    pub waiting: u64,
+}
+
 /// Another thread of the process, and where it was while the loop stalled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Other {
     pub tid: u32,
     pub name: Option<String>,
     pub seen: Sampled,
+}
+
+/// How the ticks of a turn spread over calls of the loop's callbacks, as far as these were told apart.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Calls {
+    /// Ticks of which the call is known.
+    pub ticks: u64,
+    /// Different calls among these.
+    pub seen: u64,
+    /// Ticks that fell into the one which had most.
+    pub heaviest_ticks: u64,
 }
 
 /// A thread, by its number and its name.
@@ -154,6 +177,10 @@ pub struct Stall {
     /// Ticks that found the thread in user code, and in the kernel.
     pub ticks_user: u64,
     pub ticks_kernel: u64,
+    /// Ticks that found the interpreter to collect garbage.
+    pub ticks_collecting: u64,
+    /// How the ticks spread over calls of callbacks.
+    pub calls: Calls,
     /// Heaviest first.
     pub stacks: Vec<Sampled>,
     /// Who held what the loop waited for; heaviest first.
@@ -170,5 +197,7 @@ pub struct Stall {
     pub around: Surroundings,
     /// What the wait after the stall returned: file descriptors kept waiting.
     pub ready_events: Option<u64>,
+    /// Connections that nobody accepted meanwhile.
+    pub queues: Vec<Queue>,
     pub gaps: Vec<Gap>,
 }

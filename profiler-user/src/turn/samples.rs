@@ -1,8 +1,11 @@
 //! Captures of one stalled turn, named, to a short list of stacks with the time that each stands for.
 
+use std::collections::BTreeMap;
+
 use profiler_ebpf::record::Registers;
 
-use super::{Awaited, Sampled, ThreadState, activity_of};
+use super::{Awaited, Calls, Sampled, ThreadState, activity_of};
+use crate::call::Call;
 use crate::frame::Stack;
 use crate::task::{Running, Share};
 
@@ -12,6 +15,9 @@ const MAX_STACKS: usize = 256;
 
 /// Tasks told apart in one stack. A task that is to blame is among the first.
 const MAX_SHARES: usize = 64;
+
+/// Calls told apart in one turn. A tick more comes every 10 ms.
+const MAX_CALLS: usize = 1024;
 
 /// A stretch in which the thread was blocked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,13 +32,37 @@ struct Block {
 }
 
 /// How a thread was when its stack was taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Was {
     pub state: ThreadState,
     pub registers: Registers,
     pub awaited: Awaited,
     /// As [`Sampled::task_state`].
     pub task_state: u64,
+    /// As [`Sampled::call`].
+    pub call: Option<Call>,
+}
+
+impl Was {
+    /// Whether a stack that is known was taken in the same wait, as far as that can be told without its
+    /// frames. What a lock's or the interpreter's waits are called with changes from one to the next.
+    fn is_of(&self, known: &Sampled) -> bool {
+        let [first, ..] = self.registers.args;
+        let [known_first, ..] = known.registers.args;
+        let same_call = self.awaited != Awaited::Syscall
+            || self.state != ThreadState::Blocked
+            || (self.registers.syscall, first) == (known.registers.syscall, known_first);
+        // Who was stopped differs by who stopped it.
+        let told_by =
+            |task_state: u64| if self.state == ThreadState::Stopped { task_state } else { 0 };
+        (self.state, self.awaited) == (known.state, known.awaited)
+            && told_by(self.task_state) == told_by(known.task_state)
+            && same_call
+            && match (&self.call, &known.call) {
+                (Some(call), Some(known)) => call.is_on_the_same(known),
+                _ => true,
+            }
+    }
 }
 
 /// A wait, as its capture showed it.
@@ -49,6 +79,9 @@ pub struct Samples {
     blocks: Vec<Block>,
     ticks_user: u64,
     ticks_kernel: u64,
+    ticks_collecting: u64,
+    /// Ticks by the call of a callback that they fell into.
+    calls: BTreeMap<u64, u64>,
     /// Captures that came after [`MAX_STACKS`] different ones.
     pub dropped: u64,
 }
@@ -60,14 +93,22 @@ impl Samples {
             ThreadState::RunningUser => self.ticks_user += 1,
             _ => self.ticks_kernel += 1,
         }
-        self.add(stack, Was { state, registers, awaited: Awaited::Syscall, task_state: 0 });
+        if let Some(call) = stack.call
+            && (self.calls.len() < MAX_CALLS || self.calls.contains_key(&call))
+        {
+            *self.calls.entry(call).or_default() += 1;
+        }
+        self.add(
+            stack,
+            Was { state, registers, awaited: Awaited::Syscall, task_state: 0, call: None },
+        );
     }
 
     /// The thread gave up its CPU at `at_ns`; `blocked_ns` is known once it came back.
     pub fn block(&mut self, at_ns: u64, blocked_ns: Option<u64>, stack: Stack, was: Was) {
+        let registers = was.registers;
         self.take_back(at_ns);
         if let Some((stack, share)) = self.add(stack, was) {
-            let registers = was.registers;
             self.blocks.push(Block { at_ns, stack, share, registers, blocked_ns });
         }
     }
@@ -93,6 +134,24 @@ impl Samples {
 
     pub fn ticks(&self) -> (u64, u64) {
         (self.ticks_user, self.ticks_kernel)
+    }
+
+    /// One of the ticks found the interpreter to collect garbage.
+    pub fn collecting(&mut self) {
+        self.ticks_collecting += 1;
+    }
+
+    pub fn ticks_collecting(&self) -> u64 {
+        self.ticks_collecting
+    }
+
+    /// How the ticks spread over calls of callbacks.
+    pub fn calls(&self) -> Calls {
+        Calls {
+            ticks: self.calls.values().sum(),
+            seen: self.calls.len() as u64,
+            heaviest_ticks: self.calls.values().copied().max().unwrap_or_default(),
+        }
     }
 
     /// The stacks as they stand at `now_ns` in a turn that ran for `running_ns`, heaviest first.
@@ -139,21 +198,24 @@ impl Samples {
 
     /// Where the stack is in the list, and in which of its shares; equal ones of the same state are one.
     fn add(&mut self, stack: Stack, was: Was) -> Option<(usize, Option<usize>)> {
-        let Was { state, registers, awaited, task_state } = was;
-        // Who was stopped differs by who stopped it.
-        let told_by = |task_state: u64| if state == ThreadState::Stopped { task_state } else { 0 };
-        let activity = activity_of(&stack, state);
+        let activity = activity_of(&stack, was.state);
         let same = |known: &Sampled| {
-            (known.state, known.awaited) == (state, awaited)
-                && told_by(known.task_state) == told_by(task_state)
+            was.is_of(known)
                 && looks_same(&known.stack, &stack)
                 // The same code may have been frozen, or have had to free memory, once.
                 && known.activity() == activity
+                && (!is_running(was.state) || is_same_entry(known, &stack, &was.registers))
         };
+        let Was { state, registers, awaited, task_state, .. } = was;
         if let Some(index) = self.stacks.iter().position(same) {
             let sampled = &mut self.stacks[index];
             sampled.samples += 1;
             sampled.registers = registers;
+            if let Some(call) = was.call
+                && sampled.call.as_ref().is_none_or(|known| call.says_as_much(known))
+            {
+                sampled.call = Some(Box::new(call));
+            }
             return Some((index, share_of(&mut sampled.shares, stack.running)));
         }
         if self.stacks.len() == MAX_STACKS {
@@ -170,6 +232,7 @@ impl Samples {
             registers,
             awaited,
             task_state,
+            call: was.call.map(Box::new),
             shares,
         });
         Some((self.stacks.len() - 1, share))
@@ -193,6 +256,12 @@ fn is_running(state: ThreadState) -> bool {
     matches!(state, ThreadState::RunningUser | ThreadState::RunningKernel)
 }
 
+/// Whether both came into the kernel the same way: by the same system call, a fault, or not at all.
+fn is_same_entry(known: &Sampled, stack: &Stack, registers: &Registers) -> bool {
+    let entry = |stack: &Stack| stack.kernel.last().and_then(|frame| frame.function.clone());
+    known.registers.syscall == registers.syscall && entry(&known.stack) == entry(stack)
+}
+
 /// Equal to a reader: the same functions at the same lines, whatever the addresses.
 pub fn looks_same(one: &Stack, other: &Stack) -> bool {
     one.frames.len() == other.frames.len()
@@ -208,6 +277,7 @@ pub fn looks_same(one: &Stack, other: &Stack) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{Awaited, MAX_SHARES, Samples, Was};
+    use crate::call::{Call, Descriptor, Kind};
     use crate::frame::{Frame, Language, Stack};
     use crate::gap::Gap;
     use crate::task::Running;
@@ -233,7 +303,42 @@ mod tests {
         registers: Registers { ip: 0, sp: 0, bp: 0, syscall: 0, args: [0; 6] },
         awaited: Awaited::Syscall,
         task_state: 1,
+        call: None,
     };
+
+    /// Blocked in a read from this descriptor.
+    fn reading(number: u64) -> Was {
+        let registers = Registers { syscall: 0, args: [number; 6], ..Registers::default() };
+        Was { registers, ..WAS }
+    }
+
+    /// Equal stacks in calls on different things are different waits, and what was seen of a call while it
+    /// lasted stays.
+    #[test]
+    fn calls_are_told_apart() {
+        let on = |link: &str, is_seen| {
+            let link = link.to_owned();
+            let descriptor = Descriptor { link, ..Descriptor::new(7, Kind::Pipe, "pipe") };
+            let call = Call { is_seen, descriptor: Some(descriptor), ..Call::default() };
+            Was { call: Some(call), ..reading(7) }
+        };
+        let mut samples = Samples::default();
+        samples.block(100, Some(50), stack("read", 1), reading(8));
+        samples.block(200, Some(40), stack("read", 1), on("pipe:[1]", true));
+        samples.block(300, Some(4), stack("read", 1), on("pipe:[1]", false));
+        samples.block(400, Some(30), stack("read", 1), on("pipe:[2]", true));
+        let stacks = samples.stacks(0, 500);
+        let times: Vec<_> = stacks.iter().map(|sampled| sampled.time_ns).collect();
+        assert_eq!(times, [50, 44, 30]);
+        assert!(stacks[1].call.as_ref().is_some_and(|call| call.is_seen));
+        // The interpreter's lock is waited for at changing addresses.
+        let mut samples = Samples::default();
+        for number in [7, 8] {
+            let wait = Was { awaited: Awaited::Gil, ..reading(number) };
+            samples.block(100 * number, Some(5), stack("take", 1), wait);
+        }
+        assert_eq!(samples.stacks(0, 0).len(), 1);
+    }
 
     /// A thread that a signal stopped and one that a debugger did are two, whatever their stacks; how
     /// a thread sleeps makes no difference.

@@ -64,7 +64,7 @@ pub fn merge(native: NamedNativeStack, python: PythonStack) -> Stack {
         Some(pairs) => interleave(native, &calls, python, &pairs),
         None => apart(native, python),
     };
-    Stack { frames, kernel: Vec::new(), truncated, gaps, running: None }
+    Stack { frames, kernel: Vec::new(), truncated, gaps, running: None, call: None }
 }
 
 fn calls(native: &NamedNativeStack) -> Vec<Call> {

@@ -1,5 +1,6 @@
 //! A loop that waited for another thread: which one, in the words of a report, and which stacks show why.
 
+use super::woken;
 use crate::gap::Gap;
 use crate::report::schema::stall::{CauseKind, Holder, Thread, Waker};
 use crate::turn::{self, Awaited, End, Sampled, Stall};
@@ -23,11 +24,7 @@ pub fn lock(stall: &Stall, address: String, gaps: &mut Vec<Gap>) -> CauseKind {
     let named = stall.owner.as_ref().map(|owner| thread(owner.tid, &owner.name));
     let owner_thread = seen.map(|holder| thread(holder.tid, &holder.name)).or(named);
     let of_futex = |waker: &&turn::Waker| waker.awaited == Awaited::Futex;
-    let woken_by = stall.wakers.iter().find(of_futex).map(|waker| Waker {
-        pid: waker.pid,
-        tid: waker.tid,
-        name: waker.name.clone(),
-    });
+    let woken_by = stall.wakers.iter().find(of_futex).map(woken::of);
     if owner_thread.is_none() {
         let reason = "the futex names nobody: mutexes of glibc do, and Python's RLock up to 3.13; \
                       semaphores, conditions and other locks do not";
@@ -78,7 +75,7 @@ pub fn phrase(kind: &CauseKind) -> String {
             format!("waiting for a lock held by {}", in_turn(owner, holders))
         }
         CauseKind::Lock { woken_by: Some(waker), .. } => {
-            let Waker { pid: _, tid, name } = waker;
+            let Waker { tid, name, .. } = waker;
             format!("waiting for another thread (futex), released by thread {tid} ({name})")
         }
         _ => "waiting for another thread (futex)".to_owned(),

@@ -1,6 +1,6 @@
 //! The kind of a cause to its words.
 
-use super::{held, run_queue};
+use super::{called, cpu, held, run_queue};
 use crate::report::message::milliseconds;
 use crate::report::schema::stall::{CauseKind, MemoryActivity, StoppedBy, Tracer};
 
@@ -10,16 +10,15 @@ pub fn phrase(kind: &CauseKind) -> String {
         target.as_ref().map(|target| format!(" on {target}")).unwrap_or_default()
     };
     let fixed = match kind {
-        CauseKind::Syscall { syscall, target, .. } => {
-            return format!("blocked in {syscall}{}", on(target));
-        }
-        CauseKind::Sleep { syscall } => return format!("asleep in {syscall}"),
-        CauseKind::Disk { syscall: Some(syscall), target } => {
+        CauseKind::Syscall { .. } | CauseKind::Sleep { .. } => return called::phrase(kind),
+        CauseKind::Disk { syscall: Some(syscall), target, .. } => {
             return format!("waiting for the disk in {syscall}{}", on(target));
         }
-        CauseKind::Disk { syscall: None, .. } => "waiting for the disk in a page fault",
-        CauseKind::Cpu => "on the CPU",
-        CauseKind::Saturated => "on the CPU in many short callbacks",
+        CauseKind::Disk { syscall: None, file_system: Some(file_system), .. } => {
+            return format!("waiting for a page of a file ({file_system})");
+        }
+        CauseKind::Disk { syscall: None, .. } => "waiting for a page of a file",
+        CauseKind::Cpu { .. } | CauseKind::Saturated { .. } => return cpu::phrase(kind),
         CauseKind::Lock { .. } | CauseKind::Gil { .. } => return held::phrase(kind),
         CauseKind::Memory { activity, .. } => memory(*activity),
         CauseKind::RunQueue { .. } => return run_queue::phrase(kind),
@@ -85,7 +84,7 @@ mod tests {
 
     /// Who traced is told where it is known.
     #[test]
-    fn who_stopped() {
+    fn who_stopped_it() {
         let gdb = Tracer { pid: 4711, name: Some("gdb".to_owned()) };
         let by = Some(StoppedBy::Debugger);
         assert_eq!(stopped(by, Some(&gdb)), "stopped by a debugger (gdb, pid 4711)");

@@ -129,14 +129,14 @@ pub fn phrase(kind: &CauseKind) -> String {
             ([others @ .., last], _) => format!(", {by} {} and {last}", others.join(", ")),
         }
     };
-    let confined = confined_to.as_deref().map(confined).unwrap_or_default();
-    format!("ready, but without a CPU: {waited}{whose}{confined}")
+    let confined = confined_to.as_deref().map(confinement).unwrap_or_default();
+    format!("ready, but without a CPU{confined}: {waited}{whose}")
 }
 
 /// `, confined to CPU 0`
-fn confined(list: &str) -> String {
-    let cpus = if list.contains([',', '-']) { "CPUs" } else { "CPU" };
-    format!(", confined to {cpus} {list}")
+fn confinement(list: &str) -> String {
+    let several = if list.contains([',', '-']) { "s" } else { "" };
+    format!(", confined to CPU{several} {list}")
 }
 
 /// `stress-ng-cpu[4711] (380 ms)`
@@ -151,6 +151,7 @@ mod tests {
 
     use profiler_ebpf::turn::Turn;
 
+    use crate::around::Cpus;
     use crate::process::neighbour::Neighbour;
     use crate::report::cause::judge;
     use crate::report::sample;
@@ -176,7 +177,9 @@ mod tests {
             Neighbour { name, command: Some("stress-ng -c 2".to_owned()), ..Neighbour::default() };
         let processes = BTreeMap::from([(4711, process)]);
         let instead = Instead { ran, processes, idle_ns: idle_ms * MS, others_ns: 0 };
-        Stall { turn, stacks: Vec::new(), instead, ..sample::stall() }
+        let mut stall = Stall { turn, stacks: Vec::new(), instead, ..sample::stall() };
+        stall.around.cpus = Some(Cpus { allowed: 8, online: 8, list: "0-7".to_owned() });
+        stall
     }
 
     fn told(stall: &Stall) -> (String, Vec<String>) {
@@ -212,6 +215,20 @@ mod tests {
             let (summary, gaps) = told(&stall);
             assert_eq!(summary, format!("ready, but without a CPU: {expected}"));
             assert!(gaps.is_empty(), "{gaps:?}");
+        }
+    }
+
+    /// Which CPUs it may use is told where they are not all.
+    #[test]
+    fn confined() {
+        let mut stall = stall(100, 0, 0, vec![ran(50, 50, "cron", 100)]);
+        for (list, expected) in [("0", "CPU 0"), ("0-1,4", "CPUs 0-1,4")] {
+            stall.around.cpus = Some(Cpus { allowed: 1, online: 8, list: list.to_owned() });
+            let words = format!(
+                "ready, but without a CPU, confined to {expected}: preempted 100 ms, mostly by \
+                 cron[50] (100 ms)"
+            );
+            assert_eq!(told(&stall).0, words);
         }
     }
 

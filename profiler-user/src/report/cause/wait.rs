@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use profiler_ebpf::record::Registers;
 
-use super::{Basis, Component, Explanation, held};
+use super::{Basis, Component, Explanation, called, held};
+use crate::call::is_remote;
 use crate::gap::Gap;
 use crate::report::hexadecimal;
 use crate::report::schema::stall::CauseKind;
@@ -55,18 +56,20 @@ fn wait_kind(
 ) -> CauseKind {
     let registers = &sampled.registers;
     let inside = registers.syscall >= 0;
-    if !inside && !is_disk(sampled) {
+    let is_fault = !inside && has_kernel_frame(sampled, "filemap_fault");
+    if !inside && !is_disk(sampled) && !is_fault {
         let reason = "the thread was blocked outside any system call, and its kernel stack does not say in what";
         gaps.push(Gap::new("cause", reason));
         return CauseKind::Unknown;
     }
     if !inside {
         gaps.push(Gap::new("target", "which file the page belongs to is not recorded"));
-        return CauseKind::Disk { syscall: None, target: None };
+        let file_system = called::file_system(sampled).map(str::to_owned);
+        return CauseKind::Disk { syscall: None, target: None, file_system };
     }
     let syscall = syscall_name(registers);
     if syscalls::is_sleep(registers) {
-        return CauseKind::Sleep { syscall };
+        return called::sleep(sampled, syscall, gaps);
     }
     if sampled.awaited == Awaited::Gil {
         return held::gil(stall, gaps);
@@ -75,16 +78,43 @@ fn wait_kind(
         let [address, ..] = registers.args;
         return held::lock(stall, hexadecimal(address), gaps);
     }
-    let target = target(registers, &syscall, descriptors, gaps);
+    let target = called::target(sampled, &syscall, descriptors, gaps);
     if is_disk(sampled) {
-        return CauseKind::Disk { syscall: Some(syscall), target };
+        let file_system = called::file_system(sampled).map(str::to_owned);
+        return CauseKind::Disk { syscall: Some(syscall), target, file_system };
     }
-    CauseKind::Syscall { syscall, args: registers.args.map(hexadecimal).to_vec(), target }
+    let args = registers.args.map(hexadecimal).to_vec();
+    let call = Box::new(called::call(stall, sampled, gaps));
+    CauseKind::Syscall { syscall, args, target, call }
 }
 
-/// Whether the kernel waited for a block device: only that accounts as I/O wait, in `io_schedule`.
+/// The kernel's functions that wait in `io_schedule` for a page, a buffer or a request of a block device,
+/// or for the journal of one. /proc/PID/stack leaves `io_schedule` itself out, as all of the scheduler's.
+const IN_IO_WAIT: [&str; 16] = [
+    "io_schedule",
+    "folio_wait_bit",
+    "folio_wait_private",
+    "__folio_lock",
+    "wait_on_page_bit",
+    "__lock_page",
+    "bit_wait_io",
+    "__wait_on_buffer",
+    "submit_bio_wait",
+    "blk_wait_io",
+    "rq_qos_wait",
+    "blk_mq_get_tag",
+    "__iomap_dio_rw",
+    "__blkdev_direct_IO",
+    "balance_dirty_pages",
+    "jbd2_log_wait_commit",
+];
+
+/// Whether the kernel waited for a block device: that accounts as I/O wait, in `io_schedule`. A page of a
+/// file that is elsewhere does so, too, but there no disk of this machine is slow.
 fn is_disk(sampled: &Sampled) -> bool {
-    syscalls::is_write_back(&sampled.registers) || has_kernel_frame(sampled, "io_schedule")
+    let waits = syscalls::is_write_back(&sampled.registers)
+        || IN_IO_WAIT.iter().any(|function| has_kernel_frame(sampled, function));
+    waits && !called::file_system(sampled).is_some_and(is_remote)
 }
 
 fn has_kernel_frame(sampled: &Sampled, prefix: &str) -> bool {
@@ -95,31 +125,4 @@ fn has_kernel_frame(sampled: &Sampled, prefix: &str) -> bool {
 fn syscall_name(registers: &Registers) -> String {
     let number = registers.syscall;
     syscalls::name(number).map_or_else(|| format!("system call {number}"), str::to_owned)
-}
-
-/// What the system call works on, in the words of a report.
-fn target(
-    registers: &Registers,
-    syscall: &str,
-    descriptors: &BTreeMap<u32, String>,
-    gaps: &mut Vec<Gap>,
-) -> Option<String> {
-    match syscalls::operand(registers) {
-        Operand::Descriptor(number) => {
-            let known = descriptors.get(&number).cloned();
-            if known.is_none() {
-                let reason = format!("what descriptor {number} stands for was not read");
-                gaps.push(Gap::new("target", reason));
-            }
-            known
-        }
-        Operand::Child(Some(pid)) => Some(format!("child {pid}")),
-        Operand::Child(None) => Some("any child".to_owned()),
-        Operand::InMemory => {
-            let reason = format!("{syscall} names it by a pointer that was not followed");
-            gaps.push(Gap::new("target", reason));
-            None
-        }
-        Operand::Nothing => None,
-    }
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::call::{Call, Party, Purpose};
 use super::{Common, Runtime};
 
 /// One moment of a stall.
@@ -59,6 +60,18 @@ pub struct Stall {
     /// What the hypervisor took from the machine's CPUs meanwhile, at most: on which of them the thread
     /// was is not recorded.
     pub steal_ns: Option<u64>,
+    /// Connections that waited to be accepted by the process while the loop stalled, the most that were
+    /// seen at once. Of TCP only; looked for when the stall is first told, and at growing intervals.
+    pub waiting_connections: Vec<WaitingConnections>,
+}
+
+/// Connections that nobody had accepted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct WaitingConnections {
+    /// Of the listening socket.
+    pub address: String,
+    pub waiting: u64,
 }
 
 /// How a stall's time divides. The sum is its duration, exactly.
@@ -106,7 +119,7 @@ pub struct Thread {
 }
 
 /// Why the loop stalled.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Cause {
     #[serde(flatten)]
@@ -123,7 +136,7 @@ pub struct Cause {
 }
 
 /// Another part of the same stall.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Component {
     #[serde(flatten)]
@@ -151,14 +164,34 @@ pub enum Confidence {
 }
 
 /// The kinds of cause, each with what belongs to it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum CauseKind {
     /// One piece of code kept the CPU.
-    Cpu,
-    /// No single culprit: many short callbacks in one turn.
-    Saturated,
+    Cpu {
+        /// The part of it that was spent in the kernel, 0 to 1, by samples; `null` without any.
+        kernel_share: Option<f64>,
+        /// The system call that most of the kernel's part was spent in.
+        syscall: Option<String>,
+        activity: Option<Activity>,
+        /// Page faults of the whole turn: exact, but for what came after the thread's last switch while
+        /// the stall lasts.
+        minor_faults: u32,
+        /// The same for faults that waited for a disk.
+        major_faults: u32,
+        /// Whether most of it was one call of a callback; `null` where calls were not told apart.
+        single_call: Option<bool>,
+    },
+    /// No single call is to blame: many short callbacks in one turn.
+    Saturated {
+        /// The callbacks that most samples fell into, heaviest first; at most five.
+        callbacks: Vec<Callback>,
+        /// How many different callbacks were seen: at least so many ran.
+        callbacks_seen: u64,
+        /// How many different calls of them were seen; `null` where calls were not told apart.
+        calls_seen: Option<u64>,
+    },
     /// Blocked in a system call.
     Syscall {
         syscall: String,
@@ -166,9 +199,21 @@ pub enum CauseKind {
         args: Vec<String>,
         /// What it works on: `tcp 10.0.0.5:443`, `/var/lib/app/config.json`, `pipe`, `child 4711`.
         target: Option<String>,
+        #[serde(flatten)]
+        call: Box<Call>,
     },
     /// Asleep for a time that the code asked for.
-    Sleep { syscall: String },
+    Sleep {
+        syscall: String,
+        /// How long the last of the sleeps was to be.
+        asked_ns: Option<u64>,
+        /// What for, where it slept to try again later.
+        purpose: Option<Purpose>,
+        /// The SQLite database that was locked.
+        path: Option<String>,
+        /// Who has locked it.
+        held_by: Vec<Party>,
+    },
     /// Waiting in a futex for another thread.
     Lock {
         /// The futex.
@@ -193,6 +238,8 @@ pub enum CauseKind {
         /// `null` for a page fault.
         syscall: Option<String>,
         target: Option<String>,
+        /// Of a file, the type of its file system.
+        file_system: Option<String>,
     },
     /// Direct reclaim, swap, or the lock of the address space.
     Memory {
@@ -286,6 +333,30 @@ pub struct Tracer {
     pub name: Option<String>,
 }
 
+/// What code on the CPU was about, where most of it was not its own work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Activity {
+    /// The interpreter's garbage collector.
+    GarbageCollection,
+    /// The kernel brought in memory that was touched.
+    PageFaults,
+    /// The kernel mapped memory, or took it back.
+    Allocation,
+}
+
+/// A callback of the loop, by the function with which the application's part of it begins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Callback {
+    pub function: Option<String>,
+    pub file: Option<String>,
+    /// The line that most samples fell on; of a JavaScript function, the one on which it is defined.
+    pub line: Option<u32>,
+    pub samples: u64,
+}
+
 /// A thread that ended a wait by its own system call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(JsonSchema))]
@@ -294,6 +365,9 @@ pub struct Waker {
     pub tid: u32,
     /// The thread's, at that moment.
     pub name: String,
+    /// Of its process, if that is another than the target and has not exited; the beginning, if it is
+    /// long.
+    pub command: Option<String>,
 }
 
 /// A thread, and its share of the time that the loop waited.

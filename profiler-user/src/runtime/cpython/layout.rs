@@ -7,6 +7,7 @@
 
 use profiler_ebpf::python::{ABSENT, PythonLayout};
 
+use super::collecting::Collecting;
 use super::dict::Form;
 use super::gil::Place;
 use super::lines::Format;
@@ -64,6 +65,7 @@ pub struct Layout {
     pub lines: Format,
     pub shims: Shims,
     pub gil: Place,
+    pub collecting: Collecting,
     pub tasks: TaskLayout,
 }
 
@@ -102,6 +104,7 @@ const V3_8: Layout = Layout {
     lines: Format::Lnotab,
     shims: Shims::None,
     gil: Place::Runtime(1152),
+    collecting: Collecting::Runtime(344 + 200),
     tasks: TaskLayout {
         current: Current::Table { modules: 56, form: Form::Sized },
         task_coroutine: 112,
@@ -114,6 +117,7 @@ const V3_8: Layout = Layout {
 
 const V3_9: Layout = Layout {
     gil: Place::Runtime(352),
+    collecting: Collecting::Interpreter { collector: 616, flag: 200 },
     tasks: TaskLayout {
         current: Current::Table { modules: 856, form: Form::Sized },
         task_coroutine: 152,
@@ -157,6 +161,7 @@ const V3_11: Layout = Layout {
     code_bytecode: Some(184),
     lines: Format::Locations,
     gil: Place::Runtime(360),
+    collecting: Collecting::Interpreter { collector: 648, flag: 200 },
     tasks: TaskLayout {
         current: Current::Table { modules: 888, form: Form::Logarithmic },
         task_coroutine: 136,
@@ -185,6 +190,7 @@ const V3_12: Layout = Layout {
     text: StrLayout { length: 16, state: 32, ascii_data: 40, compact_data: 56 },
     shims: Shims::Three,
     gil: Place::Interpreter(384),
+    collecting: Collecting::Interpreter { collector: 112, flag: 200 },
     tasks: TaskLayout {
         current: Current::Table { modules: 944, form: Form::Logarithmic },
         frame: FrameOf::Inside(72),
@@ -208,6 +214,7 @@ const V3_13: Layout = Layout {
     tstate_native_id: Some(160),
     code_bytecode: Some(200),
     gil: Place::Interpreter(16),
+    collecting: Collecting::Interpreter { collector: 7400, flag: 200 },
     tasks: TaskLayout {
         current: Current::Table { modules: 7656, form: Form::Logarithmic },
         task_coroutine: 120,
@@ -226,6 +233,7 @@ const V3_14: Layout = Layout {
     runtime_interpreters: 808,
     interpreter_next: 7272,
     frame_variables: 80,
+    collecting: Collecting::Interpreter { collector: 7408, flag: 192 },
     code_bytecode: Some(208),
     shims: Shims::ThreeAndFour,
     tasks: TaskLayout { current: Current::Thread(872), task_coroutine: 128, ..V3_13.tasks },
@@ -300,6 +308,10 @@ impl Layout {
         self.interpreter_next = state(7)?;
         self.interpreter_threads = state(8)?;
 
+        if let Collecting::Interpreter { collector, .. } = &mut self.collecting {
+            *collector = state(9)?;
+        }
+
         self.tstate_next = object(group.thread + 2)?;
         self.walk.tstate_frame = object(group.thread + 4)?;
         self.walk.tstate_thread_id = object(group.thread + 5)?;
@@ -363,6 +375,7 @@ mod tests {
         words[WORD_VERSION] = version;
         words[WORD_FREE_THREADED] = 0;
         [words[4], words[7], words[8]] = state;
+        words[9] = if version >> 16 == 0x030e { 7408 } else { 7400 };
         words[10] = 7656;
         words[group.thread] = 832;
         let [next, frame, thread_id, native_id, owner, bytecode, previous] = rest;

@@ -18,6 +18,7 @@
 //! is one exception to the rule before 3.12, generators that `throw()` passes over: see
 //! [`pairs`](crate::unwind::pairs).
 
+mod collecting;
 mod detect;
 mod dict;
 mod frames;
@@ -195,6 +196,23 @@ impl Python {
     pub fn first_variable(&self, memory: &dyn TargetMemory, frame: u64) -> Option<u64> {
         let word = memory.read_u64(frame.wrapping_add(self.layout.frame_variables.into())).ok()?;
         Some(word & !u64::from(self.layout.walk.code_tag_mask))
+    }
+
+    /// Where asyncio's loop keeps which callback it runs, if one of these frames is the one that does:
+    /// the handle whose method it is. All handles of a turn were made before it, so that two are never
+    /// in one place.
+    pub fn callback_at(&self, raw: &[PythonFrame], named: &[NamedFrame]) -> Option<u64> {
+        let runs_callback = |frame: &NamedFrame| {
+            let is = |text: &Option<String>, end| text.as_ref().is_some_and(|it| it.ends_with(end));
+            is(&frame.file, "/asyncio/events.py") && is(&frame.function, "_run")
+        };
+        let at = named.iter().position(runs_callback)?;
+        Some(raw.get(at)?.frame.wrapping_add(self.layout.frame_variables.into()))
+    }
+
+    /// Where the interpreter keeps whether it collects garbage.
+    pub fn collecting_at(&self, memory: &dyn TargetMemory) -> Option<u64> {
+        self.layout.collecting.locate(memory, &self.layout, self.image.runtime)
     }
 
     /// Where the address of the innermost frame of a thread stands now.

@@ -85,7 +85,11 @@ pub fn all(
             Family::Poll => waits.poll,
         };
         if wanted {
-            let probe = by_best_hook(ebpf, btf, wait.syscall, hooks);
+            let (fentry, tracepoint) = (
+                |ebpf: &mut Ebpf| by_fentry(ebpf, btf, wait.syscall),
+                |ebpf: &mut Ebpf| by_tracepoint(ebpf, wait.syscall),
+            );
+            let probe = by_best_hook(ebpf, wait.syscall, hooks, fentry, tracepoint);
             if probe.hook.is_none() && wait.required {
                 let reason = probe.reason.unwrap_or_default();
                 let message = format!("cannot hook {}: {reason}", wait.syscall);
@@ -95,6 +99,20 @@ pub fn all(
         }
     }
     Ok(probes)
+}
+
+/// The system calls by which connections are accepted. Nothing else depends on them, so each is optional.
+pub fn accepts(ebpf: &mut Ebpf, btf: &Btf, hooks: WaitHooks) -> [Probe; 2] {
+    ["accept", "accept4"].map(|syscall| {
+        let fentry = |ebpf: &mut Ebpf| {
+            let program: &mut FExit = program(ebpf, &format!("leave_{syscall}"))?.try_into()?;
+            program.load(&format!("__x64_sys_{syscall}"), btf)?;
+            program.attach()?;
+            Ok(())
+        };
+        let tracepoint = |ebpf: &mut Ebpf| on_tracepoint(ebpf, "accept_left", "sys_exit", syscall);
+        by_best_hook(ebpf, syscall, hooks, fentry, tracepoint)
+    })
 }
 
 fn refused(error: anyhow::Error) -> anyhow::Error {
@@ -131,16 +149,22 @@ fn waking(ebpf: &mut Ebpf, btf: &Btf) -> Probe {
 
 /// fentry costs unrelated syscalls nothing; any syscall tracepoint puts every syscall of every
 /// process on the kernel's slow path. So fentry wherever the kernel allows it.
-fn by_best_hook(ebpf: &mut Ebpf, btf: &Btf, syscall: &'static str, hooks: WaitHooks) -> Probe {
+fn by_best_hook(
+    ebpf: &mut Ebpf,
+    syscall: &'static str,
+    hooks: WaitHooks,
+    fentry: impl FnOnce(&mut Ebpf) -> anyhow::Result<()>,
+    tracepoint: impl FnOnce(&mut Ebpf) -> anyhow::Result<()>,
+) -> Probe {
     let mut reason = None;
     if hooks != WaitHooks::Tracepoint {
-        match by_fentry(ebpf, btf, syscall) {
+        match fentry(ebpf) {
             Ok(()) => return Probe { name: syscall, hook: Some(FENTRY), reason: None },
             Err(error) => reason = Some(format!("fentry: {}", why(&error))),
         }
     }
     if hooks != WaitHooks::Fentry {
-        match by_tracepoint(ebpf, syscall) {
+        match tracepoint(ebpf) {
             Ok(()) => return Probe { name: syscall, hook: Some("tracepoint"), reason },
             Err(error) => {
                 let before = reason.map(|reason| reason + "; ").unwrap_or_default();
@@ -182,21 +206,24 @@ fn by_fentry(ebpf: &mut Ebpf, btf: &Btf, syscall: &str) -> anyhow::Result<()> {
 /// The entry first, as with fentry: a return that is missed meanwhile leaves the loop waiting, which
 /// is harmless, where a missed entry would make one turn of two and the idleness between them.
 fn by_tracepoint(ebpf: &mut Ebpf, syscall: &str) -> anyhow::Result<()> {
+    let entered = if syscall == "io_uring_enter" { "ring_entered" } else { "wait_entered" };
+    on_tracepoint(ebpf, entered, "sys_enter", syscall)?;
+    on_tracepoint(ebpf, "wait_left", "sys_exit", syscall)
+}
+
+fn on_tracepoint(ebpf: &mut Ebpf, name: &str, event: &str, syscall: &str) -> anyhow::Result<()> {
     if preflight::tracefs_path().is_none() {
         bail!(
             "tracefs is not mounted, and without CAP_SYS_ADMIN stalltrace cannot mount it for itself: \
              mount -t tracefs tracefs /sys/kernel/tracing (or give it to the container)"
         );
     }
-    let entered = if syscall == "io_uring_enter" { "ring_entered" } else { "wait_entered" };
-    for (name, event) in [(entered, "sys_enter"), ("wait_left", "sys_exit")] {
-        let program: &mut TracePoint = program(ebpf, name)?.try_into()?;
-        // One program serves all syscalls; the kernel takes it once.
-        if program.fd().is_err() {
-            program.load()?;
-        }
-        program.attach("syscalls", &format!("{event}_{syscall}"))?;
+    let program: &mut TracePoint = program(ebpf, name)?.try_into()?;
+    // One program serves all syscalls; the kernel takes it once.
+    if program.fd().is_err() {
+        program.load()?;
     }
+    program.attach("syscalls", &format!("{event}_{syscall}"))?;
     Ok(())
 }
 

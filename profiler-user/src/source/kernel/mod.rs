@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod layout;
+mod accepts;
 mod others;
 pub mod preflight;
 mod table;
@@ -16,10 +17,12 @@ use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
 use profiler_ebpf::counter::Counter;
 use profiler_ebpf::limits::MAX_LOOPS;
 use profiler_ebpf::param::Params;
+use profiler_ebpf::parks::Parks;
 use profiler_ebpf::python::PythonLayout;
+use profiler_ebpf::reading::{Accepts, Reading};
 use profiler_ebpf::record::{CaptureHead, ThreadSnapshot};
 use profiler_ebpf::rivals::Rivals;
-use profiler_ebpf::turn::{Loop, Parks, phase};
+use profiler_ebpf::turn::{Loop, phase};
 use profiler_ebpf::wanted::Wanted;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -27,7 +30,7 @@ use self::attach::{Probe, WaitHooks, Waits};
 use self::layout::KernelLayout;
 use self::preflight::{Check, State};
 use self::table::Table;
-use super::{Captured, Event, EventSource, Slot, decode};
+use super::{Captured, Event, EventSource, PythonPlaces, Slot, decode};
 use crate::error::Failure;
 
 /// The probes as they were built, or nothing where the machine could not build them.
@@ -43,6 +46,8 @@ pub struct Watch {
     pub threshold_ns: u64,
     pub waits: Waits,
     pub hooks: WaitHooks,
+    /// Whether statistics are wanted.
+    pub stats: bool,
 }
 
 /// The probes, attached. Dropping it takes all of them out of the kernel.
@@ -57,6 +62,7 @@ pub struct KernelSource {
     counters: PerCpuArray<MapData, u64>,
     ticks: ticks::Ticks,
     others: others::Others,
+    accepts: accepts::AcceptCounts,
     malformed: u64,
     probes: Vec<Probe>,
     #[cfg(feature = "probe-log")]
@@ -68,7 +74,8 @@ pub struct KernelSource {
 pub fn probe_machine() -> Vec<Check> {
     let waits = Waits { poll: true, io_uring: true };
     let hooks = WaitHooks::Best;
-    let source = KernelSource::attach(Watch { tgid: 0, threshold_ns: u64::MAX, waits, hooks });
+    let watch = Watch { tgid: 0, threshold_ns: u64::MAX, waits, hooks, stats: true };
+    let source = KernelSource::attach(watch);
     let source = match source {
         Ok(source) => source,
         Err(error) => {
@@ -102,10 +109,13 @@ impl KernelSource {
             suspect_ns: watch.threshold_ns / 2,
             poll_waits: u64::from(watch.waits.poll),
             switch_has_state: u64::from(layout.switch_has_state),
+            stats: u64::from(watch.stats),
             offset: layout.offsets,
         };
+        let readings = if watch.stats { MAX_LOOPS } else { 1 };
         let mut ebpf = EbpfLoader::new()
             .override_global("PARAMS", params.as_bytes(), true)
+            .map_max_entries("READINGS", readings)
             .load(OBJECT)
             .context("cannot load the probes")
             .map_err(|error| Failure::unsupported(format!("{error:#}")))?;
@@ -115,9 +125,15 @@ impl KernelSource {
         }
         let [loops, captures, parks, rivals] =
             ["LOOPS", "CAPTURES", "PARKS", "RIVALS"].map(|name| descriptor(&ebpf, name));
-        let table = Table::new(loops?, captures?, parks?, rivals?, MAX_LOOPS)?;
+        let mut table = Table::new(loops?, captures?, parks?, rivals?, MAX_LOOPS)?;
+        if watch.stats {
+            table.add_readings(descriptor(&ebpf, "READINGS")?, readings)?;
+        }
         let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF")?;
-        let probes = attach::all(&mut ebpf, &btf, watch.waits, watch.hooks)?;
+        let mut probes = attach::all(&mut ebpf, &btf, watch.waits, watch.hooks)?;
+        if watch.stats {
+            probes.extend(attach::accepts(&mut ebpf, &btf, watch.hooks));
+        }
         let threads: &mut Iter =
             ebpf.program_mut("threads").context("no program `threads`")?.try_into()?;
         threads.load("task", &btf)?;
@@ -130,6 +146,7 @@ impl KernelSource {
             counters: take(&mut ebpf, "COUNTERS")?.try_into()?,
             ticks: ticks::Ticks::default(),
             others: others::Others::new(&mut ebpf)?,
+            accepts: accepts::AcceptCounts::new(&mut ebpf)?,
             malformed: 0,
             probes,
             #[cfg(feature = "probe-log")]
@@ -222,8 +239,8 @@ impl EventSource for KernelSource {
         self.table.set_handed_work(slot.index, is_handed);
     }
 
-    fn set_python_state(&mut self, slot: Slot, tstate: u64) {
-        self.table.set_python_state(slot.index, tstate);
+    fn set_python(&mut self, slot: Slot, places: PythonPlaces) {
+        self.table.set_python(slot.index, places);
     }
 
     fn set_ticks(&mut self, wanted: super::Ticks) -> anyhow::Result<()> {
@@ -246,7 +263,24 @@ impl EventSource for KernelSource {
         self.others.watch_wakers(&mut self.ebpf, wanted)
     }
 
+    fn take_reading(&mut self, slot: Slot) -> Option<(Loop, Reading)> {
+        self.table.take_reading(slot.index)
+    }
+
+    fn count_accepts(&mut self, pid: u32) -> anyhow::Result<()> {
+        self.accepts.begin(pid)
+    }
+
+    fn accepts(&mut self, pid: u32) -> Option<Accepts> {
+        self.accepts.of(pid)
+    }
+
+    fn stop_counting_accepts(&mut self, pid: u32) -> Option<Accepts> {
+        self.accepts.end(pid)
+    }
+
     fn release(&mut self, slot: Slot) {
+        self.table.clear_reading(slot.index);
         self.table.seed(slot.index, Loop::default(), CaptureHead::default());
         self.table.set_parks(slot.index, Parks::default());
         // A full queue is impossible: it has room for every slot there is.

@@ -8,10 +8,15 @@ use std::sync::atomic::{Ordering, fence};
 
 use anyhow::Context;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use profiler_ebpf::histogram::Histogram;
+use profiler_ebpf::parks::Parks;
+use profiler_ebpf::reading::Reading;
 use profiler_ebpf::record::{Capture, CaptureHead};
 use profiler_ebpf::rivals::Rivals;
-use profiler_ebpf::turn::{Loop, Parks};
-use zerocopy::{FromBytes, IntoBytes};
+use profiler_ebpf::turn::Loop;
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+use crate::source::PythonPlaces;
 
 /// Tries before a slot that the kernel keeps changing is passed over until the next look.
 const MAX_TRIES: u32 = 16;
@@ -75,13 +80,22 @@ impl Drop for Mapped {
 // SAFETY: the mapping belongs to this value alone on our side, and is reached by volatile copies.
 unsafe impl Send for Mapped {}
 
-/// Loops, captures, ways to park and rivals for a CPU, by slot.
+/// Where a reading keeps its greatest values: two cells of each kind.
+const GREATEST: [usize; 3] = [
+    offset_of!(Reading, most_ready),
+    offset_of!(Reading, turns) + offset_of!(Histogram, greatest_ns),
+    offset_of!(Reading, delays) + offset_of!(Histogram, greatest_ns),
+];
+
+/// Loops, captures, ways to park, rivals for a CPU and statistics, by slot.
 #[derive(Debug)]
 pub struct Table {
     loops: Mapped,
     captures: Mapped,
     parks: Mapped,
     rivals: Mapped,
+    /// Where they are wanted.
+    readings: Option<Mapped>,
 }
 
 impl Table {
@@ -97,7 +111,13 @@ impl Table {
             captures: Mapped::new::<Capture>(captures, entries)?,
             parks: Mapped::new::<Parks>(parks, entries)?,
             rivals: Mapped::new::<Rivals>(rivals, entries)?,
+            readings: None,
         })
+    }
+
+    pub fn add_readings(&mut self, readings: impl AsFd, entries: u32) -> anyhow::Result<()> {
+        self.readings = Some(Mapped::new::<Reading>(readings, entries)?);
+        Ok(())
     }
 
     /// A whole state of the loop, or none if the kernel kept changing it.
@@ -120,8 +140,59 @@ impl Table {
         }
     }
 
-    pub fn set_python_state(&self, slot: u32, tstate: u64) {
+    /// A slot's sums and its state at the same moment; the greatest values begin anew.
+    pub fn take_reading(&self, slot: u32) -> Option<(Loop, Reading)> {
+        let at = self.readings.as_ref()?.at::<Reading>(slot)?;
+        let cell = at.cast::<u8>();
+        // SAFETY: within the mapping and aligned; nobody else writes the cell's number.
+        let old = unsafe { cell.add(offset_of!(Reading, cell)).cast::<u64>().read_volatile() } & 1;
+        // From here on the probes leave the other cell's values to us.
+        self.set_reading_word(slot, offset_of!(Reading, cell), 1 - old);
+        let (state, reading) = self.at_one_moment(slot, at)?;
+        for offset in GREATEST {
+            self.set_reading_word(slot, offset + old as usize * 8, 0);
+        }
+        Some((state, reading))
+    }
+
+    /// Both copies, between two turns' ends where possible: in a loop whose turns are as short as the
+    /// copying, the sums may lack one of them.
+    fn at_one_moment(&self, slot: u32, at: NonNull<Reading>) -> Option<(Loop, Reading)> {
+        let mut last = None;
+        for _ in 0..MAX_TRIES {
+            let before = self.state(slot)?;
+            // SAFETY: within the mapping; any bytes are a valid `Reading`. Volatile, because the kernel
+            // writes at the same time: every sum is a word of its own.
+            let reading = unsafe { at.read_volatile() };
+            let is_whole = reading.turns.count() == before.turns;
+            if is_whole && self.state(slot)?.sequence == before.sequence {
+                return Some((before, reading));
+            }
+            last = Some((before, reading));
+        }
+        last
+    }
+
+    /// A slot's sums begin at zero for the next thread.
+    pub fn clear_reading(&self, slot: u32) {
+        if let Some(at) = self.readings.as_ref().and_then(|all| all.at::<Reading>(slot)) {
+            // SAFETY: within the mapping, and no probe touches a slot that no thread has.
+            unsafe { at.write_volatile(Reading::new_zeroed()) };
+        }
+    }
+
+    fn set_reading_word(&self, slot: u32, offset: usize, value: u64) {
+        if let Some(at) = self.readings.as_ref().and_then(|all| all.at::<Reading>(slot)) {
+            // SAFETY: within the mapping and aligned; the words are ours to write.
+            unsafe { at.cast::<u8>().add(offset).cast::<u64>().write_volatile(value) };
+        }
+    }
+
+    pub fn set_python(&self, slot: u32, places: PythonPlaces) {
+        let PythonPlaces { tstate, collecting, callback } = places;
         self.set_word(slot, offset_of!(Loop, python_tstate), tstate);
+        self.set_word(slot, offset_of!(Loop, python_collecting), collecting);
+        self.set_word(slot, offset_of!(Loop, python_callback), callback);
     }
 
     pub fn set_handed_work(&self, slot: u32, is_handed: bool) {

@@ -21,6 +21,13 @@ enum Driven {
     Target,
 }
 
+/// Without statistics, and with them.
+const OFF: &[&str] = &["--stats-interval", "off"];
+const ON: &[&str] = &["--stats-interval", "60s"];
+
+/// ns that statistics may add to a turn; 30 were measured.
+const STATISTICS_NS: f64 = 40.0;
+
 /// What was counted on one hook.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Counted {
@@ -54,6 +61,14 @@ struct Look {
     stalls: usize,
 }
 
+impl Look {
+    /// What an event of the target costs on a hook, where `others` were seen at their own price.
+    fn own_ns(&self, hook: Hook, others: &Self) -> Option<f64> {
+        let (all, foreign) = (self.hooks.get(&hook)?, others.hooks.get(&hook)?);
+        Some(all.without(*foreign, hook.of_the_loop() * self.turns.max(1) as f64))
+    }
+}
+
 /// Figures by hook, a value a round: off, on.
 type ByHook = BTreeMap<Hook, (Vec<f64>, Vec<f64>)>;
 
@@ -63,30 +78,46 @@ pub fn measure(rounds: usize, run: Duration) -> Result<Measured> {
     let _counting = stats::counting()?;
     let (mut of_others, mut of_target) = (ByHook::new(), ByHook::new());
     let (mut turns_of_others, mut turns_of_target) = (Vec::new(), Vec::new());
+    let (mut without, mut with) = (Vec::new(), Vec::new());
     let (mut ticks, mut stalls) = (Vec::new(), 0);
     for _ in 0..rounds {
-        let others = look(Driven::Bystander, waits, run)?;
-        let mixed = look(Driven::Target, waits, run)?;
+        let others = look(Driven::Bystander, waits, run, OFF)?;
+        let mixed = look(Driven::Target, waits, run, OFF)?;
+        let counted = look(Driven::Target, waits, run, ON)?;
         let (mut turn_of_others, mut turn_of_target) = (0.0, 0.0);
         for (hook, all) in &mixed.hooks {
             let Some(foreign) = others.hooks.get(hook) else { continue };
+            let Some(own_ns) = mixed.own_ns(*hook, &others) else { continue };
             let each = hook.of_the_loop();
-            let own_ns = all.without(*foreign, each * mixed.turns.max(1) as f64);
             turn_of_others += foreign.added_ns() * each;
             turn_of_target += own_ns * each;
             push(&mut of_others, *hook, foreign.off_ns, foreign.on_ns);
             push(&mut of_target, *hook, all.off_ns, all.off_ns + own_ns);
         }
+        let all_ns = |look: &Look| -> f64 {
+            let each = |hook| look.own_ns(hook, &others).unwrap_or_default() * hook.of_the_loop();
+            Hook::ALL.into_iter().map(each).sum()
+        };
+        without.push(all_ns(&mixed));
+        with.push(all_ns(&counted));
         turns_of_others.push(turn_of_others);
         turns_of_target.push(turn_of_target);
         ticks.push((others.ticks + mixed.ticks) as f64);
-        stalls += others.stalls + mixed.stalls;
+        stalls += others.stalls + mixed.stalls + counted.stalls;
     }
     let mut rows =
         by_hook("of others", of_others, |hook| (hook == Hook::Switch).then_some(Aim::AtMost(8.0)));
     rows.push(alone("all four, a turn of others", "ns/turn", turns_of_others, None));
     rows.extend(by_hook("of the target", of_target, |_| None));
     rows.push(alone("all four, a turn of the target", "ns/turn", turns_of_target, None));
+    rows.push(Row {
+        what: "statistics, a turn of the target".to_owned(),
+        unit: "ns/turn",
+        off: without,
+        on: with,
+        compare: Compare::Difference,
+        aim: Some(Aim::AtMost(STATISTICS_NS)),
+    });
     rows.push(alone("ticks while nothing stalls", "calls", ticks, Some(Aim::AtMost(0.0))));
     let waits = match waits {
         WaitHooks::Fentry => "fentry",
@@ -128,7 +159,7 @@ fn alone(what: &str, unit: &'static str, on: Vec<f64>, aim: Option<Aim>) -> Row 
 /// Which hooks the daemon takes here.
 fn wait_hooks() -> Result<WaitHooks> {
     let echo = Echo::start()?;
-    let (tracer, start) = Tracer::attach(echo.pid(), &[])?;
+    let (tracer, start) = Tracer::attach(echo.pid(), OFF)?;
     detach(tracer)?;
     Ok(match start.line.event {
         Event::SessionStart(start) if start.wait_hooks == "fentry" => WaitHooks::Fentry,
@@ -137,7 +168,7 @@ fn wait_hooks() -> Result<WaitHooks> {
 }
 
 /// An echo and whoever drives it share a CPU: in each turn the echo sleeps and is woken once.
-fn look(driven: Driven, waits: WaitHooks, run: Duration) -> Result<Look> {
+fn look(driven: Driven, waits: WaitHooks, run: Duration, options: &[&str]) -> Result<Look> {
     let place = Places::find()?.server;
     let mut echo = Echo::start()?;
     let sleeper = Echo::start()?;
@@ -146,7 +177,7 @@ fn look(driven: Driven, waits: WaitHooks, run: Duration) -> Result<Look> {
     // The first program on a hook finds colder caches than the second: an empty one before the probe
     // and one after it, and their mean.
     let before = Empties::attach(waits)?;
-    let (tracer, _) = Tracer::attach(target, &[])?;
+    let (tracer, _) = Tracer::attach(target, options)?;
     let after = Empties::attach(waits)?;
     std::thread::sleep(SETTLE);
     let ids = held_by(tracer.pid())?;

@@ -16,7 +16,10 @@ use crate::table::{Aim, Compare, Measured, Row};
 const TRIAL_REQUESTS: u64 = 20_000;
 
 /// The arms.
-const ARMS: [&str; 2] = ["watched", "another process watched"];
+const ARMS: [&str; 3] = ["watched", "watched with statistics", "another process watched"];
+
+const OFF: &[&str] = &["--stats-interval", "off"];
+const ON: &[&str] = &["--stats-interval", "1s"];
 
 pub fn measure(rounds: usize, run: Duration) -> Result<Measured> {
     let places = Places::find()?;
@@ -25,7 +28,12 @@ pub fn measure(rounds: usize, run: Duration) -> Result<Measured> {
     let trial = benchmark(places, port, TRIAL_REQUESTS)?;
     let requests = (trial * run.as_secs_f64()).max(TRIAL_REQUESTS as f64) as u64;
 
-    let arms = [Arm::Nobody, Arm::Watched(server.pid(), &[]), Arm::Watched(other.pid(), &[])];
+    let arms = [
+        Arm::Nobody,
+        Arm::Watched(server.pid(), OFF),
+        Arm::Watched(server.pid(), ON),
+        Arm::Watched(other.pid(), OFF),
+    ];
     let figures = alternate(rounds, &arms, || {
         let before = Given::to(server.pid())?;
         let throughput = benchmark(places, port, requests)?;

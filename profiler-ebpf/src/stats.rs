@@ -1,0 +1,77 @@
+//! What hooks tell the statistics of the thread in a slot; nothing at all where none are wanted.
+
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use profiler_ebpf::reading::Reading;
+use profiler_ebpf::turn::{Entered, Turn};
+
+use crate::maps::{accepts_of, reading_at};
+
+/// The thread leaves its CPU: for someone else where it can go on, or to sleep.
+#[inline(always)]
+pub fn left_cpu(slot: u32, can_go_on: bool, now_ns: impl FnOnce() -> u64) {
+    let Some(reading) = reading_at(slot) else { return };
+    if can_go_on {
+        reading.preempted(now_ns());
+    } else {
+        reading.fell_asleep();
+    }
+}
+
+/// Where a wakeup of the thread begins a delay.
+#[inline(always)]
+pub fn of_sleeper(slot: u32) -> Option<&'static mut Reading> {
+    reading_at(slot).filter(|reading| reading.asleep == 1)
+}
+
+/// The thread comes onto a CPU.
+#[inline(always)]
+pub fn came_back(slot: u32, now_ns: impl FnOnce() -> u64) {
+    if let Some(reading) = reading_at(slot) {
+        reading.came_back(now_ns);
+    }
+}
+
+/// The thread enters a wait; `turn` is the one before, where that ends it.
+#[inline(always)]
+pub fn wait_entered(slot: u32, entered: &Entered, turn: &Turn) {
+    let Some(reading) = reading_at(slot) else { return };
+    match entered {
+        Entered::Nested => return,
+        Entered::TurnOver(_) => reading.turn_over(turn),
+        Entered::Idle | Entered::ReturnMissed => {}
+    }
+    reading.wait_entered();
+}
+
+/// The thread's own wait returned.
+#[inline(always)]
+pub fn wait_left(slot: u32, returned: i64) {
+    if let Some(reading) = reading_at(slot) {
+        reading.wait_left(returned);
+    }
+}
+
+/// The thread has parked: its turn is over.
+#[inline(always)]
+pub fn parked(slot: u32, turn: &Turn) {
+    if let Some(reading) = reading_at(slot) {
+        reading.turn_over(turn);
+    }
+}
+
+/// The thread is gone in the middle of a turn.
+#[inline(always)]
+pub fn exited(slot: u32, turn: &Turn) {
+    if let Some(reading) = reading_at(slot) {
+        reading.add_time(turn);
+    }
+}
+
+/// A call of `accept` or `accept4` returned in some process.
+#[inline(always)]
+pub fn accepted(returned: i64) {
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    if let Some(accepts) = accepts_of(tgid) {
+        accepts.returned(returned);
+    }
+}

@@ -1,0 +1,110 @@
+//! A stall's cause and stacks to what people do about it, by a table of rules that is data.
+//!
+//! The table is `advice.toml`; `docs/advice.md` is made of it. Pure: nothing is read here.
+
+mod pattern;
+mod peers;
+mod table;
+#[cfg(test)]
+mod document;
+#[cfg(test)]
+mod tests;
+
+use serde_json::{Map, Value};
+
+use self::pattern::{FramePattern, any_is_like};
+pub use self::peers::Peers;
+use self::table::{Family, Rule, TABLE};
+use super::application::{Origin, Owner, basename, inside_callback};
+use super::cause::Verdict;
+use super::facts::{Context, ProcessFacts};
+use super::schema::stall::{Cause, Confidence};
+use crate::frame::Frame;
+use crate::turn::Sampled;
+
+/// Frames tell what it was where they are on the stacks of as much of the time.
+const MOST_PERCENT: u64 = 50;
+
+/// What people do about this cause, in one or two sentences; `None` where no rule fits.
+pub fn find(verdict: &Verdict<'_>, owner: &Owner<'_>, context: &Context<'_>) -> Option<String> {
+    let cause = fields(&verdict.cause);
+    let family = TABLE.family(&context.thread.loop_kind);
+    let rule = rule(verdict, &cause, owner, context);
+    let advice = rule.and_then(|rule| rule.text(family));
+    match (advice, context.peers.again(&cause)) {
+        (Some(advice), Some(again)) => Some(format!("{advice} {again}")),
+        (advice, again) => advice.or(again),
+    }
+}
+
+/// The first rule that fits.
+fn rule(
+    verdict: &Verdict<'_>,
+    cause: &Map<String, Value>,
+    owner: &Owner<'_>,
+    context: &Context<'_>,
+) -> Option<&'static Rule> {
+    // What nobody knows has no remedy.
+    if verdict.cause.confidence == Confidence::Unknown {
+        return None;
+    }
+    let kind = &context.thread.loop_kind;
+    let family: Option<&Family> = TABLE.family(kind);
+    TABLE.rules.iter().find(|rule| {
+        rule.is_about(kind, family)
+            && is_program(rule, &context.session.process)
+            && rule.cause.are_like(cause)
+            && is_on_most(&rule.frames, verdict, inside)
+            && is_on_most(&rule.called, verdict, |sampled| called(sampled, owner))
+            && rule.text(family).is_some()
+    })
+}
+
+/// A cause as reports have it.
+fn fields(cause: &Cause) -> Map<String, Value> {
+    match serde_json::to_value(cause) {
+        Ok(Value::Object(fields)) => fields,
+        _ => Map::new(),
+    }
+}
+
+fn is_program(rule: &Rule, process: &ProcessFacts) -> bool {
+    let exe = process.exe.as_deref().map(|exe| basename(exe.trim_end_matches(" (deleted)")));
+    rule.program.is_empty()
+        || any_is_like(&rule.program, &process.name)
+        || exe.is_some_and(|exe| any_is_like(&rule.program, exe))
+}
+
+/// Whether stacks of most of the cause's time have one of these frames among those that count.
+fn is_on_most<'a>(
+    patterns: &[FramePattern],
+    verdict: &Verdict<'a>,
+    counting: impl Fn(&'a Sampled) -> &'a [Frame],
+) -> bool {
+    if patterns.is_empty() {
+        return true;
+    }
+    let has_one = |sampled: &&&'a Sampled| {
+        let frames = counting(sampled).iter();
+        frames.into_iter().any(|frame| patterns.iter().any(|pattern| pattern.is_like(frame)))
+    };
+    // Where no time is known yet, samples count.
+    let weight = |sampled: &&Sampled| u128::from(sampled.time_ns) + u128::from(sampled.samples);
+    let whole: u128 = verdict.evidence.iter().map(weight).sum();
+    let part: u128 = verdict.evidence.iter().filter(has_one).map(weight).sum();
+    part > 0 && part * 100 >= whole * u128::from(MOST_PERCENT)
+}
+
+/// The frames inside the loop's callback.
+fn inside(sampled: &Sampled) -> &[Frame] {
+    let frames = &sampled.stack.frames;
+    frames.get(..inside_callback(frames)).unwrap_or_default()
+}
+
+/// Of these, what the application's innermost code had called, and that code itself: what lies further
+/// out has only led there. All of them where none is the application's.
+fn called<'a>(sampled: &'a Sampled, owner: &Owner<'_>) -> &'a [Frame] {
+    let inside = inside(sampled);
+    let own = inside.iter().position(|frame| owner.of(frame) == Origin::Application);
+    own.and_then(|own| inside.get(..=own)).unwrap_or(inside)
+}

@@ -1,0 +1,406 @@
+//! What was known of a system call to the fields of its cause and to its words.
+
+use std::collections::BTreeMap;
+
+use super::woken;
+use crate::call::{self, Timeout, is_remote};
+use crate::gap::Gap;
+use crate::report::message::milliseconds;
+use crate::report::purpose;
+use crate::report::schema::call as schema;
+use crate::report::schema::call::{Call, DescriptorKind, Party, Purpose};
+use crate::report::schema::stall::CauseKind;
+use crate::report::syscalls::{self, Operand};
+use crate::turn::{Sampled, Stall};
+
+/// Characters of a command that a sentence has room for.
+const MAX_COMMAND: usize = 60;
+
+/// What the system call works on, in the words of a report.
+pub fn target(
+    sampled: &Sampled,
+    syscall: &str,
+    descriptors: &BTreeMap<u32, String>,
+    gaps: &mut Vec<Gap>,
+) -> Option<String> {
+    let call = sampled.call.as_deref();
+    match syscalls::operand(&sampled.registers) {
+        Operand::Descriptor(number) => {
+            let seen = call.and_then(|call| call.descriptor.as_ref());
+            let known = seen.map(|seen| &seen.text).or_else(|| descriptors.get(&number)).cloned();
+            if known.is_none() {
+                let reason = format!("what descriptor {number} stands for was not read");
+                gaps.push(Gap::new("target", reason));
+            }
+            known
+        }
+        Operand::Child(Some(pid)) => {
+            let child = call.and_then(|call| call.child.as_ref());
+            Some(child.map_or_else(|| format!("child {pid}"), |child| words_of_child(pid, child)))
+        }
+        Operand::Child(None) => {
+            let only = call.and_then(|call| call.child.as_ref());
+            Some(only.map_or_else(|| "any child".to_owned(), |only| words_of_child(only.pid, only)))
+        }
+        Operand::InMemory => {
+            let known = call.and_then(in_memory);
+            if known.is_none() {
+                let reason = match call {
+                    None => format!("{syscall} names it by a pointer that was not followed"),
+                    Some(_) => format!("what {syscall} points to cannot be read"),
+                };
+                gaps.push(Gap::new("target", reason));
+            }
+            known
+        }
+        Operand::Nothing => None,
+    }
+}
+
+/// A path, or the descriptors that are polled.
+fn in_memory(call: &call::Call) -> Option<String> {
+    if let Some(path) = &call.path {
+        return Some(path.clone());
+    }
+    let Some((first, others)) = call.polled.split_first() else {
+        return call.descriptor.as_ref().map(|descriptor| descriptor.text.clone());
+    };
+    let others = others.len() as u64 + call.more_polled;
+    Some(match others {
+        0 => first.text.clone(),
+        1 => format!("{} and another", first.text),
+        _ => format!("{} and {others} others", first.text),
+    })
+}
+
+/// `child 4711 (pg_dump shop)`
+fn words_of_child(pid: u32, child: &call::Party) -> String {
+    match child.command.as_ref().or(child.name.as_ref()) {
+        Some(command) => format!("child {pid} ({})", shortened(command)),
+        None => format!("child {pid}"),
+    }
+}
+
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(MAX_COMMAND) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text.to_owned(),
+    }
+}
+
+/// The type of the file system that the call's file is on.
+pub fn file_system(sampled: &Sampled) -> Option<&str> {
+    let call = sampled.call.as_deref();
+    let descriptor = call.and_then(|call| call.descriptor.as_ref());
+    let of_descriptor = descriptor.and_then(|seen| seen.file_system.as_deref());
+    let of_path = call.and_then(|call| call.file_system.as_deref());
+    of_path.or(of_descriptor).or_else(|| by_kernel(sampled))
+}
+
+/// A file system that is elsewhere, by the names of its functions on the kernel stack.
+fn by_kernel(sampled: &Sampled) -> Option<&'static str> {
+    const FUNCTIONS: [(&str, &str); 6] = [
+        ("fuse_", "fuse"),
+        ("nfs4_", "nfs4"),
+        ("nfs_", "nfs"),
+        ("cifs_", "cifs"),
+        ("ceph_", "ceph"),
+        ("v9fs_", "9p"),
+    ];
+    let names = sampled.stack.kernel.iter().filter_map(|frame| frame.function.as_deref());
+    let mut known = names.flat_map(|name| {
+        FUNCTIONS.iter().find(|(start, _)| name.starts_with(start)).map(|(_, kind)| *kind)
+    });
+    known.next()
+}
+
+/// The fields of a blocked call.
+pub fn call(stall: &Stall, sampled: &Sampled, gaps: &mut Vec<Gap>) -> Call {
+    let purpose = purpose::of(&sampled.registers, &sampled.stack.frames);
+    let Some(seen) = sampled.call.as_deref() else {
+        return Call { purpose, ..Call::default() };
+    };
+    let woken_by = woken::by(stall, sampled, gaps);
+    gaps.extend_from_slice(&seen.gaps);
+    let is_socket = seen.descriptor.as_ref().is_some_and(|it| it.kind == call::Kind::Socket);
+    if !seen.is_seen && seen.gaps.is_empty() && is_socket {
+        gaps.push(Gap::new("timeout", "each of the waits was over before it could be asked for"));
+    }
+    Call {
+        descriptor: seen.descriptor.as_ref().map(descriptor),
+        polled: seen.polled.iter().map(descriptor).collect(),
+        polled_more: seen.more_polled,
+        path: seen.path.clone().or_else(|| seen.database.clone()),
+        file_system: seen.file_system.clone(),
+        timeout: seen.timeout.map(schema::Timeout::from),
+        purpose,
+        held_by: seen.held_by.iter().map(Party::from).collect(),
+        child: seen.child.as_ref().map(Party::from),
+        woken_by,
+    }
+}
+
+/// The fields of a sleep.
+pub fn sleep(sampled: &Sampled, syscall: String, gaps: &mut Vec<Gap>) -> CauseKind {
+    let purpose = purpose::of(&sampled.registers, &sampled.stack.frames);
+    let seen = sampled.call.as_deref();
+    gaps.extend(seen.into_iter().flat_map(|seen| seen.gaps.iter().cloned()));
+    CauseKind::Sleep {
+        syscall,
+        asked_ns: seen.and_then(asked),
+        purpose,
+        path: seen.and_then(|seen| seen.database.clone()),
+        held_by: seen.map(|seen| &seen.held_by).into_iter().flatten().map(Party::from).collect(),
+    }
+}
+
+/// A `poll` without descriptors sleeps for its timeout.
+fn asked(seen: &call::Call) -> Option<u64> {
+    let by_timeout = match seen.timeout {
+        Some(Timeout::Ns(ns)) => Some(ns),
+        Some(Timeout::None) | None => None,
+    };
+    seen.asked_ns.or(by_timeout)
+}
+
+fn descriptor(seen: &call::Descriptor) -> schema::Descriptor {
+    schema::Descriptor {
+        number: seen.number,
+        kind: seen.kind.into(),
+        local: seen.local.clone(),
+        peer: seen.peer.clone(),
+        state: seen.state.map(str::to_owned),
+        path: seen.path.clone(),
+        file_system: seen.file_system.clone(),
+        process: seen.process.as_ref().map(Party::from),
+    }
+}
+
+impl From<&call::Party> for Party {
+    fn from(party: &call::Party) -> Self {
+        let call::Party { pid, name, command } = party.clone();
+        Self { pid, name, command }
+    }
+}
+
+impl From<Timeout> for schema::Timeout {
+    fn from(timeout: Timeout) -> Self {
+        match timeout {
+            Timeout::None => Self::None,
+            Timeout::Ns(ns) => Self::Ns(ns),
+        }
+    }
+}
+
+impl From<call::Kind> for DescriptorKind {
+    fn from(kind: call::Kind) -> Self {
+        match kind {
+            call::Kind::File => Self::File,
+            call::Kind::Socket => Self::Socket,
+            call::Kind::Pipe => Self::Pipe,
+            call::Kind::Terminal => Self::Terminal,
+            call::Kind::Device => Self::Device,
+            call::Kind::Eventfd => Self::Eventfd,
+            call::Kind::Timerfd => Self::Timerfd,
+            call::Kind::Signalfd => Self::Signalfd,
+            call::Kind::Inotify => Self::Inotify,
+            call::Kind::Epoll => Self::Epoll,
+            call::Kind::Pidfd => Self::Pidfd,
+            call::Kind::IoUring => Self::IoUring,
+            call::Kind::Other => Self::Other,
+        }
+    }
+}
+
+/// A blocked call or a sleep in words.
+pub fn phrase(kind: &CauseKind) -> String {
+    match kind {
+        CauseKind::Syscall { syscall, target, call, .. } => {
+            blocked(syscall, target.as_deref(), call)
+        }
+        CauseKind::Sleep { purpose: Some(Purpose::SqliteBusy), path, held_by, .. } => {
+            sqlite(path.as_deref(), held_by)
+        }
+        CauseKind::Sleep { syscall, asked_ns: Some(asked_ns), .. } => {
+            format!("asleep in {syscall} ({} ms asked for)", milliseconds(*asked_ns))
+        }
+        CauseKind::Sleep { syscall, .. } => format!("asleep in {syscall}"),
+        _ => String::new(),
+    }
+}
+
+fn blocked(syscall: &str, target: Option<&str>, call: &Call) -> String {
+    let on = target.map(|target| format!(" on {target}")).unwrap_or_default();
+    match call.purpose {
+        Some(Purpose::NameResolution) => {
+            let at = target.map(|target| format!(" at {target}")).unwrap_or_default();
+            format!("looking up a host name{at}{}", endless(call))
+        }
+        Some(Purpose::SqliteBusy) => sqlite(call.path.as_deref(), &call.held_by),
+        Some(Purpose::FileLock) => format!("waiting for a file lock{on}{}", held(&call.held_by)),
+        Some(Purpose::ChildProcess) => {
+            format!("waiting for {}", target.unwrap_or("a child process"))
+        }
+        None => format!("blocked in {syscall}{on}{}{}", elsewhere(call), endless(call)),
+    }
+}
+
+/// `, without a timeout`, where one could be set.
+fn endless(call: &Call) -> &'static str {
+    let is_socket = |seen: &schema::Descriptor| seen.kind == DescriptorKind::Socket;
+    let could_have = !call.polled.is_empty() || call.descriptor.as_ref().is_some_and(is_socket);
+    if could_have && call.timeout == Some(schema::Timeout::None) {
+        ", without a timeout"
+    } else {
+        ""
+    }
+}
+
+/// ` (nfs4)`, of a file that is not on a disk of this machine.
+fn elsewhere(call: &Call) -> String {
+    let of_descriptor = call.descriptor.as_ref().and_then(|seen| seen.file_system.as_deref());
+    let file_system = call.file_system.as_deref().or(of_descriptor).filter(|name| is_remote(name));
+    file_system.map(|name| format!(" ({name})")).unwrap_or_default()
+}
+
+fn sqlite(path: Option<&str>, held_by: &[Party]) -> String {
+    let which = path.map(|path| format!(" ({path})")).unwrap_or_default();
+    format!("waiting for a locked SQLite database{which}{}", held(held_by))
+}
+
+/// `, held by process 4711 (backup)`
+fn held(held_by: &[Party]) -> String {
+    let Some((first, others)) = held_by.split_first() else { return String::new() };
+    let name = first.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+    let others = match others.len() {
+        0 => String::new(),
+        count => format!(" and {count} more"),
+    };
+    format!(", held by process {}{name}{others}", first.pid)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::{call, phrase, sleep, target};
+    use crate::call::{Call, Descriptor, Kind, Party, Timeout};
+    use crate::report::sample::{self, blocked_in, native};
+    use crate::report::schema::stall::CauseKind;
+    use crate::turn::{End, Sampled, Stall};
+
+    const RECVFROM: i64 = 45;
+    const POLL: i64 = 7;
+
+    fn socket(number: u32) -> Descriptor {
+        Descriptor::new(number, Kind::Socket, &format!("tcp 10.0.0.{number}:443"))
+    }
+
+    fn seen(syscall: i64, args: [u64; 6], call: Call) -> Sampled {
+        let call = Some(Box::new(Call { is_seen: true, ..call }));
+        Sampled { call, ..blocked_in(syscall, args, 90) }
+    }
+
+    /// The words and the gaps of a call.
+    fn told(sampled: &Sampled) -> (String, Vec<String>) {
+        let mut gaps = Vec::new();
+        let registers = &sampled.registers;
+        let syscall = super::syscalls::name(registers.syscall).unwrap_or_default().to_owned();
+        let kind = if super::syscalls::is_sleep(registers) {
+            sleep(sampled, syscall, &mut gaps)
+        } else {
+            let target = target(sampled, &syscall, &BTreeMap::new(), &mut gaps);
+            let stall = Stall { end: End::NotYet, ..sample::stall() };
+            let call = Box::new(call(&stall, sampled, &mut gaps));
+            CauseKind::Syscall { syscall, args: Vec::new(), target, call }
+        };
+        (phrase(&kind), gaps.into_iter().map(|gap| gap.0).collect())
+    }
+
+    /// A missing timeout is said of sockets and polls, one that is there or not known is not.
+    #[test]
+    fn timeouts() {
+        let receiving = |timeout| {
+            let call = Call { descriptor: Some(socket(7)), timeout, ..Call::default() };
+            told(&seen(RECVFROM, [7, 0, 0, 0, 0, 0], call)).0
+        };
+        let words = "blocked in recvfrom on tcp 10.0.0.7:443";
+        assert_eq!(receiving(Some(Timeout::None)), format!("{words}, without a timeout"));
+        assert_eq!(receiving(Some(Timeout::Ns(5))), words);
+        assert_eq!(receiving(None), words);
+        let polled = vec![socket(7), socket(8)];
+        let timeout = Some(Timeout::None);
+        let call = Call { polled, more_polled: 2, timeout, ..Call::default() };
+        let expected = "blocked in poll on tcp 10.0.0.7:443 and 3 others, without a timeout";
+        assert_eq!(told(&seen(POLL, [0x7000, 4, 0, 0, 0, 0], call)).0, expected);
+        let pipe = Some(Descriptor::new(3, Kind::Pipe, "pipe"));
+        let call = Call { descriptor: pipe, timeout, ..Call::default() };
+        assert_eq!(told(&seen(0, [3, 0, 0, 0, 0, 0], call)).0, "blocked in read on pipe");
+    }
+
+    /// A call that was over before it was looked at says so.
+    #[test]
+    fn over_already() {
+        let call = Call { descriptor: Some(socket(7)), ..Call::default() };
+        let mut sampled = seen(RECVFROM, [7, 0, 0, 0, 0, 0], call);
+        if let Some(call) = &mut sampled.call {
+            call.is_seen = false;
+        }
+        let (words, gaps) = told(&sampled);
+        assert_eq!(words, "blocked in recvfrom on tcp 10.0.0.7:443");
+        assert!(gaps[0].starts_with("timeout: each of the waits was over"), "{gaps:?}");
+        let unread = seen(257, [0, 0x7000, 0, 0, 0, 0], Call::default());
+        assert_eq!(told(&unread).1, ["target: what openat points to cannot be read"]);
+    }
+
+    /// What a call is for is said instead of its name.
+    #[test]
+    fn purposes() {
+        let party = |pid, name: &str, command: &str| Party {
+            pid,
+            name: Some(name.to_owned()),
+            command: Some(command.to_owned()),
+        };
+        let mut server = socket(5);
+        server.text = "udp 127.0.0.53:53".to_owned();
+        let timeout = Some(Timeout::Ns(5));
+        let mut looking = seen(
+            POLL,
+            [0x7000, 1, 5000, 0, 0, 0],
+            Call { polled: vec![server], timeout, ..Call::default() },
+        );
+        looking.stack.frames = vec![native("getaddrinfo", "/lib/libc.so.6")];
+        assert_eq!(told(&looking).0, "looking up a host name at udp 127.0.0.53:53");
+
+        let call = Call { child: Some(party(4711, "pg_dump", "pg_dump shop")), ..Call::default() };
+        let waiting = seen(61, [4711, 0, 0, 0, 0, 0], call);
+        assert_eq!(told(&waiting).0, "waiting for child 4711 (pg_dump shop)");
+
+        let file = Descriptor::new(9, Kind::File, "/run/x.lock");
+        let held_by = vec![party(77, "backup", "backup -a"), party(78, "other", "")];
+        let call = Call { descriptor: Some(file), held_by: held_by.clone(), ..Call::default() };
+        let expected =
+            "waiting for a file lock on /run/x.lock, held by process 77 (backup) and 1 more";
+        assert_eq!(told(&seen(73, [9, 2, 0, 0, 0, 0], call)).0, expected);
+
+        let database = Some("/srv/app.db".to_owned());
+        let mut busy = seen(230, [0; 6], Call { database, held_by, ..Call::default() });
+        busy.stack.frames = vec![native("sqlite3_step", "/lib/libsqlite3.so.0")];
+        let expected = "waiting for a locked SQLite database (/srv/app.db), held by process 77 (backup) and 1 more";
+        assert_eq!(told(&busy).0, expected);
+        busy.stack.frames.clear();
+        assert_eq!(told(&busy).0, "asleep in clock_nanosleep");
+    }
+
+    /// A file that is elsewhere says where, and its path is whole.
+    #[test]
+    fn files_elsewhere() {
+        let call = Call {
+            path: Some("/mnt/data/x".to_owned()),
+            file_system: Some("nfs4".to_owned()),
+            ..Call::default()
+        };
+        let opening = seen(257, [0, 0x7000, 0, 0, 0, 0], call);
+        assert_eq!(told(&opening).0, "blocked in openat on /mnt/data/x (nfs4)");
+    }
+}

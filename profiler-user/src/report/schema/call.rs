@@ -1,0 +1,109 @@
+//! The JSON of a system call that a loop was blocked in: on what, for how long at most, for whose sake.
+
+#[cfg(test)]
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::stall::Waker;
+
+/// What was known of the call while it lasted. What is `null` without a gap does not belong to it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Call {
+    /// The descriptor that it was made with.
+    pub descriptor: Option<Descriptor>,
+    /// The descriptors that `poll` or `select` waited for; at most four.
+    pub polled: Vec<Descriptor>,
+    /// How many more it waited for.
+    pub polled_more: u64,
+    /// The path among its arguments, from the root that the target sees; of SQLite, the database.
+    pub path: Option<String>,
+    /// The type of the file system that the path is on.
+    pub file_system: Option<String>,
+    /// How long it may wait: its own timeout, or that of its socket.
+    pub timeout: Option<Timeout>,
+    /// What it was for, by the functions that made it.
+    pub purpose: Option<Purpose>,
+    /// Who has the file lock that it waited for.
+    pub held_by: Vec<Party>,
+    /// The child process that it waited for.
+    pub child: Option<Party>,
+    /// Who ended the longest of the waits by a system call of its own. `null` while it lasts, where a
+    /// timeout or a signal did, and of waits that no other process ends.
+    pub woken_by: Option<Waker>,
+}
+
+/// What a file descriptor stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Descriptor {
+    pub number: u32,
+    pub kind: DescriptorKind,
+    /// Of a socket, its own address or path.
+    pub local: Option<String>,
+    /// Of a socket, the address or path of its peer.
+    pub peer: Option<String>,
+    /// Of TCP: `established`, `syn_sent`, `listen`, …
+    pub state: Option<String>,
+    /// Of a file, a device or a terminal.
+    pub path: Option<String>,
+    /// Of a file, the type of its file system: `ext4`, `nfs4`, `fuse.sshfs`.
+    pub file_system: Option<String>,
+    /// Who has the other end of a pipe, or of a connection on this machine. Of a unix socket, whoever
+    /// connected, listened or made the pair.
+    pub process: Option<Party>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum DescriptorKind {
+    File,
+    Socket,
+    Pipe,
+    Terminal,
+    Device,
+    Eventfd,
+    Timerfd,
+    Signalfd,
+    Inotify,
+    Epoll,
+    Pidfd,
+    IoUring,
+    Other,
+}
+
+/// A process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Party {
+    pub pid: u32,
+    pub name: Option<String>,
+    /// The command line, arguments separated by spaces; its beginning, if it is long.
+    pub command: Option<String>,
+}
+
+/// How long a call may wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Timeout {
+    /// Until what it waits for comes, if ever.
+    None,
+    Ns(u64),
+}
+
+/// What a call was for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    /// The C library looked up a host name.
+    NameResolution,
+    /// A SQLite database was locked.
+    SqliteBusy,
+    /// Another process has locked a file.
+    FileLock,
+    /// A child process was to end.
+    ChildProcess,
+}

@@ -1,0 +1,632 @@
+"""A loop that is blocked in one system call after the other, or, as a healthy twin, only for moments.
+
+Prints `ready 0 PID`, and after SIGUSR1 for every wait `waited JSON`: from when until when, in which function, and
+what whoever watches is expected to say of it: what this program knows of its own sockets, files and children, and
+what those who kept it waiting know of themselves. Lives in mount and network namespaces of its own. Ends by itself.
+"""
+
+import argparse
+import asyncio
+import ctypes
+import fcntl
+import json
+import mmap
+import os
+import pathlib
+import select
+import signal
+import socket
+import sqlite3
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+from slow_files import Slow
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+CLONE_NEWNS, CLONE_NEWNET = 0x20000, 0x40000000
+MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
+MNT_DETACH = 2
+
+HOLD_S = 0.5
+HEALTHY_HOLD_S = 0.005
+
+
+class Keeper:
+    """The other side of everything, in a process of its own, which says when it is there."""
+
+    def __init__(self, where, hold):
+        self.where = where
+        self.hold = float(hold)
+
+    def holds(self):
+        print("there", flush=True)
+        sys.stdin.readline()
+        time.sleep(self.hold)
+
+    def tcp(self):
+        self.serves(socket.create_server(("127.0.0.1", int(self.where))))
+
+    def unix(self):
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(self.where)
+        listener.listen()
+        self.serves(listener)
+
+    def serves(self, listener):
+        print("there", flush=True)
+        connection, _ = listener.accept()
+        self.holds()
+        connection.sendall(b"x")
+
+    def flock(self):
+        self.locks(fcntl.flock)
+
+    def lockf(self):
+        self.locks(fcntl.lockf)
+
+    def locks(self, lock):
+        with open(self.where, "w") as file:
+            lock(file, fcntl.LOCK_EX)
+            self.holds()
+
+    def sqlite(self):
+        database = sqlite3.connect(self.where, isolation_level=None)
+        database.execute("BEGIN EXCLUSIVE")
+        self.holds()
+        database.execute("COMMIT")
+
+    def write(self):
+        self.holds()
+        os.write(int(self.where), b"x" * 8)
+
+
+class Server:
+    """Such a process, until it is told to let go."""
+
+    def __init__(self, kind, where, hold, pass_fds=()):
+        command = [sys.executable, __file__, "--keep", kind, str(where), str(hold)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=pass_fds
+        )
+        self.awaits("there")
+
+    def awaits(self, word):
+        line = self.process.stdout.readline().strip()
+        if line != word:
+            raise RuntimeError(f"{line!r} instead of {word!r}")
+
+    def lets_go(self):
+        """From now on it holds for its time."""
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def ends(self):
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def address_of(name):
+    return f"{name[0]}:{name[1]}"
+
+
+class Waits:
+    """The waits, each a method that returns what it knows of its own; `hold` is how long they last."""
+
+    def __init__(self, hold, folder):
+        self.hold = hold
+        self.folder = folder
+        self.spans = []
+
+    async def timed(self, wait, *arguments):
+        # What was prepared so far is no part of the turn that waits.
+        await asyncio.sleep(0.05)
+        start_ns = time.monotonic_ns()
+        try:
+            return wait(*arguments)
+        finally:
+            self.spans.append((start_ns, time.monotonic_ns()))
+
+    def connected(self):
+        """A connection to a server that answers when it is told to."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        server = Server("tcp", port, self.hold)
+        connection = socket.create_connection(("127.0.0.1", port))
+        server.awaits("there")
+        return server, connection
+
+    def a_connection(self, connection, server):
+        return {
+            "number": connection.fileno(),
+            "kind": "socket",
+            "local": address_of(connection.getsockname()),
+            "peer": address_of(connection.getpeername()),
+            "state": "established",
+            "process": {"pid": server.pid},
+        }
+
+    async def receive(self):
+        server, connection = self.connected()
+        server.lets_go()
+        await self.timed(connection.recv, 1)
+        descriptor = self.a_connection(connection, server)
+        server.ends()
+        words = f"blocked in recvfrom on tcp {descriptor['peer']}, without a timeout"
+        return {
+            "words": words,
+            "woken_by": server.pid,
+            "cause": {"kind": "syscall", "syscall": "recvfrom", "timeout": "none", "descriptor": descriptor},
+        }
+
+    async def receive_at_most(self):
+        server, connection = self.connected()
+        allowed = struct.pack("ll", 0, int(self.hold * 1e6))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, allowed)
+        try:
+            await self.timed(connection.recv, 1)
+        except BlockingIOError:
+            pass
+        descriptor = self.a_connection(connection, server)
+        server.process.kill()
+        server.ends()
+        cause = {
+            "kind": "syscall",
+            "syscall": "recvfrom",
+            "timeout": {"ns": int(self.hold * 1e6) * 1000},
+            "descriptor": descriptor,
+        }
+        return {"words": f"blocked in recvfrom on tcp {descriptor['peer']}", "cause": cause}
+
+    async def receive_by_poll(self):
+        server, connection = self.connected()
+        connection.settimeout(self.hold)
+        try:
+            await self.timed(connection.recv, 1)
+        except TimeoutError:
+            pass
+        descriptor = self.a_connection(connection, server)
+        server.process.kill()
+        server.ends()
+        cause = {
+            "kind": "syscall",
+            "syscall": "poll",
+            "timeout": {"ns": int(self.hold * 1e9)},
+            "polled": [descriptor],
+        }
+        return {"words": f"blocked in poll on tcp {descriptor['peer']}", "cause": cause}
+
+    async def poll_for_ever(self):
+        server, connection = self.connected()
+        reader, writer = os.pipe()
+        poll = select.poll()
+        poll.register(connection)
+        poll.modify(connection, select.POLLIN)
+        poll.register(reader, select.POLLIN)
+        server.lets_go()
+        await self.timed(poll.poll)
+        descriptor = self.a_connection(connection, server)
+        server.ends()
+        os.close(reader)
+        os.close(writer)
+        return {
+            "words": f"blocked in poll on tcp {descriptor['peer']} and another, without a timeout",
+            "woken_by": server.pid,
+            "cause": {
+                "kind": "syscall",
+                "timeout": "none",
+                "polled": [descriptor, {"number": reader, "kind": "pipe", "process": {"pid": os.getpid()}}],
+            },
+        }
+
+    async def connect(self):
+        """To an address that swallows everything: see `dark_network`."""
+
+        def interrupted(*_):
+            raise TimeoutError
+
+        def connect():
+            signal.signal(signal.SIGALRM, interrupted)
+            signal.setitimer(signal.ITIMER_REAL, self.hold)
+            try:
+                connection.connect(("10.9.9.2", 443))
+            except TimeoutError:
+                pass
+
+        with socket.socket() as connection:
+            await self.timed(connect)
+            number, local = connection.fileno(), address_of(connection.getsockname())
+        descriptor = {
+            "number": number,
+            "kind": "socket",
+            "local": local,
+            "peer": "10.9.9.2:443",
+            "state": "syn_sent",
+            "process": None,
+        }
+        return {
+            "words": "blocked in connect on tcp 10.9.9.2:443, without a timeout",
+            "cause": {"kind": "syscall", "syscall": "connect", "timeout": "none", "descriptor": descriptor},
+        }
+
+    async def accept(self):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            there = listener.getsockname()
+            client = threading.Timer(self.hold, socket.create_connection, [there])
+            client.start()
+            await self.timed(listener.accept)
+            client.join()
+            number = listener.fileno()
+        descriptor = {"number": number, "kind": "socket", "local": address_of(there), "state": "listen", "peer": None}
+        return {
+            "words": f"blocked in accept4 on tcp on {address_of(there)}, without a timeout",
+            "cause": {"kind": "syscall", "timeout": "none", "descriptor": descriptor},
+        }
+
+    async def resolve(self):
+        """By a name server that says nothing: see `silent_name_server`. It takes a whole second."""
+        if self.hold < 0.1:
+            await self.timed(socket.getaddrinfo, "localhost", 80)
+            return {}
+        try:
+            await self.timed(socket.getaddrinfo, "shop.example", 80)
+        except socket.gaierror:
+            pass
+        return {
+            "words": "looking up a host name at udp 127.0.0.1:53",
+            "cause": {
+                "kind": "syscall",
+                "purpose": "name_resolution",
+                "timeout": {"ns": 1_000_000_000},
+                "polled": [{"kind": "socket", "peer": "127.0.0.1:53", "process": {"pid": os.getpid()}}],
+            },
+        }
+
+    async def read_pipe(self):
+        reader, writer = os.pipe()
+        server = Server("write", writer, self.hold, pass_fds=[writer])
+        os.close(writer)
+        server.lets_go()
+        await self.timed(os.read, reader, 1)
+        os.close(reader)
+        server.ends()
+        return {
+            "words": "blocked in read on pipe",
+            "woken_by": server.pid,
+            "cause": {
+                "kind": "syscall",
+                "syscall": "read",
+                "timeout": "none",
+                "descriptor": {"number": reader, "kind": "pipe", "process": {"pid": server.pid}},
+            },
+        }
+
+    async def receive_locally(self):
+        path = str(self.folder / "bank.sock")
+        server = Server("unix", path, self.hold)
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(path)
+            server.awaits("there")
+            server.lets_go()
+            await self.timed(connection.recv, 1)
+            number = connection.fileno()
+        server.ends()
+        os.unlink(path)
+        return {
+            "words": f"blocked in recvfrom on unix {path}, without a timeout",
+            "woken_by": server.pid,
+            "cause": {
+                "kind": "syscall",
+                "timeout": "none",
+                "descriptor": {"number": number, "kind": "socket", "peer": path, "process": {"pid": server.pid}},
+            },
+        }
+
+    async def wait_for_child(self):
+        child = subprocess.Popen(["sleep", str(self.hold)])
+        await self.timed(child.wait)
+        command = f"sleep {self.hold}"
+        return {
+            "words": f"waiting for child {child.pid} ({command})",
+            "woken_by": child.pid,
+            "cause": {
+                "kind": "syscall",
+                "syscall": "wait4",
+                "purpose": "child_process",
+                "timeout": "none",
+                "child": {"pid": child.pid, "name": "sleep", "command": command},
+            },
+        }
+
+    async def lock_file(self, kind="flock"):
+        path = self.folder / f"{kind}.lock"
+        server = Server(kind, path, self.hold)
+        with open(path, "w") as file:
+            server.lets_go()
+            await self.timed(getattr(fcntl, kind), file, fcntl.LOCK_EX)
+        server.ends()
+        return {
+            "words": f"waiting for a file lock on {path}, held by process {server.pid} (",
+            "woken_by": server.pid,
+            "cause": {
+                "kind": "syscall",
+                "syscall": "flock" if kind == "flock" else "fcntl",
+                "purpose": "file_lock",
+                "timeout": "none",
+                "descriptor": {"kind": "file", "path": str(path)},
+                "held_by": [{"pid": server.pid}],
+            },
+        }
+
+    async def lock_range(self):
+        return await self.lock_file("lockf")
+
+    async def insert(self, journal="DELETE"):
+        path = str(self.folder / f"shop-{journal.lower()}.db")
+        database = sqlite3.connect(path, timeout=5)
+        database.execute(f"PRAGMA journal_mode={journal}")
+        database.execute("CREATE TABLE orders (number)")
+        database.commit()
+        server = Server("sqlite", path, self.hold)
+        server.lets_go()
+        await self.timed(database.execute, "INSERT INTO orders VALUES (1)")
+        database.commit()
+        database.close()
+        server.ends()
+        return {
+            "words": f"waiting for a locked SQLite database ({path}), held by process {server.pid} (",
+            "cause": {
+                "kind": "sleep",
+                "purpose": "sqlite_busy",
+                "path": path,
+                "held_by": [{"pid": server.pid}],
+            },
+        }
+
+    async def insert_into_log(self):
+        return await self.insert("WAL")
+
+    async def read_terminal(self):
+        master, slave = os.openpty()
+        server = Server("write", master, self.hold, pass_fds=[master])
+        path = os.ttyname(slave)
+        # Not line by line.
+        subprocess.run(["stty", "raw"], stdin=slave, check=True)
+        server.lets_go()
+        await self.timed(os.read, slave, 1)
+        os.close(slave)
+        os.close(master)
+        server.ends()
+        return {
+            "words": f"blocked in read on {path}",
+            "cause": {
+                "kind": "syscall",
+                "syscall": "read",
+                "descriptor": {"number": slave, "kind": "terminal", "path": path},
+            },
+        }
+
+    async def read_events(self):
+        events = os.eventfd(0)
+        server = Server("write", events, self.hold, pass_fds=[events])
+        server.lets_go()
+        await self.timed(os.eventfd_read, events)
+        os.close(events)
+        server.ends()
+        return {
+            "words": "blocked in read on eventfd",
+            "woken_by": server.pid,
+            "cause": {
+                "kind": "syscall",
+                "syscall": "read",
+                "timeout": "none",
+                "descriptor": {"number": events, "kind": "eventfd"},
+            },
+        }
+
+    def slow_files(self, cached=False):
+        folder = self.folder / "slow"
+        folder.mkdir(exist_ok=True)
+        return Slow(folder, cached)
+
+    async def open_slowly(self):
+        slow = self.slow_files()
+        slow.takes(self.hold)
+        file = await self.timed(os.open, slow.path, os.O_RDWR)
+        os.close(file)
+        slow.ends()
+        return {
+            "words": f"blocked in openat on {slow.path} (fuse.slow)",
+            "cause": {"kind": "syscall", "syscall": "openat", "path": slow.path, "file_system": "fuse.slow"},
+            "kernel": "request_wait_answer",
+        }
+
+    async def read_slowly(self, cached=False):
+        slow = self.slow_files(cached)
+        file = os.open(slow.path, os.O_RDWR)
+        slow.takes(self.hold)
+        await self.timed(os.read, file, 100)
+        os.close(file)
+        slow.ends()
+        return {
+            "words": f"blocked in read on {slow.path} (fuse.slow)",
+            "woken_by": slow.pid,
+            "cause": {
+                "kind": "syscall",
+                "syscall": "read",
+                "descriptor": {"number": file, "kind": "file", "path": slow.path, "file_system": "fuse.slow"},
+            },
+            "kernel": "folio_wait_bit" if cached else "request_wait_answer",
+        }
+
+    async def read_page_slowly(self):
+        return await self.read_slowly(cached=True)
+
+    async def sync_slowly(self):
+        slow = self.slow_files()
+        file = os.open(slow.path, os.O_RDWR)
+        os.write(file, b"x" * 512)
+        slow.takes(self.hold)
+        await self.timed(os.fsync, file)
+        os.close(file)
+        slow.ends()
+        return {
+            "words": f"blocked in fsync on {slow.path} (fuse.slow)",
+            "cause": {"kind": "syscall", "syscall": "fsync", "descriptor": {"file_system": "fuse.slow"}},
+            "kernel": "request_wait_answer",
+        }
+
+    async def sync_disk(self):
+        """A disk that is a file of the slow file system."""
+        slow = self.slow_files()
+        made = subprocess.run(["losetup", "-f", "--show", slow.path], check=True, capture_output=True, text=True)
+        device = made.stdout.strip()
+        disk = os.open(device, os.O_RDWR)
+        # It goes away with its last user, whatever happens here.
+        subprocess.run(["losetup", "-d", device], check=True)
+        os.write(disk, b"x" * 4096)
+        slow.takes(self.hold)
+        await self.timed(os.fsync, disk)
+        slow.takes(0)
+        os.close(disk)
+        slow.ends()
+        return {
+            "words": f"waiting for the disk in fsync on {device}",
+            "cause": {"kind": "disk", "syscall": "fsync", "target": device},
+        }
+
+    async def read_disk(self):
+        slow = self.slow_files()
+        made = subprocess.run(["losetup", "-f", "--show", slow.path], check=True, capture_output=True, text=True)
+        device = made.stdout.strip()
+        disk = os.open(device, os.O_RDONLY)
+        subprocess.run(["losetup", "-d", device], check=True)
+        slow.takes(self.hold)
+        # Not where whoever looks for partitions has been.
+        await self.timed(os.pread, disk, 512, 33 * 1024 * 1024)
+        slow.takes(0)
+        os.close(disk)
+        slow.ends()
+        return {
+            "words": f"waiting for the disk in pread64 on {device}",
+            "cause": {"kind": "disk", "syscall": "pread64", "target": device},
+            "kernel": "folio_wait_bit",
+        }
+
+    async def touch_page(self):
+        """Of a file that is mapped: a page fault."""
+        slow = self.slow_files(cached=True)
+        file = os.open(slow.path, os.O_RDWR)
+        mapped = mmap.mmap(file, 4096, mmap.MAP_PRIVATE)
+        slow.takes(self.hold)
+        await self.timed(mapped.read_byte)
+        mapped.close()
+        os.close(file)
+        slow.ends()
+        return {
+            "words": "waiting for a page of a file",
+            "cause": {"kind": "disk", "syscall": None},
+            "kernel": "folio_wait_bit",
+        }
+
+    async def sleep(self):
+        await self.timed(time.sleep, self.hold)
+        return {
+            "words": f"asleep in clock_nanosleep ({self.hold * 1000:.0f} ms asked for)",
+            "cause": {"kind": "sleep", "syscall": "clock_nanosleep", "purpose": None},
+        }
+
+    async def sleep_on(self):
+        """A sleep that is stopped in the middle, and then goes on by another system call."""
+        stops = f"sleep {self.hold / 5}; kill -STOP $0; kill -CONT $0"
+        stopper = subprocess.Popen(["sh", "-c", stops, str(os.getpid())])
+        await self.timed(LIBC.usleep, int(self.hold * 1e6))
+        stopper.wait()
+        return {
+            "words": f"asleep in clock_nanosleep ({self.hold * 1000:.0f} ms asked for)",
+            "cause": {"kind": "sleep", "syscall": "clock_nanosleep", "asked_ns": int(self.hold * 1e9)},
+        }
+
+
+def must(result):
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def own_namespaces():
+    must(LIBC.unshare(CLONE_NEWNS | CLONE_NEWNET))
+    must(LIBC.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None))
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+
+
+def dark_network():
+    """A neighbour that is told to exist and does not: what is sent there is not answered."""
+    for command in [
+        "link add dark0 type veth peer name dark1",
+        "addr add 10.9.9.1/24 dev dark0",
+        "link set dark1 up",
+        "link set dark0 up",
+        "neigh add 10.9.9.2 lladdr 02:00:00:00:00:02 dev dark0",
+    ]:
+        subprocess.run(["ip", *command.split()], check=True)
+
+
+def silent_name_server(folder):
+    configuration = folder / "resolv.conf"
+    configuration.write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
+    must(LIBC.mount(bytes(configuration), b"/etc/resolv.conf", None, MS_BIND, None))
+    server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    server.bind(("127.0.0.1", 53))
+    return server
+
+
+async def serve(kinds, hold, folder):
+    watched = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, watched.set)
+    print("ready 0", os.getpid(), flush=True)
+    await watched.wait()
+    for kind in kinds:
+        await asyncio.sleep(0.3)
+        waits = Waits(hold, folder)
+        told = await getattr(waits, kind)()
+        [(start_ns, end_ns)] = waits.spans
+        told.update(kind=kind, start_ns=start_ns, end_ns=end_ns)
+        print("waited", json.dumps(told), flush=True)
+    await asyncio.sleep(0.3)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--healthy", action="store_true", help="wait for moments only")
+    parser.add_argument("--keep", action="store_true", help="be the other side: KIND WHERE SECONDS")
+    parser.add_argument("kinds", nargs="+")
+    options = parser.parse_args()
+    if options.keep:
+        kind, where, hold = options.kinds
+        getattr(Keeper(where, hold), kind)()
+        return
+    own_namespaces()
+    dark_network()
+    with tempfile.TemporaryDirectory(prefix="stalltrace-syscalls-") as folder:
+        # Disks take their time.
+        must(LIBC.mount(b"none", folder.encode(), b"tmpfs", 0, None))
+        try:
+            server = silent_name_server(pathlib.Path(folder))
+            hold = HEALTHY_HOLD_S if options.healthy else HOLD_S
+            asyncio.run(serve(options.kinds, hold, pathlib.Path(folder)))
+            server.close()
+        finally:
+            must(LIBC.umount2(folder.encode(), MNT_DETACH))
+
+
+if __name__ == "__main__":
+    main()

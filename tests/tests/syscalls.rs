@@ -1,0 +1,277 @@
+//! A loop that is blocked in a system call: on what, how long it may last, what for, and who ended it, as the
+//! target and those who kept it waiting know it of themselves.
+
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use profiler_tests::clock::patience;
+use profiler_tests::lives::broken_contract;
+use profiler_tests::report::{Arrived, Event, Line, StallLine};
+use profiler_tests::scenario::{THRESHOLD_NS, alone, require_root};
+use profiler_tests::target::{Target, folder, system_python};
+use profiler_tests::tracer::{Finished, Tracer};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// One wait, in the target's own words.
+#[derive(Debug, Deserialize)]
+struct Waited {
+    kind: String,
+    start_ns: u64,
+    end_ns: u64,
+    /// What the cause is to be in words, at its beginning.
+    words: Option<String>,
+    /// Fields that the cause must have.
+    cause: Option<Value>,
+    /// The process that ended it.
+    woken_by: Option<u32>,
+    /// A function of the kernel's that it was in.
+    kernel: Option<String>,
+}
+
+struct Seen {
+    waits: Vec<Waited>,
+    ends: Vec<StallLine>,
+    finished: Finished,
+}
+
+fn watch(options: &[&str]) -> Result<Seen> {
+    require_root()?;
+    let mut command = Command::new(system_python());
+    command.arg(folder().join("syscalls.py")).args(options);
+    let target = Target::program(command)?;
+    target.line_starting("ready", patience(10))?;
+    let (tracer, _) = Tracer::attach(target.pid(), &[])?;
+    target.signal(Signal::SIGUSR1)?;
+    let mut waits = Vec::new();
+    while let Ok(line) = target.line_starting("waited", patience(20)) {
+        let text = line.trim_start_matches("waited");
+        waits.push(serde_json::from_str(text).with_context(|| line.clone())?);
+    }
+    let finished = tracer.finish()?;
+    let broken = broken_contract(&finished.lines);
+    ensure!(broken.is_empty(), "{broken:?}\n{}", finished.logs);
+    let ends = finished.ends().cloned().collect();
+    Ok(Seen { waits, ends, finished })
+}
+
+/// The stall that was reported of a wait.
+fn stall_of<'a>(seen: &'a Seen, waited: &Waited) -> Result<&'a StallLine> {
+    let duration_ns = waited.end_ns - waited.start_ns;
+    ensure!(duration_ns >= THRESHOLD_NS, "{waited:?} was too short to be a test");
+    let overlaps = |end: &&StallLine| {
+        end.stall.start_monotonic_ns < waited.end_ns && end.end_ns() > waited.start_ns
+    };
+    seen.ends.iter().find(overlaps).with_context(|| format!("{} was missed", waited.kind))
+}
+
+/// The first difference between what is expected and what is there; more fields may be there.
+fn difference(expected: &Value, found: &Value, path: &str) -> Option<String> {
+    match (expected, found) {
+        (Value::Object(expected), Value::Object(found)) => {
+            expected.iter().find_map(|(name, value)| {
+                let path = format!("{path}.{name}");
+                difference(value, found.get(name).unwrap_or(&Value::Null), &path)
+            })
+        }
+        (Value::Array(expected), Value::Array(found)) if expected.len() == found.len() => {
+            let mut pairs = expected.iter().zip(found).enumerate();
+            pairs.find_map(|(at, (expected, found))| {
+                difference(expected, found, &format!("{path}[{at}]"))
+            })
+        }
+        _ if expected == found => None,
+        _ => Some(format!("{path} is {found} instead of {expected}")),
+    }
+}
+
+/// Runs waits of these kinds, and holds what was reported of each against what is known of it.
+fn are_explained(kinds: &[&str]) -> Result<()> {
+    let _machine = alone();
+    let seen = watch(kinds)?;
+    ensure!(seen.waits.len() == kinds.len(), "{:?}\n{}", seen.waits, seen.finished.logs);
+    for waited in &seen.waits {
+        let stall = stall_of(&seen, waited)?;
+        let kind = waited.cause.as_ref().and_then(|cause| cause["kind"].as_str());
+        let kind = kind.context("no kind")?;
+        ensure!(stall.is_caused_by(kind), "{}: {:?}", waited.kind, stall.cause);
+        if stall.cause.kind != kind {
+            println!("{}: not enough CPU", waited.kind);
+            continue;
+        }
+        let summary = &stall.cause.summary;
+        println!("{}: {summary} {:?}", waited.kind, stall.cause.woken_by);
+        let words = waited.words.as_deref().unwrap_or_default();
+        ensure!(summary.starts_with(words), "{}: {summary:?} instead of {words:?}", waited.kind);
+        let mut expected = waited.cause.clone().unwrap_or_default();
+        expected.as_object_mut().map(|fields| fields.remove("kind"));
+        let mut fields = stall.cause.fields.clone();
+        fields.insert("syscall".to_owned(), stall.cause.on_cpu.syscall.clone().into());
+        let fields = Value::Object(fields);
+        if let Some(difference) = difference(&expected, &fields, "cause") {
+            anyhow::bail!("{}: {difference}\n{:#?}", waited.kind, stall.gaps);
+        }
+        let stack = stall.stacks.first().context("no stack")?;
+        let mut kernel = stack.kernel.iter().filter_map(|frame| frame.function.as_deref());
+        if let Some(function) = &waited.kernel {
+            let frames = &stack.kernel;
+            ensure!(kernel.any(|seen| seen.starts_with(function)), "{}: {frames:?}", waited.kind);
+        }
+        let waker = stall.cause.woken_by.as_ref().map(|waker| waker.pid);
+        ensure!(
+            waker == waited.woken_by,
+            "{}: woken by {waker:?} instead of {:?}: {:?}",
+            waited.kind,
+            waited.woken_by,
+            stall.gaps
+        );
+        let gap = stall.gaps.iter().any(|gap| gap.starts_with("woken_by:"));
+        ensure!(!(gap && waker.is_some()), "{}: {:?}", waited.kind, stall.gaps);
+        let has_peer = waited.kind.starts_with("receive") || waited.kind == "accept";
+        ensure!(gap || waker.is_some() || !has_peer, "{}: {:?}", waited.kind, stall.gaps);
+    }
+    Ok(())
+}
+
+/// A socket without a timeout says so, and one with its own, or that of a `poll`, how long that is; the peer on
+/// this machine is named, and one that does not answer by its address.
+#[test]
+fn sockets() -> Result<()> {
+    are_explained(&[
+        "receive",
+        "receive_at_most",
+        "receive_by_poll",
+        "poll_for_ever",
+        "connect",
+        "accept",
+    ])
+}
+
+/// A host name that is looked up is told as that, with the server that is asked.
+#[test]
+fn name_resolution() -> Result<()> {
+    are_explained(&["resolve"])
+}
+
+/// Whoever has the other end of a pipe or a unix socket is named, and what else is read from is told.
+#[test]
+fn other_ends() -> Result<()> {
+    are_explained(&["read_pipe", "receive_locally", "read_terminal", "read_events"])
+}
+
+/// A child that is waited for is named by its command.
+#[test]
+fn children() -> Result<()> {
+    are_explained(&["wait_for_child"])
+}
+
+/// Whoever has a file lock, or has locked a SQLite database, is named, with the file.
+#[test]
+fn file_locks() -> Result<()> {
+    are_explained(&["lock_file", "lock_range", "insert", "insert_into_log"])
+}
+
+/// Files of another process are no disk, whatever the kernel waits in; a disk is one, also where it is slow because
+/// of what it lies on.
+#[test]
+fn slow_files() -> Result<()> {
+    are_explained(&[
+        "open_slowly",
+        "read_slowly",
+        "read_page_slowly",
+        "sync_slowly",
+        "sync_disk",
+        "read_disk",
+        "touch_page",
+    ])
+}
+
+/// A sleep tells how long it was to be, also where it was stopped in the middle.
+#[test]
+fn sleeps() -> Result<()> {
+    are_explained(&["sleep", "sleep_on"])
+}
+
+/// What lasts for moments only stalls nobody.
+#[test]
+fn moments_are_no_stalls() -> Result<()> {
+    let _machine = alone();
+    let kinds = [
+        "receive",
+        "receive_at_most",
+        "receive_by_poll",
+        "poll_for_ever",
+        "connect",
+        "accept",
+        "resolve",
+        "read_pipe",
+        "receive_locally",
+        "read_terminal",
+        "read_events",
+        "wait_for_child",
+        "lock_file",
+        "lock_range",
+        "open_slowly",
+        "read_slowly",
+        "read_page_slowly",
+        "sync_slowly",
+        "sync_disk",
+        "read_disk",
+        "touch_page",
+        "sleep",
+        "sleep_on",
+    ];
+    let seen = watch(&[&["--healthy"], &kinds[..]].concat())?;
+    ensure!(seen.waits.len() == kinds.len(), "{:?}", seen.waits);
+    for waited in &seen.waits {
+        let overlaps = |end: &&StallLine| {
+            end.stall.start_monotonic_ns < waited.end_ns && end.end_ns() > waited.start_ns
+        };
+        // A machine that keeps its CPUs from the loop does stall it.
+        let stall = seen.ends.iter().find(overlaps).filter(|end| end.cause.kind != "run_queue");
+        ensure!(stall.is_none(), "{}: {stall:?}", waited.kind);
+    }
+    Ok(())
+}
+
+/// Clients that come while the loop stalls are counted while they wait, and by what was ready afterwards.
+#[test]
+fn victims_are_counted() -> Result<()> {
+    const CLIENTS: u64 = 99;
+    let _machine = alone();
+    require_root()?;
+    let target = Target::service()?;
+    let (tracer, _) = Tracer::attach(target.pid(), &[])?;
+    let mut client = profiler_tests::load::Client::connect(target.port())?;
+    let port = target.port();
+    // The client that stalls the loop is accepted by then.
+    std::thread::sleep(Duration::from_millis(200));
+    let stalling = std::thread::spawn(move || client.get("/sleep?ms=1500"));
+    std::thread::sleep(Duration::from_millis(150));
+    let clients: Vec<TcpStream> =
+        (0..CLIENTS).map(|_| TcpStream::connect(("127.0.0.1", port))).collect::<Result<_, _>>()?;
+    stalling.join().map_err(|_| anyhow::anyhow!("the client panicked"))??;
+    std::thread::sleep(Duration::from_millis(300));
+    drop(clients);
+    let finished = tracer.interrupt()?;
+    let is_long = |end: &&StallLine| end.stall.duration_ns > 10 * THRESHOLD_NS;
+    let end = finished.ends().find(is_long).context("no stall")?;
+    let waiting = &end.stall.waiting_connections;
+    println!("{waiting:?} {:?}", end.stall.ready_events);
+    let [queue] = &waiting[..] else { anyhow::bail!("{waiting:?}") };
+    ensure!(queue.address.ends_with(&format!(":{port}")), "{queue:?}");
+    ensure!(queue.waiting == CLIENTS, "{queue:?} instead of {CLIENTS}");
+    let message = |arrived: &Arrived| match &arrived.line {
+        Line { event: Event::StallEnd(_), message, .. } => Some(message.clone()),
+        _ => None,
+    };
+    let said = format!("; {CLIENTS} connections");
+    let messages: Vec<String> = finished.lines.iter().filter_map(message).collect();
+    ensure!(messages.iter().any(|message| message.contains(&said)), "{messages:?}");
+    let others = finished.ends().filter(|end| !is_long(end));
+    ensure!(others.flat_map(|end| &end.stall.waiting_connections).next().is_none());
+    Ok(())
+}
