@@ -9,9 +9,9 @@ use crate::report::{Arrived, StallLine, basename};
 use crate::truth::Truth;
 
 /// The difference that is allowed between two measurements of the same stall, on a machine without noise.
-const EXACT_NS: u64 = 5_000_000;
+const EXACT_NS: u64 = 10_000_000;
 /// How long after the threshold a stall may stay unreported.
-const OPEN_WITHIN_NS: u64 = 100_000_000;
+const OPEN_WITHIN_NS: u64 = 250_000_000;
 
 /// How exact the reports must be.
 #[derive(Debug, Clone, Copy)]

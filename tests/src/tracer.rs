@@ -112,6 +112,11 @@ impl Finished {
         })
     }
 
+    /// The stall that was reported of what lasted from one moment to the other.
+    pub fn stall_in(&self, start_ns: u64, end_ns: u64) -> Option<&StallLine> {
+        self.ends().find(|end| end.stall.start_monotonic_ns < end_ns && end.end_ns() > start_ns)
+    }
+
     /// The lines of statistics, in their order.
     pub fn stats(&self) -> impl Iterator<Item = &Stats> {
         self.lines.iter().filter_map(|arrived| match &arrived.line.event {

@@ -1,10 +1,11 @@
-//! Has a program play turns one after another while something is done to it, and reports beside each what it said itself.
+//! Has a program play turns while it is watched, and gives what it said of each beside what was reported.
 
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
+use serde::de::DeserializeOwned;
 
 use crate::clock::patience;
 use crate::lives::broken_contract;
@@ -34,17 +35,52 @@ impl Played {
 
     /// The stall that was reported of it.
     pub fn stall<'a>(&self, finished: &'a Finished) -> Option<&'a StallLine> {
-        finished
-            .ends()
-            .find(|end| end.stall.start_monotonic_ns < self.end_ns && end.end_ns() > self.start_ns)
+        finished.stall_in(self.start_ns, self.end_ns)
     }
+}
+
+/// One of the sample programs in Python.
+pub fn script(name: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(system_python());
+    command.arg(folder().join(name)).args(arguments);
+    command
 }
 
 /// The program `around.py` with these turns.
 pub fn around(turns: &[&str]) -> Command {
-    let mut command = Command::new(system_python());
-    command.arg(folder().join("around.py")).args(turns);
-    command
+    script("around.py", turns)
+}
+
+/// A program that was watched until it ended by itself.
+#[derive(Debug)]
+pub struct Watched<T> {
+    pub target: Target,
+    /// What it wrote of each of its turns.
+    pub turns: Vec<T>,
+    pub finished: Finished,
+}
+
+/// Starts a program, attaches, and has it go on until it ends. Behind `word` it prints each turn as JSON.
+pub fn watch<T: DeserializeOwned>(
+    command: Command,
+    options: &[&str],
+    word: &str,
+) -> Result<Watched<T>> {
+    require_root()?;
+    let target = Target::program(command)?;
+    target.line_starting("ready", patience(20))?;
+    let (tracer, _) = Tracer::attach(target.pid(), options)?;
+    target.signal(Signal::SIGUSR1)?;
+    let finished = tracer.finish().context("stalltrace outlives its target")?;
+    let broken = broken_contract(&finished.lines);
+    ensure!(broken.is_empty(), "{broken:?}\n{}", finished.logs);
+    ensure!(finished.unreadable.is_empty(), "{:?}", finished.unreadable);
+    let mut turns = Vec::new();
+    while let Ok(line) = target.line_starting(word, patience(0)) {
+        let text = line.trim_start_matches(word);
+        turns.push(serde_json::from_str(text).with_context(|| line.clone())?);
+    }
+    Ok(Watched { target, turns, finished })
 }
 
 /// Starts it, has `prepare` see its process, attaches, and plays `count` turns; in each `act` is called

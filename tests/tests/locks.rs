@@ -1,16 +1,12 @@
 //! A loop that waits for what another thread keeps: that thread is named, by what is known of it for certain.
 
 use std::collections::BTreeSet;
-use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nix::sys::signal::Signal;
-use profiler_tests::clock::{milliseconds, patience};
-use profiler_tests::lives::broken_contract;
-use profiler_tests::report::{Arrived, Event, Line, Stack, StallLine};
-use profiler_tests::scenario::{THRESHOLD_NS, alone, require_root};
-use profiler_tests::target::{Target, folder, system_python};
-use profiler_tests::tracer::Tracer;
+use profiler_tests::clock::milliseconds;
+use profiler_tests::report::{Stack, StallLine};
+use profiler_tests::scenario::{THRESHOLD_NS, alone};
+use profiler_tests::turns::{self, Watched, script};
 use serde::Deserialize;
 
 /// Some lines of a function.
@@ -53,25 +49,19 @@ struct Waited {
 }
 
 /// What was seen of one session.
-struct Seen {
-    target: Target,
-    waits: Vec<Waited>,
-    ends: Vec<StallLine>,
-}
+struct Seen(Watched<Waited>);
 
 impl Seen {
     /// The waits, each with the stall that was reported of it. A machine without a free CPU makes some
     /// of them something else.
     fn judged(&self, cause: &str, count: usize) -> Result<Vec<(&Waited, &StallLine)>> {
-        ensure!(self.waits.len() == count, "{} waits instead of {count}", self.waits.len());
+        let Watched { turns: waits, finished, .. } = &self.0;
+        ensure!(waits.len() == count, "{} waits instead of {count}", waits.len());
         let mut judged = Vec::new();
-        for waited in &self.waits {
+        for waited in waits {
             let duration_ns = waited.end_ns - waited.start_ns;
             ensure!(duration_ns >= THRESHOLD_NS, "{waited:?} was too short to be a test");
-            let overlaps = |end: &&StallLine| {
-                end.stall.start_monotonic_ns < waited.end_ns && end.end_ns() > waited.start_ns
-            };
-            let stall = self.ends.iter().find(overlaps);
+            let stall = finished.stall_in(waited.start_ns, waited.end_ns);
             let stall = stall.with_context(|| format!("{} was missed", waited.kind))?;
             ensure!(stall.is_caused_by(cause), "{}: {:?}", waited.kind, stall.cause);
             if stall.cause.kind == cause {
@@ -85,27 +75,7 @@ impl Seen {
 }
 
 fn watch(options: &[&str]) -> Result<Seen> {
-    require_root()?;
-    let mut command = Command::new(system_python());
-    command.arg(folder().join("locks.py")).args(options);
-    let target = Target::program(command)?;
-    target.line_starting("ready", patience(10))?;
-    let (tracer, _) = Tracer::attach(target.pid(), &[])?;
-    target.signal(Signal::SIGUSR1)?;
-    let finished = tracer.finish()?;
-    let broken = broken_contract(&finished.lines);
-    ensure!(broken.is_empty(), "{broken:?}\n{}", finished.logs);
-    let mut waits = Vec::new();
-    while let Ok(line) = target.line_starting("waited", patience(0)) {
-        let text = line.trim_start_matches("waited");
-        waits.push(serde_json::from_str(text).with_context(|| line.clone())?);
-    }
-    let end = |arrived: Arrived| match arrived {
-        Arrived { line: Line { event: Event::StallEnd(end), .. }, .. } => Some(*end),
-        _ => None,
-    };
-    let ends = finished.lines.into_iter().filter_map(end).collect();
-    Ok(Seen { target, waits, ends })
+    Ok(Seen(turns::watch(script("locks.py", options), &[], "waited")?))
 }
 
 /// The keeper that the culprit is said to be: by its thread, its function and its line.
@@ -151,13 +121,13 @@ fn a_waker_is_named() -> Result<()> {
         let culprit = stall.culprit.as_ref().context("nobody is named")?;
         let waits = waited.waiter.is_at(culprit.function.as_deref(), culprit.line);
         ensure!(waits, "{culprit:?} instead of {:?}", waited.waiter);
-        ensure!(culprit.thread == Some(seen.target.pid()), "{culprit:?} is another thread's");
+        ensure!(culprit.thread == Some(seen.0.target.pid()), "{culprit:?} is another thread's");
         ensure!(stall.cause.owner_thread.is_none(), "{:?}", stall.cause);
         ensure!(stall.gaps.iter().any(|gap| gap.starts_with("owner_thread:")), "{:?}", stall.gaps);
 
         let waker = stall.cause.woken_by.as_ref().context("nobody released it")?;
         let in_process = waited.kind == "lock";
-        let pid = if in_process { seen.target.pid() } else { keeper.tid };
+        let pid = if in_process { seen.0.target.pid() } else { keeper.tid };
         ensure!((waker.pid, waker.tid) == (pid, keeper.tid), "{waker:?} instead of {keeper:?}");
         ensure!(!waker.name.is_empty(), "{waker:?} has no name");
         let released = |stack: &Stack| {
@@ -234,13 +204,10 @@ fn what_is_given_back_is_no_stall() -> Result<()> {
         "convoy",
     ];
     let seen = watch(&[&["--healthy"], &kinds[..]].concat())?;
-    ensure!(seen.waits.len() == kinds.len(), "{} waits", seen.waits.len());
+    ensure!(seen.0.turns.len() == kinds.len(), "{} waits", seen.0.turns.len());
     // A machine that keeps its CPUs from the loop does stall it.
-    let blamed: Vec<_> = seen
-        .ends
-        .iter()
-        .filter(|end| end.is_caused_by("lock") || end.is_caused_by("gil"))
-        .collect();
+    let is_held = |end: &&StallLine| end.is_caused_by("lock") || end.is_caused_by("gil");
+    let blamed: Vec<_> = seen.0.finished.ends().filter(is_held).collect();
     ensure!(blamed.iter().all(|end| end.cause.kind == "run_queue"), "{blamed:?}");
     Ok(())
 }

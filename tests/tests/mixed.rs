@@ -1,16 +1,12 @@
 //! A turn that went into several things: the largest is its cause, and the others are listed with their times.
 
 use std::collections::BTreeMap;
-use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::signal::Signal;
-use profiler_tests::clock::{MILLISECOND, milliseconds, patience};
-use profiler_tests::lives::broken_contract;
+use profiler_tests::clock::{MILLISECOND, milliseconds};
 use profiler_tests::report::StallLine;
-use profiler_tests::scenario::{THRESHOLD_NS, alone, require_root};
-use profiler_tests::target::{Target, folder, system_python};
-use profiler_tests::tracer::Tracer;
+use profiler_tests::scenario::{THRESHOLD_NS, alone};
+use profiler_tests::turns::{self, Watched, script};
 use serde::Deserialize;
 
 /// How far a part may be from the target's own word: its clock is read outside of what it measures.
@@ -42,24 +38,10 @@ fn place_of(part: &str) -> Option<&'static str> {
     places.into_iter().find(|(known, _)| *known == part).map(|(_, function)| function)
 }
 
-fn watch(turns: &[&str]) -> Result<(Vec<Mixture>, Vec<StallLine>)> {
-    require_root()?;
-    let mut command = Command::new(system_python());
-    command.arg(folder().join("mixed.py")).args(turns);
-    let target = Target::program(command)?;
-    target.line_starting("ready", patience(10))?;
-    let (tracer, _) = Tracer::attach(target.pid(), &[])?;
-    target.signal(Signal::SIGUSR1)?;
-    let finished = tracer.finish()?;
-    let broken = broken_contract(&finished.lines);
-    ensure!(broken.is_empty(), "{broken:?}\n{}", finished.logs);
-    let mut mixtures = Vec::new();
-    while let Ok(line) = target.line_starting("stalled", patience(0)) {
-        let text = line.trim_start_matches("stalled");
-        mixtures.push(serde_json::from_str(text).with_context(|| line.clone())?);
-    }
-    ensure!(mixtures.len() == turns.len(), "{} turns", mixtures.len());
-    Ok((mixtures, finished.ends().cloned().collect()))
+fn watch(turns: &[&str]) -> Result<Watched<Mixture>> {
+    let watched: Watched<Mixture> = turns::watch(script("mixed.py", turns), &[], "stalled")?;
+    ensure!(watched.turns.len() == turns.len(), "{} turns", watched.turns.len());
+    Ok(watched)
 }
 
 /// Each part is told once, the largest as the cause, with the time that the target gave it.
@@ -72,12 +54,10 @@ fn the_largest_part_is_the_cause() -> Result<()> {
         "recv=400,sleep=200,cpu=150",
         "sleep=150,recv=170,cpu=300",
     ];
-    let (mixtures, ends) = watch(&turns)?;
+    let Watched { turns: mixtures, finished, .. } = watch(&turns)?;
     for mixture in &mixtures {
-        let is_it = |end: &&StallLine| {
-            end.stall.start_monotonic_ns < mixture.end_ns && end.end_ns() > mixture.start_ns
-        };
-        let stall = ends.iter().find(is_it).context("a turn was missed")?;
+        let stall = finished.stall_in(mixture.start_ns, mixture.end_ns);
+        let stall = stall.context("a turn was missed")?;
         let starved_ns = stall.stall.time.runnable_ns;
         let told: BTreeMap<&str, u64> = stall
             .cause
@@ -113,8 +93,9 @@ fn the_largest_part_is_the_cause() -> Result<()> {
 #[test]
 fn a_short_mixture_is_silent() -> Result<()> {
     let _machine = alone();
-    let (_, ends) = watch(&["cpu=10,sleep=20,recv=15", "sleep=15,cpu=10,recv=20"])?;
-    let unexplained: Vec<_> = ends.iter().filter(|end| end.cause.kind != "run_queue").collect();
+    let watched = watch(&["cpu=10,sleep=20,recv=15", "sleep=15,cpu=10,recv=20"])?;
+    let is_ours = |end: &&StallLine| end.cause.kind != "run_queue";
+    let unexplained: Vec<_> = watched.finished.ends().filter(is_ours).collect();
     ensure!(unexplained.is_empty(), "{unexplained:?}");
     Ok(())
 }

@@ -1,16 +1,10 @@
 //! A loop that keeps its CPU: one call or many, the collector, page faults, the kernel; each against what
 //! the target measured itself.
 
-use std::process::Command;
-
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::signal::Signal;
-use profiler_tests::clock::patience;
-use profiler_tests::lives::broken_contract;
 use profiler_tests::report::{OnCpu, StallLine};
-use profiler_tests::scenario::{THRESHOLD_NS, alone, require_root};
-use profiler_tests::target::{Target, folder, system_python};
-use profiler_tests::tracer::Tracer;
+use profiler_tests::scenario::{THRESHOLD_NS, alone};
+use profiler_tests::turns::{self, Watched, script};
 use serde::Deserialize;
 
 /// Callbacks and tasks that the target runs in one turn.
@@ -55,20 +49,11 @@ fn told(end: &StallLine) -> Option<Told> {
 
 /// Plays these turns; what the target measured of each, and what was told of it.
 fn watch(names: &[&str]) -> Result<Vec<(Turn, Told)>> {
-    require_root()?;
-    let mut command = Command::new(system_python());
-    command.arg(folder().join("oncpu.py")).args(names);
-    let target = Target::program(command)?;
-    target.line_starting("ready", patience(20))?;
-    let (tracer, _) = Tracer::attach(target.pid(), &[])?;
-    target.signal(Signal::SIGUSR1)?;
-    let finished = tracer.finish()?;
-    let broken = broken_contract(&finished.lines);
-    ensure!(broken.is_empty(), "{broken:?}\n{}", finished.logs);
+    let watched: Watched<Turn> = turns::watch(script("oncpu.py", names), &[], "stalled")?;
+    let Watched { turns, finished, .. } = watched;
+    ensure!(turns.len() == names.len(), "{} turns", turns.len());
     let mut seen = Vec::new();
-    for name in names {
-        let line = target.line_starting("stalled", patience(5))?;
-        let turn: Turn = serde_json::from_str(line.trim_start_matches("stalled"))?;
+    for (name, turn) in names.iter().zip(turns) {
         ensure!(turn.name == *name, "{turn:?} instead of {name}");
         let duration_ns = turn.end_ns - turn.start_ns;
         ensure!(duration_ns >= THRESHOLD_NS, "{name} took {duration_ns} ns, which is no stall");

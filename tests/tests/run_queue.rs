@@ -6,14 +6,11 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sched::{CpuSet, sched_getaffinity};
-use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use profiler_tests::clock::{MILLISECOND, milliseconds, patience};
-use profiler_tests::lives::broken_contract;
+use profiler_tests::clock::{MILLISECOND, milliseconds};
 use profiler_tests::report::{Preemptor, StallLine};
 use profiler_tests::scenario::{THRESHOLD_NS, alone, require_root};
-use profiler_tests::target::{Target, folder, system_python};
-use profiler_tests::tracer::Tracer;
+use profiler_tests::turns::{self, Watched, script};
 use serde::Deserialize;
 
 /// How far a time may be from the target's own word, which it takes a moment to get inside of the turn.
@@ -109,9 +106,7 @@ fn cpu() -> Result<usize> {
 }
 
 fn program(role: &str, cpu: usize) -> Command {
-    let mut command = Command::new(system_python());
-    command.arg(folder().join("run_queue.py")).args([role, "--cpu", &cpu.to_string()]);
-    command
+    script("run_queue.py", &[role, "--cpu", &cpu.to_string()])
 }
 
 fn watch(cpu: usize, hogs: &[Hog], turns: &[&str]) -> Result<Vec<Seen>> {
@@ -120,21 +115,11 @@ fn watch(cpu: usize, hogs: &[Hog], turns: &[&str]) -> Result<Vec<Seen>> {
         command.args(["--hog", &hog.pid().to_string()]);
     }
     command.args(turns);
-    let target = Target::program(command)?;
-    target.line_starting("ready", patience(20))?;
-    let (tracer, _) = Tracer::attach(target.pid(), &[])?;
-    target.signal(Signal::SIGUSR1)?;
-    let finished = tracer.finish()?;
-    let broken = broken_contract(&finished.lines);
-    ensure!(broken.is_empty(), "{broken:?}\n{}", finished.logs);
+    let watched: Watched<Turn> = turns::watch(command, &[], "stalled")?;
+    let Watched { turns: played, finished, .. } = watched;
     let mut seen = Vec::new();
-    while let Ok(line) = target.line_starting("stalled", patience(0)) {
-        let text = line.trim_start_matches("stalled");
-        let turn: Turn = serde_json::from_str(text).with_context(|| line.clone())?;
-        let is_it = |end: &&StallLine| {
-            end.stall.start_monotonic_ns < turn.end_ns && end.end_ns() > turn.start_ns
-        };
-        let stall = finished.ends().find(is_it).cloned();
+    for turn in played {
+        let stall = finished.stall_in(turn.start_ns, turn.end_ns).cloned();
         let stall = stall.with_context(|| format!("{turn:?} was missed"))?;
         println!("{}", stall.cause.summary);
         seen.push(Seen { turn, stall });

@@ -2,17 +2,14 @@
 //! target and those who kept it waiting know it of themselves.
 
 use std::net::TcpStream;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::signal::Signal;
-use profiler_tests::clock::patience;
-use profiler_tests::lives::broken_contract;
 use profiler_tests::report::{Arrived, Event, Line, StallLine};
 use profiler_tests::scenario::{THRESHOLD_NS, alone, require_root};
-use profiler_tests::target::{Target, folder, system_python};
-use profiler_tests::tracer::{Finished, Tracer};
+use profiler_tests::target::Target;
+use profiler_tests::tracer::Tracer;
+use profiler_tests::turns::{self, Watched, script};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -32,40 +29,18 @@ struct Waited {
     kernel: Option<String>,
 }
 
-struct Seen {
-    waits: Vec<Waited>,
-    ends: Vec<StallLine>,
-    finished: Finished,
-}
+type Seen = Watched<Waited>;
 
 fn watch(options: &[&str]) -> Result<Seen> {
-    require_root()?;
-    let mut command = Command::new(system_python());
-    command.arg(folder().join("syscalls.py")).args(options);
-    let target = Target::program(command)?;
-    target.line_starting("ready", patience(10))?;
-    let (tracer, _) = Tracer::attach(target.pid(), &[])?;
-    target.signal(Signal::SIGUSR1)?;
-    let mut waits = Vec::new();
-    while let Ok(line) = target.line_starting("waited", patience(20)) {
-        let text = line.trim_start_matches("waited");
-        waits.push(serde_json::from_str(text).with_context(|| line.clone())?);
-    }
-    let finished = tracer.finish()?;
-    let broken = broken_contract(&finished.lines);
-    ensure!(broken.is_empty(), "{broken:?}\n{}", finished.logs);
-    let ends = finished.ends().cloned().collect();
-    Ok(Seen { waits, ends, finished })
+    turns::watch(script("syscalls.py", options), &[], "waited")
 }
 
 /// The stall that was reported of a wait.
 fn stall_of<'a>(seen: &'a Seen, waited: &Waited) -> Result<&'a StallLine> {
     let duration_ns = waited.end_ns - waited.start_ns;
     ensure!(duration_ns >= THRESHOLD_NS, "{waited:?} was too short to be a test");
-    let overlaps = |end: &&StallLine| {
-        end.stall.start_monotonic_ns < waited.end_ns && end.end_ns() > waited.start_ns
-    };
-    seen.ends.iter().find(overlaps).with_context(|| format!("{} was missed", waited.kind))
+    let stall = seen.finished.stall_in(waited.start_ns, waited.end_ns);
+    stall.with_context(|| format!("{} was missed", waited.kind))
 }
 
 /// The first difference between what is expected and what is there; more fields may be there.
@@ -92,8 +67,8 @@ fn difference(expected: &Value, found: &Value, path: &str) -> Option<String> {
 fn are_explained(kinds: &[&str]) -> Result<()> {
     let _machine = alone();
     let seen = watch(kinds)?;
-    ensure!(seen.waits.len() == kinds.len(), "{:?}\n{}", seen.waits, seen.finished.logs);
-    for waited in &seen.waits {
+    ensure!(seen.turns.len() == kinds.len(), "{:?}\n{}", seen.turns, seen.finished.logs);
+    for waited in &seen.turns {
         let stall = stall_of(&seen, waited)?;
         let kind = waited.cause.as_ref().and_then(|cause| cause["kind"].as_str());
         let kind = kind.context("no kind")?;
@@ -225,13 +200,11 @@ fn moments_are_no_stalls() -> Result<()> {
         "sleep_on",
     ];
     let seen = watch(&[&["--healthy"], &kinds[..]].concat())?;
-    ensure!(seen.waits.len() == kinds.len(), "{:?}", seen.waits);
-    for waited in &seen.waits {
-        let overlaps = |end: &&StallLine| {
-            end.stall.start_monotonic_ns < waited.end_ns && end.end_ns() > waited.start_ns
-        };
+    ensure!(seen.turns.len() == kinds.len(), "{:?}", seen.turns);
+    for waited in &seen.turns {
+        let stall = seen.finished.stall_in(waited.start_ns, waited.end_ns);
         // A machine that keeps its CPUs from the loop does stall it.
-        let stall = seen.ends.iter().find(overlaps).filter(|end| end.cause.kind != "run_queue");
+        let stall = stall.filter(|end| end.cause.kind != "run_queue");
         ensure!(stall.is_none(), "{}: {stall:?}", waited.kind);
     }
     Ok(())

@@ -2,15 +2,9 @@
 //!
 //! Read from the log: what a report makes of it is tested where the report does.
 
-use std::process::Command;
-
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::signal::Signal;
-use profiler_tests::clock::patience;
-use profiler_tests::lives::broken_contract;
-use profiler_tests::scenario::{alone, require_root};
-use profiler_tests::target::{Target, folder, system_python};
-use profiler_tests::tracer::Tracer;
+use profiler_tests::scenario::alone;
+use profiler_tests::turns::{self, Watched, script};
 use serde::Deserialize;
 
 /// One wait, in the target's own words.
@@ -60,23 +54,9 @@ fn number(name: &str) -> Option<u64> {
 #[test]
 fn who_ended_a_wait() -> Result<()> {
     let _machine = alone();
-    require_root()?;
-    let mut command = Command::new(system_python());
-    command.arg(folder().join("wakers.py"));
-    let target = Target::program(command)?;
-    target.line_starting("ready", patience(10))?;
-    let (tracer, _) = Tracer::attach(target.pid(), &["-vv"])?;
-    target.signal(Signal::SIGUSR1)?;
-    let finished = tracer.finish()?;
-    let broken = broken_contract(&finished.lines);
-    ensure!(broken.is_empty(), "{broken:?}\n{}", finished.logs);
+    let watched: Watched<Waited> = turns::watch(script("wakers.py", &[]), &["-vv"], "waited")?;
+    let Watched { turns: waits, finished, .. } = watched;
     let wakes: Vec<Woken> = finished.logs.lines().filter_map(Woken::parse).collect();
-    let mut waits = Vec::new();
-    while let Ok(line) = target.line_starting("waited", patience(0)) {
-        let text = line.trim_start_matches("waited");
-        let waited: Waited = serde_json::from_str(text).with_context(|| line.clone())?;
-        waits.push(waited);
-    }
     ensure!(waits.len() == 6, "{} waits", waits.len());
     for Waited { kind, start_ns, end_ns, pid, tid, syscall } in &waits {
         let during = start_ns..end_ns;

@@ -1,8 +1,9 @@
 //! A stall's account and stacks to why it stalled, how sure that is, and which stacks carry it.
 //!
 //! The turn's time is divided into components: running, each wait that was seen, blocked time that was
-//! not, getting memory, ready without a CPU, out of quota, stopped. The largest is the cause, the others are listed behind it. Stacks
-//! only say in what; where they say nothing of the largest, the confidence does.
+//! not, getting memory, ready without a CPU, out of quota, stopped. The largest is the cause, the others
+//! are listed behind it. Stacks only say in what; where they say nothing of the largest, the confidence
+//! does.
 
 mod called;
 mod cpu;
