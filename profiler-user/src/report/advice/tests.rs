@@ -6,11 +6,12 @@ use profiler_ebpf::turn::Turn;
 
 use super::table::{TABLE, Table};
 use super::{Peers, document, fields, rule};
+use crate::call::{Call, Timeout};
 use crate::frame::Frame;
 use crate::report::application::Owner;
 use crate::report::cause;
 use crate::report::facts::{Context, SessionFacts, ThreadFacts};
-use crate::report::sample::{self, blocked_in, javascript, native, on_cpu, python};
+use crate::report::sample::{self, blocked_in, javascript, kernel, native, on_cpu, python};
 use crate::turn::{Awaited, Sampled, Stall, ThreadState};
 
 const PUBLISHED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/advice.md");
@@ -29,6 +30,7 @@ const FUTEX: i64 = 202;
 const SLEEP: i64 = 230;
 const READ: i64 = 0;
 const WAIT4: i64 = 61;
+const FLOCK: i64 = 73;
 
 /// A program, and how it is watched.
 #[derive(Clone, Copy)]
@@ -93,6 +95,14 @@ fn blocked(syscall: i64, fd: u64, inner: Vec<Frame>) -> Vec<Sampled> {
     vec![sampled]
 }
 
+/// A call that has no timeout.
+fn endless(syscall: i64, fd: u64) -> Vec<Sampled> {
+    let mut stacks = blocked(syscall, fd, Vec::new());
+    let call = Call { is_seen: true, timeout: Some(Timeout::None), ..Call::default() };
+    stacks[0].call = Some(Box::new(call));
+    stacks
+}
+
 fn running(inner: Vec<Frame>) -> Vec<Sampled> {
     vec![on_cpu(in_callback(inner), 90)]
 }
@@ -146,6 +156,7 @@ fn blocking_calls_of_asyncio() {
         (blocked(WAIT4, 77, lib("Popen._wait", "subprocess.py")), "python-subprocess"),
         (blocked(WAIT4, 77, Vec::new()), "python-wait-child"),
         (blocked(READ, 9, Vec::new()), "python-file"),
+        (blocked(FLOCK, 9, Vec::new()), "python-file-lock"),
         (blocked(READ, 9, lib("StreamHandler.emit", "logging/__init__.py")), "python-logging"),
         (blocked(FUTEX, 0, lib("Queue.get", "queue.py")), "python-queue"),
         (
@@ -220,7 +231,40 @@ fn words_of_each_loop() {
     let hash = || running(vec![native("PKCS5_PBKDF2_HMAC", "/usr/lib/libcrypto.so.3")]);
     let (_, text) = advice(of("trio"), hash()).unwrap();
     assert!(!text.contains("asyncio") && text.contains("trio.to_thread.run_sync"), "{text}");
-    assert_eq!(id(of("thread-pool"), hash()), None);
+    assert_eq!(id(of("thread-pool"), hash()).as_deref(), Some("worker-cpu"));
+}
+
+/// A worker may block, and is told what it blocks for: not of a peer where it waits for a lock or a child.
+#[test]
+fn workers() {
+    let child = || vec![python("Popen._wait", &format!("{LIB}/subprocess.py"), 1964)];
+    let regex = vec![python("match", &format!("{LIB}/re/__init__.py"), 166)];
+    let table = [
+        (blocked(SLEEP, 0, Vec::new()), "worker-blocked"),
+        (blocked(FLOCK, 9, Vec::new()), "worker-file-lock"),
+        (blocked(WAIT4, 77, child()), "worker-subprocess"),
+        (blocked(READ, 7, child()), "worker-subprocess"),
+        (endless(FLOCK, 9), "worker-file-lock"),
+        (endless(WAIT4, 77), "worker-blocked"),
+        (endless(RECV, 7), "worker-no-timeout"),
+        (running(regex), "worker-regex"),
+        (running(Vec::new()), "worker-cpu"),
+    ];
+    for (stacks, expected) in table {
+        assert_eq!(id(of("uwsgi"), stacks).as_deref(), Some(expected));
+    }
+}
+
+/// Numeric code that mostly took pages from the kernel is told about those.
+#[test]
+fn page_faults() {
+    let mut stacks = running(vec![python("ones", &format!("{SITE}/numpy/core/numeric.py"), 191)]);
+    stacks[0].state = ThreadState::RunningKernel;
+    stacks[0].stack.kernel = vec![kernel("clear_huge_page"), kernel("asm_exc_page_fault")];
+    let turn = Turn { running_ns: 90, ..Turn::default() };
+    let stall = Stall { turn, stacks, ..sample::stall() };
+    let (id, _) = advice_on(ASYNCIO, &stall).unwrap();
+    assert_eq!(id, "python-page-faults");
 }
 
 /// A wait for the interpreter's lock is told before what the waiting line was about.
