@@ -164,14 +164,22 @@ impl Caller<'_> {
     }
 
     fn children(self, call: &mut Call) {
-        let Operand::Child(number) = operand(self.registers) else { return };
-        call.timeout = Some(Timeout::None);
-        let found = match number {
-            Some(number) => child(self.pid, number),
-            None => match children(self.pid)[..] {
-                [only] => Some(only),
-                _ => None,
-            },
+        if purpose::of(self.registers, self.frames) != Some(Purpose::ChildProcess) {
+            return;
+        }
+        let operand = operand(self.registers);
+        if let Operand::Child(_) = operand {
+            call.timeout = Some(Timeout::None);
+        }
+        let found = if let Operand::Child(Some(number)) = operand {
+            child(self.pid, number)
+        } else {
+            let children = children(self.pid);
+            let ends = call.descriptor.iter().chain(&call.polled);
+            let mut ends = ends.filter_map(|it| it.process.as_ref()).map(|process| process.pid);
+            let at_an_end = ends.find(|pid| children.contains(pid));
+            let only = children.first().copied().filter(|_| children.len() == 1);
+            at_an_end.or(only)
         };
         call.child = found.map(party);
     }
