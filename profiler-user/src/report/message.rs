@@ -64,7 +64,8 @@ fn at(cause: &Cause) -> &'static str {
 fn mixture(cause: &Cause) -> (String, String) {
     let is_said = |part: &&Component| part.time_ns >= cause.time_ns / SAID_FRACTION;
     let of = |part: &Component| {
-        let place = part.culprit.as_ref().map(place).map(|place| format!(" at {place}"));
+        let culprit = part.culprit.as_ref().filter(|_| !is_from_outside(&part.kind));
+        let place = culprit.map(place).map(|place| format!(" at {place}"));
         let place = place.unwrap_or_default();
         format!("{} ms {}{place}", milliseconds(part.time_ns), part.summary)
     };
@@ -74,6 +75,13 @@ fn mixture(cause: &Cause) -> (String, String) {
     }
     let part = format!("{} ms of it ", milliseconds(cause.time_ns));
     (part, format!("; also {}", others.join(", ")))
+}
+
+/// Whether the line says nothing of why: it is only where the thread was when others took the CPU. Behind
+/// their names it would look like theirs.
+fn is_from_outside(kind: &CauseKind) -> bool {
+    use CauseKind::{CpuQuota, RunQueue, Stopped};
+    matches!(kind, RunQueue { .. } | CpuQuota { .. } | Stopped { .. })
 }
 
 /// `stalltrace 0.1.0 watches uvicorn[4242] for event loop stalls past 100 ms`
@@ -169,6 +177,18 @@ mod tests {
                     17 events had to wait";
         let expected = format!("uvicorn[4242]: event loop stalled 7000 ms, {rest}");
         assert_eq!(message(Moment::End, &stall), expected);
+    }
+
+    /// A part without a CPU is not said to be at a line: that would stand behind who had it.
+    #[test]
+    fn parts_from_outside() {
+        let mut stall = sample::stall();
+        stall.turn.runnable_ns = 2_000_000_000;
+        let message = message(Moment::End, &stall);
+        let (_, rest) = message.split_once("; also ").unwrap();
+        let expected = "2000 ms ready, but without a CPU: woken, but waited 2000 ms for one; \
+                        17 events had to wait";
+        assert_eq!(rest, expected);
     }
 
     /// Whoever had to wait is counted; a single event is not news.
