@@ -29,6 +29,7 @@ const RECV: i64 = 45;
 const FUTEX: i64 = 202;
 const SLEEP: i64 = 230;
 const READ: i64 = 0;
+const WRITE: i64 = 1;
 const WAIT4: i64 = 61;
 const FLOCK: i64 = 73;
 
@@ -62,8 +63,10 @@ fn advice_on(watched: Watched, stall: &Stall) -> Option<(String, String)> {
     session.process.name = "shop".to_owned();
     let loop_kind = watched.loop_kind.to_owned();
     let thread = ThreadFacts { loop_kind, ..sample::thread() };
-    let descriptors =
-        BTreeMap::from([(7, "tcp 127.0.0.1:8081".to_owned()), (9, "/var/lib/x.json".to_owned())]);
+    let descriptors: BTreeMap<u32, String> =
+        [(5, "pipe"), (7, "tcp 127.0.0.1:8081"), (9, "/var/lib/x.json")]
+            .map(|(number, text)| (number, text.to_owned()))
+            .into();
     let context = Context {
         session: &session,
         now_ns: 0,
@@ -164,6 +167,17 @@ fn blocking_calls_of_asyncio() {
             "python-future-result",
         ),
         (blocked(FUTEX, 0, Vec::new()), "python-lock"),
+        (blocked(FUTEX, 0, lib("Event.wait", "threading.py")), "python-event"),
+        (
+            blocked(FUTEX, 0, {
+                let mut start = lib("Event.wait", "threading.py");
+                start.extend(lib("Thread.start", "threading.py"));
+                start
+            }),
+            "python-thread-start",
+        ),
+        (blocked(WRITE, 5, Vec::new()), "pipe-full"),
+        (blocked(READ, 5, Vec::new()), "python-blocking"),
     ];
     for (stacks, expected) in table {
         assert_eq!(id(ASYNCIO, stacks).as_deref(), Some(expected));
@@ -179,6 +193,13 @@ fn computing_in_asyncio() {
         (vec![native("PKCS5_PBKDF2_HMAC", "/usr/lib/libcrypto.so.3")], "python-password-hash"),
         (vec![python("dumps", &format!("{LIB}/json/__init__.py"), 231)], "python-serialisation"),
         (vec![python("frame", &format!("{SITE}/pandas/core/frame.py"), 1)], "python-numeric"),
+        (
+            vec![
+                python("<module>", &format!("{SITE}/numpy/__init__.py"), 1),
+                python("_find_and_load", "<frozen importlib._bootstrap>", 1176),
+            ],
+            "python-import",
+        ),
         (Vec::new(), "python-cpu"),
     ];
     for (inner, expected) in table {
