@@ -254,7 +254,8 @@ fn blocked(syscall: &str, target: Option<&str>, call: &Call) -> String {
         }
         None => {
             let (elsewhere, connecting) = (elsewhere(call), connecting(call));
-            format!("blocked in {syscall}{on}{elsewhere}{connecting}{}", limit(call))
+            let partner = partner(syscall, call);
+            format!("blocked in {syscall}{on}{elsewhere}{partner}{connecting}{}", limit(call))
         }
     }
 }
@@ -270,6 +271,20 @@ fn limit(call: &Call) -> String {
         }
         _ => String::new(),
     }
+}
+
+/// ` to process 4711 (log-collector)`: a pipe has no other name.
+fn partner(syscall: &str, call: &Call) -> String {
+    let pipe = call.descriptor.as_ref().filter(|seen| seen.kind == DescriptorKind::Pipe);
+    let Some(party) = pipe.and_then(|seen| seen.process.as_ref()) else { return String::new() };
+    let towards = if syscall.starts_with("write") { "to" } else { "from" };
+    format!(" {towards} {}", words_of(party))
+}
+
+/// `process 4711 (backup)`
+fn words_of(party: &Party) -> String {
+    let name = party.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+    format!("process {}{name}", party.pid)
 }
 
 /// `, still connecting`: a `poll` does not say that it is not yet for an answer.
@@ -293,12 +308,11 @@ fn sqlite(path: Option<&str>, held_by: &[Party]) -> String {
 /// `, held by process 4711 (backup)`
 fn held(held_by: &[Party]) -> String {
     let Some((first, others)) = held_by.split_first() else { return String::new() };
-    let name = first.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
     let others = match others.len() {
         0 => String::new(),
         count => format!(" and {count} more"),
     };
-    format!(", held by process {}{name}{others}", first.pid)
+    format!(", held by {}{others}", words_of(first))
 }
 
 #[cfg(test)]
@@ -361,6 +375,11 @@ mod tests {
         let call = Call { polled: vec![connecting], timeout: set, ..Call::default() };
         let expected = "blocked in poll on tcp 10.0.0.7:443, still connecting (timeout 800 ms)";
         assert_eq!(told(&seen(POLL, [0x7000, 1, 0, 0, 0, 0], call)).0, expected);
+        let process = Some(Party { pid: 77, name: Some("collector".to_owned()), command: None });
+        let full = Descriptor { process, ..Descriptor::new(1, Kind::Pipe, "pipe") };
+        let call = Call { descriptor: Some(full), ..Call::default() };
+        let expected = "blocked in write on pipe to process 77 (collector)";
+        assert_eq!(told(&seen(1, [1, 0, 0, 0, 0, 0], call)).0, expected);
         let pipe = Some(Descriptor::new(3, Kind::Pipe, "pipe"));
         let call = Call { descriptor: pipe, timeout, ..Call::default() };
         assert_eq!(told(&seen(0, [3, 0, 0, 0, 0, 0], call)).0, "blocked in read on pipe");
