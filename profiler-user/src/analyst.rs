@@ -315,10 +315,12 @@ impl Analyst {
     }
 
     fn stall(&mut self, tid: u32, due: Due) -> Stall {
+        let pid = self.target.pid();
         let gathered = self.gathered(tid, due.turn.start_ns);
         let (ticks_user, ticks_kernel) = gathered.samples.ticks();
         let (mut gaps, mut instead, around) = (due.gaps, due.instead, due.around);
         instead.introduce(&mut gathered.neighbours);
+        instead.target = pid;
         if gathered.samples.dropped > 0 {
             let why = format!(
                 "{} captures showed more different ones than are kept",

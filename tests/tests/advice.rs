@@ -67,7 +67,7 @@ fn a_peer_again_and_again() -> Result<()> {
     ensure!(ends.len() >= 3, "{} stalls by the peer", ends.len());
     for (index, end) in ends.iter().enumerate() {
         let breaks =
-            end.advice.as_deref().is_some_and(|it| it.contains("3 times: a circuit breaker"));
+            end.advice.as_deref().is_some_and(|it| it.contains("3 stalls: a circuit breaker"));
         ensure!(breaks == (index == 2), "stall {index}: {:?}", end.advice);
     }
     Ok(())

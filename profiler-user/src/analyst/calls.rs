@@ -109,6 +109,12 @@ impl Caller<'_> {
 
     /// How long the call on a descriptor may wait, and where a socket leads that no table tells.
     fn sockets(self, arguments: &Arguments, call: &mut Call) {
+        for polled in call.polled.iter_mut().filter(|it| it.is_unix() && it.peer.is_none()) {
+            // How long it may take, `poll` itself says.
+            if let Ok(answers) = borrowed::ask(self.pid, polled.number, true) {
+                self.peer(polled, answers.path, answers.peer);
+            }
+        }
         let Some(descriptor) = &mut call.descriptor else { return };
         let blocks = Opened::of(self.pid, descriptor.number).is_some_and(|it| !it.is_nonblocking);
         if descriptor.kind != Kind::Socket {
@@ -135,15 +141,20 @@ impl Caller<'_> {
                     let set = if sends(self.registers) { answers.send } else { answers.receive };
                     call.timeout = set;
                 }
-                if let Some(path) = answers.path {
-                    descriptor.text = format!("unix {path}");
-                    descriptor.peer = Some(path);
-                }
-                if let Some(pid) = answers.peer.filter(|pid| *pid != self.pid && *pid != 0) {
-                    descriptor.process = Some(party(pid));
-                }
+                self.peer(descriptor, answers.path, answers.peer);
             }
             Err(why) => call.gaps.push(Gap::new("timeout", why)),
+        }
+    }
+
+    /// Where a unix socket leads: no table tells.
+    fn peer(self, descriptor: &mut Descriptor, path: Option<String>, process: Option<u32>) {
+        if let Some(path) = path {
+            descriptor.text = format!("unix {path}");
+            descriptor.peer = Some(path);
+        }
+        if let Some(pid) = process.filter(|pid| *pid != self.pid && *pid != 0) {
+            descriptor.process = Some(party(pid));
         }
     }
 
@@ -164,14 +175,22 @@ impl Caller<'_> {
     }
 
     fn children(self, call: &mut Call) {
-        let Operand::Child(number) = operand(self.registers) else { return };
-        call.timeout = Some(Timeout::None);
-        let found = match number {
-            Some(number) => child(self.pid, number),
-            None => match children(self.pid)[..] {
-                [only] => Some(only),
-                _ => None,
-            },
+        if purpose::of(self.registers, self.frames) != Some(Purpose::ChildProcess) {
+            return;
+        }
+        let operand = operand(self.registers);
+        if let Operand::Child(_) = operand {
+            call.timeout = Some(Timeout::None);
+        }
+        let found = if let Operand::Child(Some(number)) = operand {
+            child(self.pid, number)
+        } else {
+            let children = children(self.pid);
+            let ends = call.descriptor.iter().chain(&call.polled);
+            let mut ends = ends.filter_map(|it| it.process.as_ref()).map(|process| process.pid);
+            let at_an_end = ends.find(|pid| children.contains(pid));
+            let only = children.first().copied().filter(|_| children.len() == 1);
+            at_an_end.or(only)
         };
         call.child = found.map(party);
     }

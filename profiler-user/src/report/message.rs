@@ -9,6 +9,9 @@ use crate::turn::Moment;
 /// Other parts of a stall are said where they are at least this fraction of the cause's.
 const SAID_FRACTION: u64 = 4;
 
+/// Fewer waits may be one that matters, and what came before or after it.
+const MANY_WAITS: u64 = 3;
+
 /// `uvicorn[4242]: event loop stalled 5012 ms, blocked in recvfrom, at charge_payment (app.py:31)`
 pub fn stall(
     process: &ProcessFacts,
@@ -30,9 +33,24 @@ pub fn stall(
     let at = at(cause);
     let place = culprit.map(|culprit| format!(", {at} {}", place(culprit))).unwrap_or_default();
     let (part, rest) = mixture(cause);
-    let victims = victims(stall);
+    let (victims, waits) = (victims(stall), waits(&cause.kind, cause.times));
     let summary = &cause.summary;
-    format!("{}: {subject} {duration}, {part}{summary}{place}{rest}{victims}", name(process))
+    format!("{}: {subject} {duration}, {part}{summary}{waits}{place}{rest}{victims}", name(process))
+}
+
+/// `, in at least 140 waits`: a hundred queries for one page are another fault than a slow one. A wait for
+/// the interpreter's lock is cut into slices of 5 ms, and locks are tried again and again.
+fn waits(kind: &CauseKind, times: Option<u64>) -> String {
+    let is_call = match kind {
+        CauseKind::Syscall { call, .. } => call.purpose.is_none(),
+        CauseKind::Sleep { purpose, .. } => purpose.is_none(),
+        CauseKind::Disk { .. } => true,
+        _ => false,
+    };
+    match times.filter(|times| is_call && *times >= MANY_WAITS) {
+        Some(times) => format!(", in at least {times} waits"),
+        None => String::new(),
+    }
 }
 
 /// `; 99 connections and 12 events had to wait`. A single event is why most turns begin.
@@ -64,9 +82,11 @@ fn at(cause: &Cause) -> &'static str {
 fn mixture(cause: &Cause) -> (String, String) {
     let is_said = |part: &&Component| part.time_ns >= cause.time_ns / SAID_FRACTION;
     let of = |part: &Component| {
-        let place = part.culprit.as_ref().map(place).map(|place| format!(" at {place}"));
+        let culprit = part.culprit.as_ref().filter(|_| !is_from_outside(&part.kind));
+        let place = culprit.map(place).map(|place| format!(" at {place}"));
         let place = place.unwrap_or_default();
-        format!("{} ms {}{place}", milliseconds(part.time_ns), part.summary)
+        let waits = waits(&part.kind, part.times);
+        format!("{} ms {}{waits}{place}", milliseconds(part.time_ns), part.summary)
     };
     let others: Vec<String> = cause.also.iter().filter(is_said).map(of).collect();
     if others.is_empty() {
@@ -74,6 +94,13 @@ fn mixture(cause: &Cause) -> (String, String) {
     }
     let part = format!("{} ms of it ", milliseconds(cause.time_ns));
     (part, format!("; also {}", others.join(", ")))
+}
+
+/// Whether the line says nothing of why: it is only where the thread was when others took the CPU. Behind
+/// their names it would look like theirs.
+fn is_from_outside(kind: &CauseKind) -> bool {
+    use CauseKind::{CpuQuota, RunQueue, Stopped};
+    matches!(kind, RunQueue { .. } | CpuQuota { .. } | Stopped { .. })
 }
 
 /// `stalltrace 0.1.0 watches uvicorn[4242] for event loop stalls past 100 ms`
@@ -171,6 +198,18 @@ mod tests {
         assert_eq!(message(Moment::End, &stall), expected);
     }
 
+    /// A part without a CPU is not said to be at a line: that would stand behind who had it.
+    #[test]
+    fn parts_from_outside() {
+        let mut stall = sample::stall();
+        stall.turn.runnable_ns = 2_000_000_000;
+        let message = message(Moment::End, &stall);
+        let (_, rest) = message.split_once("; also ").unwrap();
+        let expected = "2000 ms ready, but without a CPU: woken, but waited 2000 ms for one; \
+                        17 events had to wait";
+        assert_eq!(rest, expected);
+    }
+
     /// Whoever had to wait is counted; a single event is not news.
     #[test]
     fn who_had_to_wait() {
@@ -187,6 +226,17 @@ mod tests {
         assert_eq!(told(Some(2), &[]).as_deref(), Some("2 events had to wait"));
         let both = told(Some(12), &[90, 9]);
         assert_eq!(both.as_deref(), Some("99 connections and 12 events had to wait"));
+    }
+
+    /// Many waits for the same are told from a long one.
+    #[test]
+    fn many_waits() {
+        let mut stall = sample::stall();
+        for sampled in &mut stall.stacks {
+            sampled.samples = 140;
+        }
+        let message = message(Moment::End, &stall);
+        assert!(message.contains("127.0.0.1:8081, in at least 140 waits, at charge"), "{message}");
     }
 
     /// Where beginning or end was not seen, the duration is called a lower bound.

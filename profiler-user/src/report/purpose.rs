@@ -3,7 +3,7 @@
 use profiler_ebpf::record::Registers;
 
 use super::syscalls::{self, Operand, operand};
-use crate::frame::Frame;
+use crate::frame::{Frame, Language};
 
 pub use super::schema::call::Purpose;
 
@@ -24,6 +24,10 @@ const RESOLVERS: [&str; 9] = [
 const SQLITE: [&str; 5] =
     ["sqlite3_step", "sqlite3_exec", "sqlite3_prepare", "sqlite3_close", "sqlite3_wal_checkpoint"];
 
+/// Calls that whoever spawned a child waits for it with: for what it writes, or in a loop of its own.
+const WAITS_FOR_OUTPUT: [&str; 7] =
+    ["read", "poll", "ppoll", "select", "pselect6", "epoll_wait", "epoll_pwait"];
+
 /// What the call is for.
 pub fn of(registers: &Registers, frames: &[Frame]) -> Option<Purpose> {
     if syscalls::is_futex(registers) {
@@ -43,7 +47,10 @@ pub fn of(registers: &Registers, frames: &[Frame]) -> Option<Purpose> {
         Some(Purpose::SqliteBusy)
     } else if syscalls::is_file_lock(registers) {
         Some(Purpose::FileLock)
-    } else if matches!(operand(registers), Operand::Child(_)) {
+    } else if matches!(operand(registers), Operand::Child(_))
+        || (syscalls::name(registers.syscall).is_some_and(|it| WAITS_FOR_OUTPUT.contains(&it))
+            && frames.iter().any(spawns))
+    {
         Some(Purpose::ChildProcess)
     } else if !is_sleep && runs(&RESOLVERS, |it, known| it == known) {
         Some(Purpose::NameResolution)
@@ -52,12 +59,46 @@ pub fn of(registers: &Registers, frames: &[Frame]) -> Option<Purpose> {
     }
 }
 
+/// Whether the frame starts a child and waits for it: Python's `subprocess`, the Sync forms of
+/// `child_process` in Node.js.
+fn spawns(frame: &Frame) -> bool {
+    let file = frame.file.as_deref().unwrap_or_default();
+    match frame.language {
+        Language::Python => {
+            file.ends_with("/subprocess.py") && !file.ends_with("/asyncio/subprocess.py")
+        }
+        Language::JavaScript => {
+            let is_sync = frame.function.as_deref() == Some("spawnSync");
+            is_sync && file.starts_with("node:") && file.ends_with("child_process")
+        }
+        Language::Native | Language::Kernel => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use profiler_ebpf::record::Registers;
 
     use super::{Purpose, of};
-    use crate::report::sample::native;
+    use crate::report::sample::{javascript, native, python};
+
+    /// What spawned a child waits for it in whatever call; asyncio's own does not.
+    #[test]
+    fn waits_for_children() {
+        let purpose = |syscall, frame| {
+            of(&Registers { syscall, ..Registers::default() }, &[native("__read", "/c.so"), frame])
+        };
+        let (read, epoll_pwait, openat) = (0, 281, 257);
+        let communicate = |file: &str| python("Popen.communicate", file, 1209);
+        let module = "/usr/lib/python3.11/subprocess.py";
+        let child = Some(Purpose::ChildProcess);
+        assert_eq!(purpose(read, communicate(module)), child);
+        assert_eq!(purpose(openat, communicate(module)), None);
+        assert_eq!(purpose(read, communicate("/usr/lib/python3.11/asyncio/subprocess.py")), None);
+        let spawn = |file: &str| javascript("spawnSync", file, 832);
+        assert_eq!(purpose(epoll_pwait, spawn("node:child_process")), child);
+        assert_eq!(purpose(epoll_pwait, spawn("/srv/child_process")), None);
+    }
 
     fn purpose(syscall: i64, args: [u64; 6], function: &str) -> Option<Purpose> {
         let registers = Registers { syscall, args, ..Registers::default() };

@@ -50,6 +50,7 @@ mod tests {
             command: (pid == 7).then(|| "hog \x1b[2J".to_owned()),
             container_id: None,
             time_ns,
+            is_target: false,
         }
     }
 

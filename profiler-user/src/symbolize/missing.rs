@@ -1,6 +1,6 @@
 //! A named native stack to the reasons for what it lacks: each frame without a name has one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use crate::gap::Gap;
 use crate::process::modules::Modules;
@@ -21,7 +21,7 @@ pub fn missing(
     owner: &Owner<'_>,
 ) -> Vec<Gap> {
     let mut gaps = BTreeSet::new();
-    let mut without_symbol = BTreeMap::new();
+    let mut without_symbol = BTreeSet::new();
     for (frame, functions) in stack.frames.iter().zip(&named.frames) {
         let has_name = functions.iter().any(|function| function.function.is_some());
         let Some(module) = frame.module.and_then(|id| modules.get(id)) else { continue };
@@ -39,20 +39,17 @@ pub fn missing(
                     gaps.extend(symbolizer.gaps(image).cloned());
                 }
                 if !has_name {
-                    *without_symbol.entry(&module.path).or_insert(0) += 1;
+                    without_symbol.insert(&module.path);
                 }
             }
         }
     }
-    for (path, frames) in without_symbol {
-        let why = format!("no symbol covers {}", count(frames));
+    for path in without_symbol {
+        // Not how many: the stacks of one stall have the same reason, and each would count anew.
+        let why = "no symbol covers some of its frames";
         gaps.insert(Gap::new(&format!("function names in {path}"), why));
     }
     gaps.into_iter().collect()
-}
-
-fn count(frames: usize) -> String {
-    if frames == 1 { "1 frame".to_owned() } else { format!("{frames} frames") }
 }
 
 #[cfg(test)]
@@ -102,7 +99,10 @@ mod tests {
         let named = |offset: &u64| reasons(&whole, *offset, true).iter().all(has_name);
         assert!((code..code + 0x10_0000).step_by(0x4000).any(|offset| named(&offset)));
         let behind = reasons(&whole, whole.len() as u64, true);
-        assert!(behind.iter().any(|why| why.contains("no symbol covers 1 frame")), "{behind:?}");
+        assert!(
+            behind.iter().any(|why| why.contains("no symbol covers some of its frames")),
+            "{behind:?}"
+        );
         assert!(reasons(&whole, code, false).is_empty(), "whoever names such code says why not");
         let no_image = reasons(b"no image", code, true);
         assert!(no_image.iter().any(|why| why.contains("not a 64-bit ELF")), "{no_image:?}");

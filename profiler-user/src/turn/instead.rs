@@ -29,6 +29,8 @@ pub struct Instead {
     pub idle_ns: u64,
     /// Of threads that there was no room for.
     pub others_ns: u64,
+    /// The target's own number: other threads of it may have run, too.
+    pub target: u32,
 }
 
 impl Instead {
@@ -40,6 +42,7 @@ impl Instead {
             processes: BTreeMap::new(),
             idle_ns: rivals.idle_ns,
             others_ns: rivals.others_ns,
+            target: 0,
         }
     }
 

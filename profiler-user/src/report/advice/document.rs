@@ -18,7 +18,7 @@ pub fn markdown() -> String {
     for Rule { id, advice, links, .. } in &TABLE.rules {
         text.push_str(&row(id, advice, links));
     }
-    text.push_str("\nAdded once the same peer has stalled the loop so often:\n\n");
+    text.push_str("\nAdded once the same peer was waited for in so many stalls:\n\n");
     text.push_str("| rule | advice | more |\n|---|---|---|\n");
     for Repeated { id, advice, links, .. } in &TABLE.repeated {
         text.push_str(&row(id, advice, links));

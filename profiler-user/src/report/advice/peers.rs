@@ -77,7 +77,7 @@ mod tests {
         assert_eq!(again(&peers, &slow), None);
         peers.observe(&slow);
         let told = again(&peers, &slow).unwrap();
-        assert!(told.starts_with("tcp 10.0.0.5:443 has stalled the loop 3 times: "), "{told}");
+        assert!(told.starts_with("tcp 10.0.0.5:443 was waited for in 3 stalls: "), "{told}");
         assert_eq!(again(&peers, &other), None);
         for _ in 0..5 {
             peers.observe(&ended("/var/lib/x.json"));

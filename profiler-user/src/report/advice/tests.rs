@@ -6,11 +6,12 @@ use profiler_ebpf::turn::Turn;
 
 use super::table::{TABLE, Table};
 use super::{Peers, document, fields, rule};
+use crate::call::{Call, Timeout};
 use crate::frame::Frame;
 use crate::report::application::Owner;
 use crate::report::cause;
 use crate::report::facts::{Context, SessionFacts, ThreadFacts};
-use crate::report::sample::{self, blocked_in, javascript, native, on_cpu, python};
+use crate::report::sample::{self, blocked_in, javascript, kernel, native, on_cpu, python};
 use crate::turn::{Awaited, Sampled, Stall, ThreadState};
 
 const PUBLISHED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/advice.md");
@@ -28,7 +29,9 @@ const RECV: i64 = 45;
 const FUTEX: i64 = 202;
 const SLEEP: i64 = 230;
 const READ: i64 = 0;
+const WRITE: i64 = 1;
 const WAIT4: i64 = 61;
+const FLOCK: i64 = 73;
 
 /// A program, and how it is watched.
 #[derive(Clone, Copy)]
@@ -60,8 +63,10 @@ fn advice_on(watched: Watched, stall: &Stall) -> Option<(String, String)> {
     session.process.name = "shop".to_owned();
     let loop_kind = watched.loop_kind.to_owned();
     let thread = ThreadFacts { loop_kind, ..sample::thread() };
-    let descriptors =
-        BTreeMap::from([(7, "tcp 127.0.0.1:8081".to_owned()), (9, "/var/lib/x.json".to_owned())]);
+    let descriptors: BTreeMap<u32, String> =
+        [(5, "pipe"), (7, "tcp 127.0.0.1:8081"), (9, "/var/lib/x.json")]
+            .map(|(number, text)| (number, text.to_owned()))
+            .into();
     let context = Context {
         session: &session,
         now_ns: 0,
@@ -91,6 +96,14 @@ fn blocked(syscall: i64, fd: u64, inner: Vec<Frame>) -> Vec<Sampled> {
     let mut sampled = blocked_in(syscall, [fd, 0, 0, 0, 0, 0], 90);
     sampled.stack.frames = in_callback(inner);
     vec![sampled]
+}
+
+/// A call that has no timeout.
+fn endless(syscall: i64, fd: u64) -> Vec<Sampled> {
+    let mut stacks = blocked(syscall, fd, Vec::new());
+    let call = Call { is_seen: true, timeout: Some(Timeout::None), ..Call::default() };
+    stacks[0].call = Some(Box::new(call));
+    stacks
 }
 
 fn running(inner: Vec<Frame>) -> Vec<Sampled> {
@@ -146,6 +159,7 @@ fn blocking_calls_of_asyncio() {
         (blocked(WAIT4, 77, lib("Popen._wait", "subprocess.py")), "python-subprocess"),
         (blocked(WAIT4, 77, Vec::new()), "python-wait-child"),
         (blocked(READ, 9, Vec::new()), "python-file"),
+        (blocked(FLOCK, 9, Vec::new()), "python-file-lock"),
         (blocked(READ, 9, lib("StreamHandler.emit", "logging/__init__.py")), "python-logging"),
         (blocked(FUTEX, 0, lib("Queue.get", "queue.py")), "python-queue"),
         (
@@ -153,6 +167,17 @@ fn blocking_calls_of_asyncio() {
             "python-future-result",
         ),
         (blocked(FUTEX, 0, Vec::new()), "python-lock"),
+        (blocked(FUTEX, 0, lib("Event.wait", "threading.py")), "python-event"),
+        (
+            blocked(FUTEX, 0, {
+                let mut start = lib("Event.wait", "threading.py");
+                start.extend(lib("Thread.start", "threading.py"));
+                start
+            }),
+            "python-thread-start",
+        ),
+        (blocked(WRITE, 5, Vec::new()), "pipe-full"),
+        (blocked(READ, 5, Vec::new()), "python-blocking"),
     ];
     for (stacks, expected) in table {
         assert_eq!(id(ASYNCIO, stacks).as_deref(), Some(expected));
@@ -168,6 +193,13 @@ fn computing_in_asyncio() {
         (vec![native("PKCS5_PBKDF2_HMAC", "/usr/lib/libcrypto.so.3")], "python-password-hash"),
         (vec![python("dumps", &format!("{LIB}/json/__init__.py"), 231)], "python-serialisation"),
         (vec![python("frame", &format!("{SITE}/pandas/core/frame.py"), 1)], "python-numeric"),
+        (
+            vec![
+                python("<module>", &format!("{SITE}/numpy/__init__.py"), 1),
+                python("_find_and_load", "<frozen importlib._bootstrap>", 1176),
+            ],
+            "python-import",
+        ),
         (Vec::new(), "python-cpu"),
     ];
     for (inner, expected) in table {
@@ -220,7 +252,40 @@ fn words_of_each_loop() {
     let hash = || running(vec![native("PKCS5_PBKDF2_HMAC", "/usr/lib/libcrypto.so.3")]);
     let (_, text) = advice(of("trio"), hash()).unwrap();
     assert!(!text.contains("asyncio") && text.contains("trio.to_thread.run_sync"), "{text}");
-    assert_eq!(id(of("thread-pool"), hash()), None);
+    assert_eq!(id(of("thread-pool"), hash()).as_deref(), Some("worker-cpu"));
+}
+
+/// A worker may block, and is told what it blocks for: not of a peer where it waits for a lock or a child.
+#[test]
+fn workers() {
+    let child = || vec![python("Popen._wait", &format!("{LIB}/subprocess.py"), 1964)];
+    let regex = vec![python("match", &format!("{LIB}/re/__init__.py"), 166)];
+    let table = [
+        (blocked(SLEEP, 0, Vec::new()), "worker-blocked"),
+        (blocked(FLOCK, 9, Vec::new()), "worker-file-lock"),
+        (blocked(WAIT4, 77, child()), "worker-subprocess"),
+        (blocked(READ, 7, child()), "worker-subprocess"),
+        (endless(FLOCK, 9), "worker-file-lock"),
+        (endless(WAIT4, 77), "worker-blocked"),
+        (endless(RECV, 7), "worker-no-timeout"),
+        (running(regex), "worker-regex"),
+        (running(Vec::new()), "worker-cpu"),
+    ];
+    for (stacks, expected) in table {
+        assert_eq!(id(of("uwsgi"), stacks).as_deref(), Some(expected));
+    }
+}
+
+/// Numeric code that mostly took pages from the kernel is told about those.
+#[test]
+fn page_faults() {
+    let mut stacks = running(vec![python("ones", &format!("{SITE}/numpy/core/numeric.py"), 191)]);
+    stacks[0].state = ThreadState::RunningKernel;
+    stacks[0].stack.kernel = vec![kernel("clear_huge_page"), kernel("asm_exc_page_fault")];
+    let turn = Turn { running_ns: 90, ..Turn::default() };
+    let stall = Stall { turn, stacks, ..sample::stall() };
+    let (id, _) = advice_on(ASYNCIO, &stall).unwrap();
+    assert_eq!(id, "python-page-faults");
 }
 
 /// A wait for the interpreter's lock is told before what the waiting line was about.

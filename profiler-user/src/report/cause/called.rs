@@ -24,7 +24,18 @@ pub fn target(
     gaps: &mut Vec<Gap>,
 ) -> Option<String> {
     let call = sampled.call.as_deref();
-    match syscalls::operand(&sampled.registers) {
+    let operand = syscalls::operand(&sampled.registers);
+    let for_child = !matches!(operand, Operand::Child(_))
+        && purpose::of(&sampled.registers, &sampled.stack.frames) == Some(Purpose::ChildProcess);
+    if for_child {
+        // The pipe or loop that it waits at says nothing; the child may.
+        let known = call.and_then(|call| call.child.as_ref());
+        if known.is_none() {
+            gaps.push(Gap::new("target", "which of its children it waits for was not seen"));
+        }
+        return known.map(|child| words_of_child(child.pid, child));
+    }
+    match operand {
         Operand::Descriptor(number) => {
             let seen = call.and_then(|call| call.descriptor.as_ref());
             let known = seen.map(|seen| &seen.text).or_else(|| descriptors.get(&number)).cloned();
@@ -234,26 +245,52 @@ fn blocked(syscall: &str, target: Option<&str>, call: &Call) -> String {
     match call.purpose {
         Some(Purpose::NameResolution) => {
             let at = target.map(|target| format!(" at {target}")).unwrap_or_default();
-            format!("looking up a host name{at}{}", endless(call))
+            format!("looking up a host name{at}{}", limit(call))
         }
         Some(Purpose::SqliteBusy) => sqlite(call.path.as_deref(), &call.held_by),
         Some(Purpose::FileLock) => format!("waiting for a file lock{on}{}", held(&call.held_by)),
         Some(Purpose::ChildProcess) => {
             format!("waiting for {}", target.unwrap_or("a child process"))
         }
-        None => format!("blocked in {syscall}{on}{}{}", elsewhere(call), endless(call)),
+        None => {
+            let (elsewhere, connecting) = (elsewhere(call), connecting(call));
+            let partner = partner(syscall, call);
+            format!("blocked in {syscall}{on}{elsewhere}{partner}{connecting}{}", limit(call))
+        }
     }
 }
 
-/// `, without a timeout`, where one could be set.
-fn endless(call: &Call) -> &'static str {
+/// `, without a timeout`, or ` (timeout 800 ms)`, where one can be set.
+fn limit(call: &Call) -> String {
     let is_socket = |seen: &schema::Descriptor| seen.kind == DescriptorKind::Socket;
-    let could_have = !call.polled.is_empty() || call.descriptor.as_ref().is_some_and(is_socket);
-    if could_have && call.timeout == Some(schema::Timeout::None) {
-        ", without a timeout"
-    } else {
-        ""
+    let can_be_set = !call.polled.is_empty() || call.descriptor.as_ref().is_some_and(is_socket);
+    match call.timeout.as_ref().filter(|_| can_be_set) {
+        Some(schema::Timeout::None) => ", without a timeout".to_owned(),
+        Some(schema::Timeout::Ns(ns)) if milliseconds(*ns) > 0 => {
+            format!(" (timeout {} ms)", milliseconds(*ns))
+        }
+        _ => String::new(),
     }
+}
+
+/// ` to process 4711 (log-collector)`: a pipe has no other name.
+fn partner(syscall: &str, call: &Call) -> String {
+    let pipe = call.descriptor.as_ref().filter(|seen| seen.kind == DescriptorKind::Pipe);
+    let Some(party) = pipe.and_then(|seen| seen.process.as_ref()) else { return String::new() };
+    let towards = if syscall.starts_with("write") { "to" } else { "from" };
+    format!(" {towards} {}", words_of(party))
+}
+
+/// `process 4711 (backup)`
+fn words_of(party: &Party) -> String {
+    let name = party.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+    format!("process {}{name}", party.pid)
+}
+
+/// `, still connecting`: a `poll` does not say that it is not yet for an answer.
+fn connecting(call: &Call) -> &'static str {
+    let is_connecting = |seen: &schema::Descriptor| seen.state.as_deref() == Some("syn_sent");
+    if call.polled.iter().any(is_connecting) { ", still connecting" } else { "" }
 }
 
 /// ` (nfs4)`, of a file that is not on a disk of this machine.
@@ -271,12 +308,11 @@ fn sqlite(path: Option<&str>, held_by: &[Party]) -> String {
 /// `, held by process 4711 (backup)`
 fn held(held_by: &[Party]) -> String {
     let Some((first, others)) = held_by.split_first() else { return String::new() };
-    let name = first.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
     let others = match others.len() {
         0 => String::new(),
         count => format!(" and {count} more"),
     };
-    format!(", held by process {}{name}{others}", first.pid)
+    format!(", held by {}{others}", words_of(first))
 }
 
 #[cfg(test)]
@@ -285,7 +321,7 @@ mod tests {
 
     use super::{call, phrase, sleep, target};
     use crate::call::{Call, Descriptor, Kind, Party, Timeout};
-    use crate::report::sample::{self, blocked_in, native};
+    use crate::report::sample::{self, blocked_in, native, python};
     use crate::report::schema::stall::CauseKind;
     use crate::turn::{End, Sampled, Stall};
 
@@ -317,7 +353,7 @@ mod tests {
         (phrase(&kind), gaps.into_iter().map(|gap| gap.0).collect())
     }
 
-    /// A missing timeout is said of sockets and polls, one that is there or not known is not.
+    /// A timeout, and that there is none, is said of sockets and polls; what is not known is not.
     #[test]
     fn timeouts() {
         let receiving = |timeout| {
@@ -326,6 +362,8 @@ mod tests {
         };
         let words = "blocked in recvfrom on tcp 10.0.0.7:443";
         assert_eq!(receiving(Some(Timeout::None)), format!("{words}, without a timeout"));
+        let set = Some(Timeout::Ns(800_000_000));
+        assert_eq!(receiving(set), format!("{words} (timeout 800 ms)"));
         assert_eq!(receiving(Some(Timeout::Ns(5))), words);
         assert_eq!(receiving(None), words);
         let polled = vec![socket(7), socket(8)];
@@ -333,6 +371,15 @@ mod tests {
         let call = Call { polled, more_polled: 2, timeout, ..Call::default() };
         let expected = "blocked in poll on tcp 10.0.0.7:443 and 3 others, without a timeout";
         assert_eq!(told(&seen(POLL, [0x7000, 4, 0, 0, 0, 0], call)).0, expected);
+        let connecting = Descriptor { state: Some("syn_sent"), ..socket(7) };
+        let call = Call { polled: vec![connecting], timeout: set, ..Call::default() };
+        let expected = "blocked in poll on tcp 10.0.0.7:443, still connecting (timeout 800 ms)";
+        assert_eq!(told(&seen(POLL, [0x7000, 1, 0, 0, 0, 0], call)).0, expected);
+        let process = Some(Party { pid: 77, name: Some("collector".to_owned()), command: None });
+        let full = Descriptor { process, ..Descriptor::new(1, Kind::Pipe, "pipe") };
+        let call = Call { descriptor: Some(full), ..Call::default() };
+        let expected = "blocked in write on pipe to process 77 (collector)";
+        assert_eq!(told(&seen(1, [1, 0, 0, 0, 0, 0], call)).0, expected);
         let pipe = Some(Descriptor::new(3, Kind::Pipe, "pipe"));
         let call = Call { descriptor: pipe, timeout, ..Call::default() };
         assert_eq!(told(&seen(0, [3, 0, 0, 0, 0, 0], call)).0, "blocked in read on pipe");
@@ -375,6 +422,19 @@ mod tests {
         let call = Call { child: Some(party(4711, "pg_dump", "pg_dump shop")), ..Call::default() };
         let waiting = seen(61, [4711, 0, 0, 0, 0, 0], call);
         assert_eq!(told(&waiting).0, "waiting for child 4711 (pg_dump shop)");
+
+        let pipe = Descriptor::new(8, Kind::Pipe, "pipe");
+        let child = Some(party(4711, "sh", "sh -c dump"));
+        let call = Call { descriptor: Some(pipe), child, ..Call::default() };
+        let mut reading = seen(0, [8, 0, 0, 0, 0, 0], call);
+        reading.stack.frames = vec![python("run", "/usr/lib/python3.11/subprocess.py", 550)];
+        assert_eq!(told(&reading).0, "waiting for child 4711 (sh -c dump)");
+        if let Some(call) = &mut reading.call {
+            call.child = None;
+        }
+        let (words, gaps) = told(&reading);
+        assert_eq!(words, "waiting for a child process");
+        assert_eq!(gaps, ["target: which of its children it waits for was not seen"]);
 
         let file = Descriptor::new(9, Kind::File, "/run/x.lock");
         let held_by = vec![party(77, "backup", "backup -a"), party(78, "other", "")];

@@ -118,7 +118,7 @@ pub fn judge<'a>(stall: &'a Stall, descriptors: &BTreeMap<u32, String>) -> Verdi
         .map(|other| {
             let explanation = explain(other, stall, descriptors);
             let part = stall::Component {
-                summary: phrase::phrase(&explanation.kind),
+                summary: words(&explanation.kind, other),
                 kind: explanation.kind,
                 time_ns: other.time_ns,
                 times: other.times(),
@@ -147,12 +147,20 @@ fn verdict<'a>(
     also: Vec<(stall::Component, (Vec<&'a Sampled>, u32))>,
 ) -> Verdict<'a> {
     let Explanation { kind, evidence, blamed, gaps, .. } = explanation;
-    let summary = phrase::phrase(&kind);
+    let summary = component.map_or_else(|| phrase::phrase(&kind), |it| words(&kind, it));
     let time_ns = component.map_or(0, |component| component.time_ns);
     let times = component.and_then(Component::times);
     let (parts, also) = also.into_iter().unzip();
     let cause = Cause { kind, summary, confidence, time_ns, times, also: parts };
     Verdict { cause, evidence, blamed, also, gaps }
+}
+
+/// A part in words: also of one whose cause is unknown, what is known.
+fn words(kind: &CauseKind, component: &Component<'_>) -> String {
+    match component.nature {
+        Nature::Unseen => "blocked where no stack was taken".to_owned(),
+        _ => phrase::phrase(kind),
+    }
 }
 
 /// A hint where the hypervisor took CPU time inside the stall: no cause, because it is not told from
@@ -364,9 +372,9 @@ mod tests {
             ([90, 10, 0, 0], vec![recv(10)], "on the CPU", Unknown),
             ([5, 95, 0, 0], vec![recv(95)], "blocked in recvfrom on tcp 127.0.0.1:8081", Certain),
             ([5, 95, 0, 0], vec![recv(60)], "blocked in recvfrom on tcp 127.0.0.1:8081", Certain),
-            ([5, 95, 0, 0], vec![recv(20)], "for an unknown reason", Unknown),
+            ([5, 95, 0, 0], vec![recv(20)], "blocked where no stack was taken", Unknown),
             ([40, 42, 18, 0], vec![recv(42)], "blocked in recvfrom on tcp 127.0.0.1:8081", Likely),
-            ([5, 95, 0, 0], Vec::new(), "for an unknown reason", Unknown),
+            ([5, 95, 0, 0], Vec::new(), "blocked where no stack was taken", Unknown),
             ([5, 95, 0, 0], call(-1, [0; 6], 95), "for an unknown reason", Unknown),
             (
                 [5, 95, 0, 0],
@@ -535,7 +543,7 @@ mod tests {
         let much = growth(20 * MS, 40 * MS, 150 * MS);
         assert_eq!(summary(busy, much), "on the CPU (the hypervisor took up to 40 ms)");
         assert_eq!(summary(busy, growth(0, 40 * MS, 900 * MS)), "on the CPU");
-        assert_eq!(summary([10 * MS, 90 * MS, 0, 0], much), "for an unknown reason");
+        assert_eq!(summary([10 * MS, 90 * MS, 0, 0], much), "blocked where no stack was taken");
     }
 
     /// Who stopped a thread is told by where the kernel kept it, and no line of it is to blame.

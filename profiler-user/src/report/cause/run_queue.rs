@@ -91,6 +91,7 @@ fn preemptors(instead: &Instead) -> Vec<Preemptor> {
             command: process.and_then(|process| process.command.clone()),
             container_id: process.and_then(|process| process.container_id.clone()),
             time_ns: threads.iter().map(|ran| ran.time_ns).fold(0, u64::saturating_add),
+            is_target: pid == instead.target,
         }
     };
     let mut preemptors: Vec<Preemptor> = pids.into_iter().map(of_process).collect();
@@ -141,8 +142,13 @@ fn confinement(list: &str) -> String {
 
 /// `stress-ng-cpu[4711] (380 ms)`
 fn words(preemptor: &Preemptor) -> String {
+    let time_ms = milliseconds(preemptor.time_ns);
+    if preemptor.is_target {
+        // Not what else the machine is busy with: a collector's or a pool's.
+        return format!("its own other threads ({time_ms} ms)");
+    }
     let name = preemptor.name.as_deref().unwrap_or("process ");
-    format!("{name}[{}] ({} ms)", preemptor.pid, milliseconds(preemptor.time_ns))
+    format!("{name}[{}] ({time_ms} ms)", preemptor.pid)
 }
 
 #[cfg(test)]
@@ -176,7 +182,8 @@ mod tests {
         let process =
             Neighbour { name, command: Some("stress-ng -c 2".to_owned()), ..Neighbour::default() };
         let processes = BTreeMap::from([(4711, process)]);
-        let instead = Instead { ran, processes, idle_ns: idle_ms * MS, others_ns: 0 };
+        let idle_ns = idle_ms * MS;
+        let instead = Instead { ran, processes, idle_ns, target: 4242, ..Instead::default() };
         let mut stall = Stall { turn, stacks: Vec::new(), instead, ..sample::stall() };
         stall.around.cpus = Some(Cpus { allowed: 8, online: 8, list: "0-7".to_owned() });
         stall
@@ -205,6 +212,10 @@ mod tests {
             (
                 stall(100, 0, 20, vec![hog(40), small(40)]),
                 "preempted 100 ms, by cron[50] (40 ms) and stress-ng-cpu[4711] (40 ms)",
+            ),
+            (
+                stall(100, 0, 0, vec![ran(4242, 4243, "node", 60), small(40)]),
+                "preempted 100 ms, by its own other threads (60 ms) and cron[50] (40 ms)",
             ),
             (
                 stall(100, 0, 40, vec![hog(20), small(20), ran(51, 51, "ls", 20)]),

@@ -43,7 +43,10 @@ fn disbelief(pid: u32, call: Option<&Call>) -> Option<&'static str> {
     };
     let descriptors = || call.descriptor.iter().chain(&call.polled);
     let parties = descriptors().filter_map(|it| it.process.as_ref()).chain(&call.held_by);
-    let parties: Vec<u32> = parties.chain(&call.child).map(|party| party.pid).collect();
+    // What a child has open, its own children have, too, and one of those may close it last.
+    let is_for_child = descriptors().next().is_none();
+    let child = call.child.iter().filter(|_| is_for_child);
+    let parties: Vec<u32> = parties.chain(child).map(|party| party.pid).collect();
     // A process that listens at a unix socket may leave its connections to another.
     if parties.contains(&pid) || descriptors().any(Descriptor::is_unix) {
         None

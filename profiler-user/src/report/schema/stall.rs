@@ -394,6 +394,9 @@ pub struct Preemptor {
     pub container_id: Option<String>,
     /// Measured.
     pub time_ns: u64,
+    /// Whether it is the target itself: for the summary.
+    #[serde(skip)]
+    pub is_target: bool,
 }
 
 /// A frame, and the thread in which it was seen.
