@@ -15,8 +15,8 @@ use super::target::Stat;
 use crate::gap::Gap;
 
 /// Everything is looked at in so many searches at first, for servers open their sockets and start their
-/// workers one after the other; later in one search of so many. The table of a network's connections has
-/// half a million buckets on a large machine, and the kernel walks them all.
+/// workers one after the other; later in one search of so many. To read the table of a network's
+/// connections the kernel walks all its buckets, however few are used: 4 to 18 ms here.
 const FIRST_SEARCHES: u32 = 3;
 const WHOLE_SEARCH_EVERY: u32 = 12;
 
@@ -62,7 +62,7 @@ pub struct Sharers {
 }
 
 /// Searches for them again and again, and mostly looks only at what has changed: to list a server's
-/// descriptors costs it and us a microsecond or two for each connection that it has.
+/// descriptors takes about 5 µs for each connection that it has.
 #[derive(Debug)]
 pub struct Search {
     pid: u32,
