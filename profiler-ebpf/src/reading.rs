@@ -14,12 +14,11 @@ use crate::turn::Turn;
 pub struct Reading {
     /// Which of two cells keeps the greatest values: 0 or 1. Written by the daemon alone.
     pub cell: u64,
-    /// 1 while the thread is off the CPU and nothing has woken it.
-    pub asleep: u64,
-    /// 1 where it has slept since it entered its own wait.
+    /// 1 where the thread has slept since it entered its own wait.
     pub slept: u64,
-    /// Since when the thread has been ready without a CPU, ns; 0 where it is not.
-    pub ready_since_ns: u64,
+    /// For how long it had been ready without a CPU in all its life when it last left one, ns; 0 where
+    /// it was not seen to.
+    pub run_delay_ns: u64,
     /// Running in turns that have ended, ns.
     pub running_ns: u64,
     /// Blocked in turns that have ended, ns.
@@ -39,44 +38,26 @@ pub struct Reading {
     pub empty_wakeups: u64,
     /// How long turns lasted that have ended.
     pub turns: Histogram,
-    /// From wakeup or preemption to being on a CPU again, inside turns and outside.
+    /// From wakeup or preemption to being on a CPU again, inside turns and outside; counted as the thread
+    /// leaves that CPU.
     pub delays: Histogram,
 }
 
 impl Reading {
-    /// The thread sleeps from now on.
+    /// The thread leaves the CPU, to sleep or for someone else. `run_delay_ns` is the kernel's own sum
+    /// (`sched_info.run_delay`): what it has grown by is how long the thread waited for this CPU. One
+    /// load, where reading the clock at the wakeup and at the return would be two calls.
     #[inline(always)]
-    pub fn fell_asleep(&mut self) {
-        self.asleep = 1;
-        self.slept = 1;
-        self.ready_since_ns = 0;
-    }
-
-    /// The CPU was taken from it.
-    #[inline(always)]
-    pub fn preempted(&mut self, now_ns: u64) {
-        self.ready_since_ns = now_ns;
-    }
-
-    /// Something woke it. One that had not yet left the CPU has no delay.
-    #[inline(always)]
-    pub fn woken(&mut self, now_ns: u64) {
-        if self.asleep == 1 {
-            self.asleep = 0;
-            self.ready_since_ns = now_ns;
+    pub fn left_cpu(&mut self, sleeps: bool, run_delay_ns: u64) {
+        if sleeps {
+            self.slept = 1;
         }
-    }
-
-    /// It is on a CPU. `now_ns` is not asked where it was not seen to become ready.
-    #[inline(always)]
-    pub fn came_back(&mut self, now_ns: impl FnOnce() -> u64) {
-        self.asleep = 0;
-        if self.ready_since_ns != 0 {
-            // Two CPUs' clocks may differ by a little.
-            let delay_ns = now_ns().saturating_sub(self.ready_since_ns);
-            self.ready_since_ns = 0;
-            self.delays.add(delay_ns, self.cell);
+        let before_ns = self.run_delay_ns;
+        // One that was woken before it had left the CPU went on without a delay.
+        if before_ns != 0 && run_delay_ns > before_ns {
+            self.delays.add(run_delay_ns - before_ns, self.cell);
         }
+        self.run_delay_ns = run_delay_ns;
     }
 
     /// A turn is over, by a wait or by parking.
@@ -164,33 +145,19 @@ mod tests {
         counted.filter(|(_, count)| *count > 0).collect()
     }
 
-    /// Delays run from the wakeup or the preemption to the CPU, and from nothing else.
+    /// A delay is what the kernel's sum grew by since the thread last left a CPU. What it was before it
+    /// was first seen to leave is none, nor is a stay that nobody delayed.
     #[test]
     fn delays_of_a_thread() {
         let mut reading = Reading::new_zeroed();
-        reading.fell_asleep();
-        reading.woken(1_000);
-        reading.woken(5_000);
-        reading.came_back(|| 9_000);
+        reading.left_cpu(true, 7_000_000);
+        assert_eq!(delays(&reading), []);
+        reading.left_cpu(true, 7_008_000);
+        reading.left_cpu(false, 7_008_000);
         assert_eq!(delays(&reading), [(bucket_of(8_000), 1)]);
-        reading.preempted(20_000);
-        reading.came_back(|| 120_000);
+        reading.left_cpu(false, 7_108_000);
         assert_eq!(delays(&reading), [(bucket_of(8_000), 1), (bucket_of(100_000), 1)]);
         assert_eq!(reading.delays.greatest_ns, [100_000, 0]);
-    }
-
-    /// A wakeup of a thread that had not yet left the CPU is none, nor is a return that nobody announced;
-    /// the clock is left alone then.
-    #[test]
-    fn no_delay_without_a_beginning() {
-        let mut reading = Reading::new_zeroed();
-        reading.woken(1_000);
-        reading.came_back(|| panic!("the clock was asked"));
-        reading.fell_asleep();
-        reading.came_back(|| panic!("the clock was asked"));
-        reading.woken(3_000);
-        reading.came_back(|| panic!("the clock was asked"));
-        assert_eq!(delays(&reading), []);
     }
 
     /// A turn counts with its duration, and its time by state; one that never ended only with its time.
@@ -219,10 +186,7 @@ mod tests {
         let mut reading = Reading::new_zeroed();
         let mut wait = |sleeps: bool, returned| {
             reading.wait_entered();
-            if sleeps {
-                reading.fell_asleep();
-                reading.came_back(|| 0);
-            }
+            reading.left_cpu(sleeps, 1);
             reading.wait_left(returned);
             (reading.waits, reading.empty_wakeups)
         };

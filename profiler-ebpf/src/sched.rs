@@ -40,17 +40,12 @@ pub fn woken(task: Task) {
     }
     let Some(slot) = slot_of(task.tid()) else { return };
     let Some(state) = loop_at(slot) else { return };
-    let in_turn = state.phase == phase::TURN;
-    let sleeper = stats::of_sleeper(slot);
-    if !in_turn && sleeper.is_none() {
+    if state.phase != phase::TURN {
         return;
     }
     let now_ns = clock();
-    if in_turn && change(state, |state| state.woken(now_ns)) {
+    if change(state, |state| state.woken(now_ns)) {
         runnable::begin(slot, &state.turn, task, None, now_ns);
-    }
-    if let Some(reading) = sleeper {
-        reading.woken(now_ns);
     }
 }
 
@@ -69,13 +64,11 @@ fn left_cpu(
     next: Task,
 ) {
     let Some(state) = loop_at(slot) else { return };
-    let can_go_on = preempted || task_state == 0;
+    stats::left_cpu(slot, preempted || task_state == 0, task);
     if !state.minds_leaving(task_state) {
-        stats::left_cpu(slot, can_go_on, clock);
         return;
     }
     let now_ns = clock();
-    stats::left_cpu(slot, can_go_on, || now_ns);
     let faults = task.faults();
     let left = change(state, |state| {
         state.count_faults(faults);
@@ -159,11 +152,9 @@ fn exited(slot: u32, state: &mut Loop, now_ns: u64) {
 fn came_back(slot: u32, task: Task) {
     let Some(state) = loop_at(slot) else { return };
     if state.phase != phase::TURN && state.phase != phase::PARKED {
-        stats::came_back(slot, clock);
         return;
     }
     let now_ns = clock();
-    stats::came_back(slot, || now_ns);
     runnable::end(slot, now_ns);
     let Some(capture) = capture_at(slot) else { return };
     let head = &mut capture.head;

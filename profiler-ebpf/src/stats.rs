@@ -1,33 +1,16 @@
 //! What hooks tell the statistics of the thread in a slot; nothing at all where none are wanted.
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use profiler_ebpf::reading::Reading;
 use profiler_ebpf::turn::{Entered, Turn};
 
 use crate::maps::{accepts_of, reading_at};
+use crate::task::Task;
 
 /// The thread leaves its CPU: for someone else where it can go on, or to sleep.
 #[inline(always)]
-pub fn left_cpu(slot: u32, can_go_on: bool, now_ns: impl FnOnce() -> u64) {
-    let Some(reading) = reading_at(slot) else { return };
-    if can_go_on {
-        reading.preempted(now_ns());
-    } else {
-        reading.fell_asleep();
-    }
-}
-
-/// Where a wakeup of the thread begins a delay.
-#[inline(always)]
-pub fn of_sleeper(slot: u32) -> Option<&'static mut Reading> {
-    reading_at(slot).filter(|reading| reading.asleep == 1)
-}
-
-/// The thread comes onto a CPU.
-#[inline(always)]
-pub fn came_back(slot: u32, now_ns: impl FnOnce() -> u64) {
+pub fn left_cpu(slot: u32, can_go_on: bool, task: Task) {
     if let Some(reading) = reading_at(slot) {
-        reading.came_back(now_ns);
+        reading.left_cpu(!can_go_on, task.run_delay_ns());
     }
 }
 

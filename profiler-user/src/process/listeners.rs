@@ -3,14 +3,22 @@
 //! The family is the process itself, its children, and its parent's other children: workers of a
 //! pre-forking server. The parent is not among them: it holds the socket and leaves it to its workers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 
 use profiler_ebpf::limits::MAX_ACCEPTORS;
 
+use super::parties::children;
 use super::target::Stat;
 use crate::gap::Gap;
+
+/// Everything is looked at in so many searches at first, for servers open their sockets and start their
+/// workers one after the other; later in one search of so many. To read the table of a network's
+/// connections the kernel walks all its buckets, however few are used: 4 to 18 ms here.
+const FIRST_SEARCHES: u32 = 3;
+const WHOLE_SEARCH_EVERY: u32 = 12;
 
 /// Processes looked at for being of the family: all that a usual kernel can have (`pid_max`).
 const MAX_PROCESSES: usize = 32_768;
@@ -53,61 +61,155 @@ pub struct Sharers {
     pub gaps: Vec<Gap>,
 }
 
-/// Who shares the listening sockets of a process; nobody where it has none.
-pub fn sharers(pid: u32) -> Sharers {
-    let own = sockets(pid);
-    let listening: BTreeSet<u64> = listening(pid).intersection(&own).copied().collect();
-    let mut found = Sharers::default();
-    let Some(target) = stat(pid).filter(|_| !listening.is_empty()) else { return found };
-    let shares = |candidate: u32| !sockets(candidate).is_disjoint(&listening);
-    let mut unread = false;
-    for (number, candidate) in processes(&mut unread) {
-        let is_family =
-            number == pid || candidate.parent == pid || candidate.parent == target.parent;
-        if !is_family || !shares(number) {
-            continue;
-        }
-        if found.processes.len() == MAX_ACCEPTORS as usize {
-            let why = format!("more than {MAX_ACCEPTORS} processes share the listening sockets");
-            found.gaps.push(Gap::new("accepts", why));
-            break;
-        }
-        let Stat { name, start_ticks, .. } = candidate;
-        found.processes.push(Sharer { pid: number, name, start_ticks });
-    }
-    if unread {
-        let why = format!("only {MAX_PROCESSES} processes were looked at");
-        found.gaps.push(Gap::new("accepts", why));
-    }
-    found
+/// Searches for them again and again, and mostly looks only at what has changed: to list a server's
+/// descriptors takes about 5 µs for each connection that it has.
+#[derive(Debug)]
+pub struct Search {
+    pid: u32,
+    searches: u32,
+    /// The target's listening sockets.
+    listening: Vec<Held>,
+    looked_at: BTreeMap<u32, Seen>,
 }
 
-/// All processes, as far as there is a bound; sets `unread` where there are more.
-fn processes(unread: &mut bool) -> Vec<(u32, Stat)> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let mut numbers: Vec<u32> =
-        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-    *unread = numbers.len() > MAX_PROCESSES;
-    numbers.truncate(MAX_PROCESSES);
-    numbers.sort_unstable();
-    numbers.into_iter().filter_map(|number| Some((number, stat(number)?))).collect()
+/// A descriptor and the inode of the socket that it is.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    descriptor: u32,
+    inode: u64,
+}
+
+/// What was found in a process of the family.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    start_ticks: u64,
+    shared: Option<Held>,
+    looks: u32,
+}
+
+impl Search {
+    pub fn new(pid: u32) -> Self {
+        Self { pid, searches: 0, listening: Vec::new(), looked_at: BTreeMap::new() }
+    }
+
+    /// Who shares the target's listening sockets now; nobody where it has none.
+    pub fn run(&mut self) -> Sharers {
+        let is_whole =
+            self.searches < FIRST_SEARCHES || self.searches.is_multiple_of(WHOLE_SEARCH_EVERY);
+        self.searches += 1;
+        if is_whole || !self.listening.iter().all(|held| held.is_still(self.pid)) {
+            let listening = listening(self.pid);
+            self.listening =
+                sockets(self.pid).filter(|held| listening.contains(&held.inode)).collect();
+            self.looked_at.values_mut().for_each(|seen| (seen.shared, seen.looks) = (None, 0));
+        }
+        let mut found = Sharers::default();
+        let Some(target) = stat(self.pid).filter(|_| !self.listening.is_empty()) else {
+            return found;
+        };
+        let candidates = match self.family(target.parent) {
+            Ok(candidates) => candidates,
+            Err(gap) => {
+                found.gaps.push(gap);
+                return found;
+            }
+        };
+        let before = std::mem::take(&mut self.looked_at);
+        for (number, candidate) in candidates {
+            let seen = self.look(number, candidate.start_ticks, before.get(&number));
+            self.looked_at.insert(number, seen);
+            if seen.shared.is_none() {
+                continue;
+            }
+            if found.processes.len() == MAX_ACCEPTORS as usize {
+                let why =
+                    format!("more than {MAX_ACCEPTORS} processes share the listening sockets");
+                found.gaps.push(Gap::new("accepts", why));
+                break;
+            }
+            let Stat { name, start_ticks, .. } = candidate;
+            found.processes.push(Sharer { pid: number, name, start_ticks });
+        }
+        found
+    }
+
+    /// The target, its children, and its parent's other children, by their numbers.
+    fn family(&self, parent: u32) -> Result<Vec<(u32, Stat)>, Gap> {
+        let mut numbers = BTreeSet::from([self.pid]);
+        match has_children_files() {
+            true => {
+                numbers.extend(children(self.pid));
+                numbers.extend(children(parent));
+                // A list of children may lack some where one of them exits while it is read.
+                numbers.extend(self.looked_at.keys());
+            }
+            false => numbers.extend(all_processes()),
+        }
+        if numbers.len() > MAX_PROCESSES {
+            let why = format!("more than {MAX_PROCESSES} processes to look at");
+            return Err(Gap::new("accepts", why));
+        }
+        let is_family = |number: u32, stat: &Stat| {
+            number == self.pid || stat.parent == self.pid || stat.parent == parent
+        };
+        let known = numbers.into_iter().filter_map(|number| Some((number, stat(number)?)));
+        Ok(known.filter(|(number, stat)| is_family(*number, stat)).collect())
+    }
+
+    fn look(&self, pid: u32, start_ticks: u64, before: Option<&Seen>) -> Seen {
+        let before = before.filter(|seen| seen.start_ticks == start_ticks);
+        let looks = before.map_or(0, |seen| seen.looks);
+        let is_known = match before {
+            Some(Seen { shared: Some(held), .. }) => held.is_still(pid),
+            // Some servers hand their workers the socket only once these have started.
+            Some(Seen { shared: None, .. }) => looks >= FIRST_SEARCHES,
+            None => false,
+        };
+        if let Some(seen) = before.filter(|_| is_known) {
+            return *seen;
+        }
+        let is_shared = |held: &Held| self.listening.iter().any(|own| own.inode == held.inode);
+        Seen { start_ticks, shared: sockets(pid).find(is_shared), looks: looks + 1 }
+    }
+}
+
+impl Held {
+    /// Whether the descriptor is still that socket. One system call.
+    fn is_still(&self, pid: u32) -> bool {
+        let link = fs::read_link(format!("/proc/{pid}/fd/{}", self.descriptor));
+        link.is_ok_and(|link| inode(&link) == Some(self.inode))
+    }
+}
+
+/// Whether the kernel lists children (`CONFIG_PROC_CHILDREN`, which distributions' kernels have).
+fn has_children_files() -> bool {
+    Path::new("/proc/thread-self/children").exists()
+}
+
+fn all_processes() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 fn stat(pid: u32) -> Option<Stat> {
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(MAX_STAT as usize);
     let file = fs::File::open(format!("/proc/{pid}/stat")).ok()?;
     file.take(MAX_STAT).read_to_end(&mut bytes).ok()?;
     Stat::parse(&String::from_utf8_lossy(&bytes))
 }
 
-/// The sockets that a process has open, as inodes.
-fn sockets(pid: u32) -> BTreeSet<u64> {
-    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return BTreeSet::new() };
-    let inode = |entry: fs::DirEntry| {
-        let link = fs::read_link(entry.path()).ok()?;
-        link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
-    };
-    entries.flatten().take(MAX_DESCRIPTORS).filter_map(inode).collect()
+/// The sockets that a process has open.
+fn sockets(pid: u32) -> impl Iterator<Item = Held> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    entries.take(MAX_DESCRIPTORS).filter_map(|entry| {
+        let descriptor = entry.file_name().to_str()?.parse().ok()?;
+        Some(Held { descriptor, inode: inode(&fs::read_link(entry.path()).ok()?)? })
+    })
+}
+
+/// The inode in `socket:[4711]`.
+fn inode(link: &Path) -> Option<u64> {
+    link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
 /// The listening sockets of a process's network, as inodes.
@@ -140,10 +242,11 @@ fn unix(line: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
+    use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixListener;
-    use std::process::Command;
+    use std::process::{Command, Stdio};
 
-    use super::{internet, listening, sharers, sockets, unix};
+    use super::{Search, internet, listening, sockets, unix};
 
     /// Listening sockets are told from connections in both kinds of table.
     #[test]
@@ -169,12 +272,50 @@ mod tests {
         let path = std::env::temp_dir().join(format!("listeners-{me}"));
         let local = UnixListener::bind(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
-        assert!(listening(me).intersection(&sockets(me)).count() >= 2);
+        let listening = listening(me);
+        assert!(sockets(me).filter(|held| listening.contains(&held.inode)).count() >= 2);
         let mut child = Command::new("sleep").arg("9").spawn().unwrap();
-        let found: Vec<u32> = sharers(me).processes.iter().map(|sharer| sharer.pid).collect();
+        let found = found(&mut Search::new(me));
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(found.contains(&me) && !found.contains(&child.id()), "{found:?}");
         drop((listener, local));
+    }
+
+    fn found(search: &mut Search) -> Vec<u32> {
+        search.run().processes.iter().map(|sharer| sharer.pid).collect()
+    }
+
+    /// A worker that starts later is found by a search that looks only at what is new, is not looked at
+    /// again while it keeps the socket, and is gone with the search after its end.
+    #[test]
+    fn workers_come_and_go() {
+        let me = std::process::id();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut search = Search::new(me);
+        for _ in 0..super::FIRST_SEARCHES {
+            assert!(found(&mut search).contains(&me));
+        }
+        let inherited = listener.try_clone().unwrap();
+        let mut worker =
+            Command::new("sleep").arg("9").stdin(OwnedFd::from(inherited)).spawn().unwrap();
+        let with = [found(&mut search), found(&mut search)];
+        let looks = search.looked_at.get(&worker.id()).map(|seen| seen.looks);
+        worker.kill().unwrap();
+        worker.wait().unwrap();
+        assert!(with.iter().all(|found| found.contains(&worker.id())), "{with:?}");
+        assert_eq!(looks, Some(1));
+        assert!(!found(&mut search).contains(&worker.id()));
+    }
+
+    /// Nobody shares the sockets of a process that has none, or is gone.
+    #[test]
+    fn no_listener() {
+        let mut server = Command::new("sleep").arg("9").stdin(Stdio::null()).spawn().unwrap();
+        let mut search = Search::new(server.id());
+        assert!(found(&mut search).is_empty());
+        server.kill().unwrap();
+        server.wait().unwrap();
+        assert!(found(&mut search).is_empty());
     }
 }

@@ -15,6 +15,9 @@ use crate::error::Failure;
 /// Bytes of a text in /proc taken at most; the text of a process with 65,530 mappings is about 7 MB.
 const MAX_TEXT: u64 = 16 * 1024 * 1024;
 
+/// Bytes asked for at once: most texts are shorter, and their files do not tell their size.
+const USUAL_TEXT: usize = 4096;
+
 /// `PF_KTHREAD` (include/linux/sched.h).
 const KERNEL_THREAD: u64 = 0x0020_0000;
 
@@ -213,7 +216,7 @@ pub(super) fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
 
 /// A text in /proc, as far as it is text.
 pub(super) fn text(path: String) -> Option<String> {
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(USUAL_TEXT);
     fs::File::open(path).ok()?.take(MAX_TEXT).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }

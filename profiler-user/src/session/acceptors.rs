@@ -7,7 +7,7 @@ use profiler_ebpf::reading::Accepts;
 
 use crate::gap::Gap;
 use crate::interval::Acceptor;
-use crate::process::listeners::{Sharer, Sharers, sharers};
+use crate::process::listeners::{Search, Sharer, Sharers};
 use crate::source::EventSource;
 
 /// Between two searches for processes: servers replace workers now and then.
@@ -23,7 +23,6 @@ struct Counted {
 /// Everybody whose accepts are counted.
 #[derive(Debug)]
 pub struct Acceptors {
-    pid: u32,
     /// What cannot be counted at all.
     unseen: Vec<Gap>,
     /// By process.
@@ -32,19 +31,21 @@ pub struct Acceptors {
     gone: Vec<Acceptor>,
     /// Of the last search.
     gaps: Vec<Gap>,
-    search: Option<JoinHandle<Sharers>>,
+    /// At rest; a search that goes on has it.
+    search: Option<Search>,
+    searching: Option<JoinHandle<(Search, Sharers)>>,
     next_search_ns: u64,
 }
 
 impl Acceptors {
     pub fn new(pid: u32, unseen: Vec<Gap>) -> Self {
         Self {
-            pid,
             unseen,
             counted: BTreeMap::new(),
             gone: Vec::new(),
             gaps: Vec::new(),
-            search: None,
+            search: Some(Search::new(pid)),
+            searching: None,
             next_search_ns: 0,
         }
     }
@@ -52,24 +53,32 @@ impl Acceptors {
     /// The first search: nothing is watched yet that could wait.
     pub fn search_at_once(&mut self, source: &mut impl EventSource, now_ns: u64) {
         self.next_search_ns = now_ns + SEARCH_EVERY_NS;
-        self.found(source, sharers(self.pid));
+        if let Some(search) = &mut self.search {
+            let found = search.run();
+            self.found(source, found);
+        }
     }
 
     /// Searches now and then, in a thread of its own: reading the descriptors of many processes takes
     /// milliseconds, and the target may be frozen.
     pub fn search(&mut self, source: &mut impl EventSource, now_ns: u64) {
-        match self.search.take() {
-            Some(search) if search.is_finished() => {
-                if let Ok(found) = search.join() {
+        if let Some(done) = self.searching.take_if(|searching| searching.is_finished()) {
+            match done.join() {
+                Ok((search, found)) => {
+                    self.search = Some(search);
                     self.found(source, found);
                 }
+                Err(_) => self.gaps.push(Gap::new("accepts", "the search for processes failed")),
             }
-            None if now_ns >= self.next_search_ns => {
-                self.next_search_ns = now_ns + SEARCH_EVERY_NS;
-                let pid = self.pid;
-                self.search = Some(std::thread::spawn(move || sharers(pid)));
-            }
-            unchanged => self.search = unchanged,
+        }
+        if now_ns >= self.next_search_ns
+            && let Some(mut search) = self.search.take()
+        {
+            self.next_search_ns = now_ns + SEARCH_EVERY_NS;
+            self.searching = Some(std::thread::spawn(move || {
+                let found = search.run();
+                (search, found)
+            }));
         }
     }
 

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// Bytes of one reading: the longest of these files, `cpu.stat` of version 2, has some 300.
+/// Bytes of one reading: `cpu.stat` of version 2 has some 300, and of `/proc/stat` the first line matters.
 const MAX_BYTES: usize = 4096;
 
 #[derive(Debug)]

@@ -41,7 +41,8 @@ pub struct LoopStats {
     pub time: TurnTime,
     /// Of turns that ended in the interval, in whole.
     pub turn_duration_ns: Percentiles,
-    /// From wakeup or preemption to being on a CPU again, in turns and in waits: scheduler lag.
+    /// From wakeup or preemption to being on a CPU again, in turns and in waits: scheduler lag. A delay
+    /// counts when the thread leaves that CPU.
     pub run_queue_delay_ns: Delays,
     /// What the loop's own waits returned; `null` where they do not tell.
     pub ready_events: Option<ReadyEvents>,
