@@ -115,6 +115,11 @@ impl Group {
         put(&self.folder.join("cpu.cfs_quota_us"), &quota_us.to_string())
     }
 
+    /// The second version only.
+    pub fn lift_cpu_limit(&self) -> Result<()> {
+        put(&self.folder.join("cpu.max"), "max")
+    }
+
     /// For how long it was out of CPU time so far, summed over the CPUs.
     pub fn throttled_ns(&self) -> Result<u64> {
         let stat = self.read("cpu.stat")?;

@@ -1,5 +1,5 @@
-//! The second version of control groups, in one session: a group is frozen, slowed down for its memory, swapped out,
-//! and left without CPU time; each is the cause of one turn, and before it the same turns are as they should be.
+//! The second version of control groups, in one session: a group is left without CPU time, frozen, slowed down for
+//! its memory, and swapped out; each is the cause of one turn, and in between the same turns are as they should be.
 //!
 //! Meant for another kernel in an emulated machine, where a session takes long to begin, so that it is one.
 //! What the machine lacks is left out, and said.
@@ -17,7 +17,7 @@ use profiler_tests::report::StallLine;
 use profiler_tests::scenario::alone;
 use profiler_tests::target::Target;
 use profiler_tests::tracer::Finished;
-use profiler_tests::turns::{Played, around, let_it_begin, nothing, play};
+use profiler_tests::turns::{Played, around, let_it_begin, play};
 
 const MIB: u64 = 1 << 20;
 
@@ -30,15 +30,16 @@ const NARROW: Duration = Duration::from_millis(900);
 /// A fifth of a CPU.
 const QUOTA_US: u64 = 20_000;
 
-/// Longer than it takes until quotas are looked for again.
-const NOTICED: Duration = Duration::from_millis(6000);
-
 const STOP: Duration = Duration::from_millis(900);
 
 type Act = fn(&Scene) -> Result<()>;
 
 /// The turns, and what is done as each begins. A rest is none, and ends once it is done.
-const TURNS: [(&str, Act); 9] = [
+const TURNS: [(&str, Act); 10] = [
+    ("rest", Scene::nothing),
+    // The quota is there from the beginning: it takes seconds until a new one is found.
+    ("compute=120", Scene::nothing),
+    ("rest", Scene::lift_quota),
     ("touch=24", Scene::nothing),
     ("compute=150", Scene::nothing),
     ("compute=400", Scene::freeze),
@@ -46,15 +47,13 @@ const TURNS: [(&str, Act); 9] = [
     ("grow=10", Scene::widen),
     ("rest", Scene::swap_out),
     ("touch=24", Scene::nothing),
-    ("rest", Scene::limit_cpu),
-    ("compute=120", Scene::nothing),
 ];
-const TOUCHES: usize = 0;
-const COMPUTES: usize = 1;
-const FROZEN: usize = 2;
-const SLOWED: usize = 4;
-const SWAPPED: usize = 6;
-const THROTTLED: usize = 8;
+const THROTTLED: usize = 1;
+const TOUCHES: usize = 3;
+const COMPUTES: usize = 4;
+const FROZEN: usize = 5;
+const SLOWED: usize = 7;
+const SWAPPED: usize = 9;
 
 /// What is told and what was made may differ by what was counted between two looks: half a threshold and
 /// one period of the quota; and by the time in which the freezer gets hold of a thread.
@@ -148,10 +147,8 @@ impl Scene {
         Ok(())
     }
 
-    fn limit_cpu(&self) -> Result<()> {
-        self.outer.limit_cpu(QUOTA_US)?;
-        std::thread::sleep(NOTICED);
-        Ok(())
+    fn lift_quota(&self) -> Result<()> {
+        self.outer.lift_cpu_limit()
     }
 }
 
@@ -184,7 +181,7 @@ fn stall_of<'a>(turn: &Played, finished: &'a Finished) -> Result<(&'a StallLine,
     Ok((stall, format!("{:?} {:?} of {turn:?}", stall.cause, stall.stall.time)))
 }
 
-/// Frozen, slowed down, swapped out and throttled in turn, and told apart.
+/// Throttled, frozen, slowed down and swapped out in turn, and told apart.
 #[test]
 fn what_the_group_does_is_the_cause() -> Result<()> {
     let _machine = alone();
@@ -201,16 +198,17 @@ fn what_the_group_does_is_the_cause() -> Result<()> {
     };
     let turns = TURNS.map(|(turn, _)| turn);
     let command = scene.inner.command(&around(&turns));
-    let (played, finished) = play(command, TURNS.len(), nothing, act)?;
+    let limit = |_: &Target| scene.outer.limit_cpu(QUOTA_US);
+    let (played, finished) = play(command, TURNS.len(), limit, act)?;
     scene.count()?;
 
     ensure!(played[TOUCHES].stall(&finished).is_none(), "memory that it has is no stall");
     let (stall, words) = stall_of(&played[COMPUTES], &finished)?;
     ensure!(stall.is_caused_by("cpu") && stall.stall.time.stopped_ns == 0, "{words}");
     for (turn, check) in [
-        (FROZEN, frozen as fn(&Scene, &StallLine) -> Result<()>),
+        (THROTTLED, throttled as fn(&Scene, &StallLine) -> Result<()>),
+        (FROZEN, frozen),
         (SLOWED, slowed_down),
-        (THROTTLED, throttled),
     ] {
         let (stall, words) = stall_of(&played[turn], &finished)?;
         println!("{}", stall.cause.summary);
