@@ -60,6 +60,13 @@ const TELLING: [(&str, Activity); 27] = [
     ("__vma_enter_locked", Activity::MmapLock),
 ];
 
+/// Where a thread takes its signals. Compilers put `do_freezer_trap` into it (seen in 6.1 and 6.18): then it
+/// is what sleeps while version 2's freezer holds the thread.
+const SIGNALS: &str = "get_signal";
+
+/// What lies above the sleeper in a stack that was taken as it gave up its CPU: the probe and the scheduler.
+const SWITCH: [&str; 4] = ["bpf_", "__traceiter_sched_switch", "__schedule", "schedule"];
+
 /// Where a thread sleeps for a semaphore of readers and writers (kernel/locking/rwsem.c), and what lies
 /// between that and whoever wants the semaphore.
 const RWSEM: [&str; 2] = ["rwsem_down_read_slowpath", "rwsem_down_write_slowpath"];
@@ -137,7 +144,11 @@ impl Activity {
     /// semaphore's are among them: what is innermost then is what sleeps.
     pub fn of_sleep(kernel: &[Frame]) -> Option<Self> {
         let locked = || wants_mmap_lock(kernel).then_some(Self::MmapLock);
-        Self::of(kernel).or_else(locked)
+        // Nothing else sleeps there: whoever stops for a signal or a tracer is not asleep.
+        let is_switch = |name: &&str| SWITCH.iter().any(|known| name.starts_with(known));
+        let sleeper = || names(kernel).find(|name| !is_switch(name));
+        let trapped = || (sleeper() == Some(SIGNALS)).then_some(Self::Frozen);
+        Self::of(kernel).or_else(locked).or_else(trapped)
     }
 
     /// Whether the thread was kept from running by somebody outside.
@@ -207,6 +218,26 @@ mod tests {
         for (functions, expected) in table {
             assert_eq!(of(functions), expected, "{functions:?}");
         }
+    }
+
+    /// As 6.1 and 6.18 print it of a thread that version 2's freezer keeps.
+    #[test]
+    fn freezer_without_a_function_of_its_own() {
+        let trapped = [
+            "get_signal",
+            "arch_do_signal_or_restart",
+            "exit_to_user_mode_loop",
+            "do_syscall_64",
+            "entry_SYSCALL_64_after_hwframe",
+        ];
+        assert_eq!(Activity::of_sleep(&parsed(&trapped)), Some(Activity::Frozen));
+        let switch =
+            ["bpf_prog_125367fbf361ad4d_take_stacks", "bpf_trace_run4", "__schedule", "schedule"];
+        let taken = parsed(&[&switch[..], &trapped].concat());
+        assert_eq!(Activity::of_sleep(&taken), Some(Activity::Frozen));
+        assert_eq!(of(&trapped), None, "it runs");
+        let dumping = ["wait_for_completion_state", "vfs_coredump", "get_signal"];
+        assert_eq!(Activity::of_sleep(&parsed(&dumping)), None);
     }
 
     /// Only whoever takes the address space's own semaphore waits for it: a page fault that waits for

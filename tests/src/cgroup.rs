@@ -3,10 +3,12 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use nix::mount::{MsFlags, mount, umount};
 
 use crate::clock::patience;
 
@@ -20,17 +22,20 @@ pub enum Controller {
     Freezer,
 }
 
-/// A group of its own, below the root. Goes away with its owner, once its processes have.
+/// The controllers that a group of the second version hands down to groups in it.
+const HANDED_DOWN: &str = "+cpu +memory";
+
+/// A group of its own, below the root or in another. Goes away with its owner, once its processes have.
 #[derive(Debug)]
 pub struct Group {
     folder: PathBuf,
+    /// Where its hierarchy is mounted.
+    root: PathBuf,
     is_v2: bool,
 }
 
 impl Group {
     pub fn new(controller: Controller) -> Result<Self> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let is_v2 = Path::new(MOUNTED).join("cgroup.controllers").exists();
         let name = match controller {
             Controller::Cpu => "cpu",
@@ -42,19 +47,63 @@ impl Group {
         if is_v2 && controller != Controller::Freezer {
             put(&parent.join("cgroup.subtree_control"), &format!("+{name}"))?;
         }
+        Self::made_in(&parent, parent.clone(), is_v2)
+    }
+
+    /// One of the second version with all that `inside` hands down. None where the machine has the
+    /// controllers in the first.
+    pub fn unified() -> Result<Option<Self>> {
+        let root = Path::new(MOUNTED);
+        let Ok(controllers) = fs::read_to_string(root.join("cgroup.controllers")) else {
+            return Ok(None);
+        };
+        let has = |wanted: &str| controllers.split_whitespace().any(|name| name == wanted);
+        if !(has("cpu") && has("memory")) {
+            return Ok(None);
+        }
+        put(&root.join("cgroup.subtree_control"), HANDED_DOWN)?;
+        Self::made_in(root, root.into(), true).map(Some)
+    }
+
+    /// A group in one of `unified`. That one can have no processes of its own from then on.
+    pub fn inside(&self) -> Result<Self> {
+        put(&self.folder.join("cgroup.subtree_control"), HANDED_DOWN)?;
+        Self::made_in(&self.folder, self.root.clone(), self.is_v2)
+    }
+
+    /// One of the second version without controllers, which can freeze all the same, in a hierarchy
+    /// that is mounted here.
+    pub fn of_hierarchy(mounted: &Hierarchy) -> Result<Self> {
+        Self::made_in(&mounted.0, mounted.0.clone(), true)
+    }
+
+    fn made_in(parent: &Path, root: PathBuf, is_v2: bool) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let folder = parent.join(format!("stalltrace-test-{}-{count}", std::process::id()));
         fs::create_dir(&folder).with_context(|| format!("no group {}", folder.display()))?;
-        Ok(Self { folder, is_v2 })
+        Ok(Self { folder, root, is_v2 })
     }
 
     /// The name by which the kernel knows it.
     pub fn name(&self) -> String {
-        format!("/{}", self.folder.file_name().unwrap_or_default().to_string_lossy())
+        let below = self.folder.strip_prefix(&self.root).unwrap_or(&self.folder);
+        format!("/{}", below.display())
     }
 
     /// Moves a process into it.
     pub fn add(&self, pid: u32) -> Result<()> {
         put(&self.folder.join("cgroup.procs"), &pid.to_string())
+    }
+
+    /// The same command, in it from its beginning: memory stays with the group in which it was first used.
+    pub fn command(&self, command: &Command) -> Command {
+        let mut inside = Command::new("sh");
+        inside
+            .args(["-c", "echo $$ > \"$0\" && exec \"$@\""])
+            .arg(self.folder.join("cgroup.procs"));
+        inside.arg(command.get_program()).args(command.get_args());
+        inside
     }
 
     /// So much CPU time in each tenth of a second.
@@ -64,6 +113,11 @@ impl Group {
         }
         put(&self.folder.join("cpu.cfs_period_us"), "100000")?;
         put(&self.folder.join("cpu.cfs_quota_us"), &quota_us.to_string())
+    }
+
+    /// The second version only.
+    pub fn lift_cpu_limit(&self) -> Result<()> {
+        put(&self.folder.join("cpu.max"), "max")
     }
 
     /// For how long it was out of CPU time so far, summed over the CPUs.
@@ -79,6 +133,39 @@ impl Group {
     pub fn limit_memory(&self, bytes: u64) -> Result<()> {
         let name = if self.is_v2 { "memory.max" } else { "memory.limit_in_bytes" };
         put(&self.folder.join(name), &bytes.to_string())
+    }
+
+    /// From so much on its processes are slowed down; None: never. The second version only.
+    pub fn slow_down_from(&self, bytes: Option<u64>) -> Result<()> {
+        let limit = bytes.map_or("max".to_owned(), |bytes| bytes.to_string());
+        put(&self.folder.join("memory.high"), &limit)
+    }
+
+    /// Frees so much of its memory, or as much as can be. The second version only, since Linux 5.19.
+    pub fn reclaim(&self, bytes: u64) -> Result<()> {
+        // Where less was freed, the kernel says EAGAIN; how much it was is the test's business.
+        match put(&self.folder.join("memory.reclaim"), &bytes.to_string()) {
+            Err(error) if is_busy(&error) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// What it uses, bytes. The second version only.
+    pub fn memory(&self) -> Result<u64> {
+        Ok(self.read("memory.current")?.trim().parse()?)
+    }
+
+    /// What of it is in swap, bytes. The second version only.
+    pub fn swapped(&self) -> Result<u64> {
+        Ok(self.read("memory.swap.current")?.trim().parse()?)
+    }
+
+    /// For how long somebody in it waited for memory so far. The second version only.
+    pub fn memory_pressure_ns(&self) -> Result<u64> {
+        let pressure = self.read("memory.pressure")?;
+        let total = pressure.lines().next().and_then(|some| some.rsplit_once("total="));
+        let (_, total_us) = total.with_context(|| format!("no total in {pressure:?}"))?;
+        Ok(total_us.parse::<u64>()? * 1000)
     }
 
     /// How often somebody in it had to free memory because of the limit.
@@ -153,6 +240,34 @@ impl Drop for Group {
         }
         if let Err(error) = self.remove() {
             eprintln!("{}: {error:#}", self.folder.display());
+        }
+    }
+}
+
+fn is_busy(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<std::io::Error>();
+    error.is_some_and(|error| error.kind() == ErrorKind::WouldBlock)
+}
+
+/// A mount of the second version of the hierarchy, at a place of its own.
+#[derive(Debug)]
+pub struct Hierarchy(PathBuf);
+
+impl Hierarchy {
+    /// Mounts it in a folder. Any number of mounts are of the same hierarchy.
+    pub fn mounted(folder: PathBuf) -> Result<Self> {
+        fs::create_dir(&folder)?;
+        let none = None::<&str>;
+        mount(Some("cgroup2"), &folder, Some("cgroup2"), MsFlags::empty(), none)
+            .context("cgroup2 cannot be mounted")?;
+        Ok(Self(folder))
+    }
+}
+
+impl Drop for Hierarchy {
+    fn drop(&mut self) {
+        if let Err(error) = umount(&self.0) {
+            eprintln!("{} stays mounted: {error}", self.0.display());
         }
     }
 }

@@ -196,6 +196,7 @@ pub struct Cause {
     pub tracer: Option<Process>,
     /// Of memory.
     pub pressure_ns: Option<u64>,
+    pub pressure_of: Option<String>,
     /// Of time on a CPU.
     #[serde(flatten)]
     pub on_cpu: OnCpu,

@@ -1,7 +1,8 @@
-"""A loop whose handlers compute, sleep, or write more than fits into memory, while the test does something to the process.
+"""A loop whose handlers compute, sleep, or use memory, while the test does something to the process.
 
 Each argument is one turn: `compute=300` and `nap=300` in ms (of CPU time, of sleep), `write=64` in MiB to a file that is
-removed again. Prints `ready 0 PID`; after SIGUSR1 for every turn `begun START_NS` and `done START_NS END_NS CPU_NS`,
+removed again, `grow=64` in MiB of memory that is given back, `touch=64` in MiB of memory that it has from the beginning
+and reads a byte of each page of. `rest` is none: it waits for its loop's next event, which is SIGUSR1. Prints `ready 0 PID`; after SIGUSR1 for every turn `begun START_NS` and `done START_NS END_NS CPU_NS`,
 with the process's own clocks. With `--idle` it waits for its loop's next event for that long after each turn.
 Ends by itself.
 """
@@ -14,6 +15,10 @@ import tempfile
 import time
 
 MIB = 1 << 20
+PAGE = 4096
+
+# What `touch` reads.
+held = bytearray()
 
 
 def compute(ms):
@@ -34,14 +39,26 @@ def write(mib):
             file.write(block)
 
 
-HANDLERS = {"compute": compute, "nap": nap, "write": write}
+def grow(mib):
+    bytearray(mib * MIB)[::PAGE] = b"x" * (mib * MIB // PAGE)
 
 
-def turn(text):
-    name, amount = text.split("=")
+def touch(mib):
+    # A slice of bytes copies them in one call into C.
+    sum(held[: mib * MIB : PAGE])
+
+
+HANDLERS = {"compute": compute, "nap": nap, "write": write, "grow": grow, "touch": touch}
+
+
+async def turn(name, amount, go):
+    go.clear()
     start_ns, cpu_ns = time.monotonic_ns(), time.thread_time_ns()
     print("begun", start_ns, flush=True)
-    HANDLERS[name](int(amount))
+    if name == "rest":
+        await go.wait()
+    else:
+        HANDLERS[name](amount)
     print("done", start_ns, time.monotonic_ns(), time.thread_time_ns() - cpu_ns, flush=True)
 
 
@@ -50,17 +67,25 @@ async def serve(options):
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, go.set)
     print("ready 0", os.getpid(), flush=True)
     await go.wait()
-    for text in options.turns:
+    for name, amount in options.turns:
         await asyncio.sleep(options.idle)
-        turn(text)
+        await turn(name, amount, go)
     await asyncio.sleep(options.idle)
+
+
+def turn_of(text):
+    name, _, amount = text.partition("=")
+    return name, int(amount or 0)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--idle", type=float, default=0.4, help="seconds between the turns")
-    parser.add_argument("turns", nargs="+")
-    asyncio.run(serve(parser.parse_args()))
+    parser.add_argument("turns", nargs="+", type=turn_of)
+    options = parser.parse_args()
+    # Bytes other than 0, so that each page is its own.
+    held.extend(b"x" * max((amount * MIB for name, amount in options.turns if name == "touch"), default=0))
+    asyncio.run(serve(options))
 
 
 main()

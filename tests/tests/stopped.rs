@@ -8,11 +8,11 @@ use nix::sys::ptrace;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
-use profiler_tests::cgroup::{Controller, Group};
+use profiler_tests::cgroup::{Controller, Group, Hierarchy};
 use profiler_tests::clock::{MILLISECOND, milliseconds, monotonic_ns, slowdown};
 use profiler_tests::report::StallLine;
 use profiler_tests::scenario::alone;
-use profiler_tests::target::Target;
+use profiler_tests::target::{Scratch, Target};
 use profiler_tests::turns::{Played, around, let_it_begin, nothing, play};
 
 /// Long enough to be the greater part of a turn.
@@ -108,7 +108,19 @@ fn by_a_debugger() -> Result<()> {
 #[test]
 fn by_the_freezer() -> Result<()> {
     let _machine = alone();
-    let group = Group::new(Controller::Freezer)?;
+    freeze_in_each(&Group::new(Controller::Freezer)?)
+}
+
+/// The freezer of the second version, which every group has, also where the controllers are the first's.
+#[test]
+fn by_the_freezer_of_the_unified_hierarchy() -> Result<()> {
+    let _machine = alone();
+    let scratch = Scratch::new()?;
+    let mounted = Hierarchy::mounted(scratch.file("cgroup2"))?;
+    freeze_in_each(&Group::of_hierarchy(&mounted)?)
+}
+
+fn freeze_in_each(group: &Group) -> Result<()> {
     let stalls = stop_in_each(
         |target| group.add(target.pid()),
         |_| {

@@ -18,15 +18,20 @@ const KERNELS: [&str; 2] = ["linux-image-amd64", "linux-image-generic"];
 const PARTS: [&str; 4] =
     ["linux-image-", "linux-image-unsigned-", "linux-binary-", "linux-modules-"];
 
-/// The modules that lead to the host's files. One that a kernel does not have is built in there.
-const MODULES: [&str; 4] = ["virtio_pci", "9pnet_virtio", "9p", "overlay"];
+/// The modules that lead to the host's files, and to a disk to swap to. One that a kernel does not have
+/// is built in there.
+const MODULES: [&str; 5] = ["virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_blk"];
+
+/// What was fetched with a kernel: one that was prepared for fewer modules is fetched again.
+const PREPARED_FOR: &str = "prepared-for";
 
 /// The folder with `vmlinuz`, `busybox` and `modules` of this version, else of the distribution's
 /// own kernel.
 pub fn ensure(version: Option<&str>) -> Result<PathBuf> {
     let all = target().join("vm");
     let ready = all.join(version.unwrap_or("own"));
-    if ready.join("vmlinuz").is_file() {
+    // Whoever named a kernel has put it there, with the modules that it needs.
+    if ready.join("vmlinuz").is_file() && (version.is_some() || is_prepared(&ready)) {
         return Ok(ready);
     }
     if std::env::consts::ARCH != "x86_64" {
@@ -43,7 +48,7 @@ pub fn ensure(version: Option<&str>) -> Result<PathBuf> {
         );
     }
     let folder = all.join(own);
-    if !folder.join("vmlinuz").is_file() {
+    if !is_prepared(&folder) {
         fetch(&parts, &folder).with_context(|| format!("cannot prepare kernel {own}"))?;
     }
     let link = all.join("own");
@@ -84,17 +89,24 @@ fn fetch(parts: &[String], folder: &Path) -> Result<()> {
     for module in MODULES {
         with_dependencies(module, &files, &mut modules)?;
     }
+    // Those of an earlier preparation would be loaded in another order.
+    let _ = fs::remove_dir_all(folder.join("modules"));
     fs::create_dir_all(folder.join("modules"))?;
     for (position, (module, content)) in modules.iter().enumerate() {
         // The names' order is the order of loading.
         fs::write(folder.join(format!("modules/{position:02}-{module}.ko")), content)?;
     }
     fs::copy(find(&files, "bin/busybox")?, folder.join("busybox"))?;
-    // Last: it is what makes the folder count as ready.
     fs::copy(find(&files, "boot/vmlinuz-")?, folder.join("vmlinuz"))?;
+    // Last: it is what makes the folder count as ready.
+    fs::write(folder.join(PREPARED_FOR), MODULES.join("\n"))?;
     fs::remove_dir_all(&unpacked)?;
     note(&format!("kernel ready in {}", folder.display()));
     Ok(())
+}
+
+fn is_prepared(folder: &Path) -> bool {
+    fs::read_to_string(folder.join(PREPARED_FOR)).is_ok_and(|told| told == MODULES.join("\n"))
 }
 
 fn find<'a>(files: &'a [PathBuf], path_part: &str) -> Result<&'a PathBuf> {

@@ -26,6 +26,10 @@ const SLOWDOWN: u32 = 10;
 /// Later than what every kernel boots on, without what the emulator lacks; 6.12 panics on `max`.
 const CPU: &str = "Haswell-noTSX,-pcid,-x2apic,-tsc-deadline,-invpcid";
 
+/// The guest's only disk, empty, for tests to swap to; and its size.
+const SWAP: &str = "/dev/vda";
+const SWAP_BYTES: u64 = 256 << 20;
+
 /// Lines of the guest's console that are shown where there is no result.
 const CONSOLE_LINES: usize = 20;
 
@@ -69,24 +73,28 @@ impl Vm {
     }
 }
 
-/// Builds the probe tests here; the guest finds them under the same path.
+/// Builds the tests here; the guest finds them under the same path.
 fn probe_tests() -> Result<String> {
     build::release()?;
     let arguments = ["test", "--no-run", "--package", "profiler-tests", "--features", "real"];
-    let told = slow("building the tests of the probes", || {
-        let built = cargo(&arguments).args(["--test", "probes"]).output()?;
+    let told = slow("building the tests of the probes and of control groups", || {
+        let built = cargo(&arguments).args(["--test", "probes", "--test", "cgroup_v2"]).output()?;
         let said = String::from_utf8_lossy(&built.stderr).into_owned();
         if built.status.success() { Ok(said) } else { bail!("{said}") }
     })?;
-    let program = executable(&told).context("cargo names no test program")?;
+    let run = |program| format!("{program} --test-threads=1 --nocapture || failed=1");
+    let programs: Vec<_> = executables(&told).map(run).collect();
+    if programs.is_empty() {
+        bail!("cargo names no test program");
+    }
     // Debian's kernels allow fentry, so nothing less will do there.
-    Ok(format!("EXPECT_WAIT_HOOKS=fentry {program} --test-threads=1"))
+    Ok(format!("export EXPECT_WAIT_HOOKS=fentry\nfailed=0\n{}\nexit $failed", programs.join("\n")))
 }
 
-/// The path in cargo's `Executable tests/probes.rs (target/debug/deps/probes-0123)`.
-fn executable(told: &str) -> Option<&str> {
-    let line = told.lines().find(|line| line.trim_start().starts_with("Executable "))?;
-    line.rsplit_once('(')?.1.strip_suffix(')')
+/// The paths in cargo's `Executable tests/probes.rs (target/debug/deps/probes-0123)`.
+fn executables(told: &str) -> impl Iterator<Item = &str> {
+    let lines = told.lines().filter(|line| line.trim_start().starts_with("Executable "));
+    lines.filter_map(|line| line.rsplit_once('(')?.1.strip_suffix(')'))
 }
 
 /// What the guest's shell runs: the command, with our place, paths and words to the tests.
@@ -98,6 +106,7 @@ fn script(command: &str) -> Result<String> {
         ("LANG", "C.UTF-8".to_owned()),
         ("STALLTRACE_BIN", binary.display().to_string()),
         ("STALLTRACE_TEST_SLOWDOWN", SLOWDOWN.to_string()),
+        ("STALLTRACE_TEST_SWAP", SWAP.to_owned()),
     ];
     let mut script = String::new();
     for (name, value) in variables {
@@ -139,6 +148,8 @@ fn qemu(kernel: &Path, exchange: &Path) -> Command {
         .args(["-append", "console=ttyS0 quiet panic=-1 oops=panic"])
         .arg("-serial")
         .arg(format!("file:{}", exchange.join("console").display()));
+    let disk = exchange.join("swap").display().to_string().replace(',', ",,");
+    qemu.args(["-drive", &format!("file={disk},format=raw,if=virtio,cache=unsafe")]);
     let host = "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap".to_owned();
     let shared = format!("local,id=exchange,path={},security_model=none", exchange.display());
     for (tag, folder) in [("host", host), ("exchange", shared)] {
@@ -171,6 +182,8 @@ impl Exchange {
         for (file, content) in [("script", script), ("output", ""), ("console", "")] {
             fs::write(exchange.0.join(file), content)?;
         }
+        // Takes no room until it is written to.
+        File::create(exchange.0.join("swap"))?.set_len(SWAP_BYTES)?;
         Ok(exchange)
     }
 
@@ -219,14 +232,16 @@ impl Drop for Exchange {
 
 #[cfg(test)]
 mod tests {
-    use super::{executable, quoted};
+    use super::{executables, quoted};
 
-    /// The test program is found in what cargo says on building it.
+    /// The test programs are found in what cargo says on building it.
     #[test]
-    fn program_that_cargo_names() {
-        let told = "    Finished `test` profile in 1s\n  Executable tests/probes.rs (target/debug/deps/probes-01)\n";
-        assert_eq!(executable(told), Some("target/debug/deps/probes-01"));
-        assert_eq!(executable("    Finished `test` profile in 1s\n"), None);
+    fn programs_that_cargo_names() {
+        let told = "    Finished `test` profile in 1s\n  Executable tests/probes.rs (target/debug/deps/probes-01)\n  \
+                    Executable tests/cgroup_v2.rs (target/debug/deps/cgroup_v2-02)\n";
+        let found: Vec<_> = executables(told).collect();
+        assert_eq!(found, ["target/debug/deps/probes-01", "target/debug/deps/cgroup_v2-02"]);
+        assert_eq!(executables("    Finished `test` profile in 1s\n").count(), 0);
     }
 
     /// Quotes in a path do not end the word.

@@ -65,7 +65,9 @@ impl KernelSymbols {
             };
             return Err(gap(&why));
         }
+        // Of several names for one place the kernel lists the best first; labels of sections come last.
         symbols.symbols.sort_by_key(|symbol| symbol.address);
+        symbols.symbols.dedup_by_key(|symbol| symbol.address);
         symbols.symbols.shrink_to_fit();
         symbols.text.shrink_to_fit();
         Ok(symbols)
@@ -180,11 +182,21 @@ ffffffff81001000 T first
 ffffffff810010f0 t __pfx_second
 ffffffff81001100 t second
 ffffffff81001180 d data_is_no_function
+ffffffff81002000 T io_schedule_timeout
+ffffffff81002000 T __sched_text_start
 ffffffff82000000 t nf_hook\t[nf_tables]
 ";
 
     fn functions(symbols: &KernelSymbols, addresses: &[u64]) -> Vec<Option<String>> {
         symbols.name(addresses).into_iter().map(|frame| frame.function).collect()
+    }
+
+    /// The name that the kernel itself would print.
+    #[test]
+    fn label_of_a_section_is_no_function() {
+        let symbols = KernelSymbols::parse(KALLSYMS.as_bytes()).unwrap();
+        let found = functions(&symbols, &[0xffff_ffff_8100_2010]);
+        assert_eq!(found, [Some("io_schedule_timeout".to_owned())]);
     }
 
     /// A return address behind a function's last call still belongs to the caller, an interrupted

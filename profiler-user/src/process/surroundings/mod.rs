@@ -7,6 +7,7 @@
 //! costs more is read seldom, or in stalls.
 
 mod counter;
+mod freezer;
 mod history;
 mod machine;
 mod place;
@@ -14,11 +15,12 @@ mod quota;
 mod thread;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use self::counter::Counter;
+use self::freezer::Freezers;
 use self::history::History;
-use self::place::{Place, Version};
+use self::place::Place;
 use self::quota::Limited;
 use crate::around::{Pressure, PressureOf, Surroundings, Tracer};
 use crate::gap::Gap;
@@ -31,9 +33,6 @@ const SEARCH_EVERY_NS: u64 = 5_000_000_000;
 /// Between two readings of what the hypervisor took while no turn is suspected. The kernel writes all
 /// of /proc/stat for one line of it, and sums every interrupt's counts over all CPUs: 7 µs with two.
 const STEAL_EVERY_NS: u64 = 1_000_000_000;
-
-/// Two looks at the freezer so far apart say nothing about the time between them.
-const SAME_FREEZE_NS: u64 = 50_000_000;
 
 /// The surroundings of one process.
 #[derive(Debug)]
@@ -51,18 +50,7 @@ pub struct Watch {
     /// `/proc/stat`.
     machine: Option<Counter>,
     stolen: History,
-    freezer: Option<Freezer>,
-}
-
-/// Whether the group is frozen, and for how long it has been seen so.
-#[derive(Debug)]
-struct Freezer {
-    version: Version,
-    state: Counter,
-    looked_ns: u64,
-    was_frozen: bool,
-    frozen_ns: u64,
-    frozen: History,
+    freezers: Freezers,
 }
 
 impl Watch {
@@ -79,7 +67,7 @@ impl Watch {
             next_steal_ns: 0,
             machine: Counter::open(Path::new("/proc/stat")),
             stolen: History::default(),
-            freezer: None,
+            freezers: Freezers::default(),
         }
     }
 
@@ -107,9 +95,7 @@ impl Watch {
         if is_new {
             self.look_at_steal(now_ns);
         }
-        if let Some(freezer) = &mut self.freezer {
-            freezer.look(now_ns);
-        }
+        self.freezers.look(now_ns);
     }
 
     /// What went on from one moment to another around one thread of the process.
@@ -122,7 +108,7 @@ impl Watch {
         let pressure = self.pressure.as_ref().and_then(|(of, _)| {
             Some(Pressure { of: *of, waited: self.waited.growth(from_ns, until_ns)? })
         });
-        let frozen = self.freezer.as_ref().and_then(|it| it.frozen.growth(from_ns, until_ns));
+        let frozen = self.freezers.between(from_ns, until_ns);
         Surroundings {
             // Each group counts only what its own quota did. Among equals the innermost.
             quota: quotas.rev().max_by_key(|quota| quota.throttled.at_most_ns),
@@ -177,8 +163,10 @@ impl Watch {
         // Another group's counters are others, however their numbers compare.
         self.pressure = pressure(&mounts, &cgroup);
         self.waited = History::default();
-        let place = mounts.find(&cgroup, "freezer").ok();
-        self.freezer = place.and_then(|place| Freezer::open(&place));
+        let first = mounts.find(&cgroup, "freezer").ok();
+        let second = mounts.find(&unified(&cgroup), "freezer").ok();
+        let is_other = first != second;
+        self.freezers = Freezers::of(first.into_iter().chain(second.filter(|_| is_other)));
         self.cgroup = cgroup;
     }
 }
@@ -214,10 +202,14 @@ impl Mounts {
     }
 }
 
+/// The unified hierarchy's line alone: pressure and a freezer are there even where no controller is.
+fn unified(cgroup: &str) -> String {
+    cgroup.lines().filter(|line| line.starts_with("0::")).collect()
+}
+
 /// The group's own memory pressure where the kernel keeps it, else the machine's.
 fn pressure(mounts: &Mounts, cgroup: &str) -> Option<(PressureOf, Counter)> {
-    let unified: Vec<&str> = cgroup.lines().filter(|line| line.starts_with("0::")).collect();
-    let place = mounts.find(&unified.join("\n"), "memory").ok().filter(|place| place.path != "/");
+    let place = mounts.find(&unified(cgroup), "memory").ok().filter(|place| place.path != "/");
     let own =
         place.and_then(|place| Counter::open(&place.folders.first()?.join("memory.pressure")));
     let readable = |counter: &Counter| counter.read(machine::some_ns).is_some();
@@ -226,32 +218,4 @@ fn pressure(mounts: &Mounts, cgroup: &str) -> Option<(PressureOf, Counter)> {
     }
     let machine = Counter::open(Path::new("/proc/pressure/memory")).filter(readable)?;
     Some((PressureOf::Machine, machine))
-}
-
-impl Freezer {
-    /// The root cannot be frozen and has no such file.
-    fn open(place: &Place) -> Option<Self> {
-        let folder: &PathBuf = place.folders.first()?;
-        let name = match place.version {
-            Version::V1 => "freezer.state",
-            Version::V2 => "cgroup.events",
-        };
-        let (version, state) = (place.version, Counter::open(&folder.join(name))?);
-        let (mut frozen, was_frozen) = (History::default(), false);
-        // It is looked at only inside stalls.
-        frozen.read(0, 0);
-        Some(Self { version, state, looked_ns: 0, was_frozen, frozen_ns: 0, frozen })
-    }
-
-    fn look(&mut self, now_ns: u64) {
-        let version = self.version;
-        let is_frozen =
-            self.state.read(|text| Some(machine::is_frozen(text, version))).unwrap_or_default();
-        let passed_ns = now_ns.saturating_sub(self.looked_ns);
-        if is_frozen && self.was_frozen && passed_ns <= SAME_FREEZE_NS {
-            self.frozen_ns += passed_ns;
-        }
-        (self.looked_ns, self.was_frozen) = (now_ns, is_frozen);
-        self.frozen.read(now_ns, self.frozen_ns);
-    }
 }
