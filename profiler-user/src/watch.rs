@@ -1,7 +1,5 @@
 //! `attach`: a process identifier to a stream of reports, until the target exits or somebody says stop.
 
-mod alarm;
-
 use std::collections::VecDeque;
 use std::io;
 use std::process::ExitCode;
@@ -14,7 +12,6 @@ use anyhow::Context;
 use nix::time::{ClockId, clock_gettime};
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::alarm::Alarm;
 use crate::analyst::{Analyst, Ending};
 use crate::cli::Attach;
 use crate::config::Config;
@@ -46,7 +43,6 @@ pub fn attach(arguments: &Attach) -> anyhow::Result<ExitCode> {
 async fn run(pid: u32, config: &Config) -> anyhow::Result<ExitCode> {
     // Whoever stops us while we attach stops us cleanly, too.
     let mut stop = Stop::new(config.duration)?;
-    let alarm = Alarm::new().context("cannot have a timer")?;
     let sink = sink::open(&config.output).context("cannot open the output")?;
     let Begun { mut session, target, facts, first } = start::attach(pid, config)?;
     let watched_from_ns = monotonic_ns();
@@ -65,8 +61,9 @@ async fn run(pid: u32, config: &Config) -> anyhow::Result<ExitCode> {
         if target.has_exited() {
             break EndReason::TargetExited;
         }
+        let pause = Duration::from_nanos(next_ns.saturating_sub(monotonic_ns()));
         tokio::select! {
-            woken = alarm.at(next_ns) => woken.context("the timer fails")?,
+            () = tokio::time::sleep(pause) => {}
             reason = stop.asked() => break reason,
         }
     };

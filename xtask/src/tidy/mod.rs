@@ -26,7 +26,7 @@ const KNOW_AYA: [&str; 3] =
     ["profiler-user/src/source/kernel/", "profiler-ebpf/src/", "tests/src/"];
 
 /// The only files with unsafe code; each block in them says why it is sound.
-const UNSAFE: [&str; 12] = [
+const UNSAFE: [&str; 11] = [
     "profiler-ebpf/src/capture.rs",
     "profiler-ebpf/src/emit.rs",
     "profiler-ebpf/src/main.rs",
@@ -38,7 +38,6 @@ const UNSAFE: [&str; 12] = [
     "profiler-ebpf/src/task.rs",
     "profiler-ebpf/src/wait.rs",
     "profiler-user/src/source/kernel/table.rs",
-    "profiler-user/src/watch/alarm.rs",
 ];
 
 /// The only module of the daemon whose types become JSON, in one file or several.
