@@ -31,6 +31,7 @@ pub fn stall(
         format!("stalled for {at_least}{duration_ms} ms so far")
     };
     let at = at(cause);
+    let culprit = culprit.filter(|culprit| !is_in_summary(cause, culprit));
     let place = culprit.map(|culprit| format!(", {at} {}", place(culprit))).unwrap_or_default();
     let (part, rest) = mixture(cause);
     let (victims, waits) = (victims(stall), waits(&cause.kind, cause.times));
@@ -67,6 +68,19 @@ fn victims(stall: &Stall) -> String {
         (Some(one), None) | (None, Some(one)) => format!("; {one} had to wait"),
         (Some(connections), Some(events)) => format!("; {connections} and {events} had to wait"),
     }
+}
+
+/// Of many short calls the summary names the function already.
+fn is_in_summary(cause: &Cause, culprit: &Culprit) -> bool {
+    let CauseKind::Saturated { callbacks, .. } = &cause.kind else { return false };
+    callbacks.first().is_some_and(|first| {
+        first.function == culprit.function
+            && first.file == culprit.file
+            && first
+                .function
+                .as_ref()
+                .is_some_and(|name| cause.summary.contains(&format!(" of {name}")))
+    })
 }
 
 /// A line that allocates sets off a collection; what there is to collect, all of the program has made.
@@ -163,9 +177,9 @@ pub fn milliseconds(ns: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{EndReason, Totals, milliseconds, place, session_end};
+    use super::{EndReason, Totals, is_in_summary, milliseconds, place, session_end};
     use crate::report::sample;
-    use crate::report::schema::stall::{Culprit, Language};
+    use crate::report::schema::stall::{Callback, Cause, CauseKind, Confidence, Culprit, Language};
     use crate::turn::{End, Moment, Queue, Stall};
 
     fn message(moment: Moment, stall: &Stall) -> String {
@@ -237,6 +251,29 @@ mod tests {
         }
         let message = message(Moment::End, &stall);
         assert!(message.contains("127.0.0.1:8081, in at least 140 waits, at charge"), "{message}");
+    }
+
+    /// The function of many short calls is named once.
+    #[test]
+    fn named_once() {
+        let name = |text: &str| Some(text.to_owned());
+        let (function, file, line) = (name("parse"), name("/srv/app.py"), Some(7));
+        let first = Callback { function, file, line, samples: 9 };
+        let kind =
+            CauseKind::Saturated { callbacks: vec![first], callbacks_seen: 1, calls_seen: Some(9) };
+        let summary = "on the CPU in many short calls of parse (app.py)".to_owned();
+        let (confidence, also) = (Confidence::Likely, Vec::new());
+        let cause = Cause { kind, summary, confidence, time_ns: 9, times: None, also };
+        let culprit = |function: &str| Culprit {
+            function: name(function),
+            file: name("/srv/app.py"),
+            line: Some(7),
+            module: None,
+            language: Language::Python,
+            thread: 1,
+        };
+        assert!(is_in_summary(&cause, &culprit("parse")));
+        assert!(!is_in_summary(&cause, &culprit("other")));
     }
 
     /// Where beginning or end was not seen, the duration is called a lower bound.
