@@ -41,14 +41,14 @@ pub struct Vm {
     /// Seconds after which the machine is switched off
     #[arg(long, default_value_t = 900)]
     timeout: u64,
-    /// What the guest's shell runs [default: the tests of the probes]
+    /// What the guest's shell runs [default: the tests of the probes and of control groups]
     #[arg(last = true)]
     command: Vec<String>,
 }
 
 impl Vm {
-    /// The tests of the probes, on the distribution's own kernel.
-    pub fn of_probe_tests() -> Self {
+    /// The tests of the probes and of control groups, on the distribution's own kernel.
+    pub fn of_default_tests() -> Self {
         Self { kernel: None, timeout: 900, command: Vec::new() }
     }
 
@@ -62,7 +62,8 @@ impl Vm {
     pub fn exit_code(&self) -> Result<i32> {
         ensure(&[Group::Vm])?;
         let kernel = kernel::ensure(self.kernel.as_deref())?;
-        let command = if self.command.is_empty() { probe_tests()? } else { self.command.join(" ") };
+        let command =
+            if self.command.is_empty() { default_tests()? } else { self.command.join(" ") };
         let exchange = Exchange::new(&script(&command)?)?;
         fs::write(exchange.0.join("initrd"), initrd(&kernel)?)?;
         let begun = Instant::now();
@@ -74,7 +75,7 @@ impl Vm {
 }
 
 /// Builds the tests here; the guest finds them under the same path.
-fn probe_tests() -> Result<String> {
+fn default_tests() -> Result<String> {
     build::release()?;
     let arguments = ["test", "--no-run", "--package", "profiler-tests", "--features", "real"];
     let told = slow("building the tests of the probes and of control groups", || {
