@@ -42,7 +42,7 @@ pub fn is_in(culprit: &Culprit, sampled: &Sampled, owner: &Owner<'_>) -> bool {
 
 /// The heaviest whole stack whose innermost functions are all those of a stack that was cut off: what
 /// called them is on it. Else the stack itself.
-fn whole<'a>(sampled: &'a Sampled, evidence: &[&'a Sampled]) -> &'a Sampled {
+pub fn whole<'a>(sampled: &'a Sampled, evidence: &[&'a Sampled]) -> &'a Sampled {
     let cut = &sampled.stack;
     if cut.truncated.is_none() || cut.frames.is_empty() {
         return sampled;

@@ -17,6 +17,7 @@ pub use self::peers::Peers;
 use self::table::{Family, Rule, TABLE};
 use super::application::{Origin, Owner, basename, inside_callback};
 use super::cause::Verdict;
+use super::culprit::whole;
 use super::facts::{Context, ProcessFacts};
 use super::schema::stall::{Cause, Confidence};
 use crate::frame::Frame;
@@ -85,7 +86,8 @@ fn is_on_most<'a>(
         return true;
     }
     let has_one = |sampled: &&&'a Sampled| {
-        let frames = counting(sampled).iter();
+        // As the culprit is found: the stack of a hand-written loop may be cut off right above it.
+        let frames = counting(whole(sampled, &verdict.evidence)).iter();
         frames.into_iter().any(|frame| patterns.iter().any(|pattern| pattern.is_like(frame)))
     };
     // Where no time is known yet, samples count.

@@ -320,6 +320,19 @@ fn redis() {
     assert_eq!(id(other, command(&["keysCommand"])), None);
 }
 
+/// A stack that was cut off is taken for the whole one that begins like it, as for the culprit.
+#[test]
+fn cut_off_stacks() {
+    let block = || native("sha512_block_data_order_avx2", NODE);
+    let handler = javascript("handler", "/srv/app.js", 9);
+    let hash = javascript("pbkdf2Sync", "node:internal/crypto/pbkdf2", 61);
+    let mut cut = on_cpu(vec![block()], 60);
+    cut.stack.truncated = Some("its unwind table".to_owned());
+    let stacks = vec![cut, on_cpu(vec![block(), hash, handler, native("uv_run", NODE)], 30)];
+    let node = Watched { exe: NODE, loop_kind: "libuv" };
+    assert_eq!(id(node, stacks).as_deref(), Some("node-crypto"));
+}
+
 /// node's Sync calls, and what V8 does in its own code.
 #[test]
 fn node() {
