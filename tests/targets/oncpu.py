@@ -23,6 +23,7 @@ TOUCHED = 320 << 20
 REPEATED = 40
 READS = 3000
 CYCLES = 1_200_000
+OBJECTS = 3_000_000
 COLLECTIONS = 3
 
 
@@ -78,8 +79,8 @@ def collect_garbage():
 
 
 def make_objects(pile):
-    # As many as the collector walks, which has nothing to do with it.
-    for _ in range(CYCLES):
+    # More than the collector walks, which has nothing to do with it.
+    for _ in range(OBJECTS):
         pile.append([None])
 
 
@@ -129,6 +130,8 @@ def call(function, argument):
 
 async def serve(names):
     loop = asyncio.get_running_loop()
+    # What is made is not freed again in the same turn.
+    kept = []
     pile, memory, zeros = [], mmap.mmap(-1, TOUCHED), os.open("/dev/zero", os.O_RDONLY)
     gc.disable()
     if "collect" in names:
@@ -142,7 +145,7 @@ async def serve(names):
         "tasks": lambda: many_tasks(loop, call),
         "long": lambda: long_call(loop, call),
         "collect": lambda: loop.call_soon(collect_garbage),
-        "objects": lambda: loop.call_soon(make_objects, []),
+        "objects": lambda: loop.call_soon(make_objects, kept),
         "touch": lambda: loop.call_soon(touch_memory, memory),
         "retouch": lambda: loop.call_soon(touch_again, memory),
         "hash": lambda: loop.call_soon(hash_password, b"secret"),
