@@ -322,13 +322,16 @@ impl StallLine {
         self.stall.start_monotonic_ns.saturating_add(self.stall.duration_ns)
     }
 
-    /// Whether the cause is of this kind. A machine without a free CPU makes it another, rightly: where the
-    /// thread waited for one longer than it did anything else.
+    /// Whether the cause is of this kind. A machine without a free CPU makes it another, rightly.
     pub fn is_caused_by(&self, kind: &str) -> bool {
+        self.cause.kind == if self.is_starved() { "run_queue" } else { kind }
+    }
+
+    /// Whether the thread waited for a CPU longer than it did anything else.
+    pub fn is_starved(&self) -> bool {
         let time = &self.stall.time;
         let running_ns = time.running_user_ns.saturating_add(time.running_kernel_ns);
-        let starved = time.runnable_ns > running_ns.max(time.blocked_ns).max(time.stopped_ns);
-        self.cause.kind == if starved { "run_queue" } else { kind }
+        time.runnable_ns > running_ns.max(time.blocked_ns).max(time.stopped_ns)
     }
 
     /// Whether a function is anywhere on a stack of the loop's own thread.
