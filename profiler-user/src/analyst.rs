@@ -331,7 +331,8 @@ impl Analyst {
         let (ticks_collecting, calls) =
             (gathered.samples.ticks_collecting(), gathered.samples.calls());
         let stacks = gathered.samples.stacks(due.turn.running_ns, due.at_ns);
-        let holders = gathered.holders(&stacks);
+        let waited = gathered.samples.waited(due.at_ns);
+        let holders = gathered.holders(&waited);
         gaps.extend(gathered.gaps());
         let (owner, wakers) = (gathered.owner(), gathered.wakers());
         let (others, queues) = (gathered.others(), gathered.queues());
@@ -346,6 +347,7 @@ impl Analyst {
             calls,
             stacks,
             holders,
+            waited,
             owner,
             wakers,
             instead,

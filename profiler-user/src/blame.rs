@@ -16,7 +16,7 @@ use crate::process::target::Target;
 use crate::runtime::cpython::{Gil, Python};
 use crate::source::{Captured, EventSource};
 use crate::standing::{self, MAX_THREADS, Standing};
-use crate::turn::Awaited;
+use crate::turn::{Awaited, Lock};
 
 /// Between two looks from outside at who holds what a loop waits for; in a long stall a tenth of its
 /// age so far.
@@ -36,8 +36,8 @@ struct Wait {
     futex: bool,
     /// It was in a system call that another task's may end.
     call: bool,
-    /// The thread that owns the lock, as far as the lock says.
-    owner: Option<u32>,
+    /// The thread that owns the lock at this futex, as far as the lock says.
+    owner: Option<(u32, u64)>,
     looked_ns: u64,
     next_look_ns: u64,
 }
@@ -182,7 +182,8 @@ impl Blame {
     }
 
     fn wanted(&self) -> Wanted {
-        let owners: Vec<u32> = self.waits.values().filter_map(|wait| wait.owner).collect();
+        let owners: Vec<u32> =
+            self.waits.values().filter_map(|wait| wait.owner).map(|(tid, _)| tid).collect();
         let gil = self.gil.filter(|_| self.waits.values().any(|wait| wait.gil));
         // The probes compare with one owner; of several, everybody's ticks are sorted here.
         let several = owners.iter().any(|owner| owners.first() != Some(owner));
@@ -204,10 +205,12 @@ impl Blame {
         for (tid, wait) in self.waits.iter().filter(|(tid, _)| **tid != head.head.tid) {
             let sight = |held| Sight { loop_tid: *tid, turn_start_ns: wait.turn_start_ns, held };
             if wait.gil && head.holds_gil == 1 {
-                sights.push(sight(Some(Awaited::Gil)));
+                sights.push(sight(Some(Lock::Gil)));
             }
-            if wait.futex && wait.owner == Some(head.head.tid) {
-                sights.push(sight(Some(Awaited::Futex)));
+            if let Some((owner, futex)) = wait.owner
+                && owner == head.head.tid
+            {
+                sights.push(sight(Some(Lock::Futex(futex))));
             }
         }
         if self.everyone {
@@ -232,7 +235,13 @@ impl Blame {
         let Blocked { captured, awaited, now_ns } = blocked;
         let (loop_tid, turn_start_ns) = (captured.head.head.tid, captured.head.turn_start_ns);
         let wait = *self.wait(loop_tid, turn_start_ns);
-        if awaited == Awaited::Syscall || now_ns < wait.next_look_ns {
+        let [futex, ..] = captured.head.registers.args;
+        let lock = match awaited {
+            Awaited::Syscall => return,
+            Awaited::Gil => Lock::Gil,
+            Awaited::Futex => Lock::Futex(futex),
+        };
+        if now_ns < wait.next_look_ns {
             return;
         }
         let pause_ns = LOOK_EVERY_NS.max(now_ns.saturating_sub(turn_start_ns) / 10);
@@ -243,7 +252,7 @@ impl Blame {
         let holder = self.holder(&mut outside, awaited, captured);
         let wait = self.wait(loop_tid, turn_start_ns);
         (wait.looked_ns, wait.next_look_ns) = (now_ns, now_ns + pause_ns);
-        wait.owner = holder.filter(|_| awaited == Awaited::Futex);
+        wait.owner = holder.map(|tid| (tid, futex)).filter(|_| awaited == Awaited::Futex);
         let Some(tid) = holder else { return };
         // The loop's own stack is known. Whoever is on a CPU is met by ticks.
         let seen = match tid == loop_tid {
@@ -254,7 +263,7 @@ impl Blame {
         if self.holder(&mut outside, awaited, captured) != Some(tid) {
             return;
         }
-        let sight = Sight { loop_tid, turn_start_ns, held: Some(awaited) };
+        let sight = Sight { loop_tid, turn_start_ns, held: Some(lock) };
         jobs.push(Job::Holder { sight, tid, seen: seen.map(Box::new), weight_ns });
     }
 
@@ -354,7 +363,7 @@ mod tests {
     use crate::job::Sight;
     use crate::process::{TargetMemory, Unreadable};
     use crate::source::Captured;
-    use crate::turn::Awaited;
+    use crate::turn::{Awaited, Lock};
 
     const LOOP: u32 = 77;
     const TURN: u64 = 5000;
@@ -408,15 +417,15 @@ mod tests {
     fn owners_are_watched() {
         let mut blame = waiting();
         assert_eq!(blame.wanted(), Wanted::default(), "nobody is known to own it");
-        blame.wait(LOOP, TURN).owner = Some(8);
+        blame.wait(LOOP, TURN).owner = Some((8, 0x7f10));
         assert_eq!(blame.wanted(), Wanted { owner: 8, ..Wanted::default() });
-        let held = Some(Awaited::Futex);
+        let held = Some(Lock::Futex(0x7f10));
         let sight = Sight { loop_tid: LOOP, turn_start_ns: TURN, held };
         assert_eq!(blame.concerned(&captured(8, reason::TICK, -1)), [sight]);
         assert_eq!(blame.concerned(&captured(9, reason::TICK, -1)), []);
 
         let second = blame.wait(LOOP + 1, TURN);
-        (second.futex, second.owner) = (true, Some(9));
+        (second.futex, second.owner) = (true, Some((9, 0x7f10)));
         assert_eq!((blame.wanted().owner, blame.wanted().everyone), (8, 1));
         let sight = Sight { loop_tid: LOOP + 1, ..sight };
         assert_eq!(blame.concerned(&captured(9, reason::TICK, -1)), [sight]);
@@ -426,7 +435,7 @@ mod tests {
     #[test]
     fn what_is_over_concerns_nobody() {
         let mut blame = waiting();
-        blame.wait(LOOP, TURN).owner = Some(8);
+        blame.wait(LOOP, TURN).owner = Some((8, 0x7f10));
         blame.turn_over(LOOP, TURN);
         assert_eq!(blame.concerned(&captured(8, reason::TICK, -1)), []);
         blame.keep(vec![(LOOP, TURN)]);

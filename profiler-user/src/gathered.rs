@@ -11,8 +11,8 @@ use crate::process::neighbour::Neighbour;
 use crate::runtime::pool::Pool;
 use crate::runtime::tokio;
 use crate::turn::holders::Holders;
-use crate::turn::samples::{Samples, Waited};
-use crate::turn::{Awaited, Holder, Named, Other, Queue, Sampled, Waker};
+use crate::turn::samples::{Samples, Wait};
+use crate::turn::{Awaited, Holder, Lock, LockOwner, Other, Queue, Sampled, Waited, Waker};
 
 /// Descriptors described in one turn: each may cost a look through the socket tables.
 const MAX_DESCRIPTORS: usize = 8;
@@ -44,8 +44,8 @@ pub struct Gathered {
     pub pool: Option<Pool>,
     /// Who was seen to hold what the thread waited for.
     pub holders: Holders,
-    /// The owner that the lock itself named last.
-    owner: Option<u32>,
+    /// The owner that a lock named last, and the lock's futex.
+    owner: Option<(u32, u64)>,
     wakes: Vec<Wake>,
     /// Other threads, each as it was seen last.
     others: BTreeMap<u32, Sampled>,
@@ -114,8 +114,8 @@ impl Gathered {
     }
 
     /// A thread owns the lock, by the lock's own word.
-    pub fn owned_by(&mut self, tid: u32) {
-        self.owner = Some(tid);
+    pub fn owned_by(&mut self, tid: u32, futex: u64) {
+        self.owner = Some((tid, futex));
     }
 
     /// Where another thread was.
@@ -146,27 +146,27 @@ impl Gathered {
 
     /// A blocked stretch is over: whoever was seen to hold in it what the thread waited for counts.
     pub fn block_over(&mut self, at_ns: u64, blocked_ns: u64) {
-        if let Some(waited) = self.samples.wait_at(at_ns) {
-            self.holders.settle(at_ns, at_ns.saturating_add(blocked_ns), waited.awaited);
+        if let Some(wait) = self.samples.wait_at(at_ns) {
+            self.holders.settle(at_ns, at_ns.saturating_add(blocked_ns), wait.lock());
         }
     }
 
     /// The holders' stacks, with their shares of the time that the loop waited for what they held.
-    pub fn holders(&self, stacks: &[Sampled]) -> Vec<Holder> {
-        let waited_ns = |awaited: Awaited| {
-            let waits = stacks.iter().filter(|sampled| sampled.awaited == awaited);
-            waits.map(|sampled| sampled.time_ns).sum()
+    pub fn holders(&self, waited: &[Waited]) -> Vec<Holder> {
+        let waited_ns = |lock: Lock| {
+            waited.iter().find(|waited| waited.lock == lock).map_or(0, |waited| waited.time_ns)
         };
-        let mut holders = self.holders.shares(self.samples.open_wait(), waited_ns);
+        let open = self.samples.open_wait().map(|(from_ns, wait)| (from_ns, wait.lock()));
+        let mut holders = self.holders.shares(open, waited_ns);
         for holder in &mut holders {
             holder.name = self.names.get(&holder.tid).cloned();
         }
         holders
     }
 
-    pub fn owner(&self) -> Option<Named> {
-        let tid = self.owner?;
-        Some(Named { tid, name: self.names.get(&tid).cloned() })
+    pub fn owner(&self) -> Option<LockOwner> {
+        let (tid, futex) = self.owner?;
+        Some(LockOwner { futex, tid, name: self.names.get(&tid).cloned() })
     }
 
     /// Who ended waits, with what those waits had lasted; the longest first. The waits of one thread
@@ -180,7 +180,7 @@ impl Gathered {
                 continue;
             }
             let ended_ns = wake.at_ns.saturating_sub(wake.blocked_at_ns);
-            let Waited { awaited, registers: wait } = waited;
+            let Wait { awaited, registers: wait } = waited;
             let of_kind = |known: &&mut Waker| {
                 // Many locks are made anew for each wait.
                 let is_alike = awaited == Awaited::Futex
@@ -332,7 +332,7 @@ mod tests {
     use crate::report::sample::{native, python};
     use crate::turn::holders::Sighting;
     use crate::turn::samples::Was;
-    use crate::turn::{Awaited, Sampled, ThreadState, Waker};
+    use crate::turn::{Awaited, Lock, Sampled, ThreadState, Waker};
 
     fn waits(gathered: &mut Gathered, at_ns: u64, blocked_ns: u64, awaited: Awaited) {
         let (stack, state) = (Stack::default(), ThreadState::Blocked);
@@ -346,7 +346,7 @@ mod tests {
         Sighting {
             at_ns,
             tid,
-            held: Awaited::Gil,
+            held: Lock::Gil,
             stack: Stack::default(),
             state: ThreadState::RunningUser,
             registers: Registers::default(),
@@ -365,8 +365,7 @@ mod tests {
         }
         waits(&mut gathered, 1000, 400, Awaited::Gil);
         waits(&mut gathered, 1400, 1000, Awaited::Syscall);
-        let stacks = gathered.samples.stacks(0, 3000);
-        let holders = gathered.holders(&stacks);
+        let holders = gathered.holders(&gathered.samples.waited(3000));
         let seen: Vec<_> = holders.iter().map(|holder| (holder.tid, holder.seen.time_ns)).collect();
         assert_eq!(seen, [(8, 300), (7, 100)]);
         assert_eq!(holders[0].name.as_deref(), Some("t8"));
@@ -477,7 +476,7 @@ mod tests {
     fn turns_do_not_mix() {
         let mut gathered = Gathered { loop_kind: Some("asyncio"), ..Gathered::default() };
         gathered.keep_to(5);
-        gathered.owned_by(7);
+        gathered.owned_by(7, 0x7f10);
         gathered.keep_to(5);
         assert!(gathered.owner().is_some());
         gathered.keep_to(6);

@@ -14,8 +14,8 @@ use crate::runtime::pool::Posture;
 use crate::runtime::v8::ScriptFrames;
 use crate::source::Captured;
 use crate::task::Running;
-use crate::turn::Awaited;
 use crate::turn::tracker::Due;
+use crate::turn::{Awaited, Lock};
 
 /// Interpreter frames of one capture, or why there are none.
 #[derive(Debug, Clone)]
@@ -73,7 +73,7 @@ pub struct Sight {
     pub loop_tid: u32,
     pub turn_start_ns: u64,
     /// What the thread holds, if that is why.
-    pub held: Option<Awaited>,
+    pub held: Option<Lock>,
 }
 
 /// What was lost, by name.

@@ -12,7 +12,7 @@ use crate::source::Captured;
 use crate::source::kernel::ticks::FREQUENCY_HZ;
 use crate::turn::holders::Sighting;
 use crate::turn::tracker::doing;
-use crate::turn::{Awaited, Sampled, ThreadState, Waker};
+use crate::turn::{Awaited, Lock, Sampled, ThreadState, Waker};
 
 /// What one tick stands for.
 const TICK_NS: u64 = 1_000_000_000 / FREQUENCY_HZ;
@@ -31,8 +31,8 @@ impl Analyst {
             (at_ns, self.other_stack(captured, python, doing(captured.head.state)))
         });
         let Some(gathered) = self.concerned(tid, sight) else { return };
-        if sight.held == Some(Awaited::Futex) {
-            gathered.owned_by(tid);
+        if let Some(Lock::Futex(futex)) = sight.held {
+            gathered.owned_by(tid, futex);
         }
         if let (Some(held), Some((at_ns, sampled))) = (sight.held, sampled) {
             let Sampled { stack, state, registers, .. } = sampled;

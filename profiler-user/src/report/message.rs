@@ -96,8 +96,7 @@ fn at(cause: &Cause) -> &'static str {
 fn mixture(cause: &Cause) -> (String, String) {
     let is_said = |part: &&Component| part.time_ns >= cause.time_ns / SAID_FRACTION;
     let of = |part: &Component| {
-        let culprit = part.culprit.as_ref().filter(|_| !is_from_outside(&part.kind));
-        let place = culprit.map(place).map(|place| format!(" at {place}"));
+        let place = part.culprit.as_ref().map(place).map(|place| format!(" at {place}"));
         let place = place.unwrap_or_default();
         let waits = waits(&part.kind, part.times);
         format!("{} ms {}{waits}{place}", milliseconds(part.time_ns), part.summary)
@@ -108,13 +107,6 @@ fn mixture(cause: &Cause) -> (String, String) {
     }
     let part = format!("{} ms of it ", milliseconds(cause.time_ns));
     (part, format!("; also {}", others.join(", ")))
-}
-
-/// Whether the line says nothing of why: it is only where the thread was when others took the CPU. Behind
-/// their names it would look like theirs.
-fn is_from_outside(kind: &CauseKind) -> bool {
-    use CauseKind::{CpuQuota, RunQueue, Stopped};
-    matches!(kind, RunQueue { .. } | CpuQuota { .. } | Stopped { .. })
 }
 
 /// `stalltrace 0.1.0 watches uvicorn[4242] for event loop stalls past 100 ms`

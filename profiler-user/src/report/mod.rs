@@ -30,7 +30,7 @@ use self::group::Tally;
 pub use self::schema::Report;
 use self::schema::session::{Configuration, EndReason, Probe, SessionEnd, SessionStart, WaitHooks};
 use self::schema::stall::{
-    CauseKind, Frame, Language, LoopThread, Role, Stack, Stall, StallLine, State, Switches, Thread,
+    Frame, Language, LoopThread, Role, Stack, Stall, StallLine, State, Switches, Thread,
     WaitingConnections,
 };
 use self::schema::{Common, Process, Runtime, SchemaVersion, Severity};
@@ -126,8 +126,7 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
         part.culprit = culprit::find(evidence, &owner, *blamed);
     }
     let culprit = culprit::find(&verdict.evidence, &owner, verdict.blamed);
-    let is_stopped = matches!(verdict.cause.kind, CauseKind::Stopped { .. });
-    if culprit.is_none() && !is_stopped {
+    if culprit.is_none() && !verdict.cause.kind.is_from_outside() {
         gaps.push(missing_culprit(&verdict.evidence, &owner));
     }
     let task = task::find(seen, &verdict, culprit.as_ref(), &owner, &mut gaps);

@@ -136,6 +136,7 @@ pub fn stall() -> Stall {
         calls: Calls::default(),
         stacks: vec![receiving, parsing],
         holders: Vec::new(),
+        waited: Vec::new(),
         owner: None,
         wakers: Vec::new(),
         instead: Instead::default(),

@@ -396,7 +396,7 @@ mod tests {
     use crate::report::schema::stall::Task;
     use crate::report::{Report, sample};
     use crate::sink::Sink;
-    use crate::turn::{Awaited, End, Holder, Moment, Other, Sampled, ThreadState, Waker};
+    use crate::turn::{Awaited, End, Holder, Lock, Moment, Other, Sampled, ThreadState, Waker};
 
     const SESSION_START: &str = "\
 stalltrace 0.1.0 watches uvicorn[4242] for event loop stalls past 100 ms
@@ -462,7 +462,7 @@ uvicorn[4242]: 1 of 1200 turns stalled, 5012 ms in all, the longest 5012 ms; the
                 sample::on_cpu(vec![sample::python(function, "/srv/pay/app.py", 7)], 9_000_000);
             Sampled { state: ThreadState::Blocked, ..seen }
         };
-        let (tid, name, held) = (7, Some("writer".to_owned()), Awaited::Futex);
+        let (tid, name, held) = (7, Some("writer".to_owned()), Lock::Futex(0));
         stall.holders = vec![Holder { tid, name, held, seen: at("flush") }];
         let (pid, name, seen) = (4242, "writer".to_owned(), Some(at("release")));
         stall.wakers = vec![Waker {

@@ -7,7 +7,7 @@
 use profiler_ebpf::record::Registers;
 
 use super::samples::looks_same;
-use super::{Awaited, Holder, Sampled, ThreadState};
+use super::{Awaited, Holder, Lock, Sampled, ThreadState};
 use crate::frame::Stack;
 
 /// Different stacks of holders kept of one turn; what exceeds them is counted.
@@ -21,8 +21,7 @@ const MAX_PENDING: usize = 16 * 1024;
 pub struct Sighting {
     pub at_ns: u64,
     pub tid: u32,
-    /// What the thread held.
-    pub held: Awaited,
+    pub held: Lock,
     pub stack: Stack,
     pub state: ThreadState,
     pub registers: Registers,
@@ -34,7 +33,7 @@ pub struct Sighting {
 #[derive(Debug)]
 struct Seen {
     tid: u32,
-    held: Awaited,
+    held: Lock,
     sampled: Sampled,
     weight_ns: u64,
 }
@@ -94,7 +93,7 @@ impl Holders {
     }
 
     /// A stretch of waiting is over: what was seen in it counts, what was seen before it does not.
-    pub fn settle(&mut self, from_ns: u64, until_ns: u64, awaited: Awaited) {
+    pub fn settle(&mut self, from_ns: u64, until_ns: u64, awaited: Option<Lock>) {
         let (over, pending) = self.pending.iter().partition(|pending| pending.at_ns < until_ns);
         self.pending = pending;
         let over: Vec<Pending> = over;
@@ -107,8 +106,8 @@ impl Holders {
     /// what they held. `open` is the stretch of waiting that still lasts, if one does.
     pub fn shares(
         &self,
-        open: Option<(u64, Awaited)>,
-        waited_ns: impl Fn(Awaited) -> u64,
+        open: Option<(u64, Option<Lock>)>,
+        waited_ns: impl Fn(Lock) -> u64,
     ) -> Vec<Holder> {
         let copy = |seen: &Seen| Seen { sampled: seen.sampled.clone(), ..*seen };
         let mut counted: Vec<Seen> = self.seen.iter().map(copy).collect();
@@ -117,7 +116,7 @@ impl Holders {
                 count(&mut counted, *pending, from_ns, awaited);
             }
         }
-        let all = |held: Awaited| -> u64 {
+        let all = |held: Lock| -> u64 {
             counted.iter().filter(|seen| seen.held == held).map(|seen| seen.weight_ns).sum()
         };
         let share = |seen: &Seen| {
@@ -140,9 +139,9 @@ impl Holders {
 }
 
 /// Counts one sighting, if it fell into a stretch of waiting for what was held.
-fn count(seen: &mut [Seen], pending: Pending, from_ns: u64, awaited: Awaited) {
+fn count(seen: &mut [Seen], pending: Pending, from_ns: u64, awaited: Option<Lock>) {
     let Some(seen) = seen.get_mut(pending.seen) else { return };
-    if seen.held == awaited && pending.at_ns >= from_ns {
+    if awaited == Some(seen.held) && pending.at_ns >= from_ns {
         seen.sampled.samples += 1;
         seen.weight_ns = seen.weight_ns.saturating_add(pending.weight_ns);
     }
@@ -150,22 +149,24 @@ fn count(seen: &mut [Seen], pending: Pending, from_ns: u64, awaited: Awaited) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Awaited, Holders, Sighting};
+    use super::{Holders, Sighting};
     use crate::frame::Stack;
-    use crate::turn::ThreadState;
+    use crate::turn::{Lock, ThreadState};
     use profiler_ebpf::record::Registers;
 
-    fn sighting(at_ns: u64, tid: u32, held: Awaited) -> Sighting {
+    fn sighting(at_ns: u64, tid: u32, held: Lock) -> Sighting {
         let (stack, state) = (Stack::default(), ThreadState::RunningUser);
         let registers = Registers::default();
         Sighting { at_ns, tid, held, stack, state, registers, weight_ns: 10 }
     }
 
-    fn shares(holders: &Holders, open: Option<(u64, Awaited)>) -> Vec<(u32, u64, u64)> {
-        let shares = holders.shares(open, |awaited| match awaited {
-            Awaited::Gil => 400,
-            _ => 90,
-        });
+    fn shares(holders: &Holders, open: Option<(u64, Lock)>) -> Vec<(u32, u64, u64)> {
+        let shares =
+            holders.shares(open.map(|(from_ns, lock)| (from_ns, Some(lock))), |lock| match lock {
+                Lock::Gil => 400,
+                Lock::Futex(0x10) => 90,
+                Lock::Futex(_) => 50,
+            });
         shares.iter().map(|holder| (holder.tid, holder.seen.samples, holder.seen.time_ns)).collect()
     }
 
@@ -176,12 +177,12 @@ mod tests {
         //       ├ waits GIL ──┤ runs   ├ waits futex ──┤
         let mut holders = Holders::default();
         for (at_ns, tid) in [(90, 7), (110, 7), (120, 8), (130, 8), (140, 8), (160, 9)] {
-            holders.sight(sighting(at_ns, tid, Awaited::Gil));
+            holders.sight(sighting(at_ns, tid, Lock::Gil));
         }
-        holders.settle(100, 150, Awaited::Gil);
-        holders.sight(sighting(210, 7, Awaited::Gil));
-        holders.sight(sighting(220, 5, Awaited::Futex));
-        holders.settle(200, 260, Awaited::Futex);
+        holders.settle(100, 150, Some(Lock::Gil));
+        holders.sight(sighting(210, 7, Lock::Gil));
+        holders.sight(sighting(220, 5, Lock::Futex(0x10)));
+        holders.settle(200, 260, Some(Lock::Futex(0x10)));
         assert_eq!(shares(&holders, None), [(8, 3, 300), (7, 1, 100), (5, 1, 90)]);
     }
 
@@ -189,12 +190,12 @@ mod tests {
     #[test]
     fn an_open_stretch_counts() {
         let mut holders = Holders::default();
-        holders.sight(sighting(90, 6, Awaited::Gil));
-        holders.sight(sighting(110, 7, Awaited::Gil));
+        holders.sight(sighting(90, 6, Lock::Gil));
+        holders.sight(sighting(110, 7, Lock::Gil));
         assert_eq!(shares(&holders, None), []);
-        assert_eq!(shares(&holders, Some((100, Awaited::Gil))), [(7, 1, 400)]);
-        assert_eq!(shares(&holders, Some((100, Awaited::Futex))), []);
-        holders.settle(100, 120, Awaited::Gil);
+        assert_eq!(shares(&holders, Some((100, Lock::Gil))), [(7, 1, 400)]);
+        assert_eq!(shares(&holders, Some((100, Lock::Futex(0x10)))), []);
+        holders.settle(100, 120, Some(Lock::Gil));
         assert_eq!(shares(&holders, None), [(7, 1, 400)]);
     }
 
@@ -202,9 +203,21 @@ mod tests {
     #[test]
     fn sightings_are_weighed() {
         let mut holders = Holders::default();
-        holders.sight(Sighting { weight_ns: 30, ..sighting(110, 7, Awaited::Gil) });
-        holders.sight(sighting(120, 8, Awaited::Gil));
-        holders.settle(100, 150, Awaited::Gil);
+        holders.sight(Sighting { weight_ns: 30, ..sighting(110, 7, Lock::Gil) });
+        holders.sight(sighting(120, 8, Lock::Gil));
+        holders.settle(100, 150, Some(Lock::Gil));
         assert_eq!(shares(&holders, None), [(7, 1, 300), (8, 1, 100)]);
+    }
+
+    /// Of several locks, each one's time is shared by those who had that one.
+    #[test]
+    fn locks_are_told_apart() {
+        let mut holders = Holders::default();
+        for (at_ns, tid, futex) in [(110, 7, 0x10), (210, 7, 0x10), (220, 8, 0x20)] {
+            holders.sight(sighting(at_ns, tid, Lock::Futex(futex)));
+        }
+        holders.settle(100, 150, Some(Lock::Futex(0x10)));
+        holders.settle(200, 250, Some(Lock::Futex(0x20)));
+        assert_eq!(shares(&holders, None), [(7, 1, 90), (8, 1, 50)]);
     }
 }

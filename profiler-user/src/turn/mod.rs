@@ -97,13 +97,21 @@ pub enum Awaited {
     Futex,
 }
 
+/// What one thread has and another waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lock {
+    /// The interpreter's global lock.
+    Gil,
+    /// Whatever the futex at this address stands for.
+    Futex(u64),
+}
+
 /// A thread that held what the loop waited for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
     pub tid: u32,
     pub name: Option<String>,
-    /// What it held.
-    pub held: Awaited,
+    pub held: Lock,
     /// One of its stacks. `time_ns` is its share of the time that the loop waited.
     pub seen: Sampled,
 }
@@ -157,11 +165,20 @@ pub struct Calls {
     pub heaviest_ticks: u64,
 }
 
-/// A thread, by its number and its name.
+/// The owner of a lock, by the lock's own word.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Named {
+pub struct LockOwner {
+    /// The lock's futex.
+    pub futex: u64,
     pub tid: u32,
     pub name: Option<String>,
+}
+
+/// A lock that the loop waited for, and how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waited {
+    pub lock: Lock,
+    pub time_ns: u64,
 }
 
 /// One stalled turn of one loop, up to some moment. Times in ns of CLOCK_MONOTONIC.
@@ -185,8 +202,10 @@ pub struct Stall {
     pub stacks: Vec<Sampled>,
     /// Who held what the loop waited for; heaviest first.
     pub holders: Vec<Holder>,
-    /// Who owns the lock that the loop waits or waited for, by the lock's own word.
-    pub owner: Option<Named>,
+    /// How long it waited for each lock; the longest first.
+    pub waited: Vec<Waited>,
+    /// Who was found to own the lock that the loop waited for last.
+    pub owner: Option<LockOwner>,
     /// Who ran while the thread was ready and had no CPU.
     pub instead: Instead,
     /// Who ended the loop's waits; the one of the longest waits first.

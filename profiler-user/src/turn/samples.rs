@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use profiler_ebpf::record::Registers;
 
-use super::{Awaited, Calls, Sampled, ThreadState, activity_of};
+use super::{Awaited, Calls, Lock, Sampled, ThreadState, Waited, activity_of};
 use crate::call::Call;
 use crate::frame::Stack;
 use crate::task::{Running, Share};
@@ -67,9 +67,20 @@ impl Was {
 
 /// A wait, as its capture showed it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Waited {
+pub struct Wait {
     pub awaited: Awaited,
     pub registers: Registers,
+}
+
+impl Wait {
+    /// What another thread had to give up to end it.
+    pub fn lock(&self) -> Option<Lock> {
+        match self.awaited {
+            Awaited::Syscall => None,
+            Awaited::Gil => Some(Lock::Gil),
+            Awaited::Futex => Some(Lock::Futex(self.registers.args[0])),
+        }
+    }
 }
 
 /// The stacks of one turn.
@@ -120,16 +131,43 @@ impl Samples {
     }
 
     /// What the thread waited for in the stretch that began at `at_ns`.
-    pub fn wait_at(&self, at_ns: u64) -> Option<Waited> {
-        let block = self.blocks.iter().rev().find(|block| block.at_ns == at_ns)?;
-        let awaited = self.stacks.get(block.stack)?.awaited;
-        Some(Waited { awaited, registers: block.registers })
+    pub fn wait_at(&self, at_ns: u64) -> Option<Wait> {
+        self.wait(self.blocks.iter().rev().find(|block| block.at_ns == at_ns)?)
     }
 
     /// The stretch that still lasts: since when, and what for.
-    pub fn open_wait(&self) -> Option<(u64, Awaited)> {
+    pub fn open_wait(&self) -> Option<(u64, Wait)> {
         let block = self.blocks.last().filter(|block| block.blocked_ns.is_none())?;
-        Some((block.at_ns, self.stacks.get(block.stack)?.awaited))
+        Some((block.at_ns, self.wait(block)?))
+    }
+
+    fn wait(&self, block: &Block) -> Option<Wait> {
+        let awaited = self.stacks.get(block.stack)?.awaited;
+        Some(Wait { awaited, registers: block.registers })
+    }
+
+    /// How long the thread waited for each lock up to `now_ns`, the longest first.
+    pub fn waited(&self, now_ns: u64) -> Vec<Waited> {
+        let mut times = BTreeMap::<Lock, u64>::new();
+        for (block, blocked_ns) in self.blocked(now_ns) {
+            if let Some(lock) = self.wait(block).and_then(|wait| wait.lock()) {
+                *times.entry(lock).or_default() += blocked_ns;
+            }
+        }
+        let mut waited: Vec<Waited> =
+            times.into_iter().map(|(lock, time_ns)| Waited { lock, time_ns }).collect();
+        waited.sort_by_key(|waited| std::cmp::Reverse(waited.time_ns));
+        waited
+    }
+
+    /// Each blocked stretch with its length up to `now_ns`.
+    fn blocked(&self, now_ns: u64) -> impl Iterator<Item = (&Block, u64)> {
+        let begins = self.blocks.iter().skip(1).map(|block| block.at_ns).chain([now_ns]);
+        self.blocks.iter().zip(begins).map(|(block, next_ns)| {
+            // One whose end was lost was over at the latest when the next began.
+            let until_ns = next_ns.saturating_sub(block.at_ns);
+            (block, block.blocked_ns.unwrap_or(until_ns))
+        })
     }
 
     pub fn ticks(&self) -> (u64, u64) {
@@ -171,10 +209,7 @@ impl Samples {
                 }
             }
         }
-        let begins = self.blocks.iter().skip(1).map(|block| block.at_ns).chain([now_ns]);
-        for (block, next_ns) in self.blocks.iter().zip(begins) {
-            // One whose end was lost was over at the latest when the next began.
-            let blocked_ns = block.blocked_ns.unwrap_or(next_ns.saturating_sub(block.at_ns));
+        for (block, blocked_ns) in self.blocked(now_ns) {
             let sampled = &mut stacks[block.stack];
             sampled.time_ns += blocked_ns;
             if let Some(share) = block.share {

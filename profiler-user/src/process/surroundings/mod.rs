@@ -22,7 +22,7 @@ use self::freezer::Freezers;
 use self::history::History;
 use self::place::Place;
 use self::quota::Limited;
-use crate::around::{Pressure, PressureOf, Surroundings, Tracer};
+use crate::around::{Pressure, PressureOf, Quota, Surroundings, Tracer};
 use crate::gap::Gap;
 use crate::process::target::text;
 
@@ -102,7 +102,11 @@ impl Watch {
     pub fn between(&mut self, tid: u32, from_ns: u64, until_ns: u64) -> Surroundings {
         // Whoever asks has a stall to report; that is seldom.
         self.look_at_steal(until_ns);
-        let quotas = self.quotas.iter().filter_map(|quota| quota.between(from_ns, until_ns));
+        let quotas: Vec<Quota> =
+            self.quotas.iter().filter_map(|quota| quota.between(from_ns, until_ns)).collect();
+        let is_new = quotas.len() < self.quotas.len();
+        let too_new =
+            || Gap::new("cpu_quota", "what was used up of it was not read before the stall began");
         let status = fs::read_to_string(format!("/proc/{}/task/{tid}/status", self.pid));
         let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
         let pressure = self.pressure.as_ref().and_then(|(of, _)| {
@@ -111,8 +115,8 @@ impl Watch {
         let frozen = self.freezers.between(from_ns, until_ns);
         Surroundings {
             // Each group counts only what its own quota did. Among equals the innermost.
-            quota: quotas.rev().max_by_key(|quota| quota.throttled.at_most_ns),
-            quota_gap: self.quota_gap.clone(),
+            quota: quotas.into_iter().rev().max_by_key(|quota| quota.throttled.at_most_ns),
+            quota_gap: self.quota_gap.clone().or_else(|| is_new.then(too_new)),
             cpus: status.ok().and_then(|status| thread::cpus(&status, &online)),
             stolen: self.stolen.growth(from_ns, until_ns),
             pressure,

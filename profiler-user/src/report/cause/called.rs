@@ -1,6 +1,6 @@
 //! What was known of a system call to the fields of its cause and to its words.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::woken;
 use crate::call::{self, Timeout, is_remote};
@@ -76,12 +76,39 @@ fn in_memory(call: &call::Call) -> Option<String> {
     let Some((first, others)) = call.polled.split_first() else {
         return call.descriptor.as_ref().map(|descriptor| descriptor.text.clone());
     };
-    let others = others.len() as u64 + call.more_polled;
-    Some(match others {
-        0 => first.text.clone(),
-        1 => format!("{} and another", first.text),
-        _ => format!("{} and {others} others", first.text),
-    })
+    Some(with_others(first.text.clone(), others.len() + call.more_polled as usize))
+}
+
+/// `/srv/a.json and 12 others`
+pub fn with_others(target: String, others: usize) -> String {
+    match others {
+        0 => target,
+        1 => format!("{target} and another"),
+        _ => format!("{target} and {others} others"),
+    }
+}
+
+/// The one socket that it waited at, in the words of a report: they name its peer.
+pub fn peer(sampled: &Sampled) -> Option<&str> {
+    let call = sampled.call.as_deref()?;
+    let descriptor = match call.polled.as_slice() {
+        [] => call.descriptor.as_ref(),
+        [only] if call.more_polled == 0 => Some(only),
+        _ => None,
+    };
+    descriptor.filter(|it| it.kind == call::Kind::Socket).map(|it| it.text.as_str())
+}
+
+/// How many other things than the first the stacks' calls worked on, as far as that is known.
+pub fn others(stacks: &[&Sampled]) -> usize {
+    let text = |sampled: &&Sampled| {
+        // One call on several at once says so by itself.
+        let call = sampled.call.as_deref().filter(|call| call.polled.len() < 2)?;
+        let of_descriptor = call.descriptor.as_ref().map(|it| it.text.clone());
+        of_descriptor.or_else(|| in_memory(call))
+    };
+    let texts: BTreeSet<String> = stacks.iter().filter_map(text).collect();
+    texts.len().saturating_sub(1)
 }
 
 /// `child 4711 (pg_dump shop)`

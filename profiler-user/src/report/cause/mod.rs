@@ -18,13 +18,15 @@ mod woken;
 
 use std::collections::BTreeMap;
 
+use profiler_ebpf::turn::START_UNKNOWN;
+
 use self::wait::Wait;
 use super::account::Part;
 use super::message::milliseconds;
 use super::schema::stall::{self, Cause, CauseKind, Confidence, MemoryActivity};
 use crate::activity::Activity;
 use crate::gap::Gap;
-use crate::turn::{Sampled, Stall};
+use crate::turn::{End, Sampled, Stall};
 
 /// A component that was measured and has this much of the turn is its cause for certain: no other can
 /// be larger.
@@ -52,16 +54,16 @@ pub struct Verdict<'a> {
 /// One thing that the turn's time went into.
 #[derive(Debug)]
 struct Component<'a> {
-    nature: Nature,
+    nature: Nature<'a>,
     time_ns: u64,
     /// The stacks that were taken in it, heaviest first.
     stacks: Vec<&'a Sampled>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Nature {
+enum Nature<'a> {
     Running,
-    Waiting(Wait),
+    Waiting(Wait<'a>),
     /// Blocked, and no stack says in what.
     Unseen,
     /// The kernel got memory for it, or a lock of the address space: running or blocked.
@@ -128,10 +130,9 @@ pub fn judge<'a>(stall: &'a Stall, descriptors: &BTreeMap<u32, String>) -> Verdi
         })
         .collect();
     let explanation = explain(largest, stall, descriptors);
+    let is_largest = is_whole(stall) && is_percent(largest.time_ns, whole_ns, CERTAIN_PERCENT);
     let confidence = match explanation.basis {
-        Basis::Measured if is_percent(largest.time_ns, whole_ns, CERTAIN_PERCENT) => {
-            Confidence::Certain
-        }
+        Basis::Measured if is_largest => Confidence::Certain,
         Basis::Measured | Basis::Sampled => Confidence::Likely,
         Basis::Missing => Confidence::Unknown,
     };
@@ -165,7 +166,7 @@ fn words(kind: &CauseKind, component: &Component<'_>) -> String {
 
 /// A hint where the hypervisor took CPU time inside the stall: no cause, because it is not told from
 /// which CPU, and to the guest a thread runs all the same.
-fn steal(nature: Nature, stall: &Stall) -> Option<String> {
+fn steal(nature: Nature<'_>, stall: &Stall) -> Option<String> {
     let stolen = stall.around.stolen?;
     let whole_ns = stall.turn.booked_ns();
     let needs_cpu = matches!(nature, Nature::Running | Nature::Runnable | Nature::Throttled);
@@ -199,6 +200,11 @@ fn explain<'a>(
         },
         Nature::Stopped => stopped::explain(component, stall),
     }
+}
+
+/// Whether nothing of it lies outside of what was measured; what was not seen may be the larger part.
+fn is_whole(stall: &Stall) -> bool {
+    stall.turn.flags & START_UNKNOWN == 0 && !matches!(stall.end, End::Unseen(_))
 }
 
 fn is_percent(part: u64, whole: u64, percent: u64) -> bool {
@@ -253,7 +259,7 @@ fn components(stall: &Stall) -> Vec<Component<'_>> {
 struct Components<'a>(Vec<Component<'a>>);
 
 impl<'a> Components<'a> {
-    fn of(&mut self, nature: Nature) -> &mut Component<'a> {
+    fn of(&mut self, nature: Nature<'a>) -> &mut Component<'a> {
         let place = self.0.iter().position(|known| known.nature == nature).unwrap_or_else(|| {
             self.0.push(Component { nature, time_ns: 0, stacks: Vec::new() });
             self.0.len() - 1
@@ -261,12 +267,12 @@ impl<'a> Components<'a> {
         &mut self.0[place]
     }
 
-    fn add(&mut self, nature: Nature, time_ns: u64) {
+    fn add(&mut self, nature: Nature<'a>, time_ns: u64) {
         let component = self.of(nature);
         component.time_ns = component.time_ns.saturating_add(time_ns);
     }
 
-    fn see(&mut self, nature: Nature, time_ns: u64, sampled: &'a Sampled) {
+    fn see(&mut self, nature: Nature<'a>, time_ns: u64, sampled: &'a Sampled) {
         self.add(nature, time_ns);
         self.of(nature).stacks.push(sampled);
     }
@@ -318,14 +324,16 @@ impl Component<'_> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use profiler_ebpf::turn::Turn;
+    use profiler_ebpf::turn::{START_UNKNOWN, Turn};
 
     use super::judge;
-    use crate::around::{self, Growth, Pressure, PressureOf, Quota, Surroundings};
+    use crate::around::{self, Cpus, Growth, Pressure, PressureOf, Quota, Surroundings};
+    use crate::call::{Call, Descriptor, Kind};
     use crate::gap::Gap;
     use crate::report::sample::{self, blocked_in, javascript, kernel, native, on_cpu, python};
     use crate::report::schema::stall::{Cause, CauseKind, Confidence};
-    use crate::turn::{Awaited, End, Holder, Sampled, Stall, ThreadState};
+    use crate::turn::instead::Instead;
+    use crate::turn::{Awaited, End, Holder, Lock, Sampled, Stall, ThreadState};
 
     const RECVFROM: i64 = 45;
     const FSYNC: i64 = 74;
@@ -469,7 +477,8 @@ mod tests {
             throttled,
         });
         let around = Surroundings { quota, ..stall.around.clone() };
-        Stall { around, ..stall }
+        let instead = Instead { idle_ns: 75 * MS, ..Instead::default() };
+        Stall { around, instead, ..stall }
     }
 
     /// The quota is the cause where it was used up for most of the time without a CPU; that is certain
@@ -518,16 +527,72 @@ mod tests {
         assert!(also.contains(&"out of its CPU quota (0.5 CPUs), throttled for 20 ms"), "{also:?}");
     }
 
-    /// Where quotas could not be looked for, or what is counted is behind, it is said where it matters.
+    /// Where quotas could not be looked for, or what is counted is behind, it is said where it matters, and
+    /// nobody else is to blame for certain.
     #[test]
     fn quota_that_is_not_known() {
+        let is_told = |stall: &Stall, start: &str| {
+            let verdict = judge(stall, &BTreeMap::new());
+            assert_eq!(verdict.cause.confidence, Confidence::Likely);
+            verdict.gaps.iter().any(|gap| gap.0.starts_with(start))
+        };
         let mut stall = with_quota(None);
         stall.around.quota_gap = Some(Gap::new("cpu_quota", "not mounted"));
-        let told = |stall: &Stall| judge(stall, &BTreeMap::new()).gaps;
-        assert!(told(&stall).iter().any(|gap| gap.0 == "cpu_quota: not mounted"));
+        assert!(is_told(&stall, "cpu_quota: not mounted"));
         let mut open = with_quota(growth(0, 0, 130 * MS));
         (open.end, open.now) = (End::NotYet, Some(ThreadState::Runnable));
-        assert!(told(&open).iter().any(|gap| gap.0.starts_with("throttled_ns")));
+        assert!(is_told(&open, "throttled_ns"));
+    }
+
+    /// The kernel does not tell on which CPU the quota was used up: of several it may have been another,
+    /// unless this one had nothing to do meanwhile.
+    #[test]
+    fn quota_of_another_cpu() {
+        let mut stall = with_quota(growth(70 * MS, 75 * MS, 130 * MS));
+        let confidence = |stall: &Stall| judge(stall, &BTreeMap::new()).cause.confidence;
+        stall.instead.idle_ns = 10 * MS;
+        assert_eq!(confidence(&stall), Confidence::Likely);
+        stall.around.cpus = Some(Cpus { allowed: 1, online: 1, list: "0".to_owned() });
+        assert_eq!(confidence(&stall), Confidence::Certain);
+    }
+
+    /// What was not seen of a stall may be its larger part.
+    #[test]
+    fn stalls_without_an_edge() {
+        let whole = stall([5, 95, 0, 0], vec![blocked_in(230, [0; 6], 95)]);
+        let confidence = |stall: &Stall| judge(stall, &BTreeMap::new()).cause.confidence;
+        assert_eq!(confidence(&whole), Confidence::Certain);
+        let end = End::Unseen("detached".to_owned());
+        assert_eq!(confidence(&Stall { end, ..whole.clone() }), Confidence::Likely);
+        let turn = Turn { flags: START_UNKNOWN, ..whole.turn };
+        assert_eq!(confidence(&Stall { turn, ..whole }), Confidence::Likely);
+    }
+
+    /// Connections to one peer are one wait, whatever their numbers; a number that stood for another peer
+    /// before is another; and of files that have a number in turn, it is said that they were several.
+    #[test]
+    fn waits_by_what_they_are_on() {
+        let on = |kind, text: &str, number: u64, time_ns| {
+            let descriptor = Descriptor::new(number as u32, kind, text);
+            let call = Call { descriptor: Some(descriptor), is_seen: true, ..Call::default() };
+            let waited = blocked_in(RECVFROM, [number, 0, 0, 0, 0, 0], time_ns);
+            Sampled { call: Some(Box::new(call)), ..waited }
+        };
+        let told = |stacks: Vec<Sampled>| {
+            let stall = stall([0, 100, 0, 0], stacks);
+            let Cause { summary, time_ns, .. } = judge(&stall, &BTreeMap::new()).cause;
+            (summary, time_ns)
+        };
+        let socket = |text, number, time_ns| on(Kind::Socket, text, number, time_ns);
+        let same = told(vec![
+            socket("tcp a:1", 7, 40),
+            socket("tcp a:1", 8, 30),
+            socket("tcp b:1", 7, 30),
+        ]);
+        assert_eq!(same, ("blocked in recvfrom on tcp a:1".to_owned(), 70));
+        let file = |text, time_ns| on(Kind::File, text, 7, time_ns);
+        let files = told(vec![file("/a", 40), file("/b", 30), file("/c", 30)]);
+        assert_eq!(files, ("blocked in recvfrom on /a and 2 others".to_owned(), 100));
     }
 
     /// Time that a hypervisor took is a hint where it was much and inside the stall, and only where the
@@ -752,7 +817,7 @@ mod tests {
         assert!(verdict.gaps[0].0.starts_with("holder_thread"), "{:?}", verdict.gaps);
 
         let seen = on_cpu(vec![python("match_report", "/srv/app.py", 7)], 90);
-        let held = Awaited::Gil;
+        let held = Lock::Gil;
         stall.holders.push(Holder { tid: 77, name: None, held, seen: seen.clone() });
         let verdict = judge(&stall, &BTreeMap::new());
         assert_eq!(verdict.cause.summary, "waiting for the GIL, held by thread 77");

@@ -28,7 +28,7 @@ fn measured_ns(stall: &Stall) -> Option<u64> {
     Some(quota.throttled.at_most_ns.min(stall.turn.runnable_ns))
 }
 
-pub fn explain<'a>(component: &Component<'a>, stall: &'a Stall, quota: &Quota) -> Explanation<'a> {
+pub fn explain<'a>(component: &Component<'a>, stall: &Stall, quota: &Quota) -> Explanation<'a> {
     let kind = CauseKind::CpuQuota {
         throttled_ns: measured_ns(stall),
         quota_us: quota.quota_us,
@@ -36,9 +36,21 @@ pub fn explain<'a>(component: &Component<'a>, stall: &'a Stall, quota: &Quota) -
         cgroup: quota.cgroup.clone(),
     };
     let throttled = &quota.throttled;
-    // More than all the time there was: several CPUs were throttled, and which was the thread's is not told.
-    let is_of_one_cpu = throttled.at_most_ns <= throttled.over_ns;
     let is_proved = is_percent(throttled.at_least_ns, component.time_ns, PROVED_PERCENT);
-    let basis = if is_proved && is_of_one_cpu { Basis::Measured } else { Basis::Sampled };
-    Explanation::new(kind, basis, run_queue::evidence(component, stall), stall.tid)
+    let basis = match is_proved && is_of_its_cpu(component, stall, quota) {
+        true => Basis::Measured,
+        false => Basis::Sampled,
+    };
+    let gaps = vec![run_queue::no_culprit()];
+    Explanation { gaps, ..Explanation::new(kind, basis, Vec::new(), stall.tid) }
+}
+
+/// Whether it was the thread's own CPU on which the quota was used up. The kernel does not tell; but who
+/// is ready while its CPU has nothing to do is held back.
+fn is_of_its_cpu(component: &Component<'_>, stall: &Stall, quota: &Quota) -> bool {
+    let has_one = stall.around.cpus.as_ref().is_some_and(|cpus| cpus.online == 1);
+    let idled = is_percent(stall.instead.idle_ns, component.time_ns, PROVED_PERCENT);
+    // More than all the time there was: several CPUs were throttled.
+    let is_of_one = quota.throttled.at_most_ns <= quota.throttled.over_ns;
+    has_one || (idled && is_of_one)
 }

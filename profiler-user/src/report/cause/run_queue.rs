@@ -1,12 +1,11 @@
 //! Time in which the thread was ready and had no CPU to a cause: who had it, and in what words that is said.
 
-use super::{Basis, Component, Explanation, is_percent, shown};
+use super::{Basis, Component, Explanation, is_percent};
 use crate::gap::Gap;
-use crate::report::account::Part;
 use crate::report::message::milliseconds;
 use crate::report::schema::stall::{CauseKind, Preemptor};
 use crate::turn::instead::{Instead, Ran};
-use crate::turn::{End, Sampled, Stall, ThreadState};
+use crate::turn::{End, Stall, ThreadState};
 
 /// Whoever had this much of the time had most of it; a CPU that idled for so long is what to look at.
 const MOSTLY_PERCENT: u64 = 50;
@@ -17,13 +16,13 @@ const MUCH_PERCENT: u64 = 25;
 /// Less that is known of nobody is not worth a word: switches take a moment themselves.
 const UNKNOWN_PERCENT: u64 = 1;
 
-pub fn explain<'a>(component: &Component<'a>, stall: &'a Stall) -> Explanation<'a> {
+pub fn explain<'a>(component: &Component<'a>, stall: &Stall) -> Explanation<'a> {
     let (turn, instead) = (&stall.turn, &stall.instead);
+    let whole_ns = turn.runnable_ns;
     let preemptors = preemptors(instead);
     let unknown_ns = turn.runnable_ns.saturating_sub(instead.sum_ns());
     let mut gaps = missing(stall);
     if is_percent(unknown_ns, turn.runnable_ns, UNKNOWN_PERCENT) {
-        let whole_ns = turn.runnable_ns;
         let reason = format!(
             "who had the CPU for {unknown_ns} of {whole_ns} ns is not known: the thread was moved \
              to another CPU meanwhile, or nothing was switched there since it was woken"
@@ -32,6 +31,14 @@ pub fn explain<'a>(component: &Component<'a>, stall: &'a Stall) -> Explanation<'
     }
     if is_percent(instead.others_ns, turn.runnable_ns, UNKNOWN_PERCENT) {
         let reason = format!("{} ns were had by more tasks than are told apart", instead.others_ns);
+        gaps.push(Gap::new("preempted_by", reason));
+    }
+    let throttled_ns = whole_ns.saturating_sub(component.time_ns);
+    if is_percent(throttled_ns, whole_ns, UNKNOWN_PERCENT) {
+        let reason = format!(
+            "for {throttled_ns} of {whole_ns} ns the quota was used up, and when that was is not told: \
+             these times are of both"
+        );
         gaps.push(Gap::new("preempted_by", reason));
     }
     let cpus = stall.around.cpus.as_ref();
@@ -44,14 +51,24 @@ pub fn explain<'a>(component: &Component<'a>, stall: &'a Stall) -> Explanation<'
         allowed_cpus: cpus.map(|cpus| cpus.allowed),
         confined_to: confined.map(|cpus| cpus.list.clone()),
     };
-    let evidence = evidence(component, stall);
-    Explanation { gaps, ..Explanation::new(kind, Basis::Measured, evidence, stall.tid) }
+    gaps.push(no_culprit());
+    let basis = if may_be_quota(stall) { Basis::Sampled } else { Basis::Measured };
+    Explanation { gaps, ..Explanation::new(kind, basis, Vec::new(), stall.tid) }
 }
 
-/// What it would have gone on with shows where it ran before.
-pub fn evidence<'a>(component: &Component<'a>, stall: &'a Stall) -> Vec<&'a Sampled> {
-    let own = component.stacks.clone();
-    if own.is_empty() { shown(stall, Part::Running) } else { own }
+/// No line of the program is to blame for what others do with its CPU: it could have been any.
+pub fn no_culprit() -> Gap {
+    let reason = "the thread was ready and had no CPU; the stack only says where it was";
+    Gap::new("culprit", reason)
+}
+
+/// Whether the quota may have been used up without having been counted.
+fn may_be_quota(stall: &Stall) -> bool {
+    stall.around.quota_gap.is_some() || (waits_still(stall) && stall.around.quota.is_some())
+}
+
+fn waits_still(stall: &Stall) -> bool {
+    stall.end == End::NotYet && stall.now == Some(ThreadState::Runnable)
 }
 
 /// What is not known of the thread's right to a CPU.
@@ -61,8 +78,7 @@ fn missing(stall: &Stall) -> Vec<Gap> {
     if around.cpus.is_none() {
         gaps.push(Gap::new("allowed_cpus", "the thread has exited, or its status is hidden"));
     }
-    let waits_still = stall.end == End::NotYet && stall.now == Some(ThreadState::Runnable);
-    if waits_still && around.quota.is_some() {
+    if waits_still(stall) && around.quota.is_some() {
         let reason = "the kernel counts a wait for the quota's next period when it ends";
         gaps.push(Gap::new("throttled_ns", reason));
     }
@@ -191,7 +207,9 @@ mod tests {
 
     fn told(stall: &Stall) -> (String, Vec<String>) {
         let verdict = judge(stall, &BTreeMap::new());
-        (verdict.cause.summary, verdict.gaps.into_iter().map(|gap| gap.0).collect())
+        assert!(verdict.evidence.is_empty(), "no line is to blame");
+        let gaps = verdict.gaps.into_iter().map(|gap| gap.0);
+        (verdict.cause.summary, gaps.filter(|gap| !gap.starts_with("culprit")).collect())
     }
 
     /// How the CPU was lost and who had it most, in words; nothing is missing where all is known.

@@ -10,22 +10,28 @@ use crate::gap::Gap;
 use crate::report::hexadecimal;
 use crate::report::schema::stall::CauseKind;
 use crate::report::syscalls::{self, Operand};
-use crate::turn::{Awaited, Sampled, Stall};
+use crate::turn::{Awaited, Lock, Sampled, Stall};
 
 /// What makes blocked stacks the same wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wait {
+pub struct Wait<'a> {
     syscall: i64,
     operand: Operand,
+    /// Of a socket, whose number says nothing: connections to one peer are the same, and the next with
+    /// this number may be to another.
+    peer: Option<&'a str>,
     awaited: Awaited,
     is_disk: bool,
 }
 
-impl Wait {
-    pub fn of(sampled: &Sampled) -> Self {
+impl<'a> Wait<'a> {
+    pub fn of(sampled: &'a Sampled) -> Self {
+        let peer = called::peer(sampled);
+        let operand = syscalls::operand(&sampled.registers);
         Self {
             syscall: sampled.registers.syscall,
-            operand: syscalls::operand(&sampled.registers),
+            operand: if peer.is_some() { Operand::Nothing } else { operand },
+            peer,
             awaited: sampled.awaited,
             is_disk: is_disk(sampled),
         }
@@ -39,18 +45,27 @@ pub fn explain<'a>(
 ) -> Explanation<'a> {
     let mut gaps = Vec::new();
     let heaviest = component.stacks.first();
-    let kind = heaviest
-        .map_or(CauseKind::Unknown, |heaviest| wait_kind(stall, heaviest, descriptors, &mut gaps));
-    let basis = if kind == CauseKind::Unknown { Basis::Missing } else { Basis::Measured };
-    let (evidence, blamed) = held::evidence(stall, &kind, &mut gaps)
+    let kind = heaviest.map_or(CauseKind::Unknown, |heaviest| {
+        let others = called::others(&component.stacks);
+        wait_kind(stall, heaviest, others, descriptors, &mut gaps)
+    });
+    let basis = match kind {
+        CauseKind::Unknown => Basis::Missing,
+        _ if held::is_all(stall, &kind, component.time_ns, &mut gaps) => Basis::Measured,
+        _ => Basis::Sampled,
+    };
+    let lock = heaviest.and_then(|heaviest| held::lock_of(stall, heaviest));
+    let (evidence, blamed) = lock
+        .and_then(|lock| held::evidence(stall, &kind, lock, &mut gaps))
         .unwrap_or_else(|| (component.stacks.clone(), stall.tid));
     Explanation { gaps, ..Explanation::new(kind, basis, evidence, blamed) }
 }
 
-/// What a blocked stack was waiting for.
+/// What a blocked stack was waiting for, and that many others like it for something else of its kind.
 fn wait_kind(
     stall: &Stall,
     sampled: &Sampled,
+    others: usize,
     descriptors: &BTreeMap<u32, String>,
     gaps: &mut Vec<Gap>,
 ) -> CauseKind {
@@ -71,14 +86,13 @@ fn wait_kind(
     if syscalls::is_sleep(registers) {
         return called::sleep(sampled, syscall, gaps);
     }
-    if sampled.awaited == Awaited::Gil {
-        return held::gil(stall, gaps);
-    }
-    if syscalls::is_futex(registers) {
-        let [address, ..] = registers.args;
-        return held::lock(stall, hexadecimal(address), gaps);
+    match held::lock_of(stall, sampled) {
+        Some(Lock::Gil) => return held::gil(stall, gaps),
+        Some(Lock::Futex(futex)) => return held::lock(stall, futex, gaps),
+        None => {}
     }
     let target = called::target(sampled, &syscall, descriptors, gaps);
+    let target = target.map(|target| called::with_others(target, others));
     if is_disk(sampled) {
         let file_system = called::file_system(sampled).map(str::to_owned);
         return CauseKind::Disk { syscall: Some(syscall), target, file_system };

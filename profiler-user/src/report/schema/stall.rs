@@ -286,6 +286,13 @@ pub enum CauseKind {
     Unknown,
 }
 
+impl CauseKind {
+    /// Whether no line of the program is to blame: it was kept from running, wherever it was.
+    pub fn is_from_outside(&self) -> bool {
+        matches!(self, Self::RunQueue { .. } | Self::CpuQuota { .. } | Self::Stopped { .. })
+    }
+}
+
 /// What a thread did in the kernel instead of its work, to get memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(JsonSchema))]
