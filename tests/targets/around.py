@@ -9,6 +9,7 @@ Ends by itself.
 
 import argparse
 import asyncio
+import ctypes
 import os
 import signal
 import tempfile
@@ -16,6 +17,7 @@ import time
 
 MIB = 1 << 20
 PAGE = 4096
+MCL_CURRENT = 1
 
 # What `touch` reads.
 held = bytearray()
@@ -81,8 +83,11 @@ def turn_of(text):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--idle", type=float, default=0.4, help="seconds between the turns")
+    parser.add_argument("--lock-code", action="store_true", help="keep in memory what is mapped at the start")
     parser.add_argument("turns", nargs="+", type=turn_of)
     options = parser.parse_args()
+    if options.lock_code and ctypes.CDLL(None, use_errno=True).mlockall(MCL_CURRENT) != 0:
+        raise OSError(ctypes.get_errno(), "mlockall")
     # Bytes other than 0, so that each page is its own.
     held.extend(b"x" * max((amount * MIB for name, amount in options.turns if name == "touch"), default=0))
     asyncio.run(serve(options))
