@@ -88,22 +88,25 @@ pub fn with_others(target: String, others: usize) -> String {
     }
 }
 
-/// The one socket that it waited at, in the words of a report: they name its peer.
-pub fn peer(sampled: &Sampled) -> Option<&str> {
+/// The one socket that it waited at.
+pub fn socket(sampled: &Sampled) -> Option<&call::Descriptor> {
     let call = sampled.call.as_deref()?;
     let descriptor = match call.polled.as_slice() {
         [] => call.descriptor.as_ref(),
         [only] if call.more_polled == 0 => Some(only),
         _ => None,
     };
-    descriptor.filter(|it| it.kind == call::Kind::Socket).map(|it| it.text.as_str())
+    descriptor.filter(|it| it.kind == call::Kind::Socket)
 }
 
-/// How many other things than the first the stacks' calls worked on, as far as that is known.
+/// How many other things than the first the stacks' calls worked on, as far as that is known. Those on
+/// one socket are on one thing, and a call on several says so by itself.
 pub fn others(stacks: &[&Sampled]) -> usize {
     let text = |sampled: &&Sampled| {
-        // One call on several at once says so by itself.
-        let call = sampled.call.as_deref().filter(|call| call.polled.len() < 2)?;
+        let call = sampled.call.as_deref()?;
+        if socket(sampled).is_some() || call.polled.len() > 1 {
+            return None;
+        }
         let of_descriptor = call.descriptor.as_ref().map(|it| it.text.clone());
         of_descriptor.or_else(|| in_memory(call))
     };

@@ -60,7 +60,7 @@ struct Component<'a> {
     stacks: Vec<&'a Sampled>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 enum Nature<'a> {
     Running,
     Waiting(Wait<'a>),

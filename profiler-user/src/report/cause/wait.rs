@@ -13,20 +13,35 @@ use crate::report::syscalls::{self, Operand};
 use crate::turn::{Awaited, Lock, Sampled, Stall};
 
 /// What makes blocked stacks the same wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Wait<'a> {
     syscall: i64,
     operand: Operand,
     /// Of a socket, whose number says nothing: connections to one peer are the same, and the next with
     /// this number may be to another.
-    peer: Option<&'a str>,
+    peer: Option<Peer<'a>>,
     awaited: Awaited,
     is_disk: bool,
 }
 
+/// The other end of a socket.
+#[derive(Debug, Clone, Copy)]
+struct Peer<'a> {
+    text: &'a str,
+    link: &'a str,
+}
+
+/// One that was looked at while the call lasted may have a better text than the same socket otherwise.
+impl PartialEq for Peer<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text || (self.link == other.link && !self.link.is_empty())
+    }
+}
+
 impl<'a> Wait<'a> {
     pub fn of(sampled: &'a Sampled) -> Self {
-        let peer = called::peer(sampled);
+        let socket = called::socket(sampled);
+        let peer = socket.map(|it| Peer { text: &it.text, link: &it.link });
         let operand = syscalls::operand(&sampled.registers);
         Self {
             syscall: sampled.registers.syscall,
