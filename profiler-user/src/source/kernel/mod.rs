@@ -193,7 +193,7 @@ impl EventSource for KernelSource {
         let bytes = self.table.capture(slot.index)?;
         let captured = decode::capture(&bytes).ok()?;
         // Unless the loop moved meanwhile, nobody wrote into its capture either.
-        let still = self.table.state(slot.index)? == slot.state;
+        let still = slot.is_unchanged(&self.table.state(slot.index)?);
         let same_turn = captured.head.turn_start_ns == slot.state.turn.start_ns;
         (still && same_turn).then_some(captured)
     }
