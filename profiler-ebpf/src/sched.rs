@@ -6,6 +6,7 @@ use profiler_ebpf::counter::Counter;
 use profiler_ebpf::limits::MIN_BLOCK_NS;
 use profiler_ebpf::record::{Capture, Exited, RecordHead, TurnEnded, kind, reason};
 use profiler_ebpf::sleep::{may_lock_memory, sleeps_for_the_kernel};
+use profiler_ebpf::turn::state::RUNNING;
 use profiler_ebpf::turn::{Left, Loop, phase};
 
 use crate::maps::{capture_at, change, count, forget, loop_at, param, slot_of};
@@ -69,6 +70,7 @@ fn left_cpu(
         return;
     }
     let now_ns = clock();
+    runs(slot, state, now_ns);
     let faults = task.faults();
     let left = change(state, |state| {
         state.count_faults(faults);
@@ -95,6 +97,22 @@ fn left_cpu(
         Left::Runnable => runnable::begin(slot, &state.turn, task, Some(next), now_ns),
         Left::Elsewhere => {}
     }
+}
+
+/// A thread that does something is on a CPU, also where the scheduler did not say so: what it was
+/// thought to wait for is over now.
+#[inline(always)]
+pub fn runs(slot: u32, state: &mut Loop, now_ns: u64) {
+    if state.phase == phase::TURN && state.state != RUNNING {
+        came_unseen(slot, state, now_ns);
+    }
+}
+
+#[inline(never)]
+fn came_unseen(slot: u32, state: &mut Loop, now_ns: u64) {
+    runnable::end(slot, now_ns);
+    change(state, |state| state.switched_in(now_ns));
+    count(Counter::SwitchMissed);
 }
 
 /// Takes the registers of the thread that goes to sleep. A function of its own, as are the next three,
