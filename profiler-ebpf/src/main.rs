@@ -227,7 +227,7 @@ pub extern "C" fn threads(context: *mut core::ffi::c_void) -> i32 {
     let snapshot = ThreadSnapshot {
         tid: task.tid(),
         is_main: u32::from(is_main),
-        task_state: u64::from(task.state()),
+        task_state: task.left_in(u64::from(task.state())),
         registers: task.registers().unwrap_or_default(),
         stack_top: if is_main { task.start_stack() } else { 0 },
         fsbase: task.fsbase(),

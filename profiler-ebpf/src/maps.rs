@@ -43,6 +43,7 @@ pub static PARAMS: Params = Params {
         task_flags: 0,
         task_run_delay: 0,
         task_migrations: 0,
+        task_jobctl: 0,
     },
 };
 

@@ -72,4 +72,6 @@ pub struct Offsets {
     pub task_run_delay: u64,
     /// `task_struct.se.nr_migrations`
     pub task_migrations: u64,
+    /// `task_struct.jobctl`
+    pub task_jobctl: u64,
 }

@@ -65,6 +65,7 @@ fn left_cpu(
     next: Task,
 ) {
     let Some(state) = loop_at(slot) else { return };
+    let task_state = task.left_in(task_state);
     stats::left_cpu(slot, preempted || task_state == 0, task);
     if !state.minds_leaving(task_state) {
         return;

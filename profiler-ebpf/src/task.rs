@@ -3,6 +3,7 @@
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_task_pt_regs};
 use profiler_ebpf::record::Registers;
+use profiler_ebpf::sleep::left_in;
 use profiler_ebpf::turn::Faults;
 
 use crate::maps::param;
@@ -66,6 +67,13 @@ impl Task {
     #[inline(always)]
     pub fn state(self) -> u32 {
         self.load(param!(offset.task_state))
+    }
+
+    /// The same, of a thread that leaves its CPU or is on none: see [`left_in`]. `announced` is what the
+    /// scheduler's hook passes: from 5.18 to 6.15 what the thread wanted to be before a signal kept it awake.
+    #[inline(always)]
+    pub fn left_in(self, announced: u64) -> u64 {
+        left_in(announced, u64::from(self.state()), self.load(param!(offset.task_jobctl)))
     }
 
     #[inline(always)]

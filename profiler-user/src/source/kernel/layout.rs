@@ -50,6 +50,7 @@ impl KernelLayout {
             // Depends on CONFIG_SCHED_INFO, which the distributions' kernels have.
             task_run_delay: field("task_struct", &["sched_info", "run_delay"])?,
             task_migrations: field("task_struct", &["se", "nr_migrations"])?,
+            task_jobctl: field("task_struct", &["jobctl"])?,
         };
         Ok(Self { offsets, switch_has_state: tracepoint_arguments(&btf, "sched_switch")? >= 4 })
     }
