@@ -130,7 +130,11 @@ fn take_registers(capture: &mut Capture, state: &Loop, task_state: u64, now_ns: 
 fn take_stacks(context: &BtfTracePointContext, capture: &mut Capture, state: &Loop, now_ns: u64) {
     let Capture { head, .. } = capture;
     // What a thread waits for that maps or faults cannot be completed from outside.
-    if !is_suspected(state, now_ns) && !may_lock_memory(head.task_state, head.registers.syscall) {
+    let is_locked = || {
+        may_lock_memory(head.task_state, head.registers.syscall)
+            && Task::current().may_have_locked_memory()
+    };
+    if !is_suspected(state, now_ns) && !is_locked() {
         return;
     }
     // What else it sleeps for, its system call tells.

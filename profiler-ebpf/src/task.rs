@@ -91,6 +91,19 @@ impl Task {
         Self(mm).load(param!(offset.mm_start_stack))
     }
 
+    /// Whether somebody has the lock of the address space, or waits for it, as far as can be told.
+    #[inline(always)]
+    pub fn may_have_locked_memory(self) -> bool {
+        if param!(offset.mm_lock_count) == 0 {
+            return true;
+        }
+        let mm: *const u8 = self.load(param!(offset.task_mm));
+        if core::hint::black_box(mm).is_null() {
+            return true;
+        }
+        Self(mm).load::<u64>(param!(offset.mm_lock_count)) != 0
+    }
+
     /// What kind of file a descriptor is, as the address of its operations: all epoll instances have
     /// the same. 0 where there is none.
     #[inline(never)]
