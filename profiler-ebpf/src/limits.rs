@@ -38,6 +38,11 @@ pub const MAX_RIVALS: usize = 32;
 /// CPUs on which it is recorded who runs instead of a loop's thread: what distributions' kernels are
 /// built for is 8192, but of a machine with more than these only a hypervisor could tell. A power of two.
 pub const MAX_CPUS: usize = 1024;
+
+/// Loops' threads that wait for the same CPU and are followed at each of its switches, which all tasks
+/// there pay for. Who runs instead of more is known only once they are among the first.
+pub const MAX_WAITERS: usize = 4;
+
 /// Processes whose accepts are counted at most: twice as many as large machines have workers.
 pub const MAX_ACCEPTORS: u32 = 256;
 

@@ -21,7 +21,6 @@ use aya_ebpf::macros::{btf_tracepoint, fentry, fexit, perf_event, tracepoint};
 use aya_ebpf::programs::{
     BtfTracePointContext, FEntryContext, FExitContext, PerfEventContext, TracePointContext,
 };
-use profiler_ebpf::counter::Counter;
 use profiler_ebpf::limits::MAX_LOOPS;
 use profiler_ebpf::record::{ThreadSnapshot, reason};
 use profiler_ebpf::turn::{Loop, phase};
@@ -110,10 +109,7 @@ pub fn tick(context: PerfEventContext) -> u32 {
 #[inline(never)]
 fn loop_registers(slot: u32, state: &mut Loop, in_user: u32, now_ns: u64) -> bool {
     let Some(capture) = maps::capture_at(slot) else { return false };
-    if state.state != profiler_ebpf::turn::state::RUNNING {
-        maps::change(state, |state| state.switched_in(now_ns));
-        maps::count(Counter::SwitchMissed);
-    }
+    sched::runs(slot, state, now_ns);
     let taken = capture::take_registers(capture, state, reason::TICK, in_user, now_ns);
     // Another loop may wait for what this one holds.
     capture.head.holds_gil = others::gil_is_held_by(state.python_tstate);
@@ -231,7 +227,7 @@ pub extern "C" fn threads(context: *mut core::ffi::c_void) -> i32 {
     let snapshot = ThreadSnapshot {
         tid: task.tid(),
         is_main: u32::from(is_main),
-        task_state: u64::from(task.state()),
+        task_state: task.left_in(u64::from(task.state())),
         registers: task.registers().unwrap_or_default(),
         stack_top: if is_main { task.start_stack() } else { 0 },
         fsbase: task.fsbase(),

@@ -30,6 +30,7 @@ pub static PARAMS: Params = Params {
         task_files: 0,
         task_fsbase: 0,
         mm_start_stack: 0,
+        mm_lock_count: 0,
         files_fdt: 0,
         fdtable_max_fds: 0,
         fdtable_fd: 0,
@@ -43,6 +44,7 @@ pub static PARAMS: Params = Params {
         task_flags: 0,
         task_run_delay: 0,
         task_migrations: 0,
+        task_jobctl: 0,
     },
 };
 

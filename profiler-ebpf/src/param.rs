@@ -45,6 +45,8 @@ pub struct Offsets {
     pub task_fsbase: u64,
     /// `mm_struct.start_stack`
     pub mm_start_stack: u64,
+    /// `mm_struct.mmap_lock.count`; 0 where that lock has none (PREEMPT_RT)
+    pub mm_lock_count: u64,
     /// `files_struct.fdt`
     pub files_fdt: u64,
     /// `fdtable.max_fds`
@@ -72,4 +74,6 @@ pub struct Offsets {
     pub task_run_delay: u64,
     /// `task_struct.se.nr_migrations`
     pub task_migrations: u64,
+    /// `task_struct.jobctl`
+    pub task_jobctl: u64,
 }

@@ -90,7 +90,7 @@ pub struct ThreadSnapshot {
     pub tid: u32,
     /// 1 for the thread that the process began with.
     pub is_main: u32,
-    /// `task_struct.__state`: 0 where it runs or could.
+    /// Its state as in [`CaptureHead::task_state`]: 0 where it runs or could.
     pub task_state: u64,
     /// The user registers; of a thread that is running, those of its last entry into the kernel.
     pub registers: Registers,
@@ -166,7 +166,8 @@ pub struct CaptureHead {
     /// Whether a tick found the thread to hold the interpreter's lock: one of [`gil`].
     pub holds_gil: u32,
     /// The thread's `__state` as it gave up its CPU, 0 for a tick. A set of bits: SIGSTOP 0x4 (seen as
-    /// 0x104: only a fatal signal wakes it), a debugger 0x8, since 6.1 the freezer 0x8000.
+    /// 0x104: only a fatal signal wakes it), a debugger 0x8, the freezer 0x8000 (the first version's since
+    /// 6.1; for the second's see [`crate::sleep::left_in`]).
     pub task_state: u64,
     /// What stood at [`crate::turn::Loop::python_callback`] at a tick, else 0.
     pub callback: u64,

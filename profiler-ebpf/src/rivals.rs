@@ -120,6 +120,25 @@ impl Rivals {
         self.waiter = 0;
     }
 
+    /// Whose the time since the last booking is, if `task` is on the CPU at its end. Of that CPU, all is
+    /// known from `since_ns` on; where that is later than the booking, only the time from there on is its.
+    #[inline(always)]
+    pub fn ran(&mut self, task: TaskId, since_ns: u64) -> TaskId {
+        if since_ns > self.until_ns {
+            self.until_ns = since_ns;
+            return task;
+        }
+        // Where somebody else came onto it, a switch in between was kept from us.
+        let is_it = self.on_cpu == TaskId::UNKNOWN || self.on_cpu.tid == task.tid;
+        if is_it { task } else { TaskId::UNKNOWN }
+    }
+
+    /// Whose the time since the last booking is, if the CPU has not been switched since; `since_ns` as above.
+    #[inline(always)]
+    pub const fn stays(&self, since_ns: u64) -> TaskId {
+        if since_ns > self.until_ns { TaskId::UNKNOWN } else { self.on_cpu }
+    }
+
     /// This task had the CPU from the last booking to `now_ns`. `name` is asked for once a task.
     #[inline(always)]
     pub fn book(&mut self, task: TaskId, now_ns: u64, name: impl FnOnce(&mut [u8; 16])) {
@@ -242,6 +261,28 @@ mod tests {
         assert_eq!(times(&rivals), [(7, 40)]);
         rivals.begin(600, 0xffff, 3, task(9), 700);
         assert_eq!((times(&rivals).len(), rivals.idle_ns), (0, 0));
+    }
+
+    /// Of time in which the CPU was switched unseen, nobody has any.
+    #[test]
+    fn who_ran_at_the_end_need_not_have_run_before() {
+        // ns   100    130                  170     200
+        //       ├ 7 ─┤ not followed: 8, 9 ┤ 9 ran ┤
+        let mut rivals = Rivals::default();
+        rivals.begin(50, 0xffff, 3, task(7), 100);
+        let ran = rivals.ran(task(7), 90);
+        rivals.book(ran, 130, |_| {});
+        rivals.on_cpu = task(8);
+        let ran = rivals.ran(task(9), 170);
+        rivals.book(ran, 200, |_| {});
+        assert_eq!(times(&rivals), [(7, 30), (9, 30)]);
+
+        rivals.on_cpu = task(7);
+        let ran = rivals.ran(task(8), 200);
+        assert_eq!(ran, TaskId::UNKNOWN, "7 has left, unseen");
+        assert_eq!((rivals.stays(200), rivals.stays(201)), (task(7), TaskId::UNKNOWN));
+        rivals.on_cpu = TaskId::UNKNOWN;
+        assert_eq!(rivals.ran(task(8), 200), task(8));
     }
 
     /// What is known of nobody, and time that goes backwards, is given to nobody.

@@ -8,7 +8,7 @@ use aya_ebpf::helpers::generated::{
     bpf_get_current_comm, bpf_get_smp_processor_id, bpf_ktime_get_ns,
 };
 use profiler_ebpf::counter::Counter;
-use profiler_ebpf::limits::{MAX_CPUS, MAX_LOOPS};
+use profiler_ebpf::limits::{MAX_CPUS, MAX_LOOPS, MAX_WAITERS};
 use profiler_ebpf::record::{RecordHead, kind};
 use profiler_ebpf::rivals::{Queued, Rivals, TaskId};
 use profiler_ebpf::turn::{Loop, Turn, phase, state};
@@ -17,11 +17,11 @@ use crate::emit;
 use crate::maps::{loop_at, param, rivals_at};
 use crate::task::{Task, read_kernel};
 
-/// Loops' threads that wait for the same CPU and are followed; the time of more is nobody's.
-const MAX_WAITERS: usize = 4;
-
-/// 1 while a loop's thread may be waiting for a CPU.
+/// 1 while a loop's thread may be waiting for a CPU: then every switch is looked at.
 static mut ANYBODY_WAITS: u64 = 0;
+
+/// Since when it is so, ns. A switch before may have gone unseen.
+static mut FOLLOWED_SINCE: u64 = 0;
 
 /// By slot, 1 while its thread waits; written on the CPU that it waits for or comes onto.
 static mut WAITS: [u64; MAX_LOOPS as usize / 8] = [0; MAX_LOOPS as usize / 8];
@@ -29,6 +29,9 @@ static mut WAITS: [u64; MAX_LOOPS as usize / 8] = [0; MAX_LOOPS as usize / 8];
 /// By CPU, the slots whose threads may be waiting for it, a bit each. Both hooks hold the lock of
 /// that CPU's run queue as they write it, except for a thread that was moved.
 static mut WAIT_HERE: [u64; MAX_CPUS] = [0; MAX_CPUS];
+
+/// By CPU, its last switch while a loop's thread waited for it, ns.
+static mut LAST_SWITCH: [u64; MAX_CPUS] = [0; MAX_CPUS];
 
 const _: () = assert!(MAX_LOOPS == u64::BITS && MAX_CPUS.is_power_of_two());
 
@@ -62,12 +65,24 @@ pub fn begin(slot: u32, turn: &Turn, waiter: Task, next: Option<Task>, now_ns: u
     });
     set_waits(slot, 1);
     let here = here(cpu);
-    // SAFETY: an aligned word of our own, as are both words below.
+    // SAFETY: an aligned word of our own.
     let slots = unsafe { here.read_volatile() };
     // SAFETY: as above.
     unsafe { here.write_volatile(slots | bit(slot)) };
+    follow(now_ns);
+}
+
+/// From now on, every switch is looked at.
+#[inline(always)]
+fn follow(now_ns: u64) {
+    let follows = &raw mut ANYBODY_WAITS;
+    // SAFETY: an aligned word of our own, as is the other.
+    if unsafe { follows.read_volatile() } == 0 {
+        // SAFETY: as above.
+        unsafe { (&raw mut FOLLOWED_SINCE).write_volatile(now_ns) };
+    }
     // SAFETY: as above.
-    unsafe { (&raw mut ANYBODY_WAITS).write_volatile(1) };
+    unsafe { follows.write_volatile(1) };
 }
 
 /// A loop's thread comes onto this CPU.
@@ -78,7 +93,8 @@ pub fn end(slot: u32, now_ns: u64) {
     write(rivals, |rivals| {
         if rivals.cpu != cpu {
             let queued = queued(rivals.waiter);
-            leave(rivals, rivals.on_cpu, queued, now_ns, false);
+            let task = rivals.stays(seen_since(rivals.cpu));
+            leave(rivals, task, queued, now_ns, false);
         }
         rivals.end();
     });
@@ -91,9 +107,12 @@ pub fn end(slot: u32, now_ns: u64) {
     }
     set_waits(slot, 0);
     if !anybody_waits() {
-        // Another's wait that begins right now may go unseen.
         // SAFETY: as above.
         unsafe { (&raw mut ANYBODY_WAITS).write_volatile(0) };
+        // Another's wait may have begun meanwhile.
+        if anybody_waits() {
+            follow(now_ns);
+        }
     }
 }
 
@@ -113,6 +132,7 @@ pub fn tell(slot: u32, turn_start_ns: u64) {
 fn book_all(slots: u64, cpu: u32, previous: u64, next: u64) {
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
+    let since_ns = seen_since(cpu);
     let (mut left, mut gone) = (slots, 0);
     for _ in 0..MAX_WAITERS {
         if left == 0 {
@@ -120,10 +140,12 @@ fn book_all(slots: u64, cpu: u32, previous: u64, next: u64) {
         }
         let first = left & left.wrapping_neg();
         left ^= first;
-        if !book(first.trailing_zeros(), cpu, previous, next, now_ns) {
+        if !book(first.trailing_zeros(), previous, next, since_ns, now_ns) {
             gone |= first;
         }
     }
+    // SAFETY: an aligned word of our own.
+    unsafe { last_switch(cpu).write_volatile(now_ns) };
     if gone != 0 {
         let here = here(cpu);
         // SAFETY: an aligned word of our own.
@@ -133,25 +155,29 @@ fn book_all(slots: u64, cpu: u32, previous: u64, next: u64) {
     }
 }
 
-/// False where the slot's thread does not wait for this CPU.
+/// False where the slot's thread does not wait for this CPU: it may leave it right now, although nobody
+/// saw it come.
 #[inline(never)]
-fn book(slot: u32, cpu: u32, previous: u64, next: u64, now_ns: u64) -> bool {
+fn book(slot: u32, previous: u64, next: u64, since_ns: u64, now_ns: u64) -> bool {
     let (Some(rivals), Some(state)) = (rivals_at(slot), loop_at(slot)) else { return false };
-    if rivals.waiter == 0 || rivals.cpu != cpu || !is_ready(state) {
+    let (cpu, previous) = (this_cpu(), unpack(previous));
+    let waits = rivals.waiter != 0 && rivals.cpu == cpu && is_ready(state);
+    if !waits || previous.tid == state.tid {
         return false;
     }
     let at = read_kernel::<u32>(rivals.waiter + param!(offset.task_cpu)).unwrap_or(cpu);
-    let previous = unpack(previous);
     if at == cpu {
         write(rivals, |rivals| {
-            rivals.book(previous, now_ns, current_name);
+            let ran = rivals.ran(previous, since_ns);
+            rivals.book(ran, now_ns, current_name);
             rivals.on_cpu = unpack(next);
         });
         return true;
     }
     let queued = queued(rivals.waiter);
     write(rivals, |rivals| {
-        leave(rivals, previous, queued, now_ns, true);
+        let ran = rivals.ran(previous, since_ns);
+        leave(rivals, ran, queued, now_ns, true);
         rivals.cpu = at;
     });
     let there = here(at);
@@ -207,10 +233,31 @@ fn this_cpu() -> u32 {
 /// The word of a CPU. Those past [`MAX_CPUS`] share words with others, and are told apart by the checks.
 #[inline(always)]
 fn here(cpu: u32) -> *mut u64 {
-    // The black box keeps the mask, which the verifier needs.
-    let index = core::hint::black_box(u64::from(cpu)) & (MAX_CPUS as u64 - 1);
     // SAFETY: the index is within the array.
-    unsafe { (&raw mut WAIT_HERE).cast::<u64>().add(index as usize) }
+    unsafe { (&raw mut WAIT_HERE).cast::<u64>().add(index(cpu)) }
+}
+
+/// The other word of a CPU: where it is shared, it is the later switch, which gives less to somebody.
+#[inline(always)]
+fn last_switch(cpu: u32) -> *mut u64 {
+    // SAFETY: the index is within the array.
+    unsafe { (&raw mut LAST_SWITCH).cast::<u64>().add(index(cpu)) }
+}
+
+#[inline(always)]
+fn index(cpu: u32) -> usize {
+    // The black box keeps the mask, which the verifier needs.
+    (core::hint::black_box(u64::from(cpu)) & (MAX_CPUS as u64 - 1)) as usize
+}
+
+/// Since when whoever is on this CPU has been there, if its time is not known from longer ago.
+#[inline(always)]
+fn seen_since(cpu: u32) -> u64 {
+    // SAFETY: an aligned word of our own, as is the other.
+    let switched_ns = unsafe { last_switch(cpu).read_volatile() };
+    // SAFETY: as above.
+    let followed_ns = unsafe { (&raw const FOLLOWED_SINCE).read_volatile() };
+    if switched_ns > followed_ns { switched_ns } else { followed_ns }
 }
 
 #[inline(always)]

@@ -6,6 +6,7 @@ use profiler_ebpf::counter::Counter;
 use profiler_ebpf::limits::MIN_BLOCK_NS;
 use profiler_ebpf::record::{Capture, Exited, RecordHead, TurnEnded, kind, reason};
 use profiler_ebpf::sleep::{may_lock_memory, sleeps_for_the_kernel};
+use profiler_ebpf::turn::state::RUNNING;
 use profiler_ebpf::turn::{Left, Loop, phase};
 
 use crate::maps::{capture_at, change, count, forget, loop_at, param, slot_of};
@@ -64,11 +65,13 @@ fn left_cpu(
     next: Task,
 ) {
     let Some(state) = loop_at(slot) else { return };
+    let task_state = task.left_in(task_state);
     stats::left_cpu(slot, preempted || task_state == 0, task);
     if !state.minds_leaving(task_state) {
         return;
     }
     let now_ns = clock();
+    runs(slot, state, now_ns);
     let faults = task.faults();
     let left = change(state, |state| {
         state.count_faults(faults);
@@ -97,6 +100,22 @@ fn left_cpu(
     }
 }
 
+/// A thread that does something is on a CPU, also where the scheduler did not say so: what it was
+/// thought to wait for is over now.
+#[inline(always)]
+pub fn runs(slot: u32, state: &mut Loop, now_ns: u64) {
+    if state.phase == phase::TURN && state.state != RUNNING {
+        came_unseen(slot, state, now_ns);
+    }
+}
+
+#[inline(never)]
+fn came_unseen(slot: u32, state: &mut Loop, now_ns: u64) {
+    runnable::end(slot, now_ns);
+    change(state, |state| state.switched_in(now_ns));
+    count(Counter::SwitchMissed);
+}
+
 /// Takes the registers of the thread that goes to sleep. A function of its own, as are the next three,
 /// because the kernel has 512 bytes of stack for a chain of calls, and a record takes a fifth of them.
 #[inline(never)]
@@ -111,7 +130,11 @@ fn take_registers(capture: &mut Capture, state: &Loop, task_state: u64, now_ns: 
 fn take_stacks(context: &BtfTracePointContext, capture: &mut Capture, state: &Loop, now_ns: u64) {
     let Capture { head, .. } = capture;
     // What a thread waits for that maps or faults cannot be completed from outside.
-    if !is_suspected(state, now_ns) && !may_lock_memory(head.task_state, head.registers.syscall) {
+    let is_locked = || {
+        may_lock_memory(head.task_state, head.registers.syscall)
+            && Task::current().may_have_locked_memory()
+    };
+    if !is_suspected(state, now_ns) && !is_locked() {
         return;
     }
     // What else it sleeps for, its system call tells.

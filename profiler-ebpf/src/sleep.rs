@@ -1,7 +1,32 @@
 //! What the kernel's word for a thread's sleep tells of what it waits for.
 
-/// `TASK_UNINTERRUPTIBLE` (include/linux/sched.h).
+/// `TASK_INTERRUPTIBLE` (include/linux/sched.h).
+const INTERRUPTIBLE: u64 = 0x1;
+
+/// `TASK_UNINTERRUPTIBLE`.
 const UNINTERRUPTIBLE: u64 = 0x2;
+
+/// `TASK_FROZEN`, new in 6.1.
+const FROZEN: u64 = 0x8000;
+
+/// `JOBCTL_TRAP_FREEZE` (include/linux/sched/jobctl.h), since 5.2: its control group freezes the thread.
+const TRAP_FREEZE: u64 = 1 << 23;
+
+/// The state in which a thread leaves its CPU, by what the scheduler was told (`announced`), its `__state`
+/// by now, and `task_struct.jobctl`.
+///
+/// A pending signal keeps a thread awake that had announced to sleep. The second version's freezer lets it
+/// sleep as if it waited for something; that is said as the first version's freezer does.
+#[inline(always)]
+pub const fn left_in(announced: u64, state: u64, jobctl: u64) -> u64 {
+    if state == 0 {
+        0
+    } else if announced & INTERRUPTIBLE != 0 && jobctl & TRAP_FREEZE != 0 {
+        announced | FROZEN
+    } else {
+        announced
+    }
+}
 
 /// Whether a thread that gave up its CPU with this `__state` waits for something of the kernel's own (a
 /// disk, memory, a lock), so that its system call does not tell what.
@@ -20,7 +45,17 @@ pub const fn may_lock_memory(task_state: u64, syscall: i64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{may_lock_memory, sleeps_for_the_kernel};
+    use super::{TRAP_FREEZE, left_in, may_lock_memory, sleeps_for_the_kernel};
+
+    /// Who does not sleep after all is ready; who sleeps because its group is frozen waits for nothing.
+    #[test]
+    fn what_was_announced_and_what_came_of_it() {
+        assert_eq!(left_in(1, 1, 0), 1);
+        assert_eq!(left_in(1, 0, TRAP_FREEZE), 0, "a signal keeps it awake");
+        assert_eq!(left_in(0x2001, 0x2001, TRAP_FREEZE | 0x20), 0xa001);
+        assert_eq!(left_in(2, 2, TRAP_FREEZE), 2, "it is not there yet");
+        assert_eq!(left_in(0x80, 0x80, TRAP_FREEZE), 0x80);
+    }
 
     /// Only a sleep that the kernel imposes, in a page fault or a call that maps, may be for the address
     /// space.

@@ -3,6 +3,7 @@
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_task_pt_regs};
 use profiler_ebpf::record::Registers;
+use profiler_ebpf::sleep::left_in;
 use profiler_ebpf::turn::Faults;
 
 use crate::maps::param;
@@ -68,6 +69,13 @@ impl Task {
         self.load(param!(offset.task_state))
     }
 
+    /// The same, of a thread that leaves its CPU or is on none: see [`left_in`]. `announced` is what the
+    /// scheduler's hook passes: from 5.18 to 6.15 what the thread wanted to be before a signal kept it awake.
+    #[inline(always)]
+    pub fn left_in(self, announced: u64) -> u64 {
+        left_in(announced, u64::from(self.state()), self.load(param!(offset.task_jobctl)))
+    }
+
     #[inline(always)]
     pub fn fsbase(self) -> u64 {
         self.load(param!(offset.task_fsbase))
@@ -81,6 +89,19 @@ impl Task {
             return 0;
         }
         Self(mm).load(param!(offset.mm_start_stack))
+    }
+
+    /// Whether somebody has the lock of the address space, or waits for it, as far as can be told.
+    #[inline(always)]
+    pub fn may_have_locked_memory(self) -> bool {
+        if param!(offset.mm_lock_count) == 0 {
+            return true;
+        }
+        let mm: *const u8 = self.load(param!(offset.task_mm));
+        if core::hint::black_box(mm).is_null() {
+            return true;
+        }
+        Self(mm).load::<u64>(param!(offset.mm_lock_count)) != 0
     }
 
     /// What kind of file a descriptor is, as the address of its operations: all epoll instances have

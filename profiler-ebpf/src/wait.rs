@@ -8,7 +8,7 @@ use profiler_ebpf::turn::{Entered, Loop, wait, wait_of};
 
 use crate::maps::{change, count, loop_at, param, slot_of, take_slot};
 use crate::task::Task;
-use crate::{emit, log, runnable, stats};
+use crate::{emit, log, runnable, sched, stats};
 
 /// The current thread, if it is one of the target's: (tid, whether it is the main one).
 #[inline(always)]
@@ -45,6 +45,7 @@ pub fn entered<C: EbpfContext>(context: &C, syscall: u64, args: [u64; 4]) {
         log::adopted(context, tid, kind, fd);
         change(state, |state| state.adopt(kind, fd));
     }
+    sched::runs(slot, state, now_ns);
     let faults = Task::current().faults();
     let entered = change(state, |state| {
         state.count_faults(faults);

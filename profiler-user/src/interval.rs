@@ -101,6 +101,13 @@ pub struct LoopInterval {
     pub delays: Histogram,
 }
 
+impl LoopInterval {
+    /// Whether there is anything to tell of it: a turn that ended, or a part of one that did not.
+    pub fn has_worked(&self) -> bool {
+        self.turns.count() > 0 || self.time.sum_ns() > 0
+    }
+}
+
 /// What one process accepted in an interval.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Acceptor {
@@ -123,7 +130,7 @@ pub struct Interval {
 #[cfg(test)]
 mod tests {
     use profiler_ebpf::reading::Reading;
-    use profiler_ebpf::turn::{Loop, wait};
+    use profiler_ebpf::turn::{Loop, phase, wait};
     use zerocopy::FromZeros;
 
     use super::{Sums, TimeInTurns};
@@ -158,6 +165,19 @@ mod tests {
         assert_eq!(last.time, running(S));
         assert_eq!((last.turns.count(), last.turns.greatest_ns), (1, [3 * S, 0]));
         assert_eq!(second.since(Some(&first)).turns.count(), 0);
+    }
+
+    /// A loop that exits in its first turn has worked; one that only came and went has not.
+    #[test]
+    fn work_without_an_ended_turn() {
+        let mut state = in_turn_since(10 * S);
+        let mut reading = Reading::new_zeroed();
+        assert!(!Sums::new(&Loop::default(), reading.clone(), false, S).since(None).has_worked());
+        state.switched_out(false, 0x80, 11 * S);
+        state.phase = phase::DEAD;
+        reading.add_time(&state.turn);
+        let gone = Sums::new(&state, reading, false, 12 * S).since(None);
+        assert_eq!((gone.turns.count(), gone.has_worked()), (0, true));
     }
 
     /// A turn that turns out to have been idleness takes nothing away from the next interval.

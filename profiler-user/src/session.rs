@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use profiler_ebpf::record::ThreadSnapshot;
+use profiler_ebpf::rivals::{Rivals, TaskId};
 use profiler_ebpf::turn::{phase, state};
 
 use self::followed::Followed;
@@ -24,6 +25,7 @@ use crate::gap::Gap;
 use crate::job::Job;
 use crate::process::TargetMemory;
 use crate::process::frozen::{Candidate, Evidence, in_turn, is_of_a_loop, seed};
+use crate::process::neighbour;
 use crate::process::surroundings::Watch;
 use crate::process::target::{Target, WaitDescriptors};
 use crate::runtime::cpython::{NamedFrame, Python};
@@ -270,9 +272,21 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
 
     /// Who has run so far instead of a thread whose turn goes on.
     pub fn look_who_runs(&mut self, slot: Slot, now_ns: u64) {
-        if let Some(rivals) = self.source.rivals(slot) {
-            self.followed(slot.state.tid).rivals = Some(Box::new(rivals.so_far(now_ns)));
+        let Some(mut rivals) = self.source.rivals(slot) else { return };
+        if rivals.waiter != 0 && !self.goes_on(&rivals, slot.state.tid) {
+            rivals.on_cpu = TaskId::UNKNOWN;
         }
+        self.followed(slot.state.tid).rivals = Some(Box::new(rivals.so_far(now_ns)));
+    }
+
+    /// Whether the thread still waits where it is recorded to, behind whom it is recorded to. The probes
+    /// hear of its move elsewhere only at the next switch there.
+    fn goes_on(&self, rivals: &Rivals, tid: u32) -> bool {
+        let is_there = |pid, tid| neighbour::ready_on(pid, tid) == Some(rivals.cpu);
+        let Rivals { on_cpu, .. } = rivals;
+        // The idle task is in no list of threads.
+        let is_idle = on_cpu.tid == 0;
+        is_there(self.target.pid(), tid) && (is_idle || is_there(on_cpu.tgid, on_cpu.tid))
     }
 
     /// Lines that are due, with what could not be had and what was lost.

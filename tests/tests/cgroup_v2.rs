@@ -231,6 +231,8 @@ fn frozen(scene: &Scene, stall: &StallLine) -> Result<()> {
     let stopped_ns = *scene.stopped_ns.borrow();
     let is_near = stall.cause.time_ns.abs_diff(stopped_ns) < near_ns();
     ensure!(is_near, "it was {}", milliseconds(stopped_ns));
+    let is_near = stall.stall.time.stopped_ns.abs_diff(stopped_ns) < near_ns();
+    ensure!(is_near, "as stopped, it was {}", milliseconds(stopped_ns));
     Ok(())
 }
 

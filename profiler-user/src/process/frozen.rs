@@ -60,6 +60,12 @@ pub fn seed(thread: &ThreadSnapshot, now_ns: u64) -> (Loop, CaptureHead) {
     watched.adopt(wait::EPOLL, u32::MAX);
     watched.begin(now_ns, START_UNKNOWN);
     if thread.task_state == 0 {
+        watched.state = match thread.on_cpu {
+            0 if thread.registers.syscall < 0 => state::PREEMPTED,
+            // It may as well have been woken.
+            0 => state::RUNNABLE,
+            _ => state::RUNNING,
+        };
         return (watched, CaptureHead::default());
     }
     watched.state = state::of_sleep(thread.task_state);
@@ -146,15 +152,20 @@ mod tests {
         assert_eq!(tids(&[main, worker, idle], true), [2]);
     }
 
-    /// A thread that sleeps is seeded as blocked where it is; one that runs has no place yet.
+    /// A thread that sleeps is seeded as blocked where it is; one that runs, or could, has no place yet.
     #[test]
     fn seeds() {
         let (blocked, capture) = seed(&thread(1, FUTEX, Evidence::Unknown).thread, 500);
         assert_eq!((blocked.phase, blocked.state), (phase::TURN, state::BLOCKED));
         assert_eq!((blocked.turn.start_ns, blocked.turn.flags), (500, START_UNKNOWN));
         assert_eq!((capture.at_ns, capture.registers.syscall), (500, FUTEX));
-        let running = ThreadSnapshot { task_state: 0, ..ThreadSnapshot::default() };
-        let (running, capture) = seed(&running, 500);
-        assert_eq!((running.state, capture.at_ns), (state::RUNNING, 0));
+        for (on_cpu, syscall, expected) in
+            [(1, -1, state::RUNNING), (0, -1, state::PREEMPTED), (0, FUTEX, state::RUNNABLE)]
+        {
+            let registers = Registers { syscall, ..Registers::default() };
+            let ready = ThreadSnapshot { on_cpu, registers, ..ThreadSnapshot::default() };
+            let (ready, capture) = seed(&ready, 500);
+            assert_eq!((ready.state, capture.at_ns), (expected, 0));
+        }
     }
 }

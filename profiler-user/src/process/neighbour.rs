@@ -1,7 +1,7 @@
 //! Any process on the machine, in the few words that a report has for one that took the target's CPU.
 
 use super::cgroup;
-use super::target::text;
+use super::target::{Stat, text};
 
 /// Characters of a command line that are told: it is to be recognised, not run again.
 const MAX_COMMAND: usize = 256;
@@ -40,6 +40,11 @@ pub fn thread_name(pid: u32, tid: u32) -> Option<String> {
     Some(text.strip_suffix('\n').unwrap_or(&text).to_owned())
 }
 
+/// The CPU that a thread runs on or waits for; None where it does neither.
+pub fn ready_on(pid: u32, tid: u32) -> Option<u32> {
+    Stat::parse(&text(format!("/proc/{pid}/task/{tid}/stat"))?)?.ready_on()
+}
+
 /// The beginning of a command line, arguments separated by spaces.
 fn words(command: &str) -> String {
     let mut words = command.trim_end_matches('\0').replace('\0', " ");
@@ -52,7 +57,7 @@ fn words(command: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{MAX_COMMAND, Neighbour, thread_name, words};
+    use super::{MAX_COMMAND, Neighbour, ready_on, thread_name, words};
 
     /// This very process is known by its own number and name, and by no other.
     #[test]
@@ -64,6 +69,15 @@ mod tests {
         assert!(known.command.is_some());
         assert_eq!(Neighbour::of_thread(pid, pid, "somebody else"), None);
         assert_eq!(Neighbour::of_thread(0x7fff_ffff, 0x7fff_ffff, &name), None);
+    }
+
+    /// Whoever asks is on a CPU itself, but a thread that is not there is on none.
+    #[test]
+    fn who_is_on_a_cpu() {
+        let pid = std::process::id();
+        let tid = u32::try_from(nix::unistd::gettid().as_raw()).unwrap();
+        assert!(ready_on(pid, tid).is_some());
+        assert_eq!(ready_on(pid, 0x7fff_ffff), None);
     }
 
     /// Command lines are cut, and between characters.

@@ -193,6 +193,7 @@ pub(super) struct Stat {
     pub(super) parent: u32,
     flags: u64,
     pub(super) start_ticks: u64,
+    cpu: Option<u32>,
 }
 
 impl Stat {
@@ -205,7 +206,13 @@ impl Stat {
         let parent = fields.next()?.parse().ok()?;
         let flags = fields.nth(4)?.parse().ok()?;
         let start_ticks = fields.nth(12)?.parse().ok()?;
-        Some(Self { name, state, parent, flags, start_ticks })
+        let cpu = fields.nth(16).and_then(|cpu| cpu.parse().ok());
+        Some(Self { name, state, parent, flags, start_ticks, cpu })
+    }
+
+    /// The CPU that a thread runs on or is ready to.
+    pub(super) fn ready_on(&self) -> Option<u32> {
+        self.cpu.filter(|_| self.state == 'R')
     }
 }
 
@@ -234,6 +241,10 @@ mod tests {
         assert_eq!((stat.state, stat.parent), ('S', 1));
         assert_eq!((stat.flags, stat.start_ticks), (4_194_560, 98765));
         assert_eq!(Stat::parse("7 (x"), None);
+        let rest = "0 ".repeat(13);
+        let ready = format!("{} {rest}17 3 0 0", text.replace(" S ", " R "));
+        assert_eq!(Stat::parse(&ready).unwrap().ready_on(), Some(3));
+        assert_eq!(Stat::parse(&ready.replace(" R ", " S ")).unwrap().ready_on(), None);
     }
 
     /// This very process can be opened, is itself, and has a name.

@@ -11,7 +11,8 @@ use crate::process::listeners::{Search, Sharer, Sharers};
 use crate::source::EventSource;
 
 /// Between two searches for processes: servers replace workers now and then.
-const SEARCH_EVERY_NS: u64 = 5_000_000_000;
+const SEARCH_EVERY_S: u64 = 5;
+const SEARCH_EVERY_NS: u64 = SEARCH_EVERY_S * 1_000_000_000;
 
 /// A process whose accepts are counted.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub struct Acceptors {
     gone: Vec<Acceptor>,
     /// Of the last search.
     gaps: Vec<Gap>,
+    /// Of processes that it found and others had not, for the next line.
+    late: Vec<Gap>,
     /// At rest; a search that goes on has it.
     search: Option<Search>,
     searching: Option<JoinHandle<(Search, Sharers)>>,
@@ -44,6 +47,7 @@ impl Acceptors {
             counted: BTreeMap::new(),
             gone: Vec::new(),
             gaps: Vec::new(),
+            late: Vec::new(),
             search: Some(Search::new(pid)),
             searching: None,
             next_search_ns: 0,
@@ -56,6 +60,8 @@ impl Acceptors {
         if let Some(search) = &mut self.search {
             let found = search.run();
             self.found(source, found);
+            // No line tells of what was before.
+            self.late.clear();
         }
     }
 
@@ -99,15 +105,16 @@ impl Acceptors {
                 counted.sharer = sharer;
                 continue;
             }
+            let what = format!("accepts of process {}", sharer.pid);
             match source.count_accepts(sharer.pid) {
                 Ok(()) => {
+                    let why =
+                        format!("counted since it was found, by a search every {SEARCH_EVERY_S} s");
+                    self.late.push(Gap::new(&what, why));
                     let told = Accepts::default();
                     self.counted.insert(sharer.pid, Counted { sharer, told });
                 }
-                Err(error) => {
-                    let what = format!("accepts of process {}", sharer.pid);
-                    self.gaps.push(Gap::new(&what, format!("{error:#}")));
-                }
+                Err(error) => self.gaps.push(Gap::new(&what, format!("{error:#}"))),
             }
         }
     }
@@ -125,6 +132,7 @@ impl Acceptors {
             gaps.extend(self.unseen.iter().cloned());
         }
         gaps.extend(self.gaps.iter().cloned());
+        gaps.append(&mut self.late);
         told
     }
 }

@@ -136,7 +136,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let since = self.sum_up(slot, now_ns).filter(|_| self.is_of_interest(&slot.state));
         let Some(statistics) = &mut self.statistics else { return };
         statistics.told.remove(&slot.state.tid);
-        let Some(since) = since.filter(|since| since.turns.count() > 0) else { return };
+        let Some(since) = since.filter(LoopInterval::has_worked) else { return };
         if statistics.gone.len() < MAX_GONE {
             statistics.gone.push(since);
         } else {

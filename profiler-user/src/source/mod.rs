@@ -49,6 +49,13 @@ pub struct Slot {
     pub state: Loop,
 }
 
+impl Slot {
+    /// Whether the kernel side has changed nothing since: by its count, as some fields are the daemon's own.
+    pub const fn is_unchanged(&self, now: &Loop) -> bool {
+        self.state.sequence == now.sequence && self.state.tid == now.tid
+    }
+}
+
 /// What the probes read of a thread's interpreter: addresses in the target, 0 where not known.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PythonPlaces {
@@ -144,4 +151,21 @@ pub trait EventSource {
 pub enum Ticks {
     On,
     Off,
+}
+
+#[cfg(test)]
+mod tests {
+    use profiler_ebpf::turn::Loop;
+
+    use super::Slot;
+
+    /// What the daemon itself writes is no change of the loop's; another thread in its slot is.
+    #[test]
+    fn changes() {
+        let state = Loop { tid: 7, sequence: 12, ..Loop::default() };
+        let slot = Slot { index: 0, state };
+        assert!(slot.is_unchanged(&Loop { python_tstate: 0x7000, ..state }));
+        assert!(!slot.is_unchanged(&Loop { sequence: 14, ..state }));
+        assert!(!slot.is_unchanged(&Loop { tid: 8, ..state }));
+    }
 }

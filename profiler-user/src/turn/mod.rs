@@ -64,7 +64,7 @@ pub struct Sampled {
     /// What was known of the system call that it was blocked in.
     pub call: Option<Box<Call>>,
     /// The kernel's `__state` of a thread that gave up its CPU, a set of bits: stopped by a signal 0x4,
-    /// by a debugger 0x8, frozen 0x8000 (since 6.1), and others. 0 of one that ran.
+    /// by a debugger 0x8, frozen 0x8000, and others. 0 of one that ran.
     pub task_state: u64,
     /// Whose coroutines it was seen in. The stack's own say only whose were the first.
     pub shares: Vec<Share>,

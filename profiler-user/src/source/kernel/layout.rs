@@ -35,6 +35,7 @@ impl KernelLayout {
             task_files: field("task_struct", &["files"])?,
             task_fsbase: field("task_struct", &["thread", "fsbase"])?,
             mm_start_stack: field("mm_struct", &["start_stack"])?,
+            mm_lock_count: field("mm_struct", &["mmap_lock", "count"]).unwrap_or(0),
             files_fdt: field("files_struct", &["fdt"])?,
             fdtable_max_fds: field("fdtable", &["max_fds"])?,
             fdtable_fd: field("fdtable", &["fd"])?,
@@ -50,6 +51,7 @@ impl KernelLayout {
             // Depends on CONFIG_SCHED_INFO, which the distributions' kernels have.
             task_run_delay: field("task_struct", &["sched_info", "run_delay"])?,
             task_migrations: field("task_struct", &["se", "nr_migrations"])?,
+            task_jobctl: field("task_struct", &["jobctl"])?,
         };
         Ok(Self { offsets, switch_has_state: tracepoint_arguments(&btf, "sched_switch")? >= 4 })
     }
@@ -128,6 +130,7 @@ mod tests {
         let layout = KernelLayout::of_running_kernel().unwrap();
         assert_ne!(layout.offsets.task_pid, layout.offsets.task_tgid);
         assert_ne!(layout.offsets.task_mm, layout.offsets.task_files);
+        assert_ne!(layout.offsets.mm_lock_count, layout.offsets.mm_start_stack);
         assert!(layout.offsets.task_fsbase > layout.offsets.task_pid);
     }
 }

@@ -15,13 +15,13 @@ use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, Queue, RingBuf};
 use aya::programs::Iter;
 use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
 use profiler_ebpf::counter::Counter;
-use profiler_ebpf::limits::MAX_LOOPS;
+use profiler_ebpf::limits::{MAX_LOOPS, MAX_WAITERS};
 use profiler_ebpf::param::Params;
 use profiler_ebpf::parks::Parks;
 use profiler_ebpf::python::PythonLayout;
 use profiler_ebpf::reading::{Accepts, Reading};
 use profiler_ebpf::record::{CaptureHead, ThreadSnapshot};
-use profiler_ebpf::rivals::Rivals;
+use profiler_ebpf::rivals::{Rivals, TaskId};
 use profiler_ebpf::turn::{Loop, phase};
 use profiler_ebpf::wanted::Wanted;
 use zerocopy::{FromBytes, IntoBytes};
@@ -193,13 +193,20 @@ impl EventSource for KernelSource {
         let bytes = self.table.capture(slot.index)?;
         let captured = decode::capture(&bytes).ok()?;
         // Unless the loop moved meanwhile, nobody wrote into its capture either.
-        let still = self.table.state(slot.index)? == slot.state;
+        let still = slot.is_unchanged(&self.table.state(slot.index)?);
         let same_turn = captured.head.turn_start_ns == slot.state.turn.start_ns;
         (still && same_turn).then_some(captured)
     }
 
     fn rivals(&mut self, slot: Slot) -> Option<Rivals> {
-        self.table.rivals(slot.index)
+        let mut rivals = self.table.rivals(slot.index)?;
+        let waits_there = |other: &Rivals| other.waiter != 0 && other.cpu == rivals.cpu;
+        let all = (0..MAX_LOOPS).filter_map(|index| self.table.rivals(index));
+        if all.filter(waits_there).count() > MAX_WAITERS {
+            // Who came onto that CPU last was not recorded for each of them.
+            rivals.on_cpu = TaskId::UNKNOWN;
+        }
+        Some(rivals)
     }
 
     fn seed(&mut self, state: Loop, capture: CaptureHead) -> anyhow::Result<bool> {
