@@ -4,7 +4,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::call::Party;
+use crate::call::{Descriptor, Party};
 use crate::frame::Frame;
 use crate::gap::Gap;
 use crate::process::neighbour::Neighbour;
@@ -16,6 +16,9 @@ use crate::turn::{Awaited, Holder, Lock, LockOwner, Other, Queue, Sampled, Waite
 
 /// Descriptors described in one turn: each may cost a look through the socket tables.
 const MAX_DESCRIPTORS: usize = 8;
+
+/// Connections remembered in one turn.
+const MAX_CONNECTIONS: usize = 64;
 
 /// Ends of waits kept of one turn; beyond this they are counted.
 const MAX_WAKES: usize = 256;
@@ -59,6 +62,8 @@ pub struct Gathered {
     /// What the descriptors that it blocked on stood for at that time; none where one number stood
     /// for several in the same turn.
     descriptors: BTreeMap<u32, Option<String>>,
+    /// Connections that it blocked on, by their links.
+    connections: BTreeMap<String, Descriptor>,
     /// Connections that waited to be accepted, by address: the most that were seen at once.
     queues: BTreeMap<String, u64>,
     /// Whether it was asked which sockets are not among these.
@@ -259,6 +264,18 @@ impl Gathered {
                 }
             }
         }
+    }
+
+    /// Remembers what a connection is: to find out, all of the machine's may have to be read.
+    pub fn connected(&mut self, descriptor: &Descriptor) {
+        if descriptor.is_settled() && self.connections.len() < MAX_CONNECTIONS {
+            self.connections.insert(descriptor.link.clone(), descriptor.clone());
+        }
+    }
+
+    /// The connection with this link, if it is remembered.
+    pub fn connection(&self, link: &str) -> Option<&Descriptor> {
+        self.connections.get(link)
     }
 
     /// So many connections wait now. What is not told of others is asked for once.

@@ -13,7 +13,7 @@ use crate::gap::Gap;
 use crate::gathered::Gathered;
 use crate::process::arguments::{Arguments, Path};
 use crate::process::borrowed;
-use crate::process::descriptors::{describe, other_end};
+use crate::process::descriptors::{describe, link, other_end};
 use crate::process::file_locks;
 use crate::process::mounts::{self, Opened};
 use crate::process::parties::{child, children, party};
@@ -74,9 +74,19 @@ impl Caller<'_> {
 
     fn descriptor(self, gathered: &mut Gathered) -> Option<Descriptor> {
         let Operand::Descriptor(number) = operand(self.registers) else { return None };
-        let descriptor = describe(self.pid, number)?;
+        let descriptor = self.describe(number, gathered)?;
         gathered.note(number, &descriptor.text);
         Some(descriptor)
+    }
+
+    fn describe(self, number: u32, gathered: &mut Gathered) -> Option<Descriptor> {
+        let link = link(self.pid, number)?;
+        let known = gathered.connection(&link).map(|known| Descriptor { number, ..known.clone() });
+        Some(known.unwrap_or_else(|| {
+            let descriptor = describe(self.pid, number, link);
+            gathered.connected(&descriptor);
+            descriptor
+        }))
     }
 
     fn descriptors(self, arguments: &Arguments, call: &mut Call, gathered: &mut Gathered) {
@@ -84,11 +94,11 @@ impl Caller<'_> {
         // A path may be empty: then the call works on the descriptor that it would be below.
         let below = arguments.path.as_ref().filter(|path| path.path.is_empty());
         if let Some(number) = below.and_then(|path| path.below) {
-            call.descriptor = describe(self.pid, number);
+            call.descriptor = self.describe(number, gathered);
         }
         let polled = &arguments.polled;
         let described = polled.iter().take(MAX_DESCRIBED);
-        call.polled = described.filter_map(|number| describe(self.pid, *number)).collect();
+        call.polled = described.filter_map(|number| self.describe(*number, gathered)).collect();
         let left_out = polled.len().saturating_sub(call.polled.len()) as u64;
         call.more_polled = arguments.more_polled.saturating_add(left_out);
     }

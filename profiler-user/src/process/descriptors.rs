@@ -11,10 +11,14 @@ use crate::call::{Descriptor, Kind, Party};
 /// Terminals as Linux names them.
 const TERMINALS: [&str; 3] = ["/dev/pts/", "/dev/tty", "/dev/console"];
 
-/// What a descriptor stands for, without whoever has the other end.
-pub fn describe(pid: u32, number: u32) -> Option<Descriptor> {
+/// What /proc says that a descriptor is: `socket:[4711]`, a path.
+pub fn link(pid: u32, number: u32) -> Option<String> {
     let link = fs::read_link(format!("/proc/{pid}/fd/{number}")).ok()?;
-    let link = printable(link.as_os_str().as_encoded_bytes());
+    Some(printable(link.as_os_str().as_encoded_bytes()))
+}
+
+/// What a descriptor with this link stands for, without whoever has the other end.
+pub fn describe(pid: u32, number: u32, link: String) -> Descriptor {
     let mut descriptor = if let Some(inode) = bracketed(&link, "socket:[") {
         socket(pid, number, inode)
     } else if link.starts_with("pipe:[") {
@@ -35,7 +39,7 @@ pub fn describe(pid: u32, number: u32) -> Option<Descriptor> {
         Descriptor::new(number, Kind::Other, &link)
     };
     descriptor.link = link;
-    Some(descriptor)
+    descriptor
 }
 
 fn bracketed<'a>(link: &'a str, before: &str) -> Option<&'a str> {
@@ -93,6 +97,11 @@ fn socket(pid: u32, number: u32, inode: &str) -> Descriptor {
 }
 
 impl Descriptor {
+    /// Whether it stays what it is for as long as it is open: a connection that is there.
+    pub fn is_settled(&self) -> bool {
+        self.peer.is_some() && self.state.is_none_or(|state| state == "established")
+    }
+
     pub fn is_unix(&self) -> bool {
         self.kind == Kind::Socket && self.text.starts_with("unix ")
     }
@@ -138,11 +147,12 @@ fn mirrored(pid: u32, descriptor: &Descriptor) -> Option<String> {
 mod tests {
     use std::os::fd::AsRawFd;
 
-    use super::{anonymous, describe, named, other_end};
+    use super::{anonymous, describe, link, named, other_end};
     use crate::call::{Descriptor, Kind};
 
     fn described(descriptor: &dyn AsRawFd) -> Descriptor {
-        describe(std::process::id(), descriptor.as_raw_fd() as u32).unwrap()
+        let (pid, number) = (std::process::id(), descriptor.as_raw_fd() as u32);
+        describe(pid, number, link(pid, number).unwrap())
     }
 
     /// Descriptors of this very process: a file, a connection and both its ends, a pipe.
@@ -173,7 +183,7 @@ mod tests {
         );
         let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
         assert!(described(&one).is_unix());
-        assert_eq!(describe(std::process::id(), 99_999), None);
+        assert_eq!(link(std::process::id(), 99_999), None);
     }
 
     /// Names of the kernel's own files tell their kinds.

@@ -19,6 +19,13 @@ const MAX_SHARES: usize = 64;
 /// Calls told apart in one turn. A tick more comes every 10 ms.
 const MAX_CALLS: usize = 1024;
 
+/// Blocked stretches kept one by one. Beyond this the older half counts in the sums alone: who ended or
+/// prolonged them has been asked by then.
+const MAX_BLOCKS: usize = 8192;
+
+/// Locks told apart in the sums.
+const MAX_LOCKS: usize = 256;
+
 /// A stretch in which the thread was blocked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Block {
@@ -88,6 +95,8 @@ impl Wait {
 pub struct Samples {
     stacks: Vec<Sampled>,
     blocks: Vec<Block>,
+    /// How long it waited for locks in the stretches that are not kept any more.
+    settled: BTreeMap<Lock, u64>,
     ticks_user: u64,
     ticks_kernel: u64,
     ticks_collecting: u64,
@@ -119,6 +128,9 @@ impl Samples {
     pub fn block(&mut self, at_ns: u64, blocked_ns: Option<u64>, stack: Stack, was: Was) {
         let registers = was.registers;
         self.take_back(at_ns);
+        if self.blocks.len() == MAX_BLOCKS {
+            self.settle(at_ns);
+        }
         if let Some((stack, share)) = self.add(stack, was) {
             self.blocks.push(Block { at_ns, stack, share, registers, blocked_ns });
         }
@@ -148,7 +160,7 @@ impl Samples {
 
     /// How long the thread waited for each lock up to `now_ns`, the longest first.
     pub fn waited(&self, now_ns: u64) -> Vec<Waited> {
-        let mut times = BTreeMap::<Lock, u64>::new();
+        let mut times = self.settled.clone();
         for (block, blocked_ns) in self.blocked(now_ns) {
             if let Some(lock) = self.wait(block).and_then(|wait| wait.lock()) {
                 *times.entry(lock).or_default() += blocked_ns;
@@ -219,6 +231,28 @@ impl Samples {
         stacks.retain(|sampled| sampled.samples > 0);
         stacks.sort_by_key(|sampled| std::cmp::Reverse((sampled.time_ns, sampled.samples)));
         stacks
+    }
+
+    /// Adds the older half of the stretches to the sums, and lets go of them.
+    fn settle(&mut self, now_ns: u64) {
+        let older: Vec<(Block, u64)> = self
+            .blocked(now_ns)
+            .take(MAX_BLOCKS / 2)
+            .map(|(block, blocked_ns)| (*block, blocked_ns))
+            .collect();
+        for (block, blocked_ns) in &older {
+            if let Some(lock) = self.wait(block).and_then(|wait| wait.lock())
+                && (self.settled.len() < MAX_LOCKS || self.settled.contains_key(&lock))
+            {
+                *self.settled.entry(lock).or_default() += blocked_ns;
+            }
+            let sampled = &mut self.stacks[block.stack];
+            sampled.time_ns += blocked_ns;
+            if let Some(share) = block.share {
+                sampled.shares[share].time_ns += blocked_ns;
+            }
+        }
+        self.blocks.drain(..older.len());
     }
 
     /// Forgets the stretch that began at `at_ns`, because more is known of it now.
@@ -311,7 +345,7 @@ pub fn looks_same(one: &Stack, other: &Stack) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Awaited, MAX_SHARES, Samples, Was};
+    use super::{Awaited, Lock, MAX_BLOCKS, MAX_SHARES, Samples, Waited, Was};
     use crate::call::{Call, Descriptor, Kind};
     use crate::frame::{Frame, Language, Stack};
     use crate::gap::Gap;
@@ -437,6 +471,23 @@ mod tests {
         let seen: Vec<_> = stacks.iter().map(|s| (s.state, s.samples, s.time_ns)).collect();
         assert_eq!(seen, [(Blocked, 2, 110), (RunningKernel, 1, 50)]);
         assert!(!samples.block_ended(99, 1), "no stack of that stretch is known");
+    }
+
+    /// However many stretches there are, few are kept, and every one counts.
+    #[test]
+    fn many_blocks() {
+        let mut samples = Samples::default();
+        let many = 3 * MAX_BLOCKS as u64;
+        for number in 0..many {
+            let registers = Registers { args: [0x7f10; 6], ..Registers::default() };
+            let was = Was { registers, awaited: Awaited::Futex, ..WAS };
+            samples.block(number * 100, Some(7), stack("lock", 1), was);
+        }
+        assert!(samples.blocks.len() <= MAX_BLOCKS);
+        let [stack] = &samples.stacks(0, many * 100)[..] else { panic!("not one stack") };
+        assert_eq!((stack.samples, stack.time_ns), (many, many * 7));
+        let waited = Waited { lock: Lock::Futex(0x7f10), time_ns: many * 7 };
+        assert_eq!(samples.waited(many * 100), [waited]);
     }
 
     /// One stack that several tasks were seen in tells each one's share; past a bound they count in
