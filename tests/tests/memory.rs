@@ -80,7 +80,7 @@ fn lock_of_the_address_space() -> Result<()> {
     ensure!(stall.is_caused_by("memory"), "{words}");
     let waited_ns = memory_ns(stall, "mmap_lock");
     let off_cpu_ns = turn.off_cpu_ns().saturating_sub(stall.stall.time.runnable_ns);
-    ensure!(waited_ns.abs_diff(off_cpu_ns) < 20 * MILLISECOND, "{words}");
+    ensure!(waited_ns.abs_diff(off_cpu_ns) < THRESHOLD_NS / 2, "{words}");
     let function = stall.culprit.as_ref().and_then(|culprit| culprit.function.as_deref());
     ensure!(function == Some("map_page"), "{function:?} is blamed");
 

@@ -9,8 +9,9 @@ use profiler_tests::scenario::{THRESHOLD_NS, alone};
 use profiler_tests::turns::{self, Watched, script};
 use serde::Deserialize;
 
-/// How far a part may be from the target's own word: its clock is read outside of what it measures.
-const NEAR_NS: u64 = 20 * MILLISECOND;
+/// How far a part may be from the target's own word: its clock is read outside of what it measures, and a
+/// hypervisor may take the CPU in between.
+const NEAR_NS: u64 = 50 * MILLISECOND;
 
 /// One turn, in the target's own words.
 #[derive(Debug, Deserialize)]
