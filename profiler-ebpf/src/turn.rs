@@ -292,6 +292,14 @@ impl Loop {
         self.turn
     }
 
+    /// The same, found out once it is back. `blocked_ns` is for how long the turn had been blocked or
+    /// stopped as the thread went to sleep.
+    #[inline(always)]
+    pub fn had_parked(&mut self, blocked_ns: u64) -> Turn {
+        self.turn.blocked_ns = blocked_ns.saturating_sub(self.turn.stopped_ns);
+        self.parked()
+    }
+
     /// A parked thread is back: a turn begins.
     #[inline(always)]
     pub fn unparked(&mut self, now_ns: u64) {
@@ -539,6 +547,24 @@ mod tests {
             let turn = over(thread.wait_entered(wait::EPOLL, EPFD, 160));
             assert_eq!((turn.stopped_ns, turn.blocked_ns, turn.runnable_ns), (40, 0, 5));
         }
+    }
+
+    /// A turn that ended by parking has the time up to there, whenever that is found out.
+    #[test]
+    fn parks_that_are_found_later() {
+        // ns   100      130        150      160          900       905
+        //       ├ running ┤ blocked ┤ running ┤ parked ... woken ┤ back
+        let mut thread = in_turn(100);
+        thread.switched_out(false, 1, 130);
+        thread.woken(150);
+        thread.switched_in(150);
+        thread.switched_out(false, 1, 160);
+        let blocked_ns = thread.turn.blocked_ns;
+        thread.woken(900);
+        let turn = thread.had_parked(blocked_ns);
+        assert_eq!((turn.running_ns, turn.blocked_ns, turn.booked_ns()), (40, 20, 60));
+        thread.unparked(905);
+        assert_eq!((thread.turns, thread.turn.start_ns), (1, 905));
     }
 
     /// Where the kernel kept a switch-out from us, the sum still holds and the loss is told.
