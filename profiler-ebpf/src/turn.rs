@@ -8,6 +8,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 pub use crate::parks::{MAX_PARKS, Park, Parks};
+use crate::sleep::task;
 
 /// The kinds of wait. A greater one takes over from a smaller: whoever uses epoll is an epoll loop,
 /// and its `poll()` inside a callback (a socket with a timeout) is blocking, not idleness.
@@ -80,15 +81,6 @@ pub mod state {
     pub const fn is_ready(state: u32) -> bool {
         state == RUNNABLE || state == PREEMPTED
     }
-}
-
-/// The bits of `task_struct.__state` that matter here (include/linux/sched.h, unchanged since 4.14
-/// but for `FROZEN`, which is new in 6.1).
-mod task {
-    pub const STOPPED: u64 = 0x4;
-    pub const TRACED: u64 = 0x8;
-    pub const DEAD: u64 = 0x80;
-    pub const FROZEN: u64 = 0x8000;
 }
 
 /// The turn's beginning was not seen: its duration is a lower bound.
