@@ -156,6 +156,13 @@ fn parked(slot: u32, state: &mut Loop, now_ns: u64) {
     }
 }
 
+/// The same, found out by the daemon, which tells of the turn.
+#[inline(never)]
+fn had_parked(slot: u32, state: &mut Loop, blocked_ns: u64) {
+    change(state, |state| state.had_parked(blocked_ns));
+    stats::parked(slot, &state.turn);
+}
+
 /// The thread is gone.
 #[inline(never)]
 fn exited(slot: u32, state: &mut Loop, now_ns: u64) {
@@ -181,8 +188,12 @@ fn came_back(slot: u32, task: Task) {
     runnable::end(slot, now_ns);
     let Some(capture) = capture_at(slot) else { return };
     let head = &mut capture.head;
-    if state.phase == phase::PARKED || park::was_found(slot, head) {
+    let is_of_turn = head.turn_start_ns == state.turn.start_ns;
+    if state.phase == phase::PARKED || is_of_turn && park::was_found(slot, head) {
         let faults = task.faults();
+        if state.phase == phase::TURN {
+            had_parked(slot, state, head.blocked_ns);
+        }
         change(state, |state| {
             state.count_faults(faults);
             state.unparked(now_ns);
@@ -193,7 +204,7 @@ fn came_back(slot: u32, task: Task) {
     if !change(state, |state| state.switched_in(now_ns)) {
         count(Counter::SwitchMissed);
     }
-    if head.reason != reason::SWITCH_OUT || head.turn_start_ns != state.turn.start_ns {
+    if head.reason != reason::SWITCH_OUT || !is_of_turn {
         return;
     }
     let blocked_ns =

@@ -1,13 +1,17 @@
 //! What the kernel's word for a thread's sleep tells of what it waits for.
 
-/// `TASK_INTERRUPTIBLE` (include/linux/sched.h).
-const INTERRUPTIBLE: u64 = 0x1;
+use self::task::{FROZEN, INTERRUPTIBLE, UNINTERRUPTIBLE};
 
-/// `TASK_UNINTERRUPTIBLE`.
-const UNINTERRUPTIBLE: u64 = 0x2;
-
-/// `TASK_FROZEN`, new in 6.1.
-const FROZEN: u64 = 0x8000;
+/// The bits of `task_struct.__state` that matter here (include/linux/sched.h, unchanged since 4.14
+/// but for `FROZEN`, which is new in 6.1).
+pub(crate) mod task {
+    pub const INTERRUPTIBLE: u64 = 0x1;
+    pub const UNINTERRUPTIBLE: u64 = 0x2;
+    pub const STOPPED: u64 = 0x4;
+    pub const TRACED: u64 = 0x8;
+    pub const DEAD: u64 = 0x80;
+    pub const FROZEN: u64 = 0x8000;
+}
 
 /// `JOBCTL_TRAP_FREEZE` (include/linux/sched/jobctl.h), since 5.2: its control group freezes the thread.
 const TRAP_FREEZE: u64 = 1 << 23;

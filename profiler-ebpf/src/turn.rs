@@ -8,6 +8,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 pub use crate::parks::{MAX_PARKS, Park, Parks};
+use crate::sleep::task;
 
 /// The kinds of wait. A greater one takes over from a smaller: whoever uses epoll is an epoll loop,
 /// and its `poll()` inside a callback (a socket with a timeout) is blocking, not idleness.
@@ -80,15 +81,6 @@ pub mod state {
     pub const fn is_ready(state: u32) -> bool {
         state == RUNNABLE || state == PREEMPTED
     }
-}
-
-/// The bits of `task_struct.__state` that matter here (include/linux/sched.h, unchanged since 4.14
-/// but for `FROZEN`, which is new in 6.1).
-mod task {
-    pub const STOPPED: u64 = 0x4;
-    pub const TRACED: u64 = 0x8;
-    pub const DEAD: u64 = 0x80;
-    pub const FROZEN: u64 = 0x8000;
 }
 
 /// The turn's beginning was not seen: its duration is a lower bound.
@@ -290,6 +282,14 @@ impl Loop {
         self.turns += 1;
         self.phase = phase::PARKED;
         self.turn
+    }
+
+    /// The same, found out once it is back. `blocked_ns` is for how long the turn had been blocked or
+    /// stopped as the thread went to sleep.
+    #[inline(always)]
+    pub fn had_parked(&mut self, blocked_ns: u64) -> Turn {
+        self.turn.blocked_ns = blocked_ns.saturating_sub(self.turn.stopped_ns);
+        self.parked()
     }
 
     /// A parked thread is back: a turn begins.
@@ -539,6 +539,24 @@ mod tests {
             let turn = over(thread.wait_entered(wait::EPOLL, EPFD, 160));
             assert_eq!((turn.stopped_ns, turn.blocked_ns, turn.runnable_ns), (40, 0, 5));
         }
+    }
+
+    /// A turn that ended by parking has the time up to there, whenever that is found out.
+    #[test]
+    fn parks_that_are_found_later() {
+        // ns   100      130        150      160          900       905
+        //       ├ running ┤ blocked ┤ running ┤ parked ... woken ┤ back
+        let mut thread = in_turn(100);
+        thread.switched_out(false, 1, 130);
+        thread.woken(150);
+        thread.switched_in(150);
+        thread.switched_out(false, 1, 160);
+        let blocked_ns = thread.turn.blocked_ns;
+        thread.woken(900);
+        let turn = thread.had_parked(blocked_ns);
+        assert_eq!((turn.running_ns, turn.blocked_ns, turn.booked_ns()), (40, 20, 60));
+        thread.unparked(905);
+        assert_eq!((thread.turns, thread.turn.start_ns), (1, 905));
     }
 
     /// Where the kernel kept a switch-out from us, the sum still holds and the loss is told.
