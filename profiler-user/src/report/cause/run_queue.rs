@@ -1,5 +1,7 @@
 //! Time in which the thread was ready and had no CPU to a cause: who had it, and in what words that is said.
 
+use profiler_ebpf::limits::MAX_WAITERS;
+
 use super::{Basis, Component, Explanation, is_percent};
 use crate::gap::Gap;
 use crate::report::message::milliseconds;
@@ -25,7 +27,8 @@ pub fn explain<'a>(component: &Component<'a>, stall: &Stall) -> Explanation<'a> 
     if is_percent(unknown_ns, turn.runnable_ns, UNKNOWN_PERCENT) {
         let reason = format!(
             "who had the CPU for {unknown_ns} of {whole_ns} ns is not known: the thread was moved \
-             to another CPU meanwhile, or nothing was switched there since it was woken"
+             to another CPU meanwhile, nothing was switched there since it was woken, or more than \
+             {MAX_WAITERS} loops waited there"
         );
         gaps.push(Gap::new("preempted_by", reason));
     }
