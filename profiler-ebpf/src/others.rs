@@ -7,7 +7,7 @@ use aya_ebpf::maps::{Array, HashMap, Queue};
 use profiler_ebpf::counter::Counter;
 use profiler_ebpf::limits::{BYSTANDER_EVERY_NS, MAX_DESKS, MAX_THREAD_STATES, MIN_BLOCK_NS};
 use profiler_ebpf::python::PythonWalk;
-use profiler_ebpf::record::{Capture, CaptureHead, RecordHead, Woken, gil, kind, reason};
+use profiler_ebpf::record::{Capture, CaptureHead, RecordHead, Woken, kind, reason};
 use profiler_ebpf::turn::{FUTEX, phase, state};
 use profiler_ebpf::wanted::{Wanted, call_of, ends_wait, is_of_kind};
 
@@ -55,25 +55,15 @@ pub fn tick(tid: u32, in_user: u32, now_ns: u64) -> Option<Begun> {
     if !holds_gil && wanted.owner != tid && !(wanted.everyone == 1 && is_time(now_ns)) {
         return None;
     }
-    let holds_gil = if holds_gil { gil::HELD } else { gil::NOT_HELD };
+    let holds_gil = u32::from(holds_gil);
     let met = Met { tid, reason: reason::TICK, in_user, holds_gil, tstate, now_ns };
     begin(&met)
 }
 
-/// Whether the current thread, with this state, holds the interpreter's lock, if somebody asks: one of
-/// [`crate::record::gil`].
+/// 1 where the current thread, with this state, holds the interpreter's lock and somebody asks.
 #[inline(always)]
 pub fn gil_is_held_by(tstate: u64) -> u32 {
-    match WANTED.get(0) {
-        Some(wanted) if wanted.gil == 1 => {
-            if holds_gil(wanted, tstate) {
-                gil::HELD
-            } else {
-                gil::NOT_HELD
-            }
-        }
-        _ => gil::NOT_ASKED,
-    }
+    WANTED.get(0).map_or(0, |wanted| u32::from(wanted.gil == 1 && holds_gil(wanted, tstate)))
 }
 
 /// Somebody wakes a task. Runs in the waker's context, or in whatever an interrupt came upon.
@@ -106,14 +96,8 @@ pub fn waking(task: Task) {
     let told = tell_woken(capture, state.turn.start_ns, pid_tgid, now_ns);
     if told && is_futex && same_process {
         let tstate = thread_state(Task::current().fsbase());
-        let met = Met {
-            tid: by_tid,
-            reason: reason::WAKING,
-            in_user: 0,
-            holds_gil: gil::NOT_ASKED,
-            tstate,
-            now_ns,
-        };
+        let met =
+            Met { tid: by_tid, reason: reason::WAKING, in_user: 0, holds_gil: 0, tstate, now_ns };
         let Some(Begun { desk, tstate }) = begin(&met) else { return };
         if let Some(capture) = capture_at(desk) {
             capture::take_stacks(capture, tstate);

@@ -132,16 +132,6 @@ pub mod reason {
     pub const WAKING: u32 = 3;
 }
 
-/// Whether a tick found the thread to hold CPython's global lock.
-pub mod gil {
-    /// The daemon had not asked.
-    pub const NOT_ASKED: u32 = 0;
-    /// It has it.
-    pub const HELD: u32 = 1;
-    /// Another thread has it, or nobody.
-    pub const NOT_HELD: u32 = 2;
-}
-
 /// Where a thread was, at one moment. All of it is of that moment: it was taken in the thread's own context.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
@@ -163,7 +153,7 @@ pub struct CaptureHead {
     pub in_user: u32,
     /// What the thread was about to be: one of [`crate::turn::state`].
     pub state: u32,
-    /// Whether a tick found the thread to hold the interpreter's lock: one of [`gil`].
+    /// 1 where a tick found the thread to hold the interpreter's lock, and the daemon had asked.
     pub holds_gil: u32,
     /// The thread's `__state` as it gave up its CPU, 0 for a tick. A set of bits: SIGSTOP 0x4 (seen as
     /// 0x104: only a fatal signal wakes it), a debugger 0x8, the freezer 0x8000 (the first version's since

@@ -17,15 +17,13 @@ pub enum Activity {
     Compaction,
     /// It waited for a page that had been swapped out.
     SwapIn,
-    /// It waited for a page that somebody else moved.
-    Migration,
     /// It waited for the lock of its process's address space.
     MmapLock,
 }
 
 /// The beginnings of the names of kernel functions that tell: compilers add endings such as
 /// `.constprop.0`. Looked up in mainline 5.15, 6.1, 6.6, 6.12 and 6.18; each name is of some of them.
-const TELLING: [(&str, Activity); 30] = [
+const TELLING: [(&str, Activity); 27] = [
     // kernel/signal.c
     ("ptrace_stop", Activity::Traced),
     ("do_signal_stop", Activity::SignalStop),
@@ -55,10 +53,6 @@ const TELLING: [(&str, Activity); 30] = [
     ("__alloc_pages_direct_compact", Activity::Compaction),
     ("try_to_compact_pages", Activity::Compaction),
     ("compact_zone", Activity::Compaction),
-    // mm/migrate.c: `do_swap_page` has pages that are being moved, too
-    ("migration_entry_wait", Activity::Migration),
-    ("__migration_entry_wait", Activity::Migration),
-    ("pmd_migration_entry_wait", Activity::Migration),
     // mm/memory.c, mm/shmem.c
     ("do_swap_page", Activity::SwapIn),
     ("shmem_swapin", Activity::SwapIn),
@@ -88,9 +82,8 @@ const RWSEM_CALLS: [&str; 7] = [
 
 /// Who wants the address space's semaphore: the function that calls `mmap_read_lock` or
 /// `mmap_write_lock`, which are inlined. The other semaphores in the same system calls and page faults
-/// (of a file, of reverse mappings) are wanted by others. `dup_mmap`, `exec_mmap` and `do_shmat` are left
-/// out: they wait for other semaphores as well.
-const MMAP_LOCK_TAKERS: [&str; 31] = [
+/// (of a file, of reverse mappings) are wanted by others.
+const MMAP_LOCK_TAKERS: [&str; 34] = [
     // Page faults: mm/memory.c or mm/mmap_lock.c since 6.5, arch/x86/mm/fault.c before.
     "lock_mm_and_find_vma",
     "do_user_addr_fault",
@@ -126,6 +119,10 @@ const MMAP_LOCK_TAKERS: [&str; 31] = [
     "get_user_pages_unlocked",
     "faultin_page_range",
     "fault_in_user_writeable",
+    // kernel/fork.c, fs/exec.c, ipc/shm.c
+    "dup_mm",
+    "exec_mmap",
+    "do_shmat",
 ];
 
 impl Activity {
@@ -193,7 +190,7 @@ mod tests {
     /// Stacks as kernels from 5.15 to 6.18 print them.
     #[test]
     fn stacks_of_kernels() {
-        let table: [(&[&str], Option<Activity>); 13] = [
+        let table: [(&[&str], Option<Activity>); 12] = [
             (
                 &["do_signal_stop", "get_signal", "arch_do_signal_or_restart"],
                 Some(Activity::SignalStop),
@@ -212,10 +209,6 @@ mod tests {
                 Some(Activity::Reclaim),
             ),
             (&["io_schedule", "folio_wait_bit_common", "do_swap_page"], Some(Activity::SwapIn)),
-            (
-                &["io_schedule", "migration_entry_wait_on_locked", "do_swap_page"],
-                Some(Activity::Migration),
-            ),
             (&["compact_zone_order", "try_to_compact_pages"], Some(Activity::Compaction)),
             (&["msleep", "shrink_dcache_parent", "vfs_rmdir"], None),
             (&["wait_woken", "sk_wait_data", "tcp_recvmsg"], None),
@@ -266,6 +259,5 @@ mod tests {
         assert_eq!(of(&["do_user_addr_fault", "exc_page_fault"]), None, "it runs");
         let renaming = ["rwsem_down_write_slowpath", "down_write", "lock_rename", "do_renameat2"];
         assert_eq!(of(&renaming), None);
-        assert_eq!(of(&["rwsem_down_write_slowpath", "down_write", "dup_mmap"]), None);
     }
 }

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
-use profiler_ebpf::record::{CaptureHead, gil, reason};
+use profiler_ebpf::record::{CaptureHead, reason};
 
 use self::calls::Caller;
 use crate::config::Config;
@@ -23,7 +23,7 @@ use crate::job::{Job, KernelStack, Losses, PythonFrames, Verdict};
 use crate::process::arguments::Arguments;
 use crate::process::live::LiveMemory;
 use crate::process::modules::Modules;
-use crate::process::queues::{untold, waiting};
+use crate::process::queues::waiting;
 use crate::process::target::Target;
 use crate::report::advice::Peers;
 use crate::report::application::interpreter;
@@ -161,7 +161,7 @@ impl Analyst {
                 let gathered = self.gathered(tid, turn_start_ns);
                 // A worker accepts nothing.
                 if gathered.pool.is_none() {
-                    gathered.queued(waiting(pid), || untold(pid));
+                    gathered.queued(waiting(pid));
                 }
                 Ok(())
             }
@@ -380,12 +380,10 @@ impl Analyst {
 }
 
 /// Whether the thread was collecting garbage. Where its innermost code is Python's own, another one is:
-/// that of a finalizer which has given the lock away; and who collects has the lock.
+/// that of a finalizer which has given the lock away.
 fn is_collecting(head: &CaptureHead, stack: &Stack) -> bool {
     let is_native = |frame: &Frame| frame.language == Language::Native;
-    (head.collecting == 1
-        && head.holds_gil != gil::NOT_HELD
-        && stack.frames.first().is_some_and(is_native))
+    (head.collecting == 1 && stack.frames.first().is_some_and(is_native))
         || stack.frames.iter().any(is_of_collector)
 }
 

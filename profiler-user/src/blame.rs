@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use profiler_ebpf::record::{ThreadSnapshot, gil, reason};
+use profiler_ebpf::record::{ThreadSnapshot, reason};
 use profiler_ebpf::turn::FUTEX;
 use profiler_ebpf::wanted::{Wanted, may_be_ended};
 
@@ -204,7 +204,7 @@ impl Blame {
         let mut sights = Vec::new();
         for (tid, wait) in self.waits.iter().filter(|(tid, _)| **tid != head.head.tid) {
             let sight = |held| Sight { loop_tid: *tid, turn_start_ns: wait.turn_start_ns, held };
-            if wait.gil && head.holds_gil == gil::HELD {
+            if wait.gil && head.holds_gil == 1 {
                 sights.push(sight(Some(Lock::Gil)));
             }
             if let Some((owner, futex)) = wait.owner

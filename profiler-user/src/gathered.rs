@@ -66,8 +66,6 @@ pub struct Gathered {
     connections: BTreeMap<String, Descriptor>,
     /// Connections that waited to be accepted, by address: the most that were seen at once.
     queues: BTreeMap<String, u64>,
-    /// Whether it was asked which sockets are not among these.
-    is_queue_known: bool,
     /// Who has the other ends of pipes and connections, by their links.
     ends: BTreeMap<String, OtherEnd>,
     /// Processes that ran instead of the loop's thread.
@@ -278,11 +276,8 @@ impl Gathered {
         self.connections.get(link)
     }
 
-    /// So many connections wait now. What is not told of others is asked for once.
-    pub fn queued(&mut self, queues: Vec<Queue>, untold: impl FnOnce() -> Option<Gap>) {
-        if !std::mem::replace(&mut self.is_queue_known, true) {
-            self.gaps.extend(untold());
-        }
+    /// So many connections wait now.
+    pub fn queued(&mut self, queues: Vec<Queue>) {
         for Queue { address, waiting } in queues {
             let most = self.queues.entry(address).or_default();
             *most = waiting.max(*most);

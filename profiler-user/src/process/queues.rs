@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use super::sockets::{self, Internet, State};
-use crate::gap::Gap;
 use crate::turn::Queue;
 
 /// Descriptors of the process that are looked at: `RLIMIT_NOFILE` is rarely set beyond.
@@ -13,18 +12,7 @@ const MAX_DESCRIPTORS: usize = 65_536;
 /// Listening sockets whose queues are told.
 const MAX_QUEUES: usize = 16;
 
-/// Why the queue of one of its sockets is not told, if that is so: who waits at a unix socket is in no table.
-pub fn untold(pid: u32) -> Option<Gap> {
-    let table = sockets::table(pid, "unix")?;
-    let mut listening = sockets::listening_on_unix(&table).peekable();
-    listening.peek()?;
-    let own = inodes(pid);
-    let (_, path) = listening.find(|(inode, _)| own.contains(*inode))?;
-    let why = format!("who waits at a unix socket ({path}) is in none of the kernel's tables");
-    Some(Gap::new("waiting_connections", why))
-}
-
-/// The queues that are not empty now.
+/// The queues that are not empty now. Connections over unix sockets are in no table.
 pub fn waiting(pid: u32) -> Vec<Queue> {
     let tables: Vec<String> =
         ["tcp", "tcp6"].iter().filter_map(|name| sockets::table(pid, name)).collect();
@@ -57,10 +45,8 @@ fn inodes(pid: u32) -> BTreeSet<String> {
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, TcpStream};
-    use std::os::linux::net::SocketAddrExt as _;
-    use std::os::unix::net::{SocketAddr, UnixListener};
 
-    use super::{untold, waiting};
+    use super::waiting;
 
     /// Connections that nobody accepts are counted at the address that they came to, until somebody does.
     #[test]
@@ -77,15 +63,5 @@ mod tests {
         let _accepted = listener.accept().unwrap();
         assert_eq!(count(), Some(2));
         drop(clients);
-    }
-
-    /// That a unix socket is not looked at is said where there is one.
-    #[test]
-    fn unix_sockets() {
-        let name = format!("stalltrace-queues-{}", std::process::id());
-        let address = SocketAddr::from_abstract_name(&name).unwrap();
-        let _listener = UnixListener::bind_addr(&address).unwrap();
-        let gap = untold(std::process::id()).unwrap();
-        assert!(gap.0.starts_with("waiting_connections: "), "{gap}");
     }
 }

@@ -110,20 +110,9 @@ pub fn unix<'a>(table: &'a str, inode: &str) -> Option<&'a str> {
     Some(line.split_whitespace().nth(7).unwrap_or_default())
 }
 
-/// The unix sockets that wait for connections: inode and path, `@…` of an abstract one.
-pub fn listening_on_unix(table: &str) -> impl Iterator<Item = (&str, &str)> {
-    /// `__SO_ACCEPTCON` (include/uapi/linux/net.h).
-    const ACCEPTS: &str = "00010000";
-    table.lines().skip(1).filter_map(|line| {
-        let mut fields = line.split_whitespace().skip(3);
-        (fields.next()? == ACCEPTS).then_some(())?;
-        Some((fields.nth(2)?, fields.next().unwrap_or_default()))
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{State, address, by_inode, internet, listening_on_unix, unix};
+    use super::{State, address, by_inode, internet, unix};
 
     /// Addresses come out as people write them, v4 in v6 as v4.
     #[test]
@@ -156,7 +145,6 @@ mod tests {
         assert_eq!(unix(table, "77"), Some("/run/x.sock"));
         assert_eq!(unix(table, "78"), Some(""));
         assert_eq!(unix(table, "79"), None);
-        assert_eq!(listening_on_unix(table).collect::<Vec<_>>(), [("77", "/run/x.sock")]);
     }
 
     /// Every state has its name, and nothing else has one.

@@ -33,15 +33,16 @@ pub fn of(registers: &Registers, frames: &[Frame]) -> Option<Purpose> {
     if syscalls::is_futex(registers) {
         return None;
     }
-    let is_one_of = |frame: &Frame, known: &[&str], is_known: fn(&str, &str) -> bool| {
-        let function = frame.function.as_deref().unwrap_or_default();
-        known.iter().any(|known| is_known(function, known))
+    let runs = |known: &[&str], is_known: fn(&str, &str) -> bool| {
+        let name = |frame: &Frame| {
+            let function = frame.function.as_deref().unwrap_or_default();
+            known.iter().any(|known| is_known(function, known))
+        };
+        frames.iter().any(name)
     };
     let is_sleep = syscalls::is_sleep(registers);
-    // What SQLite calls back may sleep and lock for reasons of its own.
-    let own = || frames.iter().take_while(|frame| frame.language == Language::Native);
     if (is_sleep || syscalls::is_file_lock(registers))
-        && own().any(|frame| is_one_of(frame, &SQLITE, |it, known| it.starts_with(known)))
+        && runs(&SQLITE, |it, known| it.starts_with(known))
     {
         Some(Purpose::SqliteBusy)
     } else if syscalls::is_file_lock(registers) {
@@ -51,9 +52,7 @@ pub fn of(registers: &Registers, frames: &[Frame]) -> Option<Purpose> {
             && frames.iter().any(spawns))
     {
         Some(Purpose::ChildProcess)
-    } else if !is_sleep
-        && frames.iter().any(|frame| is_one_of(frame, &RESOLVERS, |it, known| it == known))
-    {
+    } else if !is_sleep && runs(&RESOLVERS, |it, known| it == known) {
         Some(Purpose::NameResolution)
     } else {
         None
@@ -65,20 +64,15 @@ pub fn of(registers: &Registers, frames: &[Frame]) -> Option<Purpose> {
 fn spawns(frame: &Frame) -> bool {
     let file = frame.file.as_deref().unwrap_or_default();
     match frame.language {
-        Language::Python => is_standard(file, "subprocess.py"),
+        Language::Python => {
+            file.ends_with("/subprocess.py") && !file.ends_with("/asyncio/subprocess.py")
+        }
         Language::JavaScript => {
             let is_sync = frame.function.as_deref() == Some("spawnSync");
             is_sync && file.starts_with("node:") && file.ends_with("child_process")
         }
         Language::Native | Language::Kernel => false,
     }
-}
-
-/// Whether it is this module of Python's standard library: `/usr/lib/python3.11/subprocess.py`.
-fn is_standard(file: &str, module: &str) -> bool {
-    let folder = file.strip_suffix(module).and_then(|folder| folder.strip_suffix('/'));
-    let last = folder.and_then(|folder| folder.rsplit('/').next()).unwrap_or_default();
-    last.starts_with("python3") || last.starts_with("pypy3")
 }
 
 #[cfg(test)]
@@ -100,9 +94,7 @@ mod tests {
         let child = Some(Purpose::ChildProcess);
         assert_eq!(purpose(read, communicate(module)), child);
         assert_eq!(purpose(openat, communicate(module)), None);
-        for other in ["/usr/lib/python3.11/asyncio/subprocess.py", "/srv/shop/subprocess.py"] {
-            assert_eq!(purpose(read, communicate(other)), None, "{other}");
-        }
+        assert_eq!(purpose(read, communicate("/usr/lib/python3.11/asyncio/subprocess.py")), None);
         let spawn = |file: &str| javascript("spawnSync", file, 832);
         assert_eq!(purpose(epoll_pwait, spawn("node:child_process")), child);
         assert_eq!(purpose(epoll_pwait, spawn("/srv/child_process")), None);
@@ -126,13 +118,6 @@ mod tests {
         assert_eq!(purpose(fcntl, [3, 7, 0, 0, 0, 0], "save"), Some(Purpose::FileLock));
         assert_eq!(purpose(fcntl, [3, 6, 0, 0, 0, 0], "save"), None, "F_SETLK does not wait");
         assert_eq!(purpose(73, [3, 2, 0, 0, 0, 0], "save"), Some(Purpose::FileLock));
-        let slept = [
-            native("__clock_nanosleep", "/lib/libc.so.6"),
-            python("slow_function", "/srv/app.py", 7),
-            native("sqlite3_step", "/lib/libsqlite3.so.0"),
-        ];
-        let sleeping = Registers { syscall: sleep, ..Registers::default() };
-        assert_eq!(of(&sleeping, &slept), None, "a function of the program's, called by SQLite");
         assert_eq!(purpose(61, [0; 6], "run"), Some(Purpose::ChildProcess));
         assert_eq!(purpose(202, [0; 6], "getaddrinfo"), None, "a lock of the resolver's");
     }

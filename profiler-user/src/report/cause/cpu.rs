@@ -136,12 +136,7 @@ fn saturated(evidence: &[&Sampled], calls: &Calls) -> Option<(CauseKind, bool)> 
     heaviest.sort_by_key(|(_, seen)| std::cmp::Reverse((seen.time_ns, seen.samples)));
     let (_, first) = heaviest.first()?;
     let is_one_function = is_percent(first.time_ns, whole.time_ns, MOST_PERCENT);
-    // Calls tell more than functions: one call may have gone through several.
-    let is_one_call = match is_single(calls) {
-        Some(is_single) => is_single,
-        None => is_one_function,
-    };
-    if whole.samples < SATURATED_SAMPLES || is_one_call {
+    if whole.samples < SATURATED_SAMPLES || (is_one_function && is_single(calls) != Some(false)) {
         return None;
     }
     let named = heaviest.iter().take(NAMED_CALLBACKS).map(|((file, function), seen)| Callback {

@@ -16,7 +16,6 @@ pub fn activity(sampled: &Sampled) -> Option<MemoryActivity> {
     match sampled.activity()? {
         Activity::Reclaim => Some(MemoryActivity::Reclaim),
         Activity::Compaction => Some(MemoryActivity::Compaction),
-        Activity::Migration => Some(MemoryActivity::Migration),
         Activity::SwapIn => Some(MemoryActivity::SwapIn),
         Activity::MmapLock => Some(MemoryActivity::MmapLock),
         Activity::SignalStop | Activity::Traced | Activity::Frozen => None,

@@ -306,8 +306,6 @@ pub enum MemoryActivity {
     MmapLock,
     /// It moved pages about before it got a large one.
     Compaction,
-    /// It waited for a page that was being moved.
-    Migration,
 }
 
 /// Whose tasks waited for memory.
