@@ -17,13 +17,15 @@ pub enum Activity {
     Compaction,
     /// It waited for a page that had been swapped out.
     SwapIn,
+    /// It waited for a page that the kernel was moving.
+    Migration,
     /// It waited for the lock of its process's address space.
     MmapLock,
 }
 
 /// The beginnings of the names of kernel functions that tell: compilers add endings such as
 /// `.constprop.0`. Looked up in mainline 5.15, 6.1, 6.6, 6.12 and 6.18; each name is of some of them.
-const TELLING: [(&str, Activity); 27] = [
+const TELLING: [(&str, Activity); 30] = [
     // kernel/signal.c
     ("ptrace_stop", Activity::Traced),
     ("do_signal_stop", Activity::SignalStop),
@@ -53,12 +55,21 @@ const TELLING: [(&str, Activity); 27] = [
     ("__alloc_pages_direct_compact", Activity::Compaction),
     ("try_to_compact_pages", Activity::Compaction),
     ("compact_zone", Activity::Compaction),
+    // mm/migrate.c, mm/filemap.c: `do_swap_page` calls them
+    ("migration_entry_wait", Activity::Migration),
+    ("__migration_entry_wait", Activity::Migration),
+    ("pmd_migration_entry_wait", Activity::Migration),
     // mm/memory.c, mm/shmem.c
     ("do_swap_page", Activity::SwapIn),
     ("shmem_swapin", Activity::SwapIn),
     // mm/mmap_lock.c, include/linux/mmap_lock.h: a writer waits for the page faults in one mapping (6.4)
     ("__vma_enter_locked", Activity::MmapLock),
 ];
+
+/// What `do_swap_page` calls for an entry that stands for something else than a swapped page: one that a
+/// userfaultfd watches, or whose page a device has (mm/memory.c, fs/userfaultfd.c). Beginnings.
+const NOT_SWAPPED: [&str; 4] =
+    ["handle_pte_marker", "do_pte_missing", "handle_userfault", "remove_device_exclusive_entry"];
 
 /// Where a thread takes its signals. Compilers put `do_freezer_trap` into it (seen in 6.1 and 6.18): then it
 /// is what sleeps while version 2's freezer holds the thread.
@@ -82,8 +93,9 @@ const RWSEM_CALLS: [&str; 7] = [
 
 /// Who wants the address space's semaphore: the function that calls `mmap_read_lock` or
 /// `mmap_write_lock`, which are inlined. The other semaphores in the same system calls and page faults
-/// (of a file, of reverse mappings) are wanted by others.
-const MMAP_LOCK_TAKERS: [&str; 34] = [
+/// (of a file, of reverse mappings) are wanted by others. Left out is who takes several: `dup_mmap` also
+/// a file's mappings', `exec_mmap` the one that keeps `ptrace` out, `do_shmat` the IPC namespace's.
+const MMAP_LOCK_TAKERS: [&str; 31] = [
     // Page faults: mm/memory.c or mm/mmap_lock.c since 6.5, arch/x86/mm/fault.c before.
     "lock_mm_and_find_vma",
     "do_user_addr_fault",
@@ -119,10 +131,17 @@ const MMAP_LOCK_TAKERS: [&str; 34] = [
     "get_user_pages_unlocked",
     "faultin_page_range",
     "fault_in_user_writeable",
-    // kernel/fork.c, fs/exec.c, ipc/shm.c
-    "dup_mm",
-    "exec_mmap",
-    "do_shmat",
+];
+
+/// Calls that take the semaphore of another process's address space, by the same functions
+/// (mm/process_vm_access.c, mm/madvise.c, mm/gup.c). Beginnings.
+const OF_ANOTHER_PROCESS: [&str; 6] = [
+    "process_vm_rw",
+    "vector_madvise",
+    "__x64_sys_process_",
+    "__do_sys_process_",
+    "pin_user_pages_remote",
+    "get_user_pages_remote",
 ];
 
 impl Activity {
@@ -135,7 +154,10 @@ impl Activity {
                 return wants_mmap_lock(rest).then_some(Self::MmapLock);
             }
             let known = TELLING.iter().find(|(beginning, _)| name.starts_with(beginning));
-            known.map(|(_, activity)| *activity)
+            let (_, activity) = known?;
+            let inner = kernel.get(..depth).unwrap_or_default();
+            let is_other = *activity == Self::SwapIn && calls_any(inner, &NOT_SWAPPED);
+            (!is_other).then_some(*activity)
         };
         names(kernel).enumerate().find_map(activity)
     }
@@ -165,11 +187,18 @@ fn is_rwsem(name: &str) -> bool {
     RWSEM.iter().any(|rwsem| name.starts_with(rwsem))
 }
 
-/// Whether the first that is not a semaphore's own function is one that takes the address space's.
+/// Whether a function with one of these beginnings is among them.
+fn calls_any(kernel: &[Frame], beginnings: &[&str]) -> bool {
+    names(kernel).any(|name| beginnings.iter().any(|beginning| name.starts_with(beginning)))
+}
+
+/// Whether the first that is not a semaphore's own function is one that takes that of the thread's own
+/// address space.
 fn wants_mmap_lock(kernel: &[Frame]) -> bool {
     let is_call = |name: &&str| RWSEM_CALLS.iter().any(|call| name.starts_with(call));
     let taker = names(kernel).find(|name| !is_call(name));
     taker.is_some_and(|taker| MMAP_LOCK_TAKERS.iter().any(|known| taker.starts_with(known)))
+        && !calls_any(kernel, &OF_ANOTHER_PROCESS)
 }
 
 #[cfg(test)]
@@ -190,7 +219,7 @@ mod tests {
     /// Stacks as kernels from 5.15 to 6.18 print them.
     #[test]
     fn stacks_of_kernels() {
-        let table: [(&[&str], Option<Activity>); 12] = [
+        let table: [(&[&str], Option<Activity>); 16] = [
             (
                 &["do_signal_stop", "get_signal", "arch_do_signal_or_restart"],
                 Some(Activity::SignalStop),
@@ -209,6 +238,16 @@ mod tests {
                 Some(Activity::Reclaim),
             ),
             (&["io_schedule", "folio_wait_bit_common", "do_swap_page"], Some(Activity::SwapIn)),
+            (
+                &["migration_entry_wait_on_locked", "migration_entry_wait", "do_swap_page"],
+                Some(Activity::Migration),
+            ),
+            (
+                &["put_and_wait_on_page_locked", "__migration_entry_wait", "do_swap_page"],
+                Some(Activity::Migration),
+            ),
+            (&["handle_userfault", "do_swap_page", "handle_mm_fault"], None),
+            (&["filemap_fault", "do_pte_missing", "handle_pte_marker", "do_swap_page"], None),
             (&["compact_zone_order", "try_to_compact_pages"], Some(Activity::Compaction)),
             (&["msleep", "shrink_dcache_parent", "vfs_rmdir"], None),
             (&["wait_woken", "sk_wait_data", "tcp_recvmsg"], None),
@@ -259,5 +298,19 @@ mod tests {
         assert_eq!(of(&["do_user_addr_fault", "exc_page_fault"]), None, "it runs");
         let renaming = ["rwsem_down_write_slowpath", "down_write", "lock_rename", "do_renameat2"];
         assert_eq!(of(&renaming), None);
+    }
+
+    /// Who takes several semaphores, or that of another process, tells nothing.
+    #[test]
+    fn other_locks_of_the_same_functions() {
+        let writing =
+            |taker| of(&["rwsem_down_write_slowpath", "down_write", taker, "do_syscall_64"]);
+        assert_eq!(writing("do_mlock"), Some(Activity::MmapLock));
+        for taker in ["dup_mmap", "dup_mm.constprop.0", "exec_mmap", "do_shmat"] {
+            assert_eq!(writing(taker), None, "{taker}");
+        }
+        let read_elsewhere = ["rwsem_down_read_slowpath", "__gup_longterm_locked", "process_vm_rw"];
+        assert_eq!(of(&read_elsewhere), None);
+        assert_eq!(Activity::of_sleep(&parsed(&["do_madvise", "vector_madvise"])), None);
     }
 }

@@ -17,6 +17,7 @@ pub fn activity(sampled: &Sampled) -> Option<MemoryActivity> {
         Activity::Reclaim => Some(MemoryActivity::Reclaim),
         Activity::Compaction => Some(MemoryActivity::Compaction),
         Activity::SwapIn => Some(MemoryActivity::SwapIn),
+        Activity::Migration => Some(MemoryActivity::Migration),
         Activity::MmapLock => Some(MemoryActivity::MmapLock),
         Activity::SignalStop | Activity::Traced | Activity::Frozen => None,
     }

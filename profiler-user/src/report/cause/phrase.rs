@@ -35,6 +35,7 @@ fn memory(activity: Option<MemoryActivity>) -> &'static str {
     match activity {
         Some(MemoryActivity::Reclaim) => "freeing memory before it got any (direct reclaim)",
         Some(MemoryActivity::SwapIn) => "waiting for memory to come back from swap",
+        Some(MemoryActivity::Migration) => "waiting for a page that the kernel was moving",
         Some(MemoryActivity::MmapLock) => "waiting for the lock of its address space (mmap_lock)",
         Some(MemoryActivity::Compaction) => "moving memory about for a large page (compaction)",
         None => "waiting for memory",

@@ -302,6 +302,8 @@ pub enum MemoryActivity {
     Reclaim,
     /// It waited for a page that had been swapped out.
     SwapIn,
+    /// It waited for a page that the kernel was moving.
+    Migration,
     /// It waited for the lock of its process's address space.
     MmapLock,
     /// It moved pages about before it got a large one.
