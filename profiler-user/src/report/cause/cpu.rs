@@ -136,7 +136,12 @@ fn saturated(evidence: &[&Sampled], calls: &Calls) -> Option<(CauseKind, bool)> 
     heaviest.sort_by_key(|(_, seen)| std::cmp::Reverse((seen.time_ns, seen.samples)));
     let (_, first) = heaviest.first()?;
     let is_one_function = is_percent(first.time_ns, whole.time_ns, MOST_PERCENT);
-    if whole.samples < SATURATED_SAMPLES || (is_one_function && is_single(calls) != Some(false)) {
+    let are_many = match is_single(calls) {
+        Some(is_single) => !is_single,
+        // Of several functions, each was called for itself.
+        None => !is_one_function,
+    };
+    if whole.samples < SATURATED_SAMPLES || !are_many {
         return None;
     }
     let named = heaviest.iter().take(NAMED_CALLBACKS).map(|((file, function), seen)| Callback {
@@ -325,5 +330,28 @@ mod tests {
         assert_eq!(single(with(18, 3, 10).0), Some(true));
         assert_eq!(single(with(4, 4, 1).0), None, "too few to tell");
         assert_eq!(single(with(0, 0, 0).0), None);
+    }
+
+    /// One call may be seen in several functions, as a coroutine that awaits them one after the other is:
+    /// it is many calls only where they were not told apart.
+    #[test]
+    fn calls_of_several_functions() {
+        let of_function = |function: &str| {
+            let frames = vec![
+                python(function, "/srv/app.py", 7),
+                python("Handle._run", "/usr/lib/python3.11/asyncio/events.py", 80),
+            ];
+            Sampled { samples: 6, ..on_cpu(frames, 60) }
+        };
+        let with = |ticks, seen, heaviest_ticks| {
+            let stacks = ["load", "parse", "store"].map(of_function).to_vec();
+            let calls = Calls { ticks, seen, heaviest_ticks };
+            explained(&Stall { calls, ..of(stacks) }).0
+        };
+        assert_eq!(phrase(&with(0, 0, 0)), "on the CPU in many short callbacks");
+        assert_eq!(phrase(&with(18, 18, 1)), "on the CPU in many short callbacks");
+        let CauseKind::Cpu { single_call: Some(true), .. } = with(18, 1, 18) else {
+            panic!("{:?}", with(18, 1, 18));
+        };
     }
 }
