@@ -60,10 +60,10 @@ pub fn tick(tid: u32, in_user: u32, now_ns: u64) -> Option<Begun> {
     begin(&met)
 }
 
-/// 1 where the current thread, with this state, holds the interpreter's lock and somebody asks.
+/// 1 where the current thread, with this state, holds the interpreter's lock, if it is known where that is.
 #[inline(always)]
 pub fn gil_is_held_by(tstate: u64) -> u32 {
-    WANTED.get(0).map_or(0, |wanted| u32::from(wanted.gil == 1 && holds_gil(wanted, tstate)))
+    WANTED.get(0).map_or(0, |wanted| u32::from(holds_gil(wanted, tstate)))
 }
 
 /// Somebody wakes a task. Runs in the waker's context, or in whatever an interrupt came upon.

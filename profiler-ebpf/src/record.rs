@@ -153,7 +153,8 @@ pub struct CaptureHead {
     pub in_user: u32,
     /// What the thread was about to be: one of [`crate::turn::state`].
     pub state: u32,
-    /// 1 where a tick found the thread to hold the interpreter's lock, and the daemon had asked.
+    /// 1 where a tick found the thread to hold the interpreter's lock, and the daemon had told where that
+    /// is; of threads in no suspected turn, only where it had asked.
     pub holds_gil: u32,
     /// The thread's `__state` as it gave up its CPU, 0 for a tick. A set of bits: SIGSTOP 0x4 (seen as
     /// 0x104: only a fatal signal wakes it), a debugger 0x8, the freezer 0x8000 (the first version's since

@@ -19,7 +19,8 @@ pub struct Wanted {
     pub owner: u32,
     /// Always 0.
     pub reserved: u32,
-    /// Where the interpreter keeps the thread state of its lock's holder.
+    /// Where the interpreter keeps the thread state of its lock's holder, if that is known: a suspected
+    /// loop's ticks tell whether it is the loop's thread.
     pub gil_holder_at: u64,
     /// Where it keeps whether the lock is held: an `int`.
     pub gil_locked_at: u64,

@@ -379,12 +379,13 @@ impl Analyst {
     }
 }
 
-/// Whether the thread was collecting garbage. Where its innermost code is Python's own, another one is:
+/// Whether the thread was collecting garbage. The flag is the whole interpreter's, and whoever collects
+/// holds its lock. Where the thread's innermost code is Python's own, another one collects all the same:
 /// that of a finalizer which has given the lock away.
 fn is_collecting(head: &CaptureHead, stack: &Stack) -> bool {
     let is_native = |frame: &Frame| frame.language == Language::Native;
-    (head.collecting == 1 && stack.frames.first().is_some_and(is_native))
-        || stack.frames.iter().any(is_of_collector)
+    let may_be_the_flags = head.holds_gil == 1 && stack.frames.first().is_some_and(is_native);
+    (head.collecting == 1 && may_be_the_flags) || stack.frames.iter().any(is_of_collector)
 }
 
 /// What a tick found.
@@ -392,5 +393,30 @@ fn tick_state(in_user: u32) -> ThreadState {
     match in_user {
         1 => ThreadState::RunningUser,
         _ => ThreadState::RunningKernel,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use profiler_ebpf::record::CaptureHead;
+
+    use super::is_collecting;
+    use crate::frame::{Frame, Stack};
+    use crate::report::sample::{native, python};
+
+    /// The interpreter's flag counts for the thread that holds its lock, and a collector's frame for
+    /// itself.
+    #[test]
+    fn who_collects() {
+        let is = |holds_gil, collecting, innermost: Frame| {
+            let head = CaptureHead { holds_gil, collecting, ..CaptureHead::default() };
+            is_collecting(&head, &Stack { frames: vec![innermost], ..Stack::default() })
+        };
+        let nameless = || Frame { function: None, ..native("", "/usr/bin/python3.11") };
+        assert!(is(1, 1, nameless()));
+        assert!(!is(0, 1, nameless()), "another thread collects, or nothing tells who");
+        assert!(!is(1, 0, nameless()));
+        assert!(!is(1, 1, python("parse", "/srv/app.py", 7)));
+        assert!(is(0, 0, native("gc_collect_main", "/usr/bin/python3.11")));
     }
 }

@@ -144,7 +144,8 @@ impl Blame {
 
     /// Whether running threads are to be sampled although the loops are blocked.
     pub fn wants_ticks(&self) -> bool {
-        self.wanted() != Wanted::default()
+        let Wanted { gil, everyone, owner, .. } = self.wanted();
+        (gil, everyone, owner) != (0, 0, 0)
     }
 
     /// Has the probes watch for what is of interest now.
@@ -167,11 +168,15 @@ impl Blame {
         outside: Outside<'_, S, M>,
         now_ns: u64,
     ) -> anyhow::Result<()> {
+        if !self.suspected.is_empty() {
+            let python = outside.python.as_deref();
+            self.gil = self.gil.or_else(|| python?.gil(outside.memory));
+        }
         let wanted = self.wanted();
         let wakers = now_ns < self.wakers_until_ns;
         let stacks = now_ns < self.stacks_until_ns;
         if let Some(python) = outside.python
-            && (stacks || wanted != Wanted::default())
+            && (stacks || self.wants_ticks())
             && now_ns >= self.next_list_ns
         {
             self.next_list_ns = now_ns + LIST_EVERY_NS;
@@ -184,17 +189,17 @@ impl Blame {
     fn wanted(&self) -> Wanted {
         let owners: Vec<u32> =
             self.waits.values().filter_map(|wait| wait.owner).map(|(tid, _)| tid).collect();
-        let gil = self.gil.filter(|_| self.waits.values().any(|wait| wait.gil));
+        let gil_is_waited_for = self.gil.is_some() && self.waits.values().any(|wait| wait.gil);
         // The probes compare with one owner; of several, everybody's ticks are sorted here.
         let several = owners.iter().any(|owner| owners.first() != Some(owner));
         let everyone = several || (self.everyone && !self.suspected.is_empty());
         Wanted {
-            gil: u32::from(gil.is_some()),
+            gil: u32::from(gil_is_waited_for),
             everyone: u32::from(everyone),
             owner: owners.first().copied().unwrap_or(0),
             reserved: 0,
-            gil_holder_at: gil.map_or(0, |gil| gil.holder_at()),
-            gil_locked_at: gil.map_or(0, |gil| gil.locked_at()),
+            gil_holder_at: self.gil.map_or(0, |gil| gil.holder_at()),
+            gil_locked_at: self.gil.map_or(0, |gil| gil.locked_at()),
         }
     }
 
