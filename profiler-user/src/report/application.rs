@@ -194,15 +194,29 @@ pub fn is_of_node(file: &str) -> bool {
 
 /// Whether a source file lies in the standard library or among installed packages.
 fn is_python_library(file: &str) -> bool {
+    below_library(file).is_some() || file.split('/').any(is_package_folder)
+}
+
+/// Whether a source file is this one of Python's standard library: `asyncio/subprocess.py`.
+pub fn is_of_python(file: &str, name: &str) -> bool {
+    below_library(file) == Some(name)
+}
+
+/// What follows the folder of a Python's library: `/usr/lib/python3.11/`.
+fn below_library(file: &str) -> Option<&str> {
     let mut before = "";
-    for component in file.split('/') {
-        let below_lib = before.starts_with("lib") && is_version_folder(component);
-        if below_lib || matches!(component, "site-packages" | "dist-packages") {
-            return true;
+    let mut rest = file;
+    while let Some((component, below)) = rest.split_once('/') {
+        if before.starts_with("lib") && is_version_folder(component) {
+            return Some(below);
         }
-        before = component;
+        (before, rest) = (component, below);
     }
-    false
+    None
+}
+
+fn is_package_folder(component: &str) -> bool {
+    matches!(component, "site-packages" | "dist-packages")
 }
 
 /// `python3.11`, `python3.13t`, `pypy3.10`, `python311.zip`.
@@ -278,7 +292,7 @@ fn starts_with_any(text: &str, prefixes: &[&str]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::Origin::{Application, Library, Plumbing};
-    use super::{Owner, inside_callback};
+    use super::{Owner, inside_callback, is_of_python};
     use crate::frame::Frame;
     use crate::report::facts::ProcessFacts;
     use crate::report::sample::{javascript, native, python};
@@ -309,6 +323,18 @@ mod tests {
         for (file, expected) in table {
             assert_eq!(Owner::new(&process).of(&python("f", file, 1)), expected, "{file}");
         }
+    }
+
+    /// A module of the standard library is known by its place in that: others may be called alike.
+    #[test]
+    fn modules_of_python() {
+        let is_it = |file| is_of_python(file, "subprocess.py");
+        assert!(is_it("/usr/lib/python3.11/subprocess.py"));
+        assert!(is_it("/opt/python/lib/python3.13t/subprocess.py"));
+        assert!(is_it("/usr/lib/python311.zip/subprocess.py"));
+        assert!(!is_it("/srv/app/subprocess.py"));
+        assert!(!is_it("/usr/lib/python3.11/asyncio/subprocess.py"));
+        assert!(!is_it("/v/lib/python3.11/site-packages/subprocess.py"));
     }
 
     /// JavaScript is the application's unless it is node's own, or lies among packages.

@@ -2,6 +2,7 @@
 
 use profiler_ebpf::record::Registers;
 
+use super::application::is_of_python;
 use super::syscalls::{self, Operand, operand};
 use crate::frame::{Frame, Language};
 
@@ -33,16 +34,12 @@ pub fn of(registers: &Registers, frames: &[Frame]) -> Option<Purpose> {
     if syscalls::is_futex(registers) {
         return None;
     }
-    let runs = |known: &[&str], is_known: fn(&str, &str) -> bool| {
-        let name = |frame: &Frame| {
-            let function = frame.function.as_deref().unwrap_or_default();
-            known.iter().any(|known| is_known(function, known))
-        };
-        frames.iter().any(name)
-    };
     let is_sleep = syscalls::is_sleep(registers);
+    // A function of the application's that SQLite calls waits for something of its own.
+    let is_native = |frame: &&Frame| frame.language == Language::Native;
+    let mut called_last = frames.iter().take_while(is_native);
     if (is_sleep || syscalls::is_file_lock(registers))
-        && runs(&SQLITE, |it, known| it.starts_with(known))
+        && called_last.any(|frame| SQLITE.iter().any(|known| name(frame).starts_with(known)))
     {
         Some(Purpose::SqliteBusy)
     } else if syscalls::is_file_lock(registers) {
@@ -52,11 +49,15 @@ pub fn of(registers: &Registers, frames: &[Frame]) -> Option<Purpose> {
             && frames.iter().any(spawns))
     {
         Some(Purpose::ChildProcess)
-    } else if !is_sleep && runs(&RESOLVERS, |it, known| it == known) {
+    } else if !is_sleep && frames.iter().any(|frame| RESOLVERS.contains(&name(frame))) {
         Some(Purpose::NameResolution)
     } else {
         None
     }
+}
+
+fn name(frame: &Frame) -> &str {
+    frame.function.as_deref().unwrap_or_default()
 }
 
 /// Whether the frame starts a child and waits for it: Python's `subprocess`, the Sync forms of
@@ -64,11 +65,9 @@ pub fn of(registers: &Registers, frames: &[Frame]) -> Option<Purpose> {
 fn spawns(frame: &Frame) -> bool {
     let file = frame.file.as_deref().unwrap_or_default();
     match frame.language {
-        Language::Python => {
-            file.ends_with("/subprocess.py") && !file.ends_with("/asyncio/subprocess.py")
-        }
+        Language::Python => is_of_python(file, "subprocess.py"),
         Language::JavaScript => {
-            let is_sync = frame.function.as_deref() == Some("spawnSync");
+            let is_sync = name(frame) == "spawnSync";
             is_sync && file.starts_with("node:") && file.ends_with("child_process")
         }
         Language::Native | Language::Kernel => false,
@@ -94,10 +93,26 @@ mod tests {
         let child = Some(Purpose::ChildProcess);
         assert_eq!(purpose(read, communicate(module)), child);
         assert_eq!(purpose(openat, communicate(module)), None);
+        assert_eq!(purpose(read, communicate("/srv/app/subprocess.py")), None);
         assert_eq!(purpose(read, communicate("/usr/lib/python3.11/asyncio/subprocess.py")), None);
         let spawn = |file: &str| javascript("spawnSync", file, 832);
         assert_eq!(purpose(epoll_pwait, spawn("node:child_process")), child);
         assert_eq!(purpose(epoll_pwait, spawn("/srv/child_process")), None);
+    }
+
+    /// A function that SQLite calls back may sleep as well: then nobody has locked the database.
+    #[test]
+    fn called_back_by_sqlite() {
+        let registers = Registers { syscall: 230, ..Registers::default() };
+        let frames = [
+            native("clock_nanosleep", "/lib/libc.so.6"),
+            native("time_sleep", "/usr/bin/python3.11"),
+            python("slow_function", "/srv/app.py", 12),
+            native("sqlite3_step", "/lib/libsqlite3.so.0"),
+        ];
+        assert_eq!(of(&registers, &frames), None);
+        let busy = [&frames[..1], &frames[3..]].concat();
+        assert_eq!(of(&registers, &busy), Some(Purpose::SqliteBusy));
     }
 
     fn purpose(syscall: i64, args: [u64; 6], function: &str) -> Option<Purpose> {
