@@ -161,7 +161,9 @@ impl Analyst {
                 let gathered = self.gathered(tid, turn_start_ns);
                 // A worker accepts nothing.
                 if gathered.pool.is_none() {
-                    gathered.queued(waiting(pid));
+                    let (queues, gap) = waiting(pid);
+                    gathered.queued(queues);
+                    gathered.miss(gap);
                 }
                 Ok(())
             }

@@ -276,6 +276,12 @@ impl Gathered {
         self.connections.get(link)
     }
 
+    /// What cannot be had is asked for again and again, and said once.
+    pub fn miss(&mut self, gap: Option<Gap>) {
+        let new = gap.filter(|gap| !self.gaps.contains(gap));
+        self.gaps.extend(new);
+    }
+
     /// So many connections wait now.
     pub fn queued(&mut self, queues: Vec<Queue>) {
         for Queue { address, waiting } in queues {

@@ -233,7 +233,7 @@ fn internet(line: &str) -> Option<u64> {
 }
 
 /// The inode in a line of /proc/net/unix about a listening socket.
-fn unix(line: &str) -> Option<u64> {
+pub(super) fn unix(line: &str) -> Option<u64> {
     let mut fields = line.split_whitespace();
     let flags = u32::from_str_radix(fields.nth(3)?, 16).ok()?;
     (flags & ACCEPTS_CONNECTIONS != 0).then(|| fields.nth(2)?.parse().ok()).flatten()

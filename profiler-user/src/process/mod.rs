@@ -1,6 +1,7 @@
 //! The target: what it has mapped, which threads it has, and what its memory holds.
 
 pub mod target;
+mod unix_queues;
 pub mod maps;
 pub mod live;
 pub mod cgroup;

@@ -27,6 +27,10 @@ pub struct State(u8);
 impl State {
     pub const LISTEN: Self = Self(10);
 
+    pub fn number(self) -> u8 {
+        self.0
+    }
+
     pub fn name(self) -> Option<&'static str> {
         const NAMES: [&str; 12] = [
             "established",
