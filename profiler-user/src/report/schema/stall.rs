@@ -241,7 +241,7 @@ pub enum CauseKind {
         /// Of a file, the type of its file system.
         file_system: Option<String>,
     },
-    /// Direct reclaim, swap, or the lock of the address space.
+    /// Direct reclaim, compaction, swap, a page that was being moved, or the lock of the address space.
     Memory {
         activity: Option<MemoryActivity>,
         /// Time in the stall in which some task waited for memory, at most.
