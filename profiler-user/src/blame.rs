@@ -367,6 +367,7 @@ mod tests {
     use super::Blame;
     use crate::job::Sight;
     use crate::process::{TargetMemory, Unreadable};
+    use crate::runtime::cpython::Gil;
     use crate::source::Captured;
     use crate::turn::{Awaited, Lock};
 
@@ -414,6 +415,24 @@ mod tests {
         let reads = captured(LOOP, reason::SWITCH_OUT, 0);
         assert_eq!(blame.awaited(None, &Nothing, &reads), Awaited::Syscall);
         assert!(blame.waits.values().all(|wait| wait.call && !wait.futex), "who ends it is asked");
+    }
+
+    /// Where the interpreter's lock is, the probes are told before anybody waits for it: a loop's own ticks
+    /// say whether it holds it. That alone asks for nobody else.
+    #[test]
+    fn lock_that_nobody_waits_for() {
+        let gil = Gil::at(0x7000);
+        let mut blame = Blame { gil: Some(gil), ..Blame::default() };
+        let known = Wanted {
+            gil_holder_at: gil.holder_at(),
+            gil_locked_at: gil.locked_at(),
+            ..Wanted::default()
+        };
+        assert_eq!(blame.wanted(), known);
+        assert!(!blame.wants_ticks());
+        blame.wait(LOOP, TURN).gil = true;
+        assert_eq!(blame.wanted(), Wanted { gil: 1, ..known });
+        assert!(blame.wants_ticks());
     }
 
     /// An owner is watched for from when it is known; of several, everybody is, and they are told apart

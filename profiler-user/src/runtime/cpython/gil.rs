@@ -46,6 +46,11 @@ impl Gil {
         (address != 0).then_some(Self { address })
     }
 
+    #[cfg(test)]
+    pub fn at(address: u64) -> Self {
+        Self { address }
+    }
+
     /// Whether a futex at this address is part of the lock.
     pub fn contains(&self, futex: u64) -> bool {
         futex.checked_sub(self.address).is_some_and(|offset| WAITED_ON.contains(&offset))
