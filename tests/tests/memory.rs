@@ -14,6 +14,10 @@ use profiler_tests::turns::{around, nothing, play};
 /// What its group may use: less than a Python with its files and what it writes.
 const LIMIT_BYTES: u64 = 24 << 20;
 
+/// How far a wait may be from the target's own word: a busy machine's delays come before and after the
+/// reading of its clock. The wait itself is a multiple.
+const NEAR_NS: u64 = 50 * MILLISECOND;
+
 /// What the stall's parts of this kind and activity add up to.
 fn memory_ns(stall: &StallLine, activity: &str) -> u64 {
     let cause = &stall.cause;
@@ -80,7 +84,7 @@ fn lock_of_the_address_space() -> Result<()> {
     ensure!(stall.is_caused_by("memory"), "{words}");
     let waited_ns = memory_ns(stall, "mmap_lock");
     let off_cpu_ns = turn.off_cpu_ns().saturating_sub(stall.stall.time.runnable_ns);
-    ensure!(waited_ns.abs_diff(off_cpu_ns) < THRESHOLD_NS / 2, "{words}");
+    ensure!(waited_ns.abs_diff(off_cpu_ns) < NEAR_NS, "{words}");
     let function = stall.culprit.as_ref().and_then(|culprit| culprit.function.as_deref());
     ensure!(function == Some("map_page"), "{function:?} is blamed");
 
