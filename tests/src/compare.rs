@@ -14,6 +14,9 @@ use crate::truth::Truth;
 const EXACT_NS: u64 = 50_000_000;
 /// How long after the threshold a stall may stay unreported.
 const OPEN_WITHIN_NS: u64 = 250_000_000;
+/// The first word on a short stall may come so long after its end: naming the first stack takes its time,
+/// too, where others need the CPU.
+const WORD_NS: u64 = 100_000_000;
 
 /// How exact the reports must be.
 #[derive(Debug, Clone, Copy)]
@@ -282,7 +285,7 @@ fn place(function: Option<&str>, file: Option<&str>, line: Option<u32>) -> Strin
     format!("{} ({}:{line})", function.unwrap_or("?"), file.map_or("?", basename))
 }
 
-/// The first word must come soon after the threshold passes, and while the stall still lasts.
+/// The first word must come soon after the threshold passes, and while the stall still lasts or just after.
 fn opened_late(
     recorded: &Recorded<'_>,
     seen: Observation<'_>,
@@ -298,7 +301,8 @@ fn opened_late(
     };
     let from_ns = recorded.start_ns.max(seen.from_ns);
     let lasted_ns = recorded.end_ns.saturating_sub(from_ns);
-    let allowed_ns = lasted_ns.min(bounds.threshold_ns + OPEN_WITHIN_NS) + bounds.noise_ns;
+    let soon_ns = bounds.threshold_ns + OPEN_WITHIN_NS;
+    let allowed_ns = soon_ns.min(lasted_ns + WORD_NS) + bounds.noise_ns;
     let after_ns = at_ns.saturating_sub(from_ns);
     (after_ns > allowed_ns).then_some(Failure::OpenedLate { stall, kind, after_ns, allowed_ns })
 }
