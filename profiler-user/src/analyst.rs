@@ -289,9 +289,9 @@ impl Analyst {
 
     fn report(&mut self, tid: u32, due: Due, losses: &Losses, now_ns: u64) -> std::io::Result<()> {
         let moment = due.moment;
-        if self.gathered(tid, due.turn.start_ns).is_idle_at(due.at_ns) || !self.is_wanted(tid) {
-            return Ok(());
-        }
+        let threshold_ns = self.config.threshold_ns;
+        let due = self.gathered(tid, due.turn.start_ns).within_turn(due, threshold_ns);
+        let Some(due) = due.filter(|_| self.is_wanted(tid)) else { return Ok(()) };
         let stall = self.stall(tid, due);
         let (thread, gaps) = self.thread_facts(tid);
         let descriptors = self.loops.get(&tid).map(Gathered::descriptors).unwrap_or_default();

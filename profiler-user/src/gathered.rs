@@ -12,7 +12,8 @@ use crate::runtime::pool::Pool;
 use crate::runtime::tokio;
 use crate::turn::holders::Holders;
 use crate::turn::samples::{Samples, Wait};
-use crate::turn::{Awaited, Holder, Lock, LockOwner, Other, Queue, Sampled, Waited, Waker};
+use crate::turn::tracker::Due;
+use crate::turn::{Awaited, Holder, Lock, LockOwner, Moment, Other, Queue, Sampled, Waited, Waker};
 
 /// Descriptors described in one turn: each may cost a look through the socket tables.
 const MAX_DESCRIPTORS: usize = 8;
@@ -92,6 +93,19 @@ impl Gathered {
     /// Whether the thread was only waiting for work at that time.
     pub fn is_idle_at(&self, at_ns: u64) -> bool {
         self.parked_ns.is_some_and(|parked_ns| at_ns > parked_ns)
+    }
+
+    /// What is due of a thread that waits for work is nothing, but for the end of a turn that was longer
+    /// than the threshold before: the thread may have woken up, and parked once more, before its first
+    /// park was found to be one.
+    pub fn within_turn(&self, due: Due, threshold_ns: u64) -> Option<Due> {
+        match self.parked_ns.filter(|parked_ns| due.at_ns > *parked_ns) {
+            None => Some(due),
+            Some(parked_ns) if due.moment == Moment::End => {
+                Some(due.cut_back(parked_ns)).filter(|due| due.turn.booked_ns() >= threshold_ns)
+            }
+            Some(_) => None,
+        }
     }
 
     /// As a report's `thread.loop` has it.

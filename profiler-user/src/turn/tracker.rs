@@ -36,6 +36,28 @@ pub struct Due {
     pub gaps: Vec<Gap>,
 }
 
+impl Due {
+    /// The same of a turn that was over at `at_ns` already, which was found out too late. What the thread
+    /// did since was to wait for work, most of it asleep.
+    pub fn cut_back(mut self, at_ns: u64) -> Self {
+        let turn = &mut self.turn;
+        let mut rest_ns = turn.booked_ns().saturating_sub(at_ns.saturating_sub(turn.start_ns));
+        let parts = [
+            &mut turn.blocked_ns,
+            &mut turn.running_ns,
+            &mut turn.runnable_ns,
+            &mut turn.stopped_ns,
+        ];
+        for part in parts {
+            let taken_ns = rest_ns.min(*part);
+            *part -= taken_ns;
+            rest_ns -= taken_ns;
+        }
+        turn.preempted_ns = turn.preempted_ns.min(turn.runnable_ns);
+        Self { at_ns, ..self }
+    }
+}
+
 /// Follows one loop.
 #[derive(Debug)]
 pub struct Tracker {
@@ -330,5 +352,22 @@ mod tests {
         assert_eq!(due, []);
         tracker.exited(Some(turn(100, 150)), 250, &mut due);
         assert_eq!(moments(&due), [Moment::End]);
+    }
+
+    /// What is cut off of an account is taken from its sleep first, and the rest adds up.
+    #[test]
+    fn an_end_that_was_found_late() {
+        let mut tracker = Tracker::new(THRESHOLD);
+        let mut due = Vec::new();
+        let account = Turn { blocked_ns: 300, runnable_ns: 5, preempted_ns: 5, ..turn(1000, 95) };
+        tracker.ended_without_wait(account, 1400, &mut due);
+        let late = due.pop().unwrap();
+        for (at_ns, expected) in [(1390, (290, 95, 5, 5)), (1050, (0, 45, 5, 5))] {
+            let cut = late.clone().cut_back(at_ns);
+            let Turn { blocked_ns, running_ns, runnable_ns, preempted_ns, .. } = cut.turn;
+            assert_eq!((blocked_ns, running_ns, runnable_ns, preempted_ns), expected);
+            assert_eq!(cut.turn.booked_ns(), at_ns - 1000);
+            assert_eq!(cut.at_ns, at_ns);
+        }
     }
 }
