@@ -76,7 +76,7 @@ pub fn explain<'a>(
     Explanation { gaps, ..Explanation::new(kind, basis, evidence, blamed) }
 }
 
-/// What a blocked stack was waiting for, and that many others like it for something else of its kind.
+/// What a blocked stack was waiting for. `others` is on how many more things the same call waited.
 fn wait_kind(
     stall: &Stall,
     sampled: &Sampled,
