@@ -3,12 +3,15 @@
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::generated::{bpf_get_stack, bpf_probe_read_user};
 use profiler_ebpf::counter::Counter;
-use profiler_ebpf::limits::{KERNEL_FRAMES, PAGE_BYTES, PYTHON_FRAMES, STACK_BYTES};
+use profiler_ebpf::limits::{
+    INNER_PYTHON_FRAMES, KERNEL_FRAMES, PAGE_BYTES, PYTHON_FRAMES, PYTHON_STRIDE, PYTHON_STRIDES,
+    STACK_BYTES,
+};
 use profiler_ebpf::python::{ABSENT, PythonFrame, PythonLayout, PythonWalk, code_check};
 use profiler_ebpf::record::{Capture, CaptureHead, RecordHead, kind};
 use profiler_ebpf::turn::Loop;
 
-use crate::maps::{count, python_layout};
+use crate::maps::{capture_at, count, python_layout};
 use crate::task::Task;
 
 /// Fills the head from the thread that is current. False where its registers cannot be had. A function of
@@ -29,6 +32,7 @@ pub fn take_registers(
         at_ns: now_ns,
         turn_start_ns: state.turn.start_ns,
         blocked_ns: state.turn.blocked_ns + state.turn.stopped_ns,
+        weight_ns: 0,
         reason,
         in_user,
         state: state.state,
@@ -36,27 +40,31 @@ pub fn take_registers(
         task_state: 0,
         callback: 0,
         collecting: 0,
-        reserved: 0,
+        waits: 0,
         registers,
         stack_top: if is_main { task.start_stack() } else { 0 },
         fsbase: task.fsbase(),
         stack_bytes: 0,
         kernel_frames: 0,
         python_frames: 0,
-        python_walk: PythonWalk::NotTried as u32,
+        python_walk: PythonWalk::NotTried.number(),
     };
     true
 }
 
-/// Adds the stack and the interpreter's frames to a capture whose head is filled.
-#[inline(always)]
-pub fn take_stacks(capture: &mut Capture, tstate: u64) {
+/// Adds the stack and the interpreter's frames to the capture at a place, whose head is filled. It takes numbers
+/// alone, so that the verifier follows the walk of the frames once in each program, not at each way to it.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn take_stacks(place: u32, tstate: u64) -> u32 {
+    let Some(capture) = capture_at(place) else { return 0 };
     copy_stack(capture);
     if let Some(layout) = python_layout()
         && tstate != 0
     {
         walk_python(capture, layout, tstate);
     }
+    0
 }
 
 /// Adds the kernel's stack: 4 to 7 µs, so only for a tick that found the thread in the kernel, and for a
@@ -129,7 +137,7 @@ fn walk_python(capture: &mut Capture, layout: &PythonLayout, tstate: u64) {
         Err(outcome) => outcome,
     };
     capture.head.python_frames = frames;
-    capture.head.python_walk = outcome as u32;
+    capture.head.python_walk = outcome.number();
 }
 
 #[inline(always)]
@@ -146,7 +154,9 @@ fn first_frame(fsbase: u64, layout: &PythonLayout, tstate: u64) -> Result<u64, P
 }
 
 /// Where a field of a frame lies and which of its bits count: an absent one is read as 0 from
-/// somewhere else. The verifier follows every branch of the walk once per frame, so the walk has none.
+/// somewhere else. The verifier follows every branch of the walk once per frame, so the walk has none; and on
+/// 6.1 it follows the whole walk anew for every branch before it, so which fields there are is reckoned
+/// without any.
 #[derive(Clone, Copy)]
 struct Field {
     offset: u32,
@@ -156,7 +166,9 @@ struct Field {
 impl Field {
     #[inline(always)]
     fn byte(offset: u32) -> Self {
-        if offset == ABSENT { Self { offset: 0, mask: 0 } } else { Self { offset, mask: 0xff } }
+        // 1, or of `ABSENT` 0. The black box keeps the compiler from making a branch of it.
+        let is_there = 1 - core::hint::black_box((u64::from(offset) + 1) >> 32);
+        Self { offset: offset * is_there as u32, mask: 0xff * is_there }
     }
 
     /// Adds to `failed` where the frame cannot be read there.
@@ -176,14 +188,23 @@ fn follow(
     let owner = Field::byte(layout.frame_owner);
     let entry = Field::byte(layout.frame_entry);
     // Read as 8 bytes in any case: to 3.10 more of the frame follows the index of 4.
-    let whole = layout.instruction_bytes == 8;
-    let mask = if whole { u64::MAX } else { u64::from(u32::MAX) };
+    let unused_bits = core::hint::black_box(64 - layout.instruction_bytes * 8) & 63;
+    let mask = u64::MAX >> unused_bits;
     let instruction = Field { offset: layout.frame_instruction, mask };
 
     let mut frame = first;
+    let mut left_out = 0;
     for index in 0..PYTHON_FRAMES {
+        if index == INNER_PYTHON_FRAMES && frame != 0 {
+            let end = outer_end(frame, layout.frame_previous);
+            if end == NO_END {
+                return PythonWalk::TooDeep;
+            }
+            left_out = passed_over(end);
+            frame = end & ADDRESS;
+        }
         if frame == 0 {
-            return PythonWalk::Complete;
+            return reached(left_out);
         }
         let mut failed = 0;
         let previous = read(frame, layout.frame_previous, &mut failed);
@@ -204,7 +225,62 @@ fn follow(
         *frames = index as u32 + 1;
         frame = previous;
     }
-    if frame == 0 { PythonWalk::Complete } else { PythonWalk::TooDeep }
+    if frame == 0 { reached(left_out) } else { PythonWalk::TooDeep }
+}
+
+#[inline(always)]
+fn reached(left_out: u32) -> PythonWalk {
+    if left_out == 0 { PythonWalk::Complete } else { PythonWalk::Shortened(left_out) }
+}
+
+/// Bits of an address of the target. Above them there is room for a number of strides.
+const ADDRESS: u64 = (1 << 48) - 1;
+
+/// No outer end was found: the chain cannot be read, or is longer than is followed.
+const NO_END: u64 = u64::MAX;
+
+/// How many frames lie before the outer end.
+#[inline(always)]
+fn passed_over(end: u64) -> u32 {
+    (end >> 48) as u32 * PYTHON_STRIDE as u32
+}
+
+/// The frame from which on all that is left is kept, and above its address how many strides lie before it.
+/// A function that takes numbers alone is followed by the verifier once, however many programs call it.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn outer_end(first: u64, previous: u32) -> u64 {
+    // Two marks, one stride apart: between the outer one and the end there is less than a stride.
+    let (mut inner, mut outer, mut strides) = (first, first, 0_u64);
+    for stride in 0..PYTHON_STRIDES as u64 {
+        let next = stride_from(outer, previous);
+        if next == 0 {
+            return (strides << 48) | (inner & ADDRESS);
+        }
+        if next & !ADDRESS != 0 {
+            return NO_END;
+        }
+        (inner, outer, strides) = (outer, next, stride);
+    }
+    NO_END
+}
+
+/// The frame that is one stride further out, 0 where the chain ends before that, or what is no address.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn stride_from(first: u64, previous: u32) -> u64 {
+    let mut frame = first;
+    for _ in 0..PYTHON_STRIDE {
+        let mut failed = 0;
+        frame = read(frame, previous, &mut failed);
+        if failed != 0 {
+            return NO_END;
+        }
+        if frame == 0 {
+            return 0;
+        }
+    }
+    frame
 }
 
 /// What identifies the code object. A shim frame's may be none: what cannot be read counts as 0.

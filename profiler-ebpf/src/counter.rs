@@ -23,11 +23,15 @@ pub enum Counter {
     /// A thread was seen to hold or to give back what a loop waits for, but there was no room to take
     /// its stack.
     OtherUntaken,
+    /// A thread was inside its own wait, whose entry had been missed: its turn was ended there.
+    WaitEntryHealed,
+    /// A thread was outside its own wait, whose return had been missed: a turn was begun there.
+    WaitReturnHealed,
 }
 
 impl Counter {
     /// Every counter, in the order of its number.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::EndLost,
         Self::CaptureLost,
         Self::RecordLost,
@@ -37,6 +41,8 @@ impl Counter {
         Self::SwitchMissed,
         Self::InstanceUnreadable,
         Self::OtherUntaken,
+        Self::WaitEntryHealed,
+        Self::WaitReturnHealed,
     ];
 
     /// The name under which a report's `lost` shows it.
@@ -51,6 +57,8 @@ impl Counter {
             Self::SwitchMissed => "switches",
             Self::InstanceUnreadable => "epoll_instances_unreadable",
             Self::OtherUntaken => "other_threads",
+            Self::WaitEntryHealed => "wait_entries_healed",
+            Self::WaitReturnHealed => "wait_returns_healed",
         }
     }
 }

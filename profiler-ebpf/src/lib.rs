@@ -7,13 +7,19 @@
 
 pub mod limits;
 pub mod param;
+pub mod interrupt;
 pub mod python;
+pub mod wait_call;
+pub mod account;
+pub mod outcome;
 pub mod turn;
 pub mod sleep;
 pub mod parks;
 pub mod histogram;
 pub mod reading;
+pub mod credit;
 pub mod record;
 pub mod rivals;
 pub mod wanted;
 pub mod counter;
+pub mod version;

@@ -10,8 +10,20 @@ pub const STACK_BYTES: usize = 64 * 1024;
 /// Bytes read at once when the whole stack cannot be read in one piece.
 pub const PAGE_BYTES: usize = 4096;
 
-/// Interpreter frames walked at most. Deeper stacks are cut at the outer end, and say so.
+/// Interpreter frames kept at most. Of deeper stacks the innermost and the outermost are: what the code is
+/// at, and whose it is.
 pub const PYTHON_FRAMES: usize = 256;
+
+/// Of these, those of the inner end. The rest are the outermost, where there are more than all.
+pub const INNER_PYTHON_FRAMES: usize = PYTHON_FRAMES / 2;
+
+/// Frames passed over in one step to the outer end, which is found to so many frames: of the outer half at
+/// least half is filled.
+pub const PYTHON_STRIDE: usize = PYTHON_FRAMES / 4;
+
+/// Such steps at most: 16,384 frames, at some 30 ns each. Python itself stops at 1,000 unless it is told to
+/// go on.
+pub const PYTHON_STRIDES: usize = 256;
 
 /// Kernel frames taken at most; what the kernel itself calls `PERF_MAX_STACK_DEPTH` is 127.
 pub const KERNEL_FRAMES: usize = 64;
@@ -46,5 +58,6 @@ pub const MAX_WAITERS: usize = 4;
 /// Processes whose accepts are counted at most: twice as many as large machines have workers.
 pub const MAX_ACCEPTORS: u32 = 256;
 
-/// A blocked stretch shorter than this is accounted but its stack is not sent.
+/// A blocked stretch shorter than this is sent only where it stands for as much blocked time: see
+/// [`crate::credit`].
 pub const MIN_BLOCK_NS: u64 = 1_000_000;

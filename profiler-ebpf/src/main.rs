@@ -1,6 +1,11 @@
 //! The probes' entry points: read the context, apply a rule, emit what it says, return 0.
+//!
+//! The verifier follows a function anew at each call, but one with external linkage only once, for all
+//! arguments that it may have. So those that are large, or called in many places, take numbers alone,
+//! are `extern "C"`, and return a number, as it asks for: 0 where there is nothing to say.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod log;
 mod maps;
@@ -10,9 +15,12 @@ mod capture;
 mod park;
 mod runnable;
 mod stats;
+mod instance;
 mod wait;
 mod sched;
 mod others;
+mod births;
+mod sample;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
@@ -26,6 +34,7 @@ use profiler_ebpf::record::{ThreadSnapshot, reason};
 use profiler_ebpf::turn::{Loop, phase};
 
 use crate::maps::param;
+use crate::sample::Interrupted;
 use crate::task::Task;
 
 /// The licence that the kernel asks for before it opens its helpers.
@@ -61,6 +70,21 @@ pub fn sched_waking(context: BtfTracePointContext) -> i32 {
     0
 }
 
+/// `TP_PROTO(struct task_struct *parent, struct task_struct *child)`. Attached only where workers are watched.
+#[btf_tracepoint(function = "sched_process_fork")]
+pub fn sched_process_fork(context: BtfTracePointContext) -> i32 {
+    births::born(Task::from_tracepoint(context.arg(1)));
+    0
+}
+
+/// `TP_PROTO(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)`. The new program is loaded, and has not
+/// run yet. A thread that is not the first takes the number of the first.
+#[btf_tracepoint(function = "sched_process_exec")]
+pub fn sched_process_exec(context: BtfTracePointContext) -> i32 {
+    sched::executed(Task::from_tracepoint(context.arg(0)), context.arg(1));
+    0
+}
+
 /// One cpu-clock sample. Switched on by the daemon only while a turn is suspected.
 #[perf_event]
 pub fn tick(context: PerfEventContext) -> u32 {
@@ -73,19 +97,51 @@ pub fn tick(context: PerfEventContext) -> u32 {
     let in_user = u32::from(code_segment & 3 == 3);
     // SAFETY: the helper has no preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let slot = maps::slot_of(pid_tgid as u32);
+    sampled(&context, pid_tgid as u32, Interrupted { in_user, kernel_ip: 0 }, now_ns);
+    0
+}
+
+/// `TP_PROTO(struct hrtimer *hrtimer, ktime_t *now)`. One of this CPU's timers expires, as the one of its
+/// tick does while it is busy. The sample where perf events are refused; attached as those are.
+#[btf_tracepoint(function = "hrtimer_expire_entry")]
+pub fn timer_expires(context: BtfTracePointContext) -> i32 {
+    // SAFETY: the helper has no preconditions.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    // Whoever runs: each CPU's time is sampled evenly, or shares of it could not be told.
+    if !sample::is_due(now_ns) {
+        return 0;
+    }
+    let pid_tgid = bpf_get_current_pid_tgid();
+    if pid_tgid >> 32 == param!(tgid)
+        && let Some(interrupted) = sample::interrupted()
+    {
+        sampled(&context, pid_tgid as u32, interrupted, now_ns);
+    }
+    0
+}
+
+/// Takes a sample of the current thread of the target, if that is of interest.
+#[inline(always)]
+fn sampled<C: EbpfContext>(context: &C, tid: u32, interrupted: Interrupted, now_ns: u64) {
+    let Interrupted { in_user, kernel_ip } = interrupted;
+    let slot = maps::slot_of(tid);
+    if let Some(slot) = slot
+        && let Some(state) = maps::loop_at(slot)
+    {
+        found_running(slot, state, in_user, now_ns);
+    }
     let in_turn =
         |state: &&mut Loop| state.phase == phase::TURN && sched::is_suspected(state, now_ns);
     let (place, tstate) = match (slot, slot.and_then(maps::loop_at).filter(in_turn)) {
         (Some(slot), Some(state)) => {
             if !loop_registers(slot, state, in_user, now_ns) {
-                return 0;
+                return;
             }
             (slot, state.python_tstate)
         }
-        _ => match others::tick(pid_tgid as u32, in_user, now_ns) {
+        _ => match others::tick(tid, in_user, now_ns) {
             Some(other) => (other.desk, other.tstate),
-            None => return 0,
+            None => return,
         },
     };
     // Both ways meet here, and neither compiler nor verifier may tell them apart: the verifier would
@@ -93,15 +149,30 @@ pub fn tick(context: PerfEventContext) -> u32 {
     let place = core::hint::black_box(place);
     if let Some(capture) = maps::capture_at(place) {
         if in_user == 0 {
-            capture::take_kernel_stack(&context, capture);
+            capture::take_kernel_stack(context, capture);
+            sample::leave_out_interrupt(context, capture, kernel_ip);
         }
-        capture::take_stacks(capture, tstate);
+        capture::take_stacks(place, tstate);
         emit::capture(capture);
     }
     if place >= MAX_LOOPS {
         others::leave(place);
     }
-    0
+}
+
+/// What it tells of a loop that its thread is on a CPU: outside of its wait, or past its instance's end.
+#[inline(never)]
+fn found_running(slot: u32, state: &mut Loop, in_user: u32, now_ns: u64) {
+    let task = Task::current();
+    if in_user == 1 && state.phase == phase::WAITING {
+        sched::left_unseen(state);
+    } else if state.has_instance()
+        && sched::is_suspected(state, now_ns)
+        && !instance::is_closed(slot, state, task)
+    {
+        sched::runs(slot, state, now_ns);
+        maps::change(state, |state| state.is_open(now_ns));
+    }
 }
 
 /// Takes the registers of a loop's thread. A function of its own because they need much of the 512
@@ -146,18 +217,41 @@ fn enter_field(context: &TracePointContext, offset: usize) -> u64 {
 /// `sys_exit_*`: common fields in 8 bytes, the number, the return value.
 #[tracepoint]
 pub fn wait_left(context: TracePointContext) -> u32 {
+    wait::left(&context, exit_value(&context));
+    0
+}
+
+#[inline(always)]
+fn exit_value(context: &TracePointContext) -> i64 {
     // SAFETY: the return value lies at offset 16 of every exit tracepoint.
-    let returned = unsafe { context.as_ptr().cast::<u8>().add(16).cast::<i64>().read_volatile() };
-    wait::left(&context, returned);
+    unsafe { context.as_ptr().cast::<u8>().add(16).cast::<i64>().read_volatile() }
+}
+
+/// `sys_exit_epoll_create` and `sys_exit_epoll_create1`.
+#[tracepoint]
+pub fn instance_made(context: TracePointContext) -> u32 {
+    instance::created(exit_value(&context));
+    0
+}
+
+/// The better hook on `epoll_create`.
+#[fexit]
+pub fn leave_epoll_create(context: FExitContext) -> i32 {
+    instance::created(context.arg(1));
+    0
+}
+
+/// The better hook on `epoll_create1`.
+#[fexit]
+pub fn leave_epoll_create1(context: FExitContext) -> i32 {
+    instance::created(context.arg(1));
     0
 }
 
 /// `sys_exit_accept` and `sys_exit_accept4`.
 #[tracepoint]
 pub fn accept_left(context: TracePointContext) -> u32 {
-    // SAFETY: the return value lies at offset 16 of every exit tracepoint.
-    let returned = unsafe { context.as_ptr().cast::<u8>().add(16).cast::<i64>().read_volatile() };
-    stats::accepted(returned);
+    stats::accepted(exit_value(&context));
     0
 }
 

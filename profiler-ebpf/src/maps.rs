@@ -5,13 +5,16 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, Queue, RingBuf};
 use profiler_ebpf::counter::Counter;
 use profiler_ebpf::limits::{MAX_ACCEPTORS, MAX_DESKS, MAX_LOOPS, RING_BYTES};
-use profiler_ebpf::param::Params;
+use profiler_ebpf::param::{Field, Params};
 use profiler_ebpf::parks::Parks;
 use profiler_ebpf::python::PythonLayout;
 use profiler_ebpf::reading::{Accepts, Reading};
 use profiler_ebpf::record::Capture;
 use profiler_ebpf::rivals::Rivals;
 use profiler_ebpf::turn::Loop;
+use profiler_ebpf::version;
+
+const UNRESOLVED: Field = Field { offset: 0, bytes: 0 };
 
 /// Set by the daemon before loading, frozen after.
 #[unsafe(no_mangle)]
@@ -22,29 +25,29 @@ pub static PARAMS: Params = Params {
     poll_waits: 0,
     switch_has_state: 0,
     stats: 0,
-    offset: profiler_ebpf::param::Offsets {
-        task_pid: 0,
-        task_tgid: 0,
-        task_state: 0,
-        task_mm: 0,
-        task_files: 0,
-        task_fsbase: 0,
-        mm_start_stack: 0,
-        mm_lock_count: 0,
-        files_fdt: 0,
-        fdtable_max_fds: 0,
-        fdtable_fd: 0,
-        file_f_op: 0,
-        task_nvcsw: 0,
-        task_nivcsw: 0,
-        task_on_cpu: 0,
-        task_cpu: 0,
-        task_min_flt: 0,
-        task_maj_flt: 0,
-        task_flags: 0,
-        task_run_delay: 0,
-        task_migrations: 0,
-        task_jobctl: 0,
+    field: profiler_ebpf::param::Fields {
+        task_pid: UNRESOLVED,
+        task_tgid: UNRESOLVED,
+        task_state: UNRESOLVED,
+        task_mm: UNRESOLVED,
+        task_files: UNRESOLVED,
+        task_fsbase: UNRESOLVED,
+        mm_start_stack: UNRESOLVED,
+        mm_lock_count: UNRESOLVED,
+        files_fdt: UNRESOLVED,
+        fdtable_max_fds: UNRESOLVED,
+        fdtable_fd: UNRESOLVED,
+        file_f_op: UNRESOLVED,
+        task_nvcsw: UNRESOLVED,
+        task_nivcsw: UNRESOLVED,
+        task_on_cpu: UNRESOLVED,
+        task_cpu: UNRESOLVED,
+        task_min_flt: UNRESOLVED,
+        task_maj_flt: UNRESOLVED,
+        task_flags: UNRESOLVED,
+        task_run_delay: UNRESOLVED,
+        task_migrations: UNRESOLVED,
+        task_jobctl: UNRESOLVED,
     },
 };
 
@@ -88,6 +91,10 @@ static RIVALS: Array<Rivals> = Array::with_max_entries(MAX_LOOPS, BPF_F_MMAPABLE
 #[map]
 static READINGS: Array<Reading> = Array::with_max_entries(MAX_LOOPS, BPF_F_MMAPABLE);
 
+/// When the target executed another program, ns; 0: not since the probes are attached. The daemon maps it.
+#[map]
+static EXECUTED: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
 /// Processes whose accepts are counted, by process; filled by the daemon. For each CPU its own value,
 /// because programs cannot add atomically.
 #[map]
@@ -122,16 +129,28 @@ pub fn slot_of(tid: u32) -> Option<u32> {
     unsafe { SLOTS.get(tid).copied() }
 }
 
-/// Takes a slot for a thread that is to be watched from now on.
+/// The target executes another program. What follows is not of the one that the daemon knows.
+#[inline(always)]
+pub fn has_executed(now_ns: u64) {
+    if let Some(at_ns) = EXECUTED.get_ptr_mut(0) {
+        // SAFETY: one aligned word. A process executes one program at a time.
+        unsafe { at_ns.write_volatile(now_ns) };
+    }
+}
+
+/// Takes a slot for a thread that is to be watched from now on; none in a program that the daemon does not know.
 #[inline(always)]
 pub fn take_slot(tid: u32) -> Option<u32> {
+    if EXECUTED.get(0).is_none_or(|at_ns| *at_ns != 0) {
+        return None;
+    }
     let Ok(Some(slot)) = FREE_SLOTS.pop() else {
         count(Counter::NoSlot);
         return None;
     };
     let state = loop_at(slot)?;
-    let sequence = state.sequence;
-    *state = Loop { sequence, tid, ..Loop::default() };
+    let version = state.version;
+    *state = Loop { version, tid, ..Loop::default() };
     if let Some(capture) = capture_at(slot) {
         capture.head.at_ns = 0;
     }
@@ -148,7 +167,7 @@ pub fn forget(tid: u32) {
 #[inline(always)]
 pub fn loop_at(slot: u32) -> Option<&'static mut Loop> {
     // SAFETY: a slot belongs to one thread. Its hooks run on the CPU that runs it or, for a wakeup,
-    // while it is off every CPU, so there is one writer at a time; the daemon checks `sequence`.
+    // while it is off every CPU, so there is one writer at a time; the daemon checks `version`.
     LOOPS.get_ptr_mut(slot).map(|state| unsafe { &mut *state })
 }
 
@@ -199,16 +218,18 @@ pub fn python_layout() -> Option<&'static PythonLayout> {
 /// Changes a loop so that the daemon can tell a half-done change from a whole one.
 #[inline(always)]
 pub fn change<R>(state: &mut Loop, rule: impl FnOnce(&mut Loop) -> R) -> R {
-    let sequence = &raw mut state.sequence;
-    // SAFETY: the pointer was made from a reference just now. Volatile, so that both writes happen;
-    // x86-64 keeps stores in order, and the fences keep the compiler from moving the rule's across.
-    let before = unsafe { sequence.read_volatile() };
-    // SAFETY: as above.
-    unsafe { sequence.write_volatile(before + 1) };
-    core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
+    add(&raw mut state.version, version::BEGIN);
     let result = rule(state);
-    core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
-    // SAFETY: as above.
-    unsafe { sequence.write_volatile(before + 2) };
+    add(&raw mut state.version, version::END);
     result
+}
+
+/// Adds to a version in one instruction, which no interrupt divides. As an instruction by hand, because
+/// Rust has none for this machine; the compiler moves no load and no store across it.
+#[inline(always)]
+pub fn add(version: *mut u64, value: u64) {
+    // SAFETY: the caller's pointer is to a word of a map's element. x86-64 keeps stores in order.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) version, in(reg) value);
+    }
 }

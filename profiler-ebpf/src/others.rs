@@ -38,6 +38,7 @@ struct Met {
     reason: u32,
     in_user: u32,
     holds_gil: u32,
+    collecting: u32,
     tstate: u64,
     now_ns: u64,
 }
@@ -55,8 +56,17 @@ pub fn tick(tid: u32, in_user: u32, now_ns: u64) -> Option<Begun> {
     if !holds_gil && wanted.owner != tid && !(wanted.everyone == 1 && is_time(now_ns)) {
         return None;
     }
-    let holds_gil = u32::from(holds_gil);
-    let met = Met { tid, reason: reason::TICK, in_user, holds_gil, tstate, now_ns };
+    // Whoever collects holds the lock.
+    let collecting = if holds_gil { capture::word_at(wanted.collecting_at) as u32 } else { 0 };
+    let met = Met {
+        tid,
+        reason: reason::TICK,
+        in_user,
+        holds_gil: u32::from(holds_gil),
+        collecting: collecting.min(1),
+        tstate,
+        now_ns,
+    };
     begin(&met)
 }
 
@@ -96,11 +106,18 @@ pub fn waking(task: Task) {
     let told = tell_woken(capture, state.turn.start_ns, pid_tgid, now_ns);
     if told && is_futex && same_process {
         let tstate = thread_state(Task::current().fsbase());
-        let met =
-            Met { tid: by_tid, reason: reason::WAKING, in_user: 0, holds_gil: 0, tstate, now_ns };
+        let met = Met {
+            tid: by_tid,
+            reason: reason::WAKING,
+            in_user: 0,
+            holds_gil: 0,
+            collecting: 0,
+            tstate,
+            now_ns,
+        };
         let Some(Begun { desk, tstate }) = begin(&met) else { return };
         if let Some(capture) = capture_at(desk) {
-            capture::take_stacks(capture, tstate);
+            capture::take_stacks(desk, tstate);
             emit::capture(capture);
         }
         leave(desk);
@@ -212,21 +229,22 @@ fn fill(capture: &mut Capture, met: &Met) -> bool {
         at_ns: met.now_ns,
         turn_start_ns: 0,
         blocked_ns: 0,
+        weight_ns: 0,
         reason: met.reason,
         in_user: met.in_user,
         state: state::RUNNING,
         holds_gil: met.holds_gil,
         task_state: 0,
         callback: 0,
-        collecting: 0,
-        reserved: 0,
+        collecting: met.collecting,
+        waits: 0,
         registers,
         stack_top: if is_main { task.start_stack() } else { 0 },
         fsbase: task.fsbase(),
         stack_bytes: 0,
         kernel_frames: 0,
         python_frames: 0,
-        python_walk: PythonWalk::NotTried as u32,
+        python_walk: PythonWalk::NotTried.number(),
     };
     true
 }

@@ -66,21 +66,40 @@ pub struct PythonFrame {
 
 /// How a walk along the frame chain ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
 pub enum PythonWalk {
     /// No thread state is known for this thread, or the target runs no known CPython.
-    NotTried = 0,
+    NotTried,
     /// Down to the outermost frame.
-    Complete = 1,
+    Complete,
     /// The thread state belongs to another thread by now.
-    WrongThread = 2,
+    WrongThread,
     /// A field could not be read; the frames before it are good.
-    Unreadable = 3,
-    /// More than [`crate::limits::PYTHON_FRAMES`] frames.
-    TooDeep = 4,
+    Unreadable,
+    /// So deep that the outer end was not looked for any further.
+    TooDeep,
+    /// Down to the outermost frame, but so many between the first
+    /// [`crate::limits::INNER_PYTHON_FRAMES`] and the others are left out.
+    Shortened(u32),
 }
 
+/// The number of [`PythonWalk::Shortened`], above which there is how many.
+const SHORTENED: u32 = 5;
+const COUNT_SHIFT: u32 = 8;
+
 impl PythonWalk {
+    /// As records have it.
+    #[inline(always)]
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::NotTried => 0,
+            Self::Complete => 1,
+            Self::WrongThread => 2,
+            Self::Unreadable => 3,
+            Self::TooDeep => 4,
+            Self::Shortened(left_out) => SHORTENED | (left_out << COUNT_SHIFT),
+        }
+    }
+
     /// Reads the number back; anything unknown counts as unreadable.
     pub const fn from_u32(number: u32) -> Self {
         match number {
@@ -88,6 +107,7 @@ impl PythonWalk {
             1 => Self::Complete,
             2 => Self::WrongThread,
             4 => Self::TooDeep,
+            _ if number & 0xff == SHORTENED => Self::Shortened(number >> COUNT_SHIFT),
             _ => Self::Unreadable,
         }
     }

@@ -48,6 +48,27 @@ pub struct TurnEnded {
     pub end_ns: u64,
     /// The account; its sum is the duration.
     pub turn: Turn,
+    /// When the thread left its loop's wait last, ns: as the turn began, unless it has parked since.
+    pub left_ns: u64,
+    /// When another thread left a wait on the same instance last, ns; [`WAITING`] where one waits now.
+    pub others_left_ns: u64,
+    /// By what it ended: one of [`ended`].
+    pub by: u32,
+    /// Always 0.
+    pub reserved: u32,
+}
+
+/// See [`TurnEnded::others_left_ns`].
+pub const WAITING: u64 = u64::MAX;
+
+/// What a turn can end by.
+pub mod ended {
+    /// The entry of the loop's next wait.
+    pub const WAIT: u32 = 0;
+    /// The thread's going to sleep where it waits for work.
+    pub const PARK: u32 = 1;
+    /// The end of the loop's instance, which was closed: the turn lasted at least so long.
+    pub const CLOSED: u32 = 2;
 }
 
 /// What the wait after a stall returned.
@@ -64,7 +85,7 @@ pub struct Ready {
     pub returned: i64,
 }
 
-/// A loop's thread has exited.
+/// A loop's thread has exited, or has left its program for another.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -75,7 +96,9 @@ pub struct Exited {
     /// When, ns.
     pub at_ns: u64,
     /// 1 where it happened inside a turn.
-    pub in_turn: u64,
+    pub in_turn: u32,
+    /// 1 where the thread lives on, and executes another program.
+    pub executed: u32,
     /// That turn's account.
     pub turn: Turn,
 }
@@ -147,6 +170,9 @@ pub struct CaptureHead {
     /// How long the thread stayed blocked from that moment on; 0 for a tick. In a slot: what the
     /// turn had been blocked for before.
     pub blocked_ns: u64,
+    /// For how much of the turn's blocked time the capture stands: see [`crate::credit`]. 0 for a tick, and
+    /// while the stretch lasts.
+    pub weight_ns: u64,
     /// One of [`reason`].
     pub reason: u32,
     /// 1 where the tick interrupted user code.
@@ -164,8 +190,8 @@ pub struct CaptureHead {
     pub callback: u64,
     /// 1 where a tick found the interpreter to collect garbage.
     pub collecting: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// How many waits `weight_ns` is of.
+    pub waits: u32,
     /// The user registers.
     pub registers: Registers,
     /// Where the stack ends as far as is known: of the main thread, `mm->start_stack`; else 0.

@@ -3,6 +3,8 @@
 //! At each switch on that CPU, the task that leaves it has the time since the switch before. What
 //! cannot be known is given to nobody: the sum is at most the turn's `runnable_ns`.
 
+use core::hint::black_box;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::limits::MAX_RIVALS;
@@ -60,8 +62,8 @@ pub struct Queued {
 pub struct Rivals {
     /// [`crate::record::kind::RIVALS`]
     pub head: RecordHead,
-    /// Odd while the kernel side writes.
-    pub sequence: u64,
+    /// See [`crate::version`].
+    pub version: u64,
     /// The turn that all this is about.
     pub turn_start_ns: u64,
     /// The thread's task, as an address in the kernel, while it waits for a CPU; else 0.
@@ -155,29 +157,35 @@ impl Rivals {
             return;
         }
         let used = self.used as usize;
-        for index in 0..MAX_RIVALS {
-            let rival = &mut self.tasks[index];
-            if index >= used {
-                *rival = Rival { task, time_ns: passed_ns, name: [0; 16] };
-                name(&mut rival.name);
-                self.used = index as u32 + 1;
-                return;
-            }
-            if rival.task.tid == task.tid {
-                rival.time_ns += passed_ns;
-                return;
-            }
+        let mut place = 0;
+        while place < MAX_RIVALS && place < used && self.tasks[place].task.tid != task.tid {
+            place += 1;
         }
-        // To look for the least at each switch would take too long: they take turns.
-        let rival = &mut self.tasks[self.hand as usize & (MAX_RIVALS - 1)];
-        self.hand += 1;
-        if rival.time_ns < passed_ns {
-            self.others_ns += rival.time_ns;
-            *rival = Rival { task, time_ns: passed_ns, name: [0; 16] };
-            name(&mut rival.name);
+        // The verifier would else follow what comes now once for each place.
+        let place = black_box(place);
+        let is_known = place < used;
+        let has_room = place < MAX_RIVALS;
+        // To look for the least at each switch would take too long: where there is no room, they take turns.
+        let place = if has_room { place } else { self.hand as usize } & (MAX_RIVALS - 1);
+        let rival = &mut self.tasks[place];
+        if has_room && is_known {
+            rival.time_ns += passed_ns;
+            return;
+        }
+        if has_room {
+            self.used = place as u32 + 1;
         } else {
-            self.others_ns += passed_ns;
+            self.hand += 1;
+            let lost_ns = rival.time_ns.min(passed_ns);
+            self.others_ns += lost_ns;
+            if lost_ns == passed_ns {
+                return;
+            }
         }
+        rival.task = task;
+        rival.time_ns = passed_ns;
+        rival.name = [0; 16];
+        name(&mut rival.name);
     }
 
     /// Until when the thread waited where it began to, if it was moved from there once since: then all
@@ -315,6 +323,19 @@ mod tests {
         let named: u64 = times(&rivals).iter().map(|(_, ns)| ns).sum();
         assert_eq!(named + rivals.others_ns, now_ns);
         assert_eq!(rivals.used as usize, MAX_RIVALS);
+    }
+
+    /// Where there is no room, newcomers are each held against another one.
+    #[test]
+    fn newcomers_take_turns() {
+        let mut rivals = waiting(0);
+        for tid in 1..=MAX_RIVALS as u32 {
+            rivals.book(task(tid), 10 * u64::from(tid), |_| {});
+        }
+        let full_ns = 10 * MAX_RIVALS as u64;
+        rivals.book(task(501), full_ns + 20, |_| {});
+        rivals.book(task(502), full_ns + 40, |_| {});
+        assert_eq!(times(&rivals)[..2], [(501, 20), (502, 20)]);
     }
 
     /// Of a thread that was moved once, it is known when; of one that was moved more often, it is not

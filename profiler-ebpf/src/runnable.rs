@@ -12,10 +12,11 @@ use profiler_ebpf::limits::{MAX_CPUS, MAX_LOOPS, MAX_WAITERS};
 use profiler_ebpf::record::{RecordHead, kind};
 use profiler_ebpf::rivals::{Queued, Rivals, TaskId};
 use profiler_ebpf::turn::{Loop, Turn, phase, state};
+use profiler_ebpf::version;
 
 use crate::emit;
-use crate::maps::{loop_at, param, rivals_at};
-use crate::task::{Task, read_kernel};
+use crate::maps::{add, loop_at, param, rivals_at};
+use crate::task::{Task, read_field};
 
 /// 1 while a loop's thread may be waiting for a CPU: then every switch is looked at.
 static mut ANYBODY_WAITS: u64 = 0;
@@ -88,7 +89,16 @@ fn follow(now_ns: u64) {
 /// A loop's thread comes onto this CPU.
 #[inline(always)]
 pub fn end(slot: u32, now_ns: u64) {
-    let Some(rivals) = rivals_at(slot).filter(|rivals| rivals.waiter != 0) else { return };
+    if rivals_at(slot).is_some_and(|rivals| rivals.waiter != 0) {
+        has_come(slot, now_ns);
+    }
+}
+
+/// The same of one that is known to have waited.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn has_come(slot: u32, now_ns: u64) -> u32 {
+    let Some(rivals) = rivals_at(slot) else { return 0 };
     let cpu = this_cpu();
     write(rivals, |rivals| {
         if rivals.cpu != cpu {
@@ -106,8 +116,15 @@ pub fn end(slot: u32, now_ns: u64) {
         unsafe { here.write_volatile(slots & !bit(slot)) };
     }
     set_waits(slot, 0);
+    follow_while_wanted(now_ns);
+    0
+}
+
+/// Switches are looked at no more where nobody waits.
+#[inline(always)]
+fn follow_while_wanted(now_ns: u64) {
     if !anybody_waits() {
-        // SAFETY: as above.
+        // SAFETY: an aligned word of our own.
         unsafe { (&raw mut ANYBODY_WAITS).write_volatile(0) };
         // Another's wait may have begun meanwhile.
         if anybody_waits() {
@@ -119,12 +136,14 @@ pub fn end(slot: u32, now_ns: u64) {
 /// Sends who ran instead in a turn that is over, if anybody did. A function of its own, as the records
 /// of the turn's end are.
 #[inline(never)]
-pub fn tell(slot: u32, turn_start_ns: u64) {
+#[unsafe(no_mangle)]
+pub extern "C" fn tell_rivals(slot: u32, turn_start_ns: u64) -> u32 {
     if let Some(rivals) = rivals_at(slot)
         && rivals.turn_start_ns == turn_start_ns
     {
         emit::record(rivals, Counter::RecordLost);
     }
+    0
 }
 
 /// Gives the time since the last switch on this CPU to the task that leaves it, for all that wait here.
@@ -140,7 +159,7 @@ fn book_all(slots: u64, cpu: u32, previous: u64, next: u64) {
         }
         let first = left & left.wrapping_neg();
         left ^= first;
-        if !book(first.trailing_zeros(), previous, next, since_ns, now_ns) {
+        if book(first.trailing_zeros(), previous, next, since_ns, now_ns) == 0 {
             gone |= first;
         }
     }
@@ -152,27 +171,33 @@ fn book_all(slots: u64, cpu: u32, previous: u64, next: u64) {
         let slots = unsafe { here.read_volatile() };
         // SAFETY: as above.
         unsafe { here.write_volatile(slots & !gone) };
+        follow_while_wanted(now_ns);
     }
 }
 
-/// False where the slot's thread does not wait for this CPU: it may leave it right now, although nobody
+/// 0 where the slot's thread does not wait for this CPU: it may leave it right now, although nobody
 /// saw it come.
 #[inline(never)]
-fn book(slot: u32, previous: u64, next: u64, since_ns: u64, now_ns: u64) -> bool {
-    let (Some(rivals), Some(state)) = (rivals_at(slot), loop_at(slot)) else { return false };
+#[unsafe(no_mangle)]
+extern "C" fn book(slot: u32, previous: u64, next: u64, since_ns: u64, now_ns: u64) -> u32 {
+    let (Some(rivals), Some(state)) = (rivals_at(slot), loop_at(slot)) else { return 0 };
     let (cpu, previous) = (this_cpu(), unpack(previous));
     let waits = rivals.waiter != 0 && rivals.cpu == cpu && is_ready(state);
-    if !waits || previous.tid == state.tid {
-        return false;
+    if !is_ready(state) {
+        // Its wait ended unseen: it is watched no more.
+        set_waits(slot, 0);
     }
-    let at = read_kernel::<u32>(rivals.waiter + param!(offset.task_cpu)).unwrap_or(cpu);
+    if !waits || previous.tid == state.tid {
+        return 0;
+    }
+    let at = read_field(rivals.waiter, param!(field.task_cpu)).map_or(cpu, |at| at as u32);
     if at == cpu {
         write(rivals, |rivals| {
             let ran = rivals.ran(previous, since_ns);
             rivals.book(ran, now_ns, current_name);
             rivals.on_cpu = unpack(next);
         });
-        return true;
+        return 1;
     }
     let queued = queued(rivals.waiter);
     write(rivals, |rivals| {
@@ -186,7 +211,7 @@ fn book(slot: u32, previous: u64, next: u64, since_ns: u64, now_ns: u64) -> bool
     let slots = unsafe { there.read_volatile() };
     // SAFETY: as above.
     unsafe { there.write_volatile(slots | bit(slot)) };
-    false
+    0
 }
 
 /// The thread was moved from where `task` ran: that has the time until then.
@@ -213,8 +238,8 @@ fn is_ready(state: &Loop) -> bool {
 #[inline(always)]
 fn queued(task: u64) -> Queued {
     Queued {
-        delay_ns: read_kernel(task + param!(offset.task_run_delay)).unwrap_or(0),
-        migrations: read_kernel(task + param!(offset.task_migrations)).unwrap_or(0),
+        delay_ns: read_field(task, param!(field.task_run_delay)).unwrap_or(0),
+        migrations: read_field(task, param!(field.task_migrations)).unwrap_or(0),
     }
 }
 
@@ -300,14 +325,7 @@ fn unpack(task: u64) -> TaskId {
 /// Changes who ran instead so that the daemon can tell a half-done change from a whole one.
 #[inline(always)]
 fn write(rivals: &mut Rivals, rule: impl FnOnce(&mut Rivals)) {
-    let sequence = &raw mut rivals.sequence;
-    // SAFETY: the pointer was made from a reference just now; see `maps::change`.
-    let before = unsafe { sequence.read_volatile() };
-    // SAFETY: as above.
-    unsafe { sequence.write_volatile(before | 1) };
-    core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
+    add(&raw mut rivals.version, version::BEGIN);
     rule(rivals);
-    core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
-    // SAFETY: as above.
-    unsafe { sequence.write_volatile((before | 1) + 1) };
+    add(&raw mut rivals.version, version::END);
 }

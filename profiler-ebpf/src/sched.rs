@@ -1,17 +1,18 @@
 //! What the scheduler does to a loop's thread inside a turn: left the CPU, why, woken, came back.
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::BtfTracePointContext;
 use profiler_ebpf::counter::Counter;
-use profiler_ebpf::limits::MIN_BLOCK_NS;
-use profiler_ebpf::record::{Capture, Exited, RecordHead, TurnEnded, kind, reason};
-use profiler_ebpf::sleep::{may_lock_memory, sleeps_for_the_kernel};
-use profiler_ebpf::turn::state::RUNNING;
-use profiler_ebpf::turn::{Left, Loop, phase};
+use profiler_ebpf::credit::Stretch;
+use profiler_ebpf::record::{Capture, Exited, RecordHead, ended, kind, reason};
+use profiler_ebpf::sleep::task::DEAD;
+use profiler_ebpf::sleep::{may_lock_memory, sleeps_for_the_kernel, waits_for_events};
+use profiler_ebpf::turn::state::{RUNNING, STOPPED};
+use profiler_ebpf::turn::{FUTEX, Left, Loop, RESTART, may_be_wait, phase};
 
-use crate::maps::{capture_at, change, count, forget, loop_at, param, slot_of};
-use crate::task::Task;
-use crate::{capture, emit, park, runnable, stats};
+use crate::instance::tell_over;
+use crate::maps::{capture_at, change, count, forget, has_executed, loop_at, param, slot_of};
+use crate::task::{Task, clock};
+use crate::{capture, emit, instance, park, runnable, stats, wait};
 
 /// One task leaves a CPU, another comes onto it. Runs in the context of the one that leaves.
 #[inline(always)]
@@ -51,12 +52,6 @@ pub fn woken(task: Task) {
 }
 
 #[inline(always)]
-fn clock() -> u64 {
-    // SAFETY: the helper has no preconditions.
-    unsafe { bpf_ktime_get_ns() }
-}
-
-#[inline(always)]
 fn left_cpu(
     context: &BtfTracePointContext,
     slot: u32,
@@ -67,10 +62,22 @@ fn left_cpu(
     let Some(state) = loop_at(slot) else { return };
     let task_state = task.left_in(task_state);
     stats::left_cpu(slot, preempted || task_state == 0, task);
+    let waits = state.phase == phase::WAITING && task_state & DEAD == 0;
+    if waits && state.has_left_unseen(task.syscall()) {
+        left_unseen(state);
+    }
     if !state.minds_leaving(task_state) {
         return;
     }
+    let sleeps = !preempted && task_state != 0 && task_state & DEAD == 0;
+    if sleeps && is_in_no_turn(slot, state, task, task_state) {
+        return;
+    }
     let now_ns = clock();
+    // Who is preempted may stay off the CPU past the threshold.
+    if preempted && is_suspected(state, now_ns) && instance::is_closed(slot, state, task) {
+        return;
+    }
     runs(slot, state, now_ns);
     let faults = task.faults();
     let left = change(state, |state| {
@@ -85,19 +92,51 @@ fn left_cpu(
             if !take_registers(capture, state, task_state, now_ns) {
                 return;
             }
-            if park::is_parked(slot, &capture.head.registers) {
-                parked(slot, state, now_ns);
+            if park::is_parked(slot, &capture.head.registers) || hands_over(slot, state, capture) {
+                parked(slot);
                 capture.head.reason = 0;
                 return;
             }
-            take_stacks(context, capture, state, now_ns);
+            take_stacks(context, slot, state, now_ns);
         }
         Left::Dead => {
-            exited(slot, state, now_ns);
+            exited(slot, now_ns, 0);
         }
         Left::Runnable => runnable::begin(slot, &state.turn, task, Some(next), now_ns),
         Left::Elsewhere => {}
     }
+}
+
+/// Whether a thread that goes to sleep, and is taken to be in a turn, is in none: it sleeps in its own wait, whose
+/// entry was missed, or its loop's instance is closed.
+#[inline(always)]
+fn is_in_no_turn(slot: u32, state: &mut Loop, task: Task, task_state: u64) -> bool {
+    state.phase == phase::TURN
+        && (waits_for_events(task_state) && is_in_wait(slot, state, task.syscall())
+            || instance::is_closed(slot, state, task))
+}
+
+/// Whether a thread that waits for others has left its instance to one that waits on it, or has since: for work, or
+/// for a lock inside its work, which cannot be told, and holds up nobody.
+#[inline(never)]
+fn hands_over(slot: u32, state: &Loop, capture: &Capture) -> bool {
+    state.shares == 1
+        && capture.head.registers.syscall == FUTEX
+        && instance::others_left_ns(slot) > state.left_ns
+}
+
+#[inline(always)]
+fn is_in_wait(slot: u32, state: &mut Loop, syscall: u64) -> bool {
+    may_be_wait(syscall) && wait::entered_unseen(slot, state)
+        || syscall == RESTART && wait::goes_on(slot, state)
+}
+
+/// A thread is outside of its own wait, whose return was missed.
+#[inline(never)]
+pub fn left_unseen(state: &mut Loop) {
+    let now_ns = clock();
+    change(state, |state| state.had_left(now_ns));
+    count(Counter::WaitReturnHealed);
 }
 
 /// A thread that does something is on a CPU, also where the scheduler did not say so: what it was
@@ -105,15 +144,18 @@ fn left_cpu(
 #[inline(always)]
 pub fn runs(slot: u32, state: &mut Loop, now_ns: u64) {
     if state.phase == phase::TURN && state.state != RUNNING {
-        came_unseen(slot, state, now_ns);
+        came_unseen(slot, now_ns);
     }
 }
 
 #[inline(never)]
-fn came_unseen(slot: u32, state: &mut Loop, now_ns: u64) {
+#[unsafe(no_mangle)]
+extern "C" fn came_unseen(slot: u32, now_ns: u64) -> u32 {
+    let Some(state) = loop_at(slot) else { return 0 };
     runnable::end(slot, now_ns);
     change(state, |state| state.switched_in(now_ns));
     count(Counter::SwitchMissed);
+    0
 }
 
 /// Takes the registers of the thread that goes to sleep. A function of its own, as are the next three,
@@ -127,7 +169,8 @@ fn take_registers(capture: &mut Capture, state: &Loop, task_state: u64, now_ns: 
 
 /// Takes the stacks of a sleep that the daemon may not be able to complete.
 #[inline(never)]
-fn take_stacks(context: &BtfTracePointContext, capture: &mut Capture, state: &Loop, now_ns: u64) {
+fn take_stacks(context: &BtfTracePointContext, slot: u32, state: &Loop, now_ns: u64) {
+    let Some(capture) = capture_at(slot) else { return };
     let Capture { head, .. } = capture;
     // What a thread waits for that maps or faults cannot be completed from outside.
     let is_locked = || {
@@ -141,41 +184,74 @@ fn take_stacks(context: &BtfTracePointContext, capture: &mut Capture, state: &Lo
     if sleeps_for_the_kernel(head.task_state) {
         capture::take_kernel_stack(context, capture);
     }
-    capture::take_stacks(capture, state.python_tstate);
+    capture::take_stacks(slot, state.python_tstate);
 }
 
 /// The turn is over: its thread went to sleep where it waits for work.
 #[inline(never)]
-fn parked(slot: u32, state: &mut Loop, now_ns: u64) {
+#[unsafe(no_mangle)]
+extern "C" fn parked(slot: u32) -> u32 {
+    let Some(state) = loop_at(slot) else { return 0 };
     let turn = change(state, Loop::parked);
-    stats::parked(slot, &state.turn);
+    stats::over(slot, state);
     if turn.booked_ns() >= param!(threshold_ns) {
-        runnable::tell(slot, turn.start_ns);
-        let head = RecordHead { kind: kind::TURN_ENDED, tid: state.tid };
-        emit::record(&TurnEnded { head, end_ns: now_ns, turn }, Counter::EndLost);
+        tell_over(slot, ended::PARK);
     }
+    0
 }
 
 /// The same, found out by the daemon, which tells of the turn.
 #[inline(never)]
-fn had_parked(slot: u32, state: &mut Loop, blocked_ns: u64) {
+#[unsafe(no_mangle)]
+extern "C" fn had_parked(slot: u32, blocked_ns: u64) -> u32 {
+    let Some(state) = loop_at(slot) else { return 0 };
     change(state, |state| state.had_parked(blocked_ns));
-    stats::parked(slot, &state.turn);
+    stats::over(slot, state);
+    0
 }
 
-/// The thread is gone.
+/// The target executes another program. The thread that asked for it had this number until now, and has the first
+/// thread's from here on; all others have exited before.
+#[inline(always)]
+pub fn executed(task: Task, tid: u32) {
+    if u64::from(task.tgid()) != param!(tgid) {
+        return;
+    }
+    let now_ns = clock();
+    left_program(tid, now_ns);
+    // The first thread may have given its number away before the scheduler told of its end.
+    left_program(task.tgid(), now_ns);
+    // Last: whoever sees it has the records already.
+    has_executed(now_ns);
+}
+
+/// What a thread did in the program that is no more ends here.
 #[inline(never)]
-fn exited(slot: u32, state: &mut Loop, now_ns: u64) {
-    let in_turn = u64::from(state.phase == phase::TURN);
+#[unsafe(no_mangle)]
+extern "C" fn left_program(tid: u32, now_ns: u64) -> u32 {
+    let Some(slot) = slot_of(tid) else { return 0 };
+    let Some(state) = loop_at(slot) else { return 0 };
+    change(state, |state| state.switched_out(false, DEAD, now_ns));
+    exited(slot, now_ns, 1)
+}
+
+/// The thread is gone, or what it was.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn exited(slot: u32, now_ns: u64, executed: u32) -> u32 {
+    let Some(state) = loop_at(slot) else { return 0 };
+    let in_turn = u32::from(state.phase == phase::TURN);
     let head = RecordHead { kind: kind::EXITED, tid: state.tid };
     if in_turn == 1 {
         stats::exited(slot, &state.turn);
-        runnable::tell(slot, state.turn.start_ns);
+        runnable::tell_rivals(slot, state.turn.start_ns);
     }
-    let exited = Exited { head, at_ns: now_ns, in_turn, turn: state.turn };
+    let exited = Exited { head, at_ns: now_ns, in_turn, executed, turn: state.turn };
+    // Before its state tells: whoever sees that has the record already.
+    emit::record(&exited, Counter::RecordLost);
     change(state, |state| state.phase = phase::DEAD);
     forget(state.tid);
-    emit::record(&exited, Counter::RecordLost);
+    0
 }
 
 #[inline(always)]
@@ -185,6 +261,10 @@ fn came_back(slot: u32, task: Task) {
         return;
     }
     let now_ns = clock();
+    if is_suspected(state, now_ns) && instance::is_closed(slot, state, task) {
+        runnable::end(slot, now_ns);
+        return;
+    }
     runnable::end(slot, now_ns);
     let Some(capture) = capture_at(slot) else { return };
     let head = &mut capture.head;
@@ -192,7 +272,7 @@ fn came_back(slot: u32, task: Task) {
     if state.phase == phase::PARKED || is_of_turn && park::was_found(slot, head) {
         let faults = task.faults();
         if state.phase == phase::TURN {
-            had_parked(slot, state, head.blocked_ns);
+            had_parked(slot, head.blocked_ns);
         }
         change(state, |state| {
             state.count_faults(faults);
@@ -209,8 +289,16 @@ fn came_back(slot: u32, task: Task) {
     }
     let blocked_ns =
         (state.turn.blocked_ns + state.turn.stopped_ns).saturating_sub(head.blocked_ns);
-    if blocked_ns >= MIN_BLOCK_NS && is_suspected(state, now_ns) {
+    let stretch = Stretch {
+        ns: blocked_ns,
+        syscall: head.registers.syscall,
+        is_stop: head.state == STOPPED,
+        has_stack: head.stack_bytes > 0,
+        is_suspected: is_suspected(state, now_ns),
+    };
+    if let Some(weight) = state.credit.spend(stretch, param!(suspect_ns)) {
         head.blocked_ns = blocked_ns;
+        (head.weight_ns, head.waits) = (weight.ns, weight.waits);
         emit::capture(capture);
     }
     // Told, or too short to tell: either way this block is over.

@@ -1,15 +1,21 @@
 //! What the kernel's word for a thread's sleep tells of what it waits for.
 
-use self::task::{FROZEN, INTERRUPTIBLE, UNINTERRUPTIBLE};
+use self::task::{FROZEN, INTERRUPTIBLE, STOPPED, TRACED, UNINTERRUPTIBLE};
 
 /// The bits of `task_struct.__state` that matter here (include/linux/sched.h, unchanged since 4.14
 /// but for `FROZEN`, which is new in 6.1).
-pub(crate) mod task {
+pub mod task {
+    /// A signal wakes it.
     pub const INTERRUPTIBLE: u64 = 0x1;
+    /// No signal does.
     pub const UNINTERRUPTIBLE: u64 = 0x2;
+    /// By a signal.
     pub const STOPPED: u64 = 0x4;
+    /// By a debugger.
     pub const TRACED: u64 = 0x8;
+    /// It has exited.
     pub const DEAD: u64 = 0x80;
+    /// By the freezer.
     pub const FROZEN: u64 = 0x8000;
 }
 
@@ -39,6 +45,13 @@ pub const fn sleeps_for_the_kernel(task_state: u64) -> bool {
     task_state & UNINTERRUPTIBLE != 0
 }
 
+/// Whether a thread that gave up its CPU with this `__state` may wait for events: a signal stops one that has come
+/// out of its wait in the same system call, on its way back to the program.
+#[inline(always)]
+pub const fn waits_for_events(task_state: u64) -> bool {
+    task_state & INTERRUPTIBLE != 0 && task_state & (STOPPED | TRACED | FROZEN) == 0
+}
+
 /// Whether such a thread may wait for the lock of its address space, by its system call: to map, unmap
 /// or protect, or none, which is a page fault. Its memory cannot be read from outside meanwhile.
 #[inline(always)]
@@ -49,7 +62,16 @@ pub const fn may_lock_memory(task_state: u64, syscall: i64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{TRAP_FREEZE, left_in, may_lock_memory, sleeps_for_the_kernel};
+    use super::{TRAP_FREEZE, left_in, may_lock_memory, sleeps_for_the_kernel, waits_for_events};
+
+    /// Who is stopped on the way out of a wait waits no more, and a disk is no event.
+    #[test]
+    fn waits() {
+        assert!(waits_for_events(0x1));
+        for task_state in [0x2, 0x4, 0x104, 0x8, 0x8001] {
+            assert!(!waits_for_events(task_state), "{task_state:#x}");
+        }
+    }
 
     /// Who does not sleep after all is ready; who sleeps because its group is frozen waits for nothing.
     #[test]

@@ -1,7 +1,8 @@
 //! What hooks tell the statistics of the thread in a slot; nothing at all where none are wanted.
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use profiler_ebpf::turn::{Entered, Turn};
+use profiler_ebpf::reading::Reading;
+use profiler_ebpf::turn::{Entered, Loop, Turn};
 
 use crate::maps::{accepts_of, reading_at};
 use crate::task::Task;
@@ -14,13 +15,13 @@ pub fn left_cpu(slot: u32, can_go_on: bool, task: Task) {
     }
 }
 
-/// The thread enters a wait; `turn` is the one before, where that ends it.
+/// The thread enters a wait, in this state since.
 #[inline(always)]
-pub fn wait_entered(slot: u32, entered: &Entered, turn: &Turn) {
+pub fn wait_entered(slot: u32, entered: &Entered, state: &Loop) {
     let Some(reading) = reading_at(slot) else { return };
     match entered {
         Entered::Nested => return,
-        Entered::TurnOver(_) => reading.turn_over(turn),
+        Entered::TurnOver(_) => turn_over(reading, state),
         Entered::Idle | Entered::ReturnMissed => {}
     }
     reading.wait_entered();
@@ -34,11 +35,20 @@ pub fn wait_left(slot: u32, returned: i64) {
     }
 }
 
-/// The thread has parked: its turn is over.
+/// The thread's turn is over, by whatever else.
 #[inline(always)]
-pub fn parked(slot: u32, turn: &Turn) {
+pub fn over(slot: u32, state: &Loop) {
     if let Some(reading) = reading_at(slot) {
-        reading.turn_over(turn);
+        turn_over(reading, state);
+    }
+}
+
+#[inline(always)]
+fn turn_over(reading: &mut Reading, state: &Loop) {
+    if state.counts() {
+        reading.turn_over(&state.turn);
+    } else {
+        reading.add_time(&state.turn);
     }
 }
 

@@ -1,7 +1,8 @@
 //! Fields of the kernel's task, loaded directly at the offsets that the daemon resolved.
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
-use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_task_pt_regs};
+use aya_ebpf::helpers::generated::{self, bpf_get_current_task_btf, bpf_task_pt_regs};
+use profiler_ebpf::param::Field;
 use profiler_ebpf::record::Registers;
 use profiler_ebpf::sleep::left_in;
 use profiler_ebpf::turn::Faults;
@@ -55,77 +56,70 @@ impl Task {
 
     #[inline(always)]
     pub fn tgid(self) -> u32 {
-        self.load(param!(offset.task_tgid))
+        self.load(param!(field.task_tgid)) as u32
     }
 
     #[inline(always)]
     pub fn tid(self) -> u32 {
-        self.load(param!(offset.task_pid))
+        self.load(param!(field.task_pid)) as u32
     }
 
     /// `__state`. Only its low half carries flags; the field was a `long` before 5.14.
     #[inline(always)]
     pub fn state(self) -> u32 {
-        self.load(param!(offset.task_state))
+        self.load(param!(field.task_state)) as u32
     }
 
     /// The same, of a thread that leaves its CPU or is on none: see [`left_in`]. `announced` is what the
     /// scheduler's hook passes: from 5.18 to 6.15 what the thread wanted to be before a signal kept it awake.
     #[inline(always)]
     pub fn left_in(self, announced: u64) -> u64 {
-        left_in(announced, u64::from(self.state()), self.load(param!(offset.task_jobctl)))
+        left_in(announced, u64::from(self.state()), self.load(param!(field.task_jobctl)))
     }
 
     #[inline(always)]
     pub fn fsbase(self) -> u64 {
-        self.load(param!(offset.task_fsbase))
+        self.load(param!(field.task_fsbase))
     }
 
     /// Where the main thread's stack began.
     #[inline(always)]
     pub fn start_stack(self) -> u64 {
-        let mm: *const u8 = self.load(param!(offset.task_mm));
+        let mm = self.pointer(param!(field.task_mm));
         if core::hint::black_box(mm).is_null() {
             return 0;
         }
-        Self(mm).load(param!(offset.mm_start_stack))
+        Self(mm).load(param!(field.mm_start_stack))
     }
 
     /// Whether somebody has the lock of the address space, or waits for it, as far as can be told.
     #[inline(always)]
     pub fn may_have_locked_memory(self) -> bool {
-        if param!(offset.mm_lock_count) == 0 {
+        if param!(field.mm_lock_count).bytes == 0 {
             return true;
         }
-        let mm: *const u8 = self.load(param!(offset.task_mm));
+        let mm = self.pointer(param!(field.task_mm));
         if core::hint::black_box(mm).is_null() {
             return true;
         }
-        Self(mm).load::<u64>(param!(offset.mm_lock_count)) != 0
+        Self(mm).load(param!(field.mm_lock_count)) != 0
     }
 
-    /// What kind of file a descriptor is, as the address of its operations: all epoll instances have
-    /// the same. 0 where there is none.
+    /// The file that a descriptor stands for, as its address in the kernel: as long as it is open, no other
+    /// has the same. 0 where there is none.
     #[inline(never)]
-    pub fn kind_of_file(self, fd: u32) -> u64 {
-        let files: *const u8 = self.load(param!(offset.task_files));
-        let files = core::hint::black_box(files);
+    pub fn file(self, fd: u32) -> u64 {
+        let files = core::hint::black_box(self.pointer(param!(field.task_files)));
         if files.is_null() {
             return 0;
         }
-        let fdt: u64 = read_kernel(files as u64 + param!(offset.files_fdt)).unwrap_or(0);
-        let max: u32 = read_kernel(fdt + param!(offset.fdtable_max_fds)).unwrap_or(0);
-        if fdt == 0 || fd >= max {
+        let fdt = read_field(files as u64, param!(field.files_fdt)).unwrap_or(0);
+        let most = read_field(fdt, param!(field.fdtable_max_fds)).unwrap_or(0);
+        if fdt == 0 || u64::from(fd) >= most {
             return 0;
         }
-        let array: u64 = read_kernel(fdt + param!(offset.fdtable_fd)).unwrap_or(0);
-        if array == 0 {
-            return 0;
-        }
-        match read_kernel(array + u64::from(fd) * 8) {
-            Some(0) | None => 0,
-            Some(file) => read_kernel::<u64>(file + param!(offset.file_f_op)).unwrap_or(0),
-        }
+        let array = read_field(fdt, param!(field.fdtable_fd)).unwrap_or(0);
+        if array == 0 { 0 } else { read_kernel(array + u64::from(fd) * 8).unwrap_or(0) }
     }
 
     /// The user registers: those of the interrupted code in user mode, else those of the entry into
@@ -152,47 +146,56 @@ impl Task {
         })
     }
 
+    /// The system call that it is in; a number that no call has where an interrupt or a fault came upon user
+    /// code. Not where the thread may run: what is there then is an earlier call's.
+    #[inline(always)]
+    pub fn syscall(self) -> u64 {
+        // SAFETY: the helper takes any task that the verifier knows as one.
+        let registers = unsafe { bpf_task_pt_regs(self.0.cast_mut().cast()) };
+        Self(registers as *const u8).load_as(core::mem::offset_of!(PtRegs, orig_ax) as u32)
+    }
+
     /// Times it has left a CPU, of its own will or not.
     #[inline(always)]
     pub fn switches(self) -> u64 {
-        let voluntary: u64 = self.load(param!(offset.task_nvcsw));
-        let preempted: u64 = self.load(param!(offset.task_nivcsw));
+        let voluntary = self.load(param!(field.task_nvcsw));
+        let preempted = self.load(param!(field.task_nivcsw));
         voluntary + preempted
     }
 
     #[inline(always)]
     pub fn on_cpu(self) -> u32 {
-        self.load(param!(offset.task_on_cpu))
+        self.load(param!(field.task_on_cpu)) as u32
     }
 
     /// The CPU that it runs on or waits for.
     #[inline(always)]
     pub fn cpu(self) -> u32 {
-        self.load(param!(offset.task_cpu))
+        self.load(param!(field.task_cpu)) as u32
     }
 
     /// The `PF_` flags.
     #[inline(always)]
     pub fn flags(self) -> u32 {
-        self.load(param!(offset.task_flags))
+        self.load(param!(field.task_flags)) as u32
     }
 
     #[inline(always)]
     pub fn faults(self) -> Faults {
-        let minor = self.load(param!(offset.task_min_flt));
-        Faults { minor, major: self.load(param!(offset.task_maj_flt)) }
+        let minor = self.load(param!(field.task_min_flt));
+        Faults { minor, major: self.load(param!(field.task_maj_flt)) }
     }
 
     /// Waited for CPUs so far, ns, without the queue that it is in now.
     #[inline(always)]
     pub fn run_delay_ns(self) -> u64 {
-        self.load(param!(offset.task_run_delay))
+        self.load(param!(field.task_run_delay))
     }
 
     /// Times it was moved to another CPU.
     #[inline(always)]
     pub fn migrations(self) -> u64 {
-        self.load(param!(offset.task_migrations))
+        self.load(param!(field.task_migrations))
     }
 
     /// Where the kernel has it: for [`read_kernel`], past the end of the program that got it.
@@ -200,12 +203,53 @@ impl Task {
         self.0 as u64
     }
 
+    /// A field as wide as this kernel has it. Width and offset are constants to the verifier, which follows
+    /// one of the loads.
     #[inline(always)]
-    fn load<T: Copy>(self, offset: u64) -> T {
+    fn load(self, field: Field) -> u64 {
+        match field.bytes {
+            1 => u64::from(self.load_as::<u8>(field.offset)),
+            2 => u64::from(self.load_as::<u16>(field.offset)),
+            4 => u64::from(self.load_as::<u32>(field.offset)),
+            _ => self.load_as(field.offset),
+        }
+    }
+
+    #[inline(always)]
+    fn pointer(self, field: Field) -> *const u8 {
+        self.load_as(field.offset)
+    }
+
+    #[inline(always)]
+    fn load_as<T: Copy>(self, offset: u32) -> T {
         // SAFETY: the verifier allows the load only where the offset is a field of the structure
         // that the pointer is known to point to.
         unsafe { self.0.add(offset as usize).cast::<T>().read_volatile() }
     }
+}
+
+/// Reads a field of kernel memory that the verifier cannot follow.
+#[inline(always)]
+pub fn read_field(structure: u64, field: Field) -> Option<u64> {
+    let mut value = 0_u64;
+    let bytes = if field.bytes == 0 { 8 } else { field.bytes };
+    // SAFETY: no field is wider than the buffer; x86-64 has the lowest byte first. The helper checks the
+    // address and fails instead of faulting.
+    let failed = unsafe {
+        generated::bpf_probe_read_kernel(
+            (&raw mut value).cast(),
+            bytes,
+            (structure + u64::from(field.offset)) as *const _,
+        )
+    };
+    (failed == 0).then_some(value)
+}
+
+/// The time, ns of `CLOCK_MONOTONIC`.
+#[inline(always)]
+pub fn clock() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { generated::bpf_ktime_get_ns() }
 }
 
 /// Reads kernel memory that the verifier cannot follow.
@@ -213,6 +257,14 @@ impl Task {
 pub fn read_kernel<T>(address: u64) -> Option<T> {
     // SAFETY: the helper checks the address and fails instead of faulting.
     unsafe { bpf_probe_read_kernel(address as *const T) }.ok()
+}
+
+/// Where registers that the kernel saved say that a CPU was: (the instruction, whether it is user code).
+#[inline(always)]
+pub fn interrupted_at(registers: u64) -> Option<(u64, bool)> {
+    let ip = read_kernel(registers + core::mem::offset_of!(PtRegs, ip) as u64)?;
+    let cs: u64 = read_kernel(registers + core::mem::offset_of!(PtRegs, cs) as u64)?;
+    Some((ip, cs & 3 == 3))
 }
 
 /// The syscall's number and first four arguments, out of the `pt_regs` that fentry gets.

@@ -7,37 +7,14 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+pub use crate::account::{Faults, SINCE_BIRTH, START_UNKNOWN, Turn};
+use crate::credit::Credit;
+pub use crate::outcome::{Entered, Left};
 pub use crate::parks::{MAX_PARKS, Park, Parks};
 use crate::sleep::task;
-
-/// The kinds of wait. A greater one takes over from a smaller: whoever uses epoll is an epoll loop,
-/// and its `poll()` inside a callback (a socket with a timeout) is blocking, not idleness.
-pub mod wait {
-    /// None seen yet.
-    pub const NONE: u32 = 0;
-    /// `poll`, `ppoll`, `select`, `pselect6`.
-    pub const POLL: u32 = 1;
-    /// `io_uring_enter` that asks for completions.
-    pub const IO_URING: u32 = 2;
-    /// A worker that parks on a futex, or takes its turn at epoll (tokio, uWSGI).
-    pub const PARK: u32 = 3;
-    /// `epoll_wait`, `epoll_pwait`, `epoll_pwait2`.
-    pub const EPOLL: u32 = 4;
-}
-
-/// The wait that a syscall makes on x86-64, as (kind, descriptor), if it is one. A poll of no
-/// descriptors is a sleep, and a ring that asks for no completion does not wait.
-#[inline(always)]
-pub const fn wait_of(syscall: u64, args: [u64; 4]) -> Option<(u32, u32)> {
-    const GETEVENTS: u64 = 1;
-    match syscall {
-        232 | 281 | 441 => Some((wait::EPOLL, args[0] as u32)),
-        426 if args[2] > 0 && args[3] & GETEVENTS != 0 => Some((wait::IO_URING, args[0] as u32)),
-        7 | 271 if args[1] > 0 => Some((wait::POLL, 0)),
-        23 | 270 if args[0] > 0 => Some((wait::POLL, 0)),
-        _ => None,
-    }
-}
+pub use crate::wait_call::{
+    INTERRUPTED, RESTART, WaitCall, has_instance, may_be_wait, wait, wait_of,
+};
 
 /// The syscall in which locks are waited for, and in which workers of pools park (x86-64).
 pub const FUTEX: i64 = 202;
@@ -54,6 +31,8 @@ pub mod phase {
     pub const DEAD: u32 = 3;
     /// Asleep where it waits for work, without a syscall that is hooked: see [`Parks`](crate::parks::Parks).
     pub const PARKED: u32 = 4;
+    /// The loop's instance is closed: the thread has no loop until it waits again.
+    pub const LOOPLESS: u32 = 5;
 }
 
 /// What a thread does, as far as the scheduler is concerned.
@@ -83,85 +62,14 @@ pub mod state {
     }
 }
 
-/// The turn's beginning was not seen: its duration is a lower bound.
-pub const START_UNKNOWN: u32 = 1;
-
-/// One turn's account. Times in ns of `CLOCK_MONOTONIC`.
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
-#[repr(C)]
-pub struct Turn {
-    /// When the wait returned. Names the turn: unique within a thread.
-    pub start_ns: u64,
-    /// On a CPU.
-    pub running_ns: u64,
-    /// Off the CPU until something wakes it.
-    pub blocked_ns: u64,
-    /// Ready, without a CPU.
-    pub runnable_ns: u64,
-    /// Stopped, traced or frozen.
-    pub stopped_ns: u64,
-    /// The part of `runnable_ns` in which its CPU had been taken from it. In the rest it had been
-    /// woken, and waited for one.
-    pub preempted_ns: u64,
-    /// Times it gave up the CPU.
-    pub voluntary: u32,
-    /// Times the CPU was taken from it.
-    pub preempted: u32,
-    /// [`START_UNKNOWN`] or 0.
-    pub flags: u32,
-    /// Waits inside callbacks that are not the loop's own.
-    pub nested_waits: u32,
-    /// Page faults that needed no disk, up to the thread's last switch or the turn's end.
-    pub minor_faults: u32,
-    /// Page faults that waited for a disk, likewise.
-    pub major_faults: u32,
-}
-
-/// A thread's page faults since it began, as the kernel counts them.
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
-#[repr(C)]
-pub struct Faults {
-    /// `task_struct.min_flt`
-    pub minor: u64,
-    /// `task_struct.maj_flt`
-    pub major: u64,
-}
-
-/// A turn of no length.
-const EMPTY: Turn = Turn {
-    start_ns: 0,
-    running_ns: 0,
-    blocked_ns: 0,
-    runnable_ns: 0,
-    stopped_ns: 0,
-    preempted_ns: 0,
-    voluntary: 0,
-    preempted: 0,
-    flags: 0,
-    nested_waits: 0,
-    minor_faults: 0,
-    major_faults: 0,
-};
-
-impl Turn {
-    /// The sum of all four states: the turn's duration up to the last booking.
-    pub const fn booked_ns(&self) -> u64 {
-        self.running_ns + self.blocked_ns + self.runnable_ns + self.stopped_ns
-    }
-}
-
 /// One event loop's thread.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
 pub struct Loop {
-    /// Odd while the kernel side writes.
-    pub sequence: u64,
+    /// See [`crate::version`].
+    pub version: u64,
     /// The thread, as the kernel numbers it.
     pub tid: u32,
     /// One of [`phase`].
@@ -174,12 +82,25 @@ pub struct Loop {
     pub home_fd: u32,
     /// 1 while the number of events that the wait after a stall returns is still to be told.
     pub ready_owed: u32,
+    /// Which instance that is, as the address of its file in the kernel; 0 where that is not known.
+    pub home_file: u64,
+    /// What kind of file that is, as the address of its operations: the address of a file that is closed may be the
+    /// next one's.
+    pub home_operations: u64,
+    /// The system call of the present wait.
+    pub wait_syscall: u64,
+    /// When it entered its own wait last, ns.
+    pub entered_ns: u64,
+    /// When it left its own wait last, ns.
+    pub left_ns: u64,
     /// Until when the current turn is booked.
     pub booked_until_ns: u64,
     /// Turns that have ended.
     pub turns: u64,
     /// The current turn.
     pub turn: Turn,
+    /// Its short waits that are still to be told of.
+    pub credit: Credit,
     /// The thread's faults as they were counted last; all zero: not yet.
     pub faults: Faults,
     /// Start of the last turn that was reported as a stall.
@@ -192,67 +113,69 @@ pub struct Loop {
     pub python_callback: u64,
     /// 1 for a thread that is handed work through a queue: all its waits are the work's. Likewise.
     pub handed_work: u64,
-}
-
-/// What the entry of a wait means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Entered {
-    /// The loop's own wait after a turn: the turn is over, and this is its account.
-    TurnOver(Turn),
-    /// The loop's own wait, with no turn before it that could be measured.
-    Idle,
-    /// A wait inside a callback: part of the turn.
-    Nested,
-    /// The loop's own wait, although it had not been seen to leave the one before.
-    ReturnMissed,
-}
-
-/// What a switch away from the CPU means for a turn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Left {
-    /// Not inside a turn.
-    Elsewhere,
-    /// It waits for something from now on.
-    Blocked,
-    /// It would go on if it could.
-    Runnable,
-    /// It exited.
-    Dead,
+    /// 1 for a thread of an instance that other threads wait on, too, and whose places of parking are not known.
+    /// Likewise.
+    pub shares: u64,
 }
 
 impl Loop {
-    /// Whether a wait on this descriptor would be the loop's own.
+    /// Whether a wait is the loop's own. A number alone may stand for another instance by now.
     #[inline(always)]
-    pub const fn is_home(&self, kind: u32, fd: u32) -> bool {
+    pub const fn is_home(&self, call: &WaitCall) -> bool {
         // poll and select have no instance of their own to compare.
-        kind == self.home_kind && (fd == self.home_fd || kind == wait::POLL)
+        call.kind == self.home_kind
+            && (call.kind == wait::POLL
+                || if call.file != 0 && self.home_file != 0 {
+                    call.file == self.home_file
+                } else {
+                    call.fd == self.home_fd
+                })
     }
 
     /// Makes this wait the loop's own.
     #[inline(always)]
-    pub fn adopt(&mut self, kind: u32, fd: u32) {
-        self.home_kind = kind;
-        self.home_fd = fd;
+    pub fn adopt(&mut self, call: &WaitCall) {
+        self.home_kind = call.kind;
+        self.home_fd = call.fd;
+        self.home_file = call.file;
+    }
+
+    /// Whether a wait that is not the loop's own becomes it, with the turn that it ends: the first, one of a
+    /// greater kind, or any where the thread's own has never been seen.
+    #[inline(always)]
+    pub const fn takes_over(&self, call: &WaitCall) -> bool {
+        call.kind > self.home_kind || call.kind == self.home_kind && self.home_fd == u32::MAX
     }
 
     /// A wait begins. The caller has made it the loop's own where it takes over.
     #[inline(always)]
-    pub fn wait_entered(&mut self, kind: u32, fd: u32, now_ns: u64) -> Entered {
-        if !self.is_home(kind, fd) || self.handed_work == 1 {
+    pub fn wait_entered(&mut self, call: &WaitCall, now_ns: u64) -> Entered {
+        if !self.is_home(call) || self.handed_work == 1 {
             self.turn.nested_waits += 1;
             return Entered::Nested;
         }
         let before = self.phase;
         if before == phase::TURN {
             self.book(now_ns);
-            self.turns += 1;
+            self.turns += u64::from(self.counts());
         }
         self.phase = phase::WAITING;
+        // Another descriptor may stand for the same instance.
+        self.home_fd = call.fd;
+        self.wait_syscall = call.syscall;
+        self.entered_ns = now_ns;
         match before {
             phase::TURN => Entered::TurnOver(self.turn),
             phase::WAITING => Entered::ReturnMissed,
             _ => Entered::Idle,
         }
+    }
+
+    /// Whether the turn counts as one. Where several threads take turns at one instance, one that is woken to wait
+    /// there in another's place has none of its own.
+    #[inline(always)]
+    pub const fn counts(&self) -> bool {
+        self.shares == 0 || self.turn.start_ns == self.left_ns
     }
 
     /// A wait returns. True where that begins a turn.
@@ -262,8 +185,54 @@ impl Loop {
             // The end of a nested wait.
             return false;
         }
+        self.left_ns = now_ns;
+        self.wait_syscall = 0;
         self.begin(now_ns, 0);
         true
+    }
+
+    /// The thread is found outside of its wait, whose return was not seen: a turn is under way.
+    #[inline(always)]
+    pub fn had_left(&mut self, now_ns: u64) {
+        self.left_ns = now_ns;
+        self.begin(now_ns, START_UNKNOWN);
+    }
+
+    /// Whether a thread that leaves its CPU inside this system call, or in none (a number that no call has), has
+    /// left its wait, although nobody saw it return.
+    #[inline(always)]
+    pub const fn has_left_unseen(&self, syscall: u64) -> bool {
+        self.phase == phase::WAITING && self.wait_syscall != syscall
+    }
+
+    /// Whether the loop hangs on an instance that can be closed.
+    #[inline(always)]
+    pub const fn has_instance(&self) -> bool {
+        self.phase == phase::TURN && self.home_file != 0 && self.handed_work == 0
+    }
+
+    /// The loop's instance was found closed: the turn lasted at least up to the last booking. The next wait of the
+    /// kind is the thread's own: the file of another instance may lie where this one's did.
+    #[inline(always)]
+    pub fn closed(&mut self) -> Turn {
+        self.turns += u64::from(self.counts());
+        self.phase = phase::LOOPLESS;
+        (self.home_fd, self.home_file) = (u32::MAX, 0);
+        self.turn
+    }
+
+    /// The loop's instance was found open: the time up to now is the turn's.
+    #[inline(always)]
+    pub fn is_open(&mut self, now_ns: u64) {
+        self.book(now_ns);
+    }
+
+    /// The thread was born, and may be handed work at once.
+    #[inline(always)]
+    pub fn born(&mut self, now_ns: u64) {
+        self.adopt(&WaitCall::any(wait::PARK));
+        self.begin(now_ns, SINCE_BIRTH);
+        self.state = state::RUNNABLE;
     }
 
     /// A turn is under way from here on; `flags` may say that it had begun earlier.
@@ -272,14 +241,15 @@ impl Loop {
         self.phase = phase::TURN;
         self.state = state::RUNNING;
         self.booked_until_ns = now_ns;
-        self.turn = Turn { start_ns: now_ns, flags, ..EMPTY };
+        self.turn = Turn { start_ns: now_ns, flags, ..Turn::default() };
+        self.credit = Credit::NONE;
     }
 
     /// The thread has parked, says whoever recognised where it went to sleep: the turn ended as it
     /// gave up its CPU, at the last booking.
     #[inline(always)]
     pub fn parked(&mut self) -> Turn {
-        self.turns += 1;
+        self.turns += u64::from(self.counts());
         self.phase = phase::PARKED;
         self.turn
     }
@@ -400,15 +370,23 @@ impl Loop {
 
 #[cfg(test)]
 mod tests {
-    use super::{Entered, Faults, Left, Loop, START_UNKNOWN, phase, state, wait, wait_of};
+    use super::{
+        Entered, Faults, Left, Loop, SINCE_BIRTH, START_UNKNOWN, WaitCall, has_instance, phase,
+        state, wait,
+    };
 
     const EPFD: u32 = 7;
+    const EPOLL: WaitCall = call(wait::EPOLL, EPFD, 0xa000);
+
+    const fn call(kind: u32, fd: u32, file: u64) -> WaitCall {
+        WaitCall { kind, fd, file, syscall: 232 }
+    }
 
     /// A loop whose wait has just returned.
     fn in_turn(at_ns: u64) -> Loop {
         let mut thread = Loop::default();
-        thread.adopt(wait::EPOLL, EPFD);
-        assert_eq!(thread.wait_entered(wait::EPOLL, EPFD, at_ns - 1), Entered::Idle);
+        thread.adopt(&EPOLL);
+        assert_eq!(thread.wait_entered(&EPOLL, at_ns - 1), Entered::Idle);
         assert!(thread.wait_left(at_ns));
         thread
     }
@@ -431,7 +409,7 @@ mod tests {
         assert!(thread.switched_in(180));
         assert_eq!(thread.switched_out(true, 0, 200), Left::Runnable);
         assert!(thread.switched_in(260));
-        let turn = over(thread.wait_entered(wait::EPOLL, EPFD, 275));
+        let turn = over(thread.wait_entered(&EPOLL, 275));
 
         assert_eq!(turn.running_ns, 30 + 20 + 15);
         assert_eq!(turn.blocked_ns, 20);
@@ -441,29 +419,18 @@ mod tests {
         assert_eq!((turn.voluntary, turn.preempted), (1, 1));
     }
 
-    /// Sleeping by a poll of nothing is no idle wait, nor is submitting to a ring.
-    #[test]
-    fn sleeps_and_submissions_are_no_waits() {
-        assert_eq!(wait_of(232, [5, 0, 0, 0]), Some((wait::EPOLL, 5)));
-        assert_eq!(wait_of(7, [0, 0, 100, 0]), None);
-        assert_eq!(wait_of(270, [4, 0, 0, 0]), Some((wait::POLL, 0)));
-        assert_eq!(wait_of(426, [9, 1, 0, 1]), None);
-        assert_eq!(wait_of(426, [9, 0, 1, 1]), Some((wait::IO_URING, 9)));
-        assert_eq!(wait_of(0, [9, 0, 1, 1]), None);
-    }
-
     /// `poll()` and a second epoll instance inside a callback are part of the turn.
     #[test]
     fn nested_wait_is_not_idleness() {
         let mut thread = in_turn(100);
-        assert_eq!(thread.wait_entered(wait::POLL, 0, 110), Entered::Nested);
+        assert_eq!(thread.wait_entered(&call(wait::POLL, 0, 0), 110), Entered::Nested);
         assert_eq!(thread.switched_out(false, 1, 111), Left::Blocked);
         thread.woken(190);
         thread.switched_in(190);
         assert!(!thread.wait_left(191), "the return of a nested wait begins no turn");
-        assert_eq!(thread.wait_entered(wait::EPOLL, EPFD + 1, 195), Entered::Nested);
+        assert_eq!(thread.wait_entered(&call(wait::EPOLL, EPFD + 1, 0xb000), 195), Entered::Nested);
         assert!(!thread.wait_left(196));
-        let turn = over(thread.wait_entered(wait::EPOLL, EPFD, 200));
+        let turn = over(thread.wait_entered(&EPOLL, 200));
         assert_eq!(turn.start_ns, 100);
         assert_eq!(turn.booked_ns(), 100);
         assert_eq!(turn.nested_waits, 2);
@@ -473,9 +440,9 @@ mod tests {
     #[test]
     fn every_home_wait_ends_a_turn() {
         let mut thread = in_turn(100);
-        assert_eq!(over(thread.wait_entered(wait::EPOLL, EPFD, 140)).booked_ns(), 40);
+        assert_eq!(over(thread.wait_entered(&EPOLL, 140)).booked_ns(), 40);
         assert!(thread.wait_left(141));
-        assert_eq!(over(thread.wait_entered(wait::EPOLL, EPFD, 150)).booked_ns(), 9);
+        assert_eq!(over(thread.wait_entered(&EPOLL, 150)).booked_ns(), 9);
         assert_eq!(thread.turns, 2);
     }
 
@@ -487,7 +454,7 @@ mod tests {
         assert_eq!(thread.state, state::PREEMPTED);
         assert!(!thread.woken(120), "a wakeup that comes late changes nothing");
         assert!(thread.switched_in(130));
-        let turn = over(thread.wait_entered(wait::EPOLL, EPFD, 135));
+        let turn = over(thread.wait_entered(&EPOLL, 135));
         assert_eq!((turn.preempted_ns, turn.runnable_ns, turn.blocked_ns), (20, 20, 0));
     }
 
@@ -500,7 +467,7 @@ mod tests {
         assert!(thread.woken(120));
         assert!(!thread.woken(125));
         thread.switched_in(130);
-        let turn = over(thread.wait_entered(wait::EPOLL, EPFD, 140));
+        let turn = over(thread.wait_entered(&EPOLL, 140));
         assert_eq!((turn.preempted_ns, turn.runnable_ns), (0, 10));
         thread.switched_out(false, 1, 150);
         assert!(!thread.woken(160), "it waits for its loop's events");
@@ -512,11 +479,11 @@ mod tests {
     fn faults_of_a_turn() {
         let faults = |minor, major| Faults { minor, major };
         let mut thread = Loop::default();
-        thread.adopt(wait::EPOLL, EPFD);
+        thread.adopt(&EPOLL);
         thread.begin(50, START_UNKNOWN);
         thread.count_faults(faults(1000, 7));
         thread.count_faults(faults(1003, 7));
-        let turn = over(thread.wait_entered(wait::EPOLL, EPFD, 60));
+        let turn = over(thread.wait_entered(&EPOLL, 60));
         assert_eq!((turn.minor_faults, turn.major_faults), (3, 0));
         thread.count_faults(faults(1005, 8));
         thread.wait_left(100);
@@ -524,7 +491,7 @@ mod tests {
         assert_eq!(thread.turn.minor_faults, 10);
         thread.switched_out(false, 2, 110);
         thread.count_faults(faults(1025, 9));
-        let turn = over(thread.wait_entered(wait::EPOLL, EPFD, 120));
+        let turn = over(thread.wait_entered(&EPOLL, 120));
         assert_eq!((turn.minor_faults, turn.major_faults), (20, 1));
     }
 
@@ -536,7 +503,7 @@ mod tests {
             assert_eq!(thread.switched_out(false, task_state, 110), Left::Blocked);
             thread.woken(150);
             thread.switched_in(155);
-            let turn = over(thread.wait_entered(wait::EPOLL, EPFD, 160));
+            let turn = over(thread.wait_entered(&EPOLL, 160));
             assert_eq!((turn.stopped_ns, turn.blocked_ns, turn.runnable_ns), (40, 0, 5));
         }
     }
@@ -564,7 +531,7 @@ mod tests {
     fn missed_switch_heals() {
         let mut thread = in_turn(100);
         assert!(!thread.switched_in(130), "it was thought to be on a CPU");
-        assert_eq!(over(thread.wait_entered(wait::EPOLL, EPFD, 150)).booked_ns(), 50);
+        assert_eq!(over(thread.wait_entered(&EPOLL, 150)).booked_ns(), 50);
     }
 
     /// Time that goes backwards between two CPUs' probes books nothing twice.
@@ -574,7 +541,7 @@ mod tests {
         thread.switched_out(false, 1, 120);
         thread.woken(118);
         thread.switched_in(140);
-        let turn = over(thread.wait_entered(wait::EPOLL, EPFD, 150));
+        let turn = over(thread.wait_entered(&EPOLL, 150));
         assert_eq!(turn.booked_ns(), 50);
     }
 
@@ -584,9 +551,9 @@ mod tests {
         let mut thread = Loop::default();
         thread.begin(500, START_UNKNOWN);
         thread.state = state::BLOCKED;
-        thread.adopt(wait::EPOLL, EPFD);
+        thread.adopt(&EPOLL);
         thread.switched_in(900);
-        let turn = over(thread.wait_entered(wait::EPOLL, EPFD, 910));
+        let turn = over(thread.wait_entered(&EPOLL, 910));
         assert_eq!((turn.flags, turn.blocked_ns, turn.running_ns), (START_UNKNOWN, 400, 10));
     }
 
@@ -602,13 +569,113 @@ mod tests {
     #[test]
     fn idle_costs_nothing() {
         let mut thread = in_turn(100);
-        thread.wait_entered(wait::EPOLL, EPFD, 110);
+        thread.wait_entered(&EPOLL, 110);
         let before = thread;
         assert_eq!(thread.switched_out(false, 1, 120), Left::Elsewhere);
         thread.woken(130);
         assert!(thread.switched_in(140));
         assert_eq!(thread, before);
         assert_eq!(thread.phase, phase::WAITING);
+    }
+
+    /// An instance is told by its file: another descriptor of it ends the turn, and its number on another file
+    /// does not.
+    #[test]
+    fn instances_are_files() {
+        let mut thread = in_turn(100);
+        assert!(!thread.is_home(&call(wait::EPOLL, EPFD, 0xb000)));
+        assert!(
+            thread.is_home(&call(wait::EPOLL, EPFD, 0)),
+            "what is not known is told by its number"
+        );
+        let again = call(wait::EPOLL, EPFD + 4, 0xa000);
+        assert_eq!(over(thread.wait_entered(&again, 140)).booked_ns(), 40);
+        assert_eq!(thread.home_fd, EPFD + 4);
+        assert!(!thread.takes_over(&call(wait::EPOLL, EPFD, 0xb000)), "its own may be open yet");
+        let mut seeded = Loop::default();
+        seeded.adopt(&WaitCall::any(wait::EPOLL));
+        assert!(seeded.takes_over(&EPOLL));
+        assert!(
+            has_instance(wait::EPOLL, [7, 0, 0, 16]) && has_instance(wait::IO_URING, [7, 0, 1, 1])
+        );
+        assert!(!has_instance(wait::IO_URING, [0, 0, 1, 17]) && !has_instance(wait::POLL, [0; 4]));
+    }
+
+    /// A turn has the time in which its instance was seen open, and none after.
+    #[test]
+    fn a_closed_instance_ends_the_turn() {
+        // ns   100     130        150       180         900
+        //       ├ open ┤ blocked ┤ open ... ┤ closed ... ┤ another
+        let mut thread = in_turn(100);
+        thread.switched_out(false, 1, 130);
+        thread.is_open(150);
+        thread.switched_in(150);
+        let turn = thread.closed();
+        assert_eq!((turn.booked_ns(), turn.running_ns, turn.blocked_ns), (50, 30, 20));
+        assert_eq!((thread.phase, thread.turns), (phase::LOOPLESS, 1));
+        let before = thread;
+        assert_eq!(thread.switched_out(false, 1, 200), Left::Elsewhere);
+        thread.woken(300);
+        thread.switched_in(310);
+        assert_eq!(thread, before);
+        assert!(!thread.wait_left(400), "a nested wait's return begins nothing");
+        thread.adopt(&call(wait::EPOLL, EPFD, 0xb000));
+        assert_eq!(thread.wait_entered(&call(wait::EPOLL, EPFD, 0xb000), 900), Entered::Idle);
+        assert!(thread.wait_left(910));
+        assert_eq!(thread.turn.start_ns, 910);
+    }
+
+    /// A thread that is found outside of its wait has left it, unseen; one inside has not.
+    #[test]
+    fn missed_returns() {
+        let mut thread = in_turn(100);
+        assert!(!thread.has_left_unseen(1), "it is in a turn");
+        thread.wait_entered(&EPOLL, 110);
+        assert!(!thread.has_left_unseen(232));
+        assert!(thread.has_left_unseen(1) && thread.has_left_unseen(u64::MAX));
+        thread.had_left(150);
+        assert_eq!(
+            (thread.turn.start_ns, thread.turn.flags, thread.left_ns),
+            (150, START_UNKNOWN, 150)
+        );
+    }
+
+    /// When a loop was served last stays known through its turns and parks.
+    #[test]
+    fn when_it_waited() {
+        let mut thread = in_turn(100);
+        assert_eq!((thread.entered_ns, thread.left_ns), (99, 100));
+        thread.switched_out(false, 1, 110);
+        thread.parked();
+        thread.unparked(500);
+        assert_eq!((thread.entered_ns, thread.left_ns, thread.turn.start_ns), (99, 100, 500));
+    }
+
+    /// Who is woken to wait in another's place has no turn of its own to count; who is handed work has.
+    #[test]
+    fn turns_of_shared_instances() {
+        let mut thread = Loop { shares: 1, ..in_turn(100) };
+        thread.switched_out(false, 1, 110);
+        thread.parked();
+        thread.unparked(500);
+        thread.wait_entered(&EPOLL, 501);
+        assert_eq!(thread.turns, 1);
+        let mut worker = Loop { shares: 0, ..thread };
+        worker.unparked(600);
+        worker.parked();
+        assert_eq!(worker.turns, 2);
+    }
+
+    /// A thread's first piece of work begins at its birth, and the time to its first CPU is part of it.
+    #[test]
+    fn births() {
+        let mut thread = Loop::default();
+        thread.born(100);
+        thread.switched_in(130);
+        thread.switched_out(false, 1, 150);
+        let turn = thread.account(190);
+        assert_eq!((turn.flags, turn.start_ns), (SINCE_BIRTH, 100));
+        assert_eq!((turn.runnable_ns, turn.running_ns, turn.blocked_ns), (30, 20, 40));
     }
 
     /// Looking at a turn that is still going on does not change it.

@@ -24,6 +24,8 @@ pub struct Wanted {
     pub gil_holder_at: u64,
     /// Where it keeps whether the lock is held: an `int`.
     pub gil_locked_at: u64,
+    /// Where it keeps whether garbage is being collected, if that is known: an `int`, too.
+    pub collecting_at: u64,
 }
 
 /// `exit`: the kernel itself wakes whoever waits for the thread's end, or for a robust lock that it held.

@@ -5,8 +5,11 @@
 
 mod calls;
 mod other_threads;
+mod programs;
 mod stacks;
+mod stalls;
 mod statistics;
+mod threads;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,8 +21,8 @@ use self::calls::Caller;
 use crate::config::Config;
 use crate::frame::{Counts, Frame, Language, Stack};
 use crate::gap::Gap;
-use crate::gathered::{Gathered, loop_kind};
-use crate::job::{Job, KernelStack, Losses, PythonFrames, Verdict};
+use crate::gathered::Gathered;
+use crate::job::{Ending, Job, KernelStack, Losses, PythonFrames, Successor, Verdict};
 use crate::process::arguments::Arguments;
 use crate::process::live::LiveMemory;
 use crate::process::modules::Modules;
@@ -27,32 +30,24 @@ use crate::process::queues::waiting;
 use crate::process::target::Target;
 use crate::report::advice::Peers;
 use crate::report::application::interpreter;
-use crate::report::facts::{Context, RuntimeFacts, SessionFacts, ThreadFacts};
+use crate::report::facts::{Context, RuntimeFacts, SessionFacts};
 use crate::report::group::Tally;
-use crate::report::schema::session::EndReason;
 use crate::report::{Finish, Report};
 use crate::runtime::collector::is_of_collector;
-use crate::runtime::pool::{Pool, Posture, is_nameless};
+use crate::runtime::loops::loop_kind;
+use crate::runtime::pool::{Posture, is_untold};
 use crate::runtime::tokio;
 use crate::runtime::v8::ScriptFrames;
-use crate::sink::Sink;
+use crate::sink::{self, Sink};
 use crate::source::Captured;
 use crate::symbolize::kernel::{KernelSymbols, parse_proc_stack};
 use crate::symbolize::native::NativeSymbolizer;
 use crate::symbolize::perf_map::PerfMap;
-use crate::turn::samples::Was;
+use crate::turn::alike::Was;
+use crate::turn::samples::Length;
 use crate::turn::tracker::{Due, doing};
-use crate::turn::{Awaited, Moment, Stall, ThreadState};
+use crate::turn::{Awaited, Moment, ThreadState};
 use crate::unwind::native::NativeUnwinder;
-
-/// What the last line of a session needs.
-#[derive(Debug)]
-pub struct Ending {
-    pub reason: EndReason,
-    pub watched_ns: u64,
-    pub turns: u64,
-    pub losses: Losses,
-}
 
 /// Everything past the event path.
 #[allow(missing_debug_implementations, reason = "sinks have none")]
@@ -71,6 +66,8 @@ pub struct Analyst {
     config: Config,
     tally: Tally,
     stalls: statistics::Stalls,
+    /// What Python calls threads that had to do with a stall.
+    names: BTreeMap<u32, String>,
     peers: Peers,
     /// How the frames of all stacks so far were had.
     counts: Counts,
@@ -91,7 +88,7 @@ impl Analyst {
             symbolizer: NativeSymbolizer::of_process(target.pid(), program),
             perf_map: PerfMap::of(&target),
             target,
-            modules: Modules::new(),
+            modules: Modules::of_program(facts.process.exe.clone()),
             unwinder: NativeUnwinder::new(),
             kernel: None,
             loops: BTreeMap::new(),
@@ -100,6 +97,7 @@ impl Analyst {
             config,
             tally: Tally::default(),
             stalls: statistics::Stalls::default(),
+            names: BTreeMap::new(),
             peers: Peers::default(),
             counts: Counts::default(),
             sink,
@@ -123,17 +121,24 @@ impl Analyst {
                 awaited,
                 arguments,
                 is_replaced,
+                is_served,
             } => {
                 let (stack, mut posture) = self.stack(&captured, &python, &javascript);
-                if is_replaced && is_nameless(&stack.frames) {
+                // A lock, too, may be the one under which threads take turns.
+                let may_rest = is_served || is_replaced && is_untold(&stack.frames);
+                if posture == Posture::Unknown && may_rest {
                     posture = Posture::OffDuty;
                 }
                 self.sample(&captured, (stack, posture), &kernel, (awaited, arguments.as_ref()));
                 Ok(())
             }
-            Job::Look { captured, python } => {
-                let (_, posture) = self.stack(&captured, &python, &ScriptFrames::default());
+            Job::Look { captured, python, javascript } => {
+                let (_, posture) = self.stack(&captured, &python, &javascript);
                 self.tell(&captured, posture);
+                Ok(())
+            }
+            Job::Named { tid, name } => {
+                self.loops.entry(tid).or_default().named(name);
                 Ok(())
             }
             Job::Show { captured, python } => {
@@ -152,6 +157,14 @@ impl Analyst {
                 self.woken(&woken);
                 Ok(())
             }
+            Job::Called { tid, name } => {
+                self.called(tid, name);
+                Ok(())
+            }
+            Job::Others(seen) => {
+                self.others_seen(*seen);
+                Ok(())
+            }
             Job::Bystanders { loop_tid, turn_start_ns, still, moving, gaps } => {
                 self.bystanders(loop_tid, turn_start_ns, &still, &moving, gaps);
                 Ok(())
@@ -168,13 +181,29 @@ impl Analyst {
                 Ok(())
             }
             Job::BlockEnded { captured } => {
-                let gathered = self.gathered(captured.head.head.tid, captured.head.turn_start_ns);
-                gathered.samples.block_ended(captured.head.at_ns, captured.head.blocked_ns);
-                gathered.block_over(captured.head.at_ns, captured.head.blocked_ns);
+                let head = &captured.head;
+                let gathered = self.gathered(head.head.tid, head.turn_start_ns);
+                gathered.samples.block_ended(head.at_ns, Length::of(head));
+                gathered.block_over(head.at_ns, head.blocked_ns);
                 Ok(())
             }
-            Job::Report { tid, due, losses } => self.report(tid, *due, &losses, now_ns),
-            Job::Statistics(interval) => self.statistics(&interval, now_ns),
+            Job::Report { tid, due, mut losses } => {
+                losses.push(self.unwritten());
+                self.report(tid, *due, &losses, now_ns)
+            }
+            Job::Statistics(mut interval) => {
+                interval.losses.push(self.unwritten());
+                self.statistics(&interval, now_ns)
+            }
+            Job::Program(program) => {
+                self.facts.learn(*program);
+                Ok(())
+            }
+            Job::GaveWay(ending) => self.finish(&ending, now_ns),
+            Job::Successor(next) => {
+                self.turn_to(*next);
+                Ok(())
+            }
         }
     }
 
@@ -186,24 +215,41 @@ impl Analyst {
             let (stack, _) = self.stack(captured, &PythonFrames::NotPython, &none);
             self.recognise(&stack.frames);
         }
-        // On a healthy target that may be all for days. Reading again takes 25 ms.
-        self.rest();
     }
 
-    /// Gives back memory that can be had again by reading files: names that were found are kept.
+    /// Gives back memory that can be had again by reading files: names that were found are kept. On a healthy target
+    /// none are asked for in days. Reading again takes 25 ms.
     pub fn rest(&mut self) {
         self.symbolizer.release();
     }
 
+    /// From now on all is about another program, of which nothing is known yet.
+    fn turn_to(&mut self, next: Successor) {
+        let Successor { target, facts, verdicts } = next;
+        let sink = std::mem::replace(&mut self.sink, Box::new(sink::Nowhere));
+        // The kernel is the same.
+        let kernel = self.kernel.take();
+        *self = Self::new(target, facts, self.config.clone(), verdicts, sink);
+        self.kernel = kernel;
+    }
+
+    /// Lines that were made for nobody.
+    fn unwritten(&self) -> (&'static str, u64) {
+        ("lines_unwritten", self.sink.dropped())
+    }
+
     /// Writes the session's last line.
     pub fn finish(&mut self, ending: &Ending, now_ns: u64) -> std::io::Result<()> {
+        let mut losses = ending.losses.clone();
+        losses.push(("files_not_open", self.modules.closed()));
+        losses.push(self.unwritten());
         let finish = Finish {
             reason: ending.reason,
             watched_ns: ending.watched_ns,
             turns: ending.turns,
             tally: &self.tally,
             frames: &self.counts,
-            losses: &ending.losses,
+            losses: &losses,
         };
         self.sink.accept(&Report::session_end(&self.facts, now_ns, &finish))
     }
@@ -233,6 +279,9 @@ impl Analyst {
         self.recognise(&stack.frames);
         let loop_kind = loop_kind(&stack.frames);
         let (head, pid) = (&captured.head, self.target.pid());
+        let at_wall_ns = self.facts.anchor.wall_ns(head.at_ns);
+        // Descriptors of another program are others. Of a process that has exited, what was read of the call is left.
+        let is_there = self.target.has_exited() || self.target.runs_same_program();
         let gathered = self.gathered(head.head.tid, head.turn_start_ns);
         gathered.loop_kind = gathered.loop_kind.or(loop_kind);
         if gathered.is_idle_at(head.at_ns) {
@@ -244,16 +293,15 @@ impl Analyst {
             }
             gathered.samples.tick(stack, tick_state(head.in_user), head.registers);
         } else {
-            let blocked_ns = (head.blocked_ns > 0).then_some(head.blocked_ns);
             let registers = head.registers;
-            let caller =
-                Caller { pid, tid: head.head.tid, registers: &registers, frames: &stack.frames };
-            let call = caller.look(arguments, gathered);
+            let (tid, frames) = (head.head.tid, &stack.frames);
+            let caller = Caller { pid, tid, registers: &registers, at_wall_ns, frames };
+            let call = is_there.then(|| caller.look(arguments, &mut gathered.known)).flatten();
             let (state, task_state) = (doing(head.state), head.task_state);
             let was = Was { state, registers, awaited, task_state, call };
-            gathered.samples.block(head.at_ns, blocked_ns, stack, was);
-            if let Some(blocked_ns) = blocked_ns {
-                gathered.block_over(head.at_ns, blocked_ns);
+            gathered.samples.block(head.at_ns, Length::of(head), stack, was);
+            if head.blocked_ns > 0 {
+                gathered.block_over(head.at_ns, head.blocked_ns);
             }
         }
     }
@@ -291,9 +339,13 @@ impl Analyst {
         let moment = due.moment;
         let threshold_ns = self.config.threshold_ns;
         let due = self.gathered(tid, due.turn.start_ns).within_turn(due, threshold_ns);
-        let Some(due) = due.filter(|_| self.is_wanted(tid)) else { return Ok(()) };
+        let Some(due) = due.filter(|due| self.is_wanted(tid) && self.is_turn(tid, due)) else {
+            return Ok(());
+        };
+        let is_work = due.is_work;
         let stall = self.stall(tid, due);
-        let (thread, gaps) = self.thread_facts(tid);
+        let (mut thread, gaps) = self.thread_facts(tid);
+        thread.is_worker |= is_work;
         let descriptors = self.loops.get(&tid).map(Gathered::descriptors).unwrap_or_default();
         let context = Context {
             session: &self.facts,
@@ -314,70 +366,6 @@ impl Analyst {
             self.gathered(tid, 0);
         }
         self.sink.accept(&report)
-    }
-
-    fn stall(&mut self, tid: u32, due: Due) -> Stall {
-        let pid = self.target.pid();
-        let gathered = self.gathered(tid, due.turn.start_ns);
-        let (ticks_user, ticks_kernel) = gathered.samples.ticks();
-        let (mut gaps, mut instead, around) = (due.gaps, due.instead, due.around);
-        instead.introduce(&mut gathered.neighbours);
-        instead.target = pid;
-        if gathered.samples.dropped > 0 {
-            let why = format!(
-                "{} captures showed more different ones than are kept",
-                gathered.samples.dropped
-            );
-            gaps.push(Gap::new("stacks", why));
-        }
-        let (ticks_collecting, calls) =
-            (gathered.samples.ticks_collecting(), gathered.samples.calls());
-        let stacks = gathered.samples.stacks(due.turn.running_ns, due.at_ns);
-        let waited = gathered.samples.waited(due.at_ns);
-        let holders = gathered.holders(&waited);
-        gaps.extend(gathered.gaps());
-        let (owner, wakers) = (gathered.owner(), gathered.wakers());
-        let (others, queues) = (gathered.others(), gathered.queues());
-        Stall {
-            tid,
-            turn: due.turn,
-            end: due.end,
-            now: due.now,
-            ticks_user,
-            ticks_kernel,
-            ticks_collecting,
-            calls,
-            stacks,
-            holders,
-            waited,
-            owner,
-            wakers,
-            instead,
-            others,
-            around,
-            ready_events: due.ready_events,
-            queues,
-            gaps,
-        }
-    }
-
-    /// Work that a pool was handed may take its time, unless the user says otherwise.
-    fn is_wanted(&self, tid: u32) -> bool {
-        let pool = self.loops.get(&tid).and_then(|gathered| gathered.pool);
-        self.config.watch_workers || pool != Some(Pool::Python)
-    }
-
-    fn thread_facts(&self, tid: u32) -> (ThreadFacts, Vec<Gap>) {
-        let name = self.target.thread_name(tid);
-        let mut gaps = Vec::new();
-        if name.is_none() {
-            gaps.push(Gap::new("thread.name", "the thread has exited"));
-        }
-        let gathered = self.loops.get(&tid);
-        let kind = gathered.and_then(Gathered::kind).unwrap_or("epoll");
-        let is_worker = gathered.is_some_and(|gathered| gathered.pool.is_some());
-        let tid_in_container = self.target.tid_in_container(tid);
-        (ThreadFacts { tid, tid_in_container, name, loop_kind: kind.to_owned(), is_worker }, gaps)
     }
 }
 

@@ -1,14 +1,17 @@
 //! A suspected loop that waits for another thread: what for, who holds that, and whom the probes are to watch for it.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
+mod company;
 
-use profiler_ebpf::record::{ThreadSnapshot, reason};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+
+use profiler_ebpf::record::{Registers, ThreadSnapshot, reason};
 use profiler_ebpf::turn::FUTEX;
 use profiler_ebpf::wanted::{Wanted, may_be_ended};
 
+use self::company::Look;
 use crate::gap::Gap;
-use crate::job::{Job, PythonFrames, Sight};
+use crate::job::{Bystander, Job, Sight};
 use crate::process::TargetMemory;
 use crate::process::lock;
 use crate::process::stack::read_stack;
@@ -64,6 +67,8 @@ pub struct Blocked<'a> {
 pub struct Blame {
     /// The interpreter's lock, once it was found.
     gil: Option<Gil>,
+    /// Where it is known that the interpreter collects garbage, or 0.
+    collecting_at: u64,
     waits: BTreeMap<u32, Wait>,
     /// Whether every thread is of interest, and in which suspected turns.
     everyone: bool,
@@ -71,6 +76,10 @@ pub struct Blame {
     /// Each loop's last turn that is known to be over: where other threads are since does not matter
     /// to it, however long a state that was read before still shows it.
     over: BTreeMap<u32, u64>,
+    /// By loop, the threads that were looked at in its present wait.
+    company: BTreeMap<u32, standing::Read>,
+    /// Threads whose names were told in the present stall.
+    named: BTreeSet<u32>,
     next_list_ns: u64,
     wakers_until_ns: u64,
     /// So long their stacks are wanted as well.
@@ -117,21 +126,31 @@ impl Blame {
             return Awaited::Syscall;
         }
         self.gil = self.gil.or_else(|| python?.gil(memory));
-        let [futex, ..] = head.registers.args;
-        let awaited = match self.gil {
-            Some(gil) if gil.contains(futex) => Awaited::Gil,
-            _ => Awaited::Futex,
-        };
+        let awaited = self.awaited_in(&head.registers);
         let wait = self.wait(head.head.tid, head.turn_start_ns);
         wait.gil |= awaited == Awaited::Gil;
         wait.futex |= awaited == Awaited::Futex;
         awaited
     }
 
+    /// What a thread waits for that sleeps with these registers.
+    fn awaited_in(&self, registers: &Registers) -> Awaited {
+        let [futex, ..] = registers.args;
+        match self.gil {
+            _ if registers.syscall != FUTEX => Awaited::Syscall,
+            Some(gil) if gil.contains(futex) => Awaited::Gil,
+            _ => Awaited::Futex,
+        }
+    }
+
     /// The turns that are suspected now. What is known of others is forgotten.
     pub fn keep(&mut self, mut suspected: Vec<(u32, u64)>) {
         suspected.retain(|(tid, turn_start_ns)| self.over.get(tid) != Some(turn_start_ns));
         self.waits.retain(|tid, wait| suspected.contains(&(*tid, wait.turn_start_ns)));
+        self.company.retain(|tid, _| self.waits.contains_key(tid));
+        if suspected.is_empty() {
+            self.named.clear();
+        }
         self.suspected = suspected;
     }
 
@@ -171,6 +190,8 @@ impl Blame {
         if !self.suspected.is_empty() {
             let python = outside.python.as_deref();
             self.gil = self.gil.or_else(|| python?.gil(outside.memory));
+            let collecting_at = python.and_then(|python| python.collecting_at(outside.memory));
+            self.collecting_at = collecting_at.unwrap_or(0);
         }
         let wanted = self.wanted();
         let wakers = now_ns < self.wakers_until_ns;
@@ -200,6 +221,7 @@ impl Blame {
             reserved: 0,
             gil_holder_at: self.gil.map_or(0, |gil| gil.holder_at()),
             gil_locked_at: self.gil.map_or(0, |gil| gil.locked_at()),
+            collecting_at: self.collecting_at,
         }
     }
 
@@ -241,11 +263,7 @@ impl Blame {
         let (loop_tid, turn_start_ns) = (captured.head.head.tid, captured.head.turn_start_ns);
         let wait = *self.wait(loop_tid, turn_start_ns);
         let [futex, ..] = captured.head.registers.args;
-        let lock = match awaited {
-            Awaited::Syscall => return,
-            Awaited::Gil => Lock::Gil,
-            Awaited::Futex => Lock::Futex(futex),
-        };
+        let Some(lock) = awaited.lock(&captured.head.registers) else { return };
         if now_ns < wait.next_look_ns {
             return;
         }
@@ -258,7 +276,13 @@ impl Blame {
         let wait = self.wait(loop_tid, turn_start_ns);
         (wait.looked_ns, wait.next_look_ns) = (now_ns, now_ns + pause_ns);
         wait.owner = holder.map(|tid| (tid, futex)).filter(|_| awaited == Awaited::Futex);
-        let Some(tid) = holder else { return };
+        let look = Look { loop_tid, turn_start_ns, now_ns, weight_ns };
+        let Some(tid) = holder else {
+            if awaited == Awaited::Futex {
+                self.everybody(&mut outside, look, jobs);
+            }
+            return;
+        };
         // The loop's own stack is known. Whoever is on a CPU is met by ticks.
         let seen = match tid == loop_tid {
             true => None,
@@ -269,7 +293,10 @@ impl Blame {
             return;
         }
         let sight = Sight { loop_tid, turn_start_ns, held: Some(lock) };
+        self.name(&mut outside, tid, jobs);
+        let next = seen.as_ref().and_then(|seen| seen.waits_for).map(|(_, next)| next);
         jobs.push(Job::Holder { sight, tid, seen: seen.map(Box::new), weight_ns });
+        self.chain(&mut outside, look, next, jobs);
     }
 
     /// The thread that holds what is waited for, now.
@@ -292,10 +319,10 @@ impl Blame {
         outside: &mut Outside<'_, S, M>,
         tid: u32,
         now_ns: u64,
-    ) -> Option<(Captured, PythonFrames)> {
+    ) -> Option<Bystander> {
         let is_it = |thread: &ThreadSnapshot| thread.tid == tid;
         let python = outside.python.as_deref();
-        let found = standing::read(outside.source, outside.memory, python, is_it, now_ns);
+        let found = standing::read(outside.source, outside.memory, python, is_it, None, now_ns);
         let captured = match found {
             Ok(mut found) => found.still.pop()?,
             Err(error) => {
@@ -303,8 +330,7 @@ impl Blame {
                 return None;
             }
         };
-        let python = PythonFrames::of(&captured, outside.python.as_deref_mut(), outside.memory);
-        Some((captured, python))
+        Some(self.bystander(outside, captured))
     }
 
     fn wait(&mut self, loop_tid: u32, turn_start_ns: u64) -> &mut Wait {
@@ -321,6 +347,7 @@ impl Blame {
         if known != Some(turn_start_ns) {
             // Threads may have come since they were last listed, and one of them may be the holder.
             self.next_list_ns = 0;
+            self.company.remove(&loop_tid);
             self.waits.insert(loop_tid, new);
         }
         self.waits.entry(loop_tid).or_insert(new)
@@ -339,7 +366,7 @@ impl Blame {
         }
         let is_other = |thread: &ThreadSnapshot| thread.tid != loop_tid;
         let python = outside.python.as_deref();
-        let read = standing::read(outside.source, outside.memory, python, is_other, now_ns);
+        let read = standing::read(outside.source, outside.memory, python, is_other, None, now_ns);
         let mut gaps = Vec::new();
         let found = read.unwrap_or_else(|error| {
             gaps.push(Gap::new("stacks of the other threads", format!("{error:#}")));
@@ -349,11 +376,7 @@ impl Blame {
             let what = format!("stacks of {} more threads", found.left_out);
             gaps.push(Gap::new(&what, format!("no more than {MAX_THREADS} are read")));
         }
-        let name = |captured: Captured| {
-            let python = PythonFrames::of(&captured, outside.python.as_deref_mut(), outside.memory);
-            (captured, python)
-        };
-        let still = found.still.into_iter().map(name).collect();
+        let still = found.still.into_iter().map(|it| self.bystander(&mut outside, it)).collect();
         Some(Job::Bystanders { loop_tid, turn_start_ns, still, moving: found.moving, gaps })
     }
 }

@@ -49,6 +49,8 @@ pub struct Descriptor {
     pub peer: Option<String>,
     /// Of TCP: `established`, `syn_sent`, `listen`, …
     pub state: Option<&'static str>,
+    /// Of TCP: its own end is one that is listened at. The peer is a client, which connected to it.
+    pub is_inbound: bool,
     pub path: Option<String>,
     /// The type of the file system that the file is on: `ext4`, `nfs4`, `fuse.sshfs`.
     pub file_system: Option<String>,
@@ -67,6 +69,7 @@ impl Descriptor {
             local: None,
             peer: None,
             state: None,
+            is_inbound: false,
             path: None,
             file_system: None,
             process: None,

@@ -3,52 +3,84 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use crate::error::Exit;
-use crate::process::live::{LiveMemory, open_region};
-use crate::process::target::Target;
-use crate::runtime::cpython::Python;
+use crate::detected::Detected;
+use crate::error::{Exit, Failure};
+use crate::process::live::LiveMemory;
+use crate::process::target::{Target, WaitDescriptors};
+use crate::report::facts::RuntimeFacts;
 use crate::source::kernel::preflight::{self, Check, State};
+use crate::source::kernel::probed;
 
-/// Prints one line a finding; exits 3 where something is missing.
+/// Prints one line a finding, each as soon as it is known; exits 3 where something is missing.
 pub fn run(pid: Option<u32>) -> anyhow::Result<ExitCode> {
-    let mut checks = preflight::machine();
-    let lacking = checks.iter().any(|check| matches!(check.state, State::Missing(_)));
-    if !lacking {
-        checks.extend(crate::source::kernel::probe_machine());
+    let mut is_missing = show(&preflight::machine())?;
+    if !is_missing {
+        is_missing = show(&probed::machine())?;
     }
     if let Some(pid) = pid {
-        checks.extend(target(pid)?);
+        match Target::open(pid) {
+            Ok(target) => {
+                show(&[is_there(&target)])?;
+                show(&[event_loop(&target)])?;
+                show(&[runtime(&target)])?;
+            }
+            Err(Failure { exit: Exit::Unsupported, message }) => {
+                is_missing = true;
+                show(&[Check { what: "target", state: State::Missing(message) }])?;
+            }
+            Err(failure) => return Err(failure.into()),
+        }
     }
-    print(&checks)?;
-    let missing = checks.iter().any(|check| matches!(check.state, State::Missing(_)));
-    Ok(if missing { ExitCode::from(Exit::Unsupported as u8) } else { ExitCode::SUCCESS })
+    Ok(if is_missing { ExitCode::from(Exit::Unsupported as u8) } else { ExitCode::SUCCESS })
 }
 
-fn target(pid: u32) -> anyhow::Result<Vec<Check>> {
-    let target = Target::open(pid)?;
-    let found = target.wait_descriptors();
-    let event_loop = match (found.epoll, found.io_uring) {
-        (true, _) => State::Fine("has an epoll instance".to_owned()),
-        (false, true) => State::Fine("has an io_uring".to_owned()),
-        (false, false) => State::Worse(
+/// Prints findings; whether something is missing.
+fn show(checks: &[Check]) -> io::Result<bool> {
+    print(checks)?;
+    Ok(checks.iter().any(|check| matches!(check.state, State::Missing(_))))
+}
+
+fn is_there(target: &Target) -> Check {
+    Check { what: "target", state: State::Fine(format!("{} ({})", target.pid(), target.name())) }
+}
+
+fn event_loop(target: &Target) -> Check {
+    let state = match target.wait_descriptors() {
+        Ok(WaitDescriptors { epoll: true, .. }) => State::Fine("has an epoll instance".to_owned()),
+        Ok(WaitDescriptors { io_uring: true, .. }) => State::Fine("has an io_uring".to_owned()),
+        Ok(_) => State::Worse(
             "no epoll instance and no io_uring: it is watched only if its main thread polls"
                 .to_owned(),
         ),
+        Err(why) => State::Worse(format!("not known, so that every wait is hooked: {why}")),
     };
-    let memory = LiveMemory::new(pid);
-    let python = Python::detect(&memory, &target.regions(), &|region| open_region(pid, region));
-    let runtime = match python {
-        Ok(Some(python)) => {
-            State::Fine(format!("CPython {}: its frames are read", python.version()))
-        }
-        Ok(None) => State::Fine("no CPython: native frames only".to_owned()),
-        Err(gap) => State::Worse(gap.to_string()),
+    Check { what: "event loop", state }
+}
+
+/// As `attach` finds it.
+fn runtime(target: &Target) -> Check {
+    let found = Detected::of(target, &LiveMemory::new(target.pid())).facts;
+    let state = match (found.runtime, found.gap) {
+        (Some(runtime), None) => State::Fine(format!("{}: its frames are read", called(&runtime))),
+        (Some(runtime), Some(gap)) => State::Worse(format!("{}: {gap}", called(&runtime))),
+        (None, Some(gap)) => State::Worse(gap.to_string()),
+        (None, None) => State::Fine("neither CPython nor V8: native frames only".to_owned()),
     };
-    Ok(vec![
-        Check { what: "target", state: State::Fine(format!("{pid} ({})", target.name())) },
-        Check { what: "event loop", state: event_loop },
-        Check { what: "runtime", state: runtime },
-    ])
+    Check { what: "runtime", state }
+}
+
+/// Its name as its makers write it, and its version.
+fn called(RuntimeFacts { name, version }: &RuntimeFacts) -> String {
+    let name = match name.as_str() {
+        "cpython" => "CPython",
+        "node" => "Node.js",
+        "go" => "Go",
+        // Its version says that it is V8's.
+        "v8" => "",
+        other => other,
+    };
+    let words = [name, version.as_deref().unwrap_or_default()];
+    words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
 fn print(checks: &[Check]) -> io::Result<()> {
@@ -62,4 +94,21 @@ fn print(checks: &[Check]) -> io::Result<()> {
         writeln!(out, "{mark:<8}{:<20}{text}", check.what)?;
     }
     out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::called;
+    use crate::report::facts::RuntimeFacts;
+
+    /// Names are their makers', and nothing is said twice.
+    #[test]
+    fn names_of_runtimes() {
+        let text = |name: &str, version: Option<&str>| {
+            called(&RuntimeFacts { name: name.to_owned(), version: version.map(str::to_owned) })
+        };
+        assert_eq!(text("cpython", Some("3.11.7")), "CPython 3.11.7");
+        assert_eq!(text("v8", Some("V8 11.3.244.8")), "V8 11.3.244.8");
+        assert_eq!(text("go", None), "Go");
+    }
 }

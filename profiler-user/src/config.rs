@@ -1,12 +1,16 @@
 //! What was typed, to what it means on this machine; checked once, then never changed.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::cli::{self, Attach, StatsInterval};
 use crate::error::{Exit, Failure};
+use crate::report::fit::{LEAST_LINE_LIMIT_BYTES, Limits};
+use crate::report::schema::session::Stacks;
 use crate::source::kernel::attach::WaitHooks;
+use crate::source::kernel::ticks::SampleHooks;
 
 /// Below this every turn of a busy loop would be a stall, and the looking would cost more than it shows.
 const LEAST_THRESHOLD: Duration = Duration::from_millis(1);
@@ -23,18 +27,26 @@ const GREATEST_STATS_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// Where a program reads, and nobody said how often.
 const STATS_INTERVAL: Duration = Duration::from_secs(60);
 
+/// More labels than this would be most of each line.
+const MAX_LABELS: usize = 32;
+
 /// One attachment's configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub threshold_ns: u64,
     pub error_threshold_ns: u64,
     pub duration: Option<Duration>,
+    pub leave_within: Duration,
     pub output: Output,
     pub wait_hooks: WaitHooks,
+    pub sample_hooks: SampleHooks,
     pub watch_workers: bool,
     pub all_threads: bool,
     /// How often statistics are told, if they are.
     pub stats_interval: Option<Duration>,
+    pub labels: BTreeMap<String, String>,
+    /// Whether command lines of other processes than the target are told.
+    pub show_commands: bool,
 }
 
 /// Where reports go and how they look.
@@ -42,12 +54,21 @@ pub struct Config {
 pub struct Output {
     pub file: Option<PathBuf>,
     pub format: Format,
+    /// Of lines of JSON.
+    pub limits: Limits,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     Json,
-    Text(Colour),
+    Text(Look),
+}
+
+/// How text looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Look {
+    pub colour: Colour,
+    pub detail: Detail,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,17 +77,34 @@ pub enum Colour {
     Never,
 }
 
+/// How much of a report text has. JSON has all of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    /// What fits a terminal beside other stalls.
+    Brief,
+    /// Exact times, libraries' frames, other stacks, what is missing.
+    More,
+    /// Nothing is folded or left out.
+    Everything,
+}
+
 impl Config {
-    pub fn new(attach: &Attach) -> Result<Self, Failure> {
+    pub fn new(attach: &Attach, verbose: u8) -> Result<Self, Failure> {
         let threshold_ns = nanoseconds("--threshold", attach.threshold)?;
         let error_threshold_ns = match attach.error_threshold {
             Some(time) => nanoseconds("--error-threshold", time)?,
             None => threshold_ns.saturating_mul(10),
         };
         let terminal = attach.output.is_none() && std::io::stdout().is_terminal();
-        let coloured =
-            terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        let text = Format::Text(if coloured { Colour::Always } else { Colour::Never });
+        let coloured = is_coloured(attach.color, terminal, |name| std::env::var(name).ok());
+        let text = Format::Text(Look {
+            colour: if coloured { Colour::Always } else { Colour::Never },
+            detail: match verbose {
+                0 => Detail::Brief,
+                1 => Detail::More,
+                _ => Detail::Everything,
+            },
+        });
         let format = match attach.format {
             cli::Format::Json => Format::Json,
             cli::Format::Text => text,
@@ -77,7 +115,8 @@ impl Config {
             threshold_ns,
             error_threshold_ns,
             duration: attach.duration,
-            output: Output { file: attach.output.clone(), format },
+            leave_within: Duration::from_nanos(nanoseconds("--leave-within", attach.leave_within)?),
+            output: Output { file: attach.output.clone(), format, limits: limits(attach)? },
             all_threads: attach.all_threads,
             stats_interval: stats_interval(attach.stats_interval, terminal)?,
             wait_hooks: match attach.wait_hooks {
@@ -85,8 +124,62 @@ impl Config {
                 cli::WaitHooks::Fentry => WaitHooks::Fentry,
                 cli::WaitHooks::Tracepoint => WaitHooks::Tracepoint,
             },
+            sample_hooks: match attach.sample_hooks {
+                cli::SampleHooks::Best => SampleHooks::Best,
+                cli::SampleHooks::PerfEvent => SampleHooks::PerfEvent,
+                cli::SampleHooks::Timer => SampleHooks::Timer,
+            },
             watch_workers: attach.watch_workers,
+            labels: labels(&attach.labels)?,
+            show_commands: attach.show_commands,
         })
+    }
+}
+
+fn limits(attach: &Attach) -> Result<Limits, Failure> {
+    let line_bytes = (attach.line_limit > 0).then_some(attach.line_limit);
+    if line_bytes.is_some_and(|bytes| bytes < LEAST_LINE_LIMIT_BYTES) {
+        let message = format!(
+            "--line-limit must be at least {LEAST_LINE_LIMIT_BYTES}, or 0 for no limit: a shorter line has no \
+             room for cause and culprit"
+        );
+        return Err(Failure { exit: Exit::Usage, message });
+    }
+    let stacks = match attach.stacks {
+        cli::Stacks::Full => Stacks::Full,
+        cli::Stacks::App => Stacks::App,
+        cli::Stacks::None => Stacks::None,
+    };
+    Ok(Limits { line_bytes, stacks })
+}
+
+fn labels(typed: &[(String, String)]) -> Result<BTreeMap<String, String>, Failure> {
+    let usage = |message| Failure { exit: Exit::Usage, message };
+    if typed.len() > MAX_LABELS {
+        return Err(usage(format!("there may be at most {MAX_LABELS} labels")));
+    }
+    let mut labels = BTreeMap::new();
+    for (key, value) in typed {
+        if labels.insert(key.clone(), value.clone()).is_some() {
+            return Err(usage(format!("--label {key} is given twice")));
+        }
+    }
+    Ok(labels)
+}
+
+/// Whether text is coloured. What is asked for on the command line goes before the environment
+/// (no-color.org); a terminal that is not named is taken for one that knows no colours.
+pub fn is_coloured(
+    asked: cli::Color,
+    terminal: bool,
+    environment: impl Fn(&str) -> Option<String>,
+) -> bool {
+    let is_unwanted = environment("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let is_dumb = environment("TERM").is_none_or(|name| name.is_empty() || name == "dumb");
+    match asked {
+        cli::Color::Always => true,
+        cli::Color::Never => false,
+        cli::Color::Auto => terminal && !is_unwanted && !is_dumb,
     }
 }
 
@@ -118,7 +211,7 @@ fn nanoseconds(option: &str, time: Duration) -> Result<u64, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use super::Config;
+    use super::{Config, Stacks};
     use crate::cli::{Cli, Command};
     use crate::error::Exit;
     use clap::Parser;
@@ -128,7 +221,7 @@ mod tests {
         let Command::Attach(attach) = Cli::try_parse_from(typed).unwrap().command else {
             panic!("not attach")
         };
-        Config::new(&attach).map_err(|failure| failure.exit)
+        Config::new(&attach, 0).map_err(|failure| failure.exit)
     }
 
     /// A stall is an error from ten thresholds on unless told otherwise.
@@ -150,6 +243,52 @@ mod tests {
         assert_eq!(interval(&["--stats-interval", "99ms"]), Err(Exit::Usage));
         assert_eq!(interval(&["--stats-interval", "2days"]), Err(Exit::Usage));
         assert_eq!(super::stats_interval(None, true).unwrap(), None);
+    }
+
+    /// Lines are short unless told otherwise, and no shorter than has room for cause and culprit.
+    #[test]
+    fn line_limits() {
+        let limits = |arguments: &[&str]| config(arguments).map(|config| config.output.limits);
+        let default = limits(&[]).unwrap();
+        assert_eq!((default.line_bytes, default.stacks), (Some(8000), Stacks::App));
+        assert_eq!(limits(&["--line-limit", "0"]).unwrap().line_bytes, None);
+        assert_eq!(limits(&["--line-limit", "4096"]).unwrap().line_bytes, Some(4096));
+        assert_eq!(limits(&["--line-limit", "4095"]), Err(Exit::Usage));
+        assert_eq!(limits(&["--stacks", "none"]).unwrap().stacks, Stacks::None);
+    }
+
+    /// Labels are told each once.
+    #[test]
+    fn labels() {
+        let labels = |arguments: &[&str]| config(arguments).map(|config| config.labels.len());
+        assert_eq!(labels(&["--label", "a=1", "--label", "b=1"]), Ok(2));
+        assert_eq!(labels(&["--label", "a=1", "--label", "a=2"]), Err(Exit::Usage));
+        let many: Vec<String> =
+            (0..33).flat_map(|n| ["--label".to_owned(), format!("a{n}=1")]).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert_eq!((labels(&many), labels(&many[..64])), (Err(Exit::Usage), Ok(32)));
+    }
+
+    /// Colour comes where a terminal can show it and nobody is against it, or where it is asked for.
+    #[test]
+    fn colours() {
+        use crate::cli::Color::{Always, Auto, Never};
+        let coloured = |asked, terminal, no_color: Option<&str>, term: Option<&str>| {
+            super::is_coloured(asked, terminal, |name| match name {
+                "NO_COLOR" => no_color.map(str::to_owned),
+                "TERM" => term.map(str::to_owned),
+                _ => None,
+            })
+        };
+        let xterm = Some("xterm-256color");
+        assert!(coloured(Auto, true, None, xterm));
+        assert!(coloured(Auto, true, Some(""), xterm), "an empty NO_COLOR is none");
+        assert!(!coloured(Auto, true, Some("1"), xterm));
+        assert!(!coloured(Auto, true, None, Some("dumb")));
+        assert!(!coloured(Auto, true, None, None));
+        assert!(!coloured(Auto, false, None, xterm));
+        assert!(coloured(Always, false, Some("1"), Some("dumb")));
+        assert!(!coloured(Never, true, None, xterm));
     }
 
     /// Thresholds that make no sense are bad usage.

@@ -42,6 +42,7 @@ pub struct Counts {
     pub registers: u64,
     pub unwind_table: u64,
     pub frame_pointer: u64,
+    pub search: u64,
     pub signal: u64,
     pub python: u64,
     pub javascript: u64,
@@ -51,13 +52,14 @@ pub struct Counts {
 
 impl Counts {
     /// As a session's last line has them.
-    pub fn by_name(&self) -> [(&'static str, u64); 9] {
+    pub fn by_name(&self) -> [(&'static str, u64); 10] {
         [
             ("stacks", self.stacks),
             ("stacks_truncated", self.stacks_truncated),
             ("by_registers", self.registers),
             ("by_unwind_table", self.unwind_table),
             ("by_frame_pointer", self.frame_pointer),
+            ("by_search", self.search),
             ("by_signal", self.signal),
             ("python", self.python),
             ("javascript", self.javascript),
@@ -85,6 +87,11 @@ pub struct Stack {
     pub kernel: Vec<Frame>,
     /// Why the stack stops before its outermost frame, where it does.
     pub truncated: Option<String>,
+    /// Frames of an interpreter that are left out in the middle of a deep stack.
+    pub left_out: u32,
+    /// The address of the first native frame that was searched for on the stack, as no unwind table led
+    /// there: it and those outwards are likely, not certain.
+    pub searched_from: Option<u64>,
     pub gaps: Vec<Gap>,
     /// What ran in the loop: None for a plain callback, and where nothing knows of coroutines.
     pub running: Option<Running>,

@@ -4,22 +4,18 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::call::{Descriptor, Party};
-use crate::frame::Frame;
 use crate::gap::Gap;
+use crate::known::Known;
 use crate::process::neighbour::Neighbour;
 use crate::runtime::pool::Pool;
-use crate::runtime::tokio;
+use crate::turn::company::Companions;
+use crate::turn::futex::FutexWaits;
 use crate::turn::holders::Holders;
 use crate::turn::samples::{Samples, Wait};
 use crate::turn::tracker::Due;
-use crate::turn::{Awaited, Holder, Lock, LockOwner, Moment, Other, Queue, Sampled, Waited, Waker};
-
-/// Descriptors described in one turn: each may cost a look through the socket tables.
-const MAX_DESCRIPTORS: usize = 8;
-
-/// Connections remembered in one turn.
-const MAX_CONNECTIONS: usize = 64;
+use crate::turn::{
+    Awaited, Company, Holder, Lock, LockOwner, Moment, Other, Queue, Sampled, Waited, Waker,
+};
 
 /// Ends of waits kept of one turn; beyond this they are counted.
 const MAX_WAKES: usize = 256;
@@ -46,8 +42,14 @@ pub struct Gathered {
     pub loop_kind: Option<&'static str>,
     /// The pool whose worker the thread is.
     pub pool: Option<Pool>,
+    /// What Python's `threading` calls the thread, as it was known last.
+    python_name: Option<String>,
+    /// Why that is not known, if it ought to be.
+    nameless: Option<Gap>,
     /// Who was seen to hold what the thread waited for.
     pub holders: Holders,
+    /// What the other threads were seen to do, where one of them was to end a wait.
+    pub companions: Companions,
     /// The owner that a lock named last, and the lock's futex.
     owner: Option<(u32, u64)>,
     wakes: Vec<Wake>,
@@ -60,28 +62,24 @@ pub struct Gathered {
     /// What there was no room for.
     dropped: u64,
     pub gaps: Vec<Gap>,
-    /// What the descriptors that it blocked on stood for at that time; none where one number stood
-    /// for several in the same turn.
-    descriptors: BTreeMap<u32, Option<String>>,
-    /// Connections that it blocked on, by their links.
-    connections: BTreeMap<String, Descriptor>,
+    /// What the descriptors that it blocked on stood for.
+    pub known: Known,
+    /// The same of other threads: there may be many of them.
+    pub known_of_others: Known,
     /// Connections that waited to be accepted, by address: the most that were seen at once.
     queues: BTreeMap<String, u64>,
-    /// Who has the other ends of pipes and connections, by their links.
-    ends: BTreeMap<String, OtherEnd>,
     /// Processes that ran instead of the loop's thread.
     pub neighbours: BTreeMap<u32, Neighbour>,
 }
-
-/// Who has the other end of something, if anybody on this machine has; or why that is not known.
-pub type OtherEnd = Result<Option<Party>, String>;
 
 impl Gathered {
     /// Lets go of what belongs to another turn. Of what kind the loop is stays known.
     pub fn keep_to(&mut self, turn_start_ns: u64) {
         if self.turn_start_ns != turn_start_ns {
             let (loop_kind, pool) = (self.loop_kind, self.pool);
-            *self = Self { turn_start_ns, loop_kind, pool, ..Self::default() };
+            let (python_name, nameless) = (self.python_name.take(), self.nameless.take());
+            let known = Self { loop_kind, pool, python_name, nameless, ..Self::default() };
+            *self = Self { turn_start_ns, ..known };
         }
     }
 
@@ -113,9 +111,36 @@ impl Gathered {
         self.pool.map(Pool::name).or(self.loop_kind)
     }
 
+    /// What Python's `threading` calls the thread. What was known before stays so where it could not be read.
+    pub fn named(&mut self, name: Result<Option<String>, Gap>) {
+        match name {
+            Ok(name) => (self.python_name, self.nameless) = (name, None),
+            Err(_) if self.python_name.is_some() => {}
+            Err(why) => self.nameless = Some(why),
+        }
+    }
+
+    pub fn python_name(&self) -> (Option<String>, Option<Gap>) {
+        (self.python_name.clone(), self.nameless.clone())
+    }
+
     pub fn descriptors(&self) -> BTreeMap<u32, String> {
-        let known = |(fd, text): (&u32, &Option<String>)| Some((*fd, text.clone()?));
-        self.descriptors.iter().filter_map(known).collect()
+        self.known.texts()
+    }
+
+    /// The stacks as [`Samples::stacks`] has them. What a number stood for in calls that were over before it
+    /// was looked up is not told where it stood for several things in the same turn.
+    pub fn stacks(&self, running_ns: u64, now_ns: u64) -> Vec<Sampled> {
+        let mut stacks = self.samples.stacks(running_ns, now_ns);
+        let over = stacks.iter_mut().filter_map(|sampled| sampled.call.as_deref_mut());
+        for call in over.filter(|call| !call.is_seen) {
+            if let Some(seen) = call.descriptor.take_if(|seen| self.known.is_ambiguous(seen.number))
+            {
+                let why = format!("number {} stood for several things in turn", seen.number);
+                call.gaps.push(Gap::new("descriptor", why));
+            }
+        }
+        stacks
     }
 
     /// The turn that all this is about.
@@ -216,12 +241,25 @@ impl Gathered {
             }
         }
         for waker in &mut wakers {
+            if let Some(name) = self.names.get(&waker.tid) {
+                waker.name.clone_from(name);
+            }
             if let Some(seen) = &mut waker.seen {
                 seen.time_ns = waker.ended_ns;
             }
         }
         wakers.sort_by_key(|waker| std::cmp::Reverse(waker.ended_ns));
         wakers
+    }
+
+    /// How the waits on futexes ended, or have gone on up to `now_ns`.
+    pub fn futexes(&self, now_ns: u64) -> FutexWaits {
+        let is_woken = |at_ns| self.wakes.iter().any(|wake| wake.blocked_at_ns == at_ns);
+        self.samples.futexes(now_ns, is_woken)
+    }
+
+    pub fn company(&self) -> Company {
+        self.companions.told(|tid| self.names.get(&tid).cloned())
     }
 
     /// These threads ran when all others were looked at: ticks may show where.
@@ -231,7 +269,7 @@ impl Gathered {
 
     /// What is missing of the other threads.
     pub fn gaps(&self) -> Vec<Gap> {
-        let dropped = self.dropped + self.holders.dropped;
+        let dropped = self.dropped + self.holders.dropped + self.companions.dropped;
         let why = || format!("{dropped} records of them are more than are kept of one turn");
         let dropped = (dropped > 0).then(|| Gap::new("other threads", why()));
         self.gaps.iter().cloned().chain(self.unmet()).chain(dropped).collect()
@@ -261,35 +299,6 @@ impl Gathered {
         self.others.iter().map(other).collect()
     }
 
-    /// Remembers what a descriptor was when the thread blocked on it.
-    pub fn note(&mut self, number: u32, text: &str) {
-        if self.descriptors.len() >= MAX_DESCRIPTORS && !self.descriptors.contains_key(&number) {
-            return;
-        }
-        match self.descriptors.entry(number) {
-            Entry::Vacant(entry) => {
-                entry.insert(Some(text.to_owned()));
-            }
-            Entry::Occupied(mut entry) => {
-                if entry.get().as_deref() != Some(text) {
-                    entry.insert(None);
-                }
-            }
-        }
-    }
-
-    /// Remembers what a connection is: to find out, all of the machine's may have to be read.
-    pub fn connected(&mut self, descriptor: &Descriptor) {
-        if descriptor.is_settled() && self.connections.len() < MAX_CONNECTIONS {
-            self.connections.insert(descriptor.link.clone(), descriptor.clone());
-        }
-    }
-
-    /// The connection with this link, if it is remembered.
-    pub fn connection(&self, link: &str) -> Option<&Descriptor> {
-        self.connections.get(link)
-    }
-
     /// What cannot be had is asked for again and again, and said once.
     pub fn miss(&mut self, gap: Option<Gap>) {
         let new = gap.filter(|gap| !self.gaps.contains(gap));
@@ -311,71 +320,32 @@ impl Gathered {
         };
         self.queues.iter().map(queue).collect()
     }
-
-    /// Who has the other end of the thing with this link. Searched for once in a turn, and for the first
-    /// few only: a search looks through all processes.
-    pub fn end_of(&mut self, link: &str, search: impl FnOnce() -> OtherEnd) -> OtherEnd {
-        if let Some(known) = self.ends.get(link) {
-            return known.clone();
-        }
-        if self.ends.len() >= MAX_DESCRIPTORS {
-            return Err("it waited for many others in the same turn".to_owned());
-        }
-        let found = search();
-        self.ends.insert(link.to_owned(), found.clone());
-        found
-    }
-}
-
-/// Which event loop's code the stack runs in, by its own frames.
-pub fn loop_kind(frames: &[Frame]) -> Option<&'static str> {
-    let of = |frame: &Frame| {
-        let module = frame.module.as_deref().unwrap_or_default();
-        let file = frame.file.as_deref().unwrap_or_default();
-        let function = frame.function.as_deref().unwrap_or_default();
-        if module.contains("/uvloop/") {
-            Some("uvloop")
-        } else if module.contains("/gevent/_gevent_c") || file.ends_with("/gevent/hub.py") {
-            Some("gevent")
-        } else if file.ends_with("/eventlet/greenthread.py")
-            || file.ends_with("/eventlet/hubs/hub.py")
-        {
-            Some("eventlet")
-        } else if file.ends_with("/trio/_core/_run.py") {
-            Some("trio")
-        } else if file.ends_with("/twisted/internet/base.py") && function.ends_with("mainLoop") {
-            // Its reactor on asyncio's loop does without.
-            Some("twisted")
-        } else if file.ends_with("/asyncio/base_events.py") {
-            Some("asyncio")
-        } else if function == "uv_run" {
-            Some("libuv")
-        } else if tokio::is_runtime(frame) {
-            Some("tokio")
-        } else {
-            None
-        }
-    };
-    // uvloop's frames lie inside libuv's and those of asyncio's runner around both.
-    frames.iter().find_map(of)
 }
 
 #[cfg(test)]
 mod tests {
-    use profiler_ebpf::record::Registers;
+    use profiler_ebpf::record::{CaptureHead, Registers};
 
-    use super::{Gathered, loop_kind};
+    use super::Gathered;
+    use crate::call::{Call, Descriptor, Kind};
     use crate::frame::Stack;
-    use crate::report::sample::{native, python};
+    use crate::gap::Gap;
+    use crate::report::sample::on_cpu;
+    use crate::turn::alike::Was;
     use crate::turn::holders::Sighting;
-    use crate::turn::samples::Was;
-    use crate::turn::{Awaited, Lock, Sampled, ThreadState, Waker};
+    use crate::turn::samples::Length;
+    use crate::turn::{Awaited, Lock, Sampled, StandsFor, ThreadState, Waker};
+
+    /// That of a stretch that stands for itself.
+    fn length(blocked_ns: u64) -> Option<Length> {
+        Length::of(&CaptureHead { blocked_ns, ..CaptureHead::default() })
+    }
 
     fn waits(gathered: &mut Gathered, at_ns: u64, blocked_ns: u64, awaited: Awaited) {
         let (stack, state) = (Stack::default(), ThreadState::Blocked);
         let registers = Registers::default();
         let was = Was { state, registers, awaited, task_state: 1, call: None };
-        gathered.samples.block(at_ns, Some(blocked_ns), stack, was);
+        gathered.samples.block(at_ns, length(blocked_ns), stack, was);
         gathered.block_over(at_ns, blocked_ns);
     }
 
@@ -384,9 +354,8 @@ mod tests {
             at_ns,
             tid,
             held: Lock::Gil,
-            stack: Stack::default(),
-            state: ThreadState::RunningUser,
-            registers: Registers::default(),
+            seen: on_cpu(Vec::new(), 0),
+            is_collecting: false,
             weight_ns: 10,
         }
     }
@@ -432,13 +401,36 @@ mod tests {
         for (at_ns, fd) in [(1000, 4), (2000, 5), (3000, 4)] {
             let (state, awaited) = (ThreadState::Blocked, Awaited::Syscall);
             let was = Was { state, registers: read(fd), awaited, task_state: 1, call: None };
-            gathered.samples.block(at_ns, Some(100), Stack::default(), was);
+            gathered.samples.block(at_ns, length(100), Stack::default(), was);
             gathered.woken(at_ns, at_ns + 100, by_thread(7));
         }
         let wakers = gathered.wakers();
         let ended: Vec<_> = wakers.iter().map(|it| (it.wait.args[0], it.ended_ns)).collect();
         assert_eq!(ended, [(4, 200), (5, 100)]);
         assert_eq!((wakers[0].tid, wakers[0].syscall, wakers[0].args), (7, 1, [9, 0]));
+    }
+
+    /// A number that stood for two things in one turn may have stood for either in a call that was over by
+    /// the time it was looked up; in one that was looked at while it lasted it is known.
+    #[test]
+    fn numbers_that_stood_for_several_things() {
+        let mut gathered = Gathered::default();
+        for (at_ns, text, is_seen) in [(1000, "tcp a:1", false), (2000, "tcp b:1", true)] {
+            let mut descriptor = Descriptor::new(7, Kind::Socket, text);
+            text.clone_into(&mut descriptor.link);
+            let call = Some(Call { is_seen, descriptor: Some(descriptor), ..Call::default() });
+            let (state, awaited) = (ThreadState::Blocked, Awaited::Syscall);
+            let registers = Registers::default();
+            let was = Was { state, registers, awaited, task_state: 1, call };
+            gathered.known.note(7, text);
+            gathered.samples.block(at_ns, length(100), Stack::default(), was);
+        }
+        let stacks = gathered.stacks(0, 3000);
+        let told = stacks.iter().filter_map(|sampled| sampled.call.as_ref());
+        let told: Vec<_> = told
+            .map(|call| (call.descriptor.as_ref().map(|it| it.text.clone()), call.gaps.len()))
+            .collect();
+        assert_eq!(told, [(None, 1), (Some("tcp b:1".to_owned()), 0)]);
     }
 
     /// Whoever ended the longest waits comes first, with where it stood; who ended a wait for the
@@ -461,6 +453,7 @@ mod tests {
             state: ThreadState::RunningKernel,
             samples: 1,
             time_ns: 0,
+            waits: StandsFor::default(),
             registers: Registers::default(),
             awaited: Awaited::Syscall,
             call: None,
@@ -477,35 +470,21 @@ mod tests {
         assert_eq!(times, [Some(120), None]);
     }
 
-    /// Each loop is known by its own code, and the inner one's name holds where it runs inside another's.
+    /// A name that was read stays known where it cannot be read again, and only where it never was its
+    /// absence is a gap; the next turn knows it as well.
     #[test]
-    fn loops_by_their_code() {
-        let lib = |file: &str| format!("/v/lib/python3.11/site-packages/{file}");
-        let asyncio =
-            python("BaseEventLoop._run_once", "/usr/lib/python3.11/asyncio/base_events.py", 9);
-        let trio = python("unrolled_run", &lib("trio/_core/_run.py"), 2760);
-        let greenlet = native("Greenlet_run", &lib("gevent/_gevent_cgreenlet.cpython-311.so"));
-        let hub = python("Hub.run", &lib("gevent/hub.py"), 647);
-        let green = python("GreenThread.main", &lib("eventlet/greenthread.py"), 272);
-        let uvloop = native("__pyx_f_6uvloop_4loop_4Loop__run", &lib("uvloop/loop.so"));
-        let reactor = |function| python(function, &lib("twisted/internet/base.py"), 690);
-        let table = [
-            (vec![asyncio.clone()], Some("asyncio")),
-            (
-                vec![uvloop, native("uv_run", "/usr/lib/libuv.so.1"), asyncio.clone()],
-                Some("uvloop"),
-            ),
-            (vec![trio], Some("trio")),
-            (vec![greenlet], Some("gevent")),
-            (vec![hub], Some("gevent")),
-            (vec![green], Some("eventlet")),
-            (vec![reactor("_SignalReactorMixin.mainLoop")], Some("twisted")),
-            (vec![reactor("ReactorBase.runUntilCurrent"), asyncio], Some("asyncio")),
-            (vec![python("handle", "/srv/gevent/app.py", 1)], None),
-        ];
-        for (frames, expected) in table {
-            assert_eq!(loop_kind(&frames), expected, "{:?}", frames[0].function);
-        }
+    fn names_stay() {
+        let mut gathered = Gathered::default();
+        let unreadable = || Err(Gap::new("thread.python_name", "x"));
+        gathered.named(unreadable());
+        assert_eq!(gathered.python_name(), (None, Some(Gap::new("thread.python_name", "x"))));
+        let ingest = || Some("ingest".to_owned());
+        gathered.named(Ok(ingest()));
+        gathered.named(unreadable());
+        gathered.keep_to(7);
+        assert_eq!(gathered.python_name(), (ingest(), None));
+        gathered.named(Ok(None));
+        assert_eq!(gathered.python_name(), (None, None));
     }
 
     /// What was gathered of one turn does not show in the next.

@@ -130,16 +130,17 @@ pub struct Interval {
 #[cfg(test)]
 mod tests {
     use profiler_ebpf::reading::Reading;
-    use profiler_ebpf::turn::{Loop, phase, wait};
+    use profiler_ebpf::turn::{Loop, WaitCall, phase, wait};
     use zerocopy::FromZeros;
 
     use super::{Sums, TimeInTurns};
 
     const S: u64 = 1_000_000_000;
+    const EPOLL: WaitCall = WaitCall::any(wait::EPOLL);
 
     fn in_turn_since(start_ns: u64) -> Loop {
         let mut state = Loop { tid: 7, ..Loop::default() };
-        state.adopt(wait::EPOLL, 3);
+        state.adopt(&EPOLL);
         state.begin(start_ns, 0);
         state
     }
@@ -154,7 +155,7 @@ mod tests {
         };
         let first = sums(&state, &reading, 11 * S);
         let second = sums(&state, &reading, 12 * S);
-        state.wait_entered(wait::EPOLL, 3, 13 * S);
+        state.wait_entered(&EPOLL, 13 * S);
         reading.turn_over(&state.turn);
         let third = sums(&state, &reading, 14 * S);
 

@@ -1,6 +1,9 @@
 //! What the session leaves to the analyst (samples to unwind and name, lines that are due), and the one
 //! thing that it is told in return.
 
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+
 use profiler_ebpf::python::PythonWalk;
 use profiler_ebpf::record::{CaptureHead, Woken};
 
@@ -8,7 +11,10 @@ use crate::gap::Gap;
 use crate::interval::Interval;
 use crate::process::TargetMemory;
 use crate::process::arguments::Arguments;
+use crate::process::target::Target;
 use crate::report::Start;
+use crate::report::facts::{ProgramFacts, SessionFacts};
+use crate::report::schema::session::EndReason;
 use crate::runtime::cpython::{NamedFrame, Python};
 use crate::runtime::pool::Posture;
 use crate::runtime::v8::ScriptFrames;
@@ -51,7 +57,10 @@ impl PythonFrames {
                 let why = "the interpreter state that we know belongs to another thread";
                 Self::Missing(Gap::new("python frames", why))
             }
-            PythonWalk::Complete | PythonWalk::Unreadable | PythonWalk::TooDeep => {
+            PythonWalk::Complete
+            | PythonWalk::Unreadable
+            | PythonWalk::TooDeep
+            | PythonWalk::Shortened(_) => {
                 let frames = python.decode(memory, &captured.python);
                 Self::Named { frames, walk, running: None, call: None }
             }
@@ -65,6 +74,34 @@ impl PythonFrames {
             running.task = Err(Gap::new("task", "the turn was over by the time it was asked"));
         }
     }
+}
+
+/// Another thread that stood still while it was looked at from outside.
+#[derive(Debug, Clone)]
+pub struct Bystander {
+    pub captured: Captured,
+    pub python: PythonFrames,
+    /// What the pointers among the arguments of its system call point to.
+    pub arguments: Option<Arguments>,
+    pub awaited: Awaited,
+    /// The lock that it waits for itself, and the thread that has it, as far as that is known.
+    pub waits_for: Option<(Lock, u32)>,
+}
+
+/// One look at the threads that may end what a loop waits for.
+#[derive(Debug)]
+pub struct OthersSeen {
+    pub loop_tid: u32,
+    pub turn_start_ns: u64,
+    /// The time that the look stands for.
+    pub weight_ns: u64,
+    pub still: Vec<Bystander>,
+    /// Those that have not moved since the look before.
+    pub unmoved: Vec<u32>,
+    /// Those that were on a CPU, or were on one meanwhile.
+    pub moving: Vec<u32>,
+    /// How many more there are than were read; none where only some of them were wanted.
+    pub left_out: Option<usize>,
 }
 
 /// To which suspected turn it matters where another thread is.
@@ -88,6 +125,24 @@ pub enum KernelStack {
     Text(Option<String>),
 }
 
+/// What the last line of a session needs.
+#[derive(Debug)]
+pub struct Ending {
+    pub reason: EndReason,
+    pub watched_ns: u64,
+    pub turns: u64,
+    pub losses: Losses,
+}
+
+/// The program to which another gave way.
+#[derive(Debug)]
+pub struct Successor {
+    pub target: Arc<Target>,
+    pub facts: SessionFacts,
+    /// What is made of its threads goes here, and to nobody who knew the program before.
+    pub verdicts: SyncSender<Verdict>,
+}
+
 /// Work for the analyst, in order.
 #[derive(Debug)]
 pub enum Job {
@@ -101,13 +156,19 @@ pub enum Job {
         javascript: ScriptFrames,
         kernel: KernelStack,
         awaited: Awaited,
-        /// What the pointers among the arguments of its system call point to; none if it is over.
+        /// What the pointers among the arguments of its system call point to, as far as that was read.
         arguments: Option<Arguments>,
-        /// Whether another thread serves the loop's epoll instance meanwhile.
+        /// Whether it sleeps on a futex, and other threads have its epoll instance, too.
         is_replaced: bool,
+        /// Whether one does so now, or has since.
+        is_served: bool,
     },
     /// A thread that is no loop of ours sleeps: it may be a worker.
-    Look { captured: Box<Captured>, python: PythonFrames },
+    Look { captured: Box<Captured>, python: PythonFrames, javascript: ScriptFrames },
+    /// What Python's `threading` calls a loop's thread, or why that is not known.
+    Named { tid: u32, name: Result<Option<String>, Gap> },
+    /// What it calls another.
+    Called { tid: u32, name: String },
     /// A thread that waits as event loops do: its stack shows which loop it is.
     Show { captured: Box<Captured>, python: PythonFrames },
     /// Who held what a loop's thread waited for, by a look from outside, and where it stood, if it
@@ -115,7 +176,7 @@ pub enum Job {
     Holder {
         sight: Sight,
         tid: u32,
-        seen: Option<Box<(Captured, PythonFrames)>>,
+        seen: Option<Box<Bystander>>,
         /// The time that the look stands for.
         weight_ns: u64,
     },
@@ -127,11 +188,13 @@ pub enum Job {
     Bystanders {
         loop_tid: u32,
         turn_start_ns: u64,
-        still: Vec<(Captured, PythonFrames)>,
+        still: Vec<Bystander>,
         /// Threads that ran, and whose ticks are to show where.
         moving: Vec<u32>,
         gaps: Vec<Gap>,
     },
+    /// A loop waits for another thread: what those that may end it do.
+    Others(Box<OthersSeen>),
     /// A stall goes on: connections may wait to be accepted.
     CountQueues { tid: u32, turn_start_ns: u64 },
     /// A blocked stretch is over whose stack may have been sent before.
@@ -140,6 +203,27 @@ pub enum Job {
     Report { tid: u32, due: Box<Due>, losses: Losses },
     /// A line of statistics is due.
     Statistics(Box<Interval>),
+    /// A runtime has turned up that was not there when the session began.
+    Program(Box<ProgramFacts>),
+    /// The session is over, and this one's last line due: the process executes another program.
+    GaveWay(Box<Ending>),
+    /// The session of that program begins.
+    Successor(Box<Successor>),
+}
+
+impl Job {
+    /// Whether it has nothing of the target's memory in it: a line that is due, or what lines are told by.
+    pub const fn is_line(&self) -> bool {
+        matches!(
+            self,
+            Self::Begin { .. }
+                | Self::Report { .. }
+                | Self::Statistics(_)
+                | Self::Program(_)
+                | Self::GaveWay(_)
+                | Self::Successor(_)
+        )
+    }
 }
 
 /// What the analyst made of a thread's stack.

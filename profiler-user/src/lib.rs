@@ -7,16 +7,25 @@
 pub mod cli;
 pub mod config;
 pub mod error;
+pub mod whom;
 pub mod check;
 pub mod watch;
+pub mod succession;
+pub mod stop;
+pub mod attached;
 pub mod start;
+pub mod queue;
+pub mod lookout;
+pub mod detected;
 pub mod session;
 pub mod job;
 pub mod standing;
 pub mod blame;
+pub mod known;
 pub mod gathered;
 pub mod analyst;
 
+pub mod clock;
 pub mod gap;
 pub mod frame;
 pub mod activity;

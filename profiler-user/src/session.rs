@@ -4,33 +4,36 @@
 //! target's live memory is read at once, what needs files, symbols or sinks is left to the analyst.
 
 mod acceptors;
+mod adopted;
 mod captures;
 mod followed;
+mod instances;
 mod items;
+mod shown;
 mod statistics;
 mod workers;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use profiler_ebpf::record::ThreadSnapshot;
 use profiler_ebpf::rivals::{Rivals, TaskId};
 use profiler_ebpf::turn::{phase, state};
 
 use self::followed::Followed;
+use self::instances::Instances;
+use self::shown::Shown;
 use self::statistics::Statistics;
 use self::workers::Workers;
 use crate::blame::Blame;
 use crate::gap::Gap;
 use crate::job::Job;
 use crate::process::TargetMemory;
-use crate::process::frozen::{Candidate, Evidence, in_turn, is_of_a_loop, seed};
 use crate::process::neighbour;
 use crate::process::surroundings::Watch;
-use crate::process::target::{Target, WaitDescriptors};
-use crate::runtime::cpython::{NamedFrame, Python};
+use crate::process::target::Target;
+use crate::runtime::cpython::Python;
 use crate::runtime::v8::V8;
-use crate::source::{Event, EventSource, PythonPlaces, Slot, Ticks};
+use crate::source::{Event, EventSource, ExitedBy, PythonPlaces, Slot, Ticks};
 use crate::turn::Moment;
 use crate::turn::tracker::{Due, Tracker};
 
@@ -57,6 +60,7 @@ pub struct Session<S, M> {
     /// Why running threads cannot be sampled, if they cannot.
     ticks_refused: Option<String>,
     workers: Workers,
+    shown: Shown,
     /// Where they are wanted.
     statistics: Option<Statistics>,
     around: Watch,
@@ -84,6 +88,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             suspected_ns: 0,
             ticks_refused: None,
             workers: Workers::default(),
+            shown: Shown::default(),
             statistics: None,
         }
     }
@@ -98,42 +103,15 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         self.blame.want_everyone();
     }
 
+    /// A runtime has turned up since.
+    pub fn use_runtime(&mut self, python: Option<Python>, v8: Option<V8>) {
+        self.python = python.or(self.python.take());
+        self.v8 = v8.or(self.v8.take());
+        self.loops.values_mut().for_each(Followed::search_again);
+    }
+
     pub fn python(&self) -> Option<&Python> {
         self.python.as_ref()
-    }
-
-    /// Watches the threads that are inside a turn already, now that all hooks are up.
-    pub fn adopt_frozen(
-        &mut self,
-        threads: &[ThreadSnapshot],
-        descriptors: WaitDescriptors,
-        now_ns: u64,
-    ) -> anyhow::Result<()> {
-        let mut candidates = Vec::new();
-        for thread in threads {
-            candidates.push(Candidate { thread: *thread, evidence: self.evidence(thread) });
-        }
-        for thread in in_turn(&candidates, descriptors.epoll) {
-            let (state, capture) = seed(&thread, now_ns);
-            self.source.seed(state, capture)?;
-        }
-        Ok(())
-    }
-
-    /// A thread that runs while it is read may show a torn stack; it is only asked whether a loop is on it.
-    fn evidence(&mut self, thread: &ThreadSnapshot) -> Evidence {
-        let Some(python) = &mut self.python else { return Evidence::Unknown };
-        let state = self
-            .target
-            .tid_in_container(thread.tid)
-            .and_then(|tid| python.thread_state(&self.memory, tid, Some(thread.fsbase)).ok());
-        let Some(state) = state else { return Evidence::NoLoopOnStack };
-        let (frames, _) = python.walk(&self.memory, state, Some(thread.fsbase));
-        let shows_loop = |frame: &NamedFrame| frame.file.as_deref().is_some_and(is_of_a_loop);
-        match python.decode(&self.memory, &frames).iter().any(shows_loop) {
-            true => Evidence::LoopOnStack,
-            false => Evidence::NoLoopOnStack,
-        }
     }
 
     /// Looks once; returns when to look next. `now_ns` is CLOCK_MONOTONIC.
@@ -145,13 +123,16 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         for event in events {
             self.take(event, jobs);
         }
+        let dropped = self.drop_mistaken(&slots, now_ns, jobs);
         let mut next_ns = now_ns + self.suspect_ns();
         let mut wants_ticks = false;
         let mut suspected = Vec::new();
+        let instances = Instances::of(&slots, now_ns, self.suspect_ns());
         let before_ns = self.suspected_ns;
         for slot in slots.iter().copied() {
             if slot.state.phase == phase::DEAD {
                 self.sum_up_gone(slot, now_ns);
+                self.end_of_gone(&slot, now_ns, jobs);
                 if let Some(gone) = self.loops.remove(&slot.state.tid) {
                     self.turns_of_gone += gone.turns;
                 }
@@ -159,7 +140,11 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
                 self.source.release(slot);
                 continue;
             }
+            if dropped.contains(&slot.state.tid) || self.is_dropped(&slot, now_ns) {
+                continue;
+            }
             self.follow(slot, now_ns);
+            self.tell_shared(slot, &instances);
             let is_parked = self.followed(slot.state.tid).is_parked(&slot.state);
             if is_parked || self.passes_over(slot, now_ns) {
                 continue;
@@ -170,10 +155,19 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
                 let suspect_at_ns = slot.state.turn.start_ns + self.suspect_ns();
                 let look_at_ns = whole.state.turn.start_ns + self.suspect_ns();
                 if now_ns >= suspect_at_ns {
+                    let service = instances.service(&whole);
+                    let is_silent = self.is_served(whole, service, now_ns, jobs);
+                    if is_silent && !instances.is_away(slot.state.tid) {
+                        continue;
+                    }
                     wants_ticks |= slot.state.state != state::BLOCKED;
                     self.suspected_ns = now_ns;
                     suspected.push((slot.state.tid, slot.state.turn.start_ns));
                     self.complete_block(whole, now_ns, jobs);
+                    next_ns = next_ns.min(now_ns + CLOSE_LOOK_NS);
+                    if is_silent || self.may_be_closed(&whole, now_ns) {
+                        continue;
+                    }
                 }
                 next_ns = next_ns.min(look_at_ns.max(now_ns + CLOSE_LOOK_NS));
             }
@@ -188,6 +182,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         blame.watch(outside, now_ns);
         let wants_ticks = wants_ticks || self.blame.wants_ticks();
         self.sample_running(wants_ticks, now_ns);
+        self.show_waiting(&slots, now_ns, jobs);
         next_ns.min(self.tell_statistics(&slots, now_ns, jobs))
     }
 
@@ -291,6 +286,12 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
 
     /// Lines that are due, with what could not be had and what was lost.
     fn report(&mut self, tid: u32, due: Vec<Due>, jobs: &mut Vec<Job>) {
+        if self.loops.get(&tid).is_some_and(|followed| !followed.is_told(&due)) {
+            return;
+        }
+        if let Some(first) = due.first() {
+            self.tell_name(tid, first.turn.start_ns, jobs);
+        }
         for mut due in due {
             if let Some(followed) = self.loops.get(&tid) {
                 due.instead = followed.instead(&due.turn);
@@ -302,6 +303,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             if let Some(followed) = self.loops.get(&tid) {
                 followed.add_tracer(&mut due);
             }
+            self.add_away(tid, &mut due);
             if let Some(why) = &self.blame.refused {
                 due.gaps.push(Gap::new("other threads", why));
             }
@@ -315,27 +317,34 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             Event::Other(captured) => self.other(captured, jobs),
             Event::Woken(mut woken) => {
                 self.followed(woken.head.tid).cut_wake(&mut woken);
+                if woken.by_tgid == self.target.pid() {
+                    let (blame, mut outside) = self.outside();
+                    blame.name(&mut outside, woken.by_tid, jobs);
+                }
                 jobs.push(Job::Woken(woken));
             }
             Event::Rivals(rivals) => {
                 let tid = rivals.head.tid;
                 self.followed(tid).rivals = Some(rivals);
             }
-            Event::TurnEnded { tid, end_ns, mut turn } => {
+            Event::TurnEnded { tid, end_ns, mut turn, ended } => {
+                let began_ns = turn.start_ns;
                 self.followed(tid).cut(&mut turn);
                 self.blame.turn_over(tid, turn.start_ns);
-                if turn.booked_ns() >= self.threshold_ns {
-                    self.with(tid, jobs, |tracker, due| tracker.ended(turn, end_ns, due));
-                }
+                self.turn_over(tid, (began_ns, turn), (end_ns, ended), jobs);
             }
             Event::Ready { tid, turn_start_ns, returned } => {
                 self.with(tid, jobs, |tracker, due| tracker.ready(turn_start_ns, returned, due));
             }
-            Event::Exited { tid, at_ns, mut turn } => {
+            Event::Exited { tid, at_ns, mut turn, mut by } => {
+                // Whoever executes another program ends all other threads.
+                if self.source.executed_ns().is_some() {
+                    by = ExitedBy::Exec;
+                }
                 if let Some(turn) = &mut turn {
                     self.followed(tid).cut(turn);
                 }
-                self.with(tid, jobs, |tracker, due| tracker.exited(turn, at_ns, due));
+                self.with(tid, jobs, |tracker, due| tracker.exited(turn, at_ns, by, due));
             }
         }
     }
@@ -376,7 +385,7 @@ mod tests {
     use profiler_ebpf::reading::Reading;
     use profiler_ebpf::record::{CaptureHead, RecordHead, Registers, ThreadSnapshot, reason};
     use profiler_ebpf::rivals::Rivals;
-    use profiler_ebpf::turn::{FUTEX, Loop, Turn, phase, state, wait};
+    use profiler_ebpf::turn::{FUTEX, Loop, Turn, WaitCall, phase, state, wait};
     use profiler_ebpf::wanted::Wanted;
     use zerocopy::FromZeros;
 
@@ -384,7 +393,9 @@ mod tests {
     use crate::interval::Interval;
     use crate::process::target::Target;
     use crate::process::{TargetMemory, Unreadable};
-    use crate::source::{Captured, Event, EventSource, PythonPlaces, Slot, Ticks};
+    use crate::source::{
+        Captured, Ended, EndedBy, Event, EventSource, Others, PythonPlaces, Slot, Ticks,
+    };
     use crate::turn::Moment;
 
     const MS: u64 = 1_000_000;
@@ -444,6 +455,10 @@ mod tests {
             self.state.handed_work = u64::from(is_handed);
         }
 
+        fn set_shares(&mut self, _slot: Slot, shares: bool) {
+            self.state.shares = u64::from(shares);
+        }
+
         fn set_python(&mut self, _slot: Slot, places: PythonPlaces) {
             self.places = places;
         }
@@ -479,6 +494,10 @@ mod tests {
             self.released += 1;
         }
 
+        fn unwatch(&mut self, _slot: Slot) {
+            self.released += 1;
+        }
+
         fn losses(&mut self) -> Vec<(&'static str, u64)> {
             vec![("captures", 3)]
         }
@@ -496,7 +515,7 @@ mod tests {
 
     fn session(begun_ns: u64, scheduler: u32) -> Session<Scripted, Sevens> {
         let mut state = Loop { tid: TID, ..Loop::default() };
-        state.adopt(wait::EPOLL, 3);
+        state.adopt(&WaitCall { fd: 3, ..WaitCall::any(wait::EPOLL) });
         state.begin(begun_ns, 0);
         state.state = scheduler;
         let source = Scripted { state, ..Scripted::default() };
@@ -644,7 +663,14 @@ mod tests {
         let mut session = session(1000 * MS, state::RUNNING);
         session.source.state.phase = phase::WAITING;
         let turn = Turn { start_ns: 1000 * MS, running_ns: 150 * MS, ..Turn::default() };
-        session.source.events.push_back(Event::TurnEnded { tid: TID, end_ns: 1150 * MS, turn });
+        let (by, others) = (EndedBy::Wait, Others::LeftAt(0));
+        let ended = Ended { by, left_ns: turn.start_ns, others };
+        session.source.events.push_back(Event::TurnEnded {
+            tid: TID,
+            end_ns: 1150 * MS,
+            turn,
+            ended,
+        });
         let mut jobs = Vec::new();
         session.step(1200 * MS, &mut jobs);
         let Job::Report { due, losses, .. } = &jobs[0] else { panic!("no report: {jobs:?}") };
@@ -724,5 +750,19 @@ mod tests {
         session.source.state.phase = phase::DEAD;
         session.step(1002 * MS, &mut jobs);
         assert_eq!((session.source.released, session.turns()), (1, 5));
+    }
+
+    /// What a thread's memory shows once it has come back is not of the block that its state was read in.
+    #[test]
+    fn a_state_that_is_out_of_date() {
+        let mut session = session(0, state::BLOCKED);
+        session.source.block_at(60 * MS);
+        let slot = session.source.loops()[0];
+        assert!(session.still_blocks(&slot));
+        session.source.block_at(90 * MS);
+        assert!(!session.still_blocks(&slot), "another block");
+        session.source.block_at(60 * MS);
+        session.source.state.state = state::RUNNING;
+        assert!(!session.still_blocks(&slot));
     }
 }

@@ -26,20 +26,32 @@ pub struct Standing {
     pub still: Vec<Captured>,
     /// Threads that were on a CPU, or were on one meanwhile.
     pub moving: Vec<u32>,
+    /// Threads that have not been on a CPU since they were read before.
+    pub unmoved: Vec<u32>,
     /// How many more there are than are read.
     pub left_out: usize,
 }
 
-/// Reads those threads that are wanted.
+/// Threads that were read before, and how often each had left a CPU then.
+pub type Read = BTreeMap<u32, u64>;
+
+/// Reads those threads that are wanted, but for those that have not moved since they were `read_before`, where
+/// that is given.
 pub fn read(
     source: &mut impl EventSource,
     memory: &impl TargetMemory,
     python: Option<&Python>,
     wanted: impl Fn(&ThreadSnapshot) -> bool,
+    read_before: Option<&mut Read>,
     now_ns: u64,
 ) -> anyhow::Result<Standing> {
     let mut before = source.threads()?;
     before.retain(wanted);
+    let is_unmoved = |thread: &ThreadSnapshot| {
+        let known = read_before.as_ref().and_then(|read| read.get(&thread.tid));
+        thread.on_cpu == 0 && known == Some(&thread.switches)
+    };
+    let (unmoved, mut before): (Vec<_>, Vec<_>) = before.into_iter().partition(is_unmoved);
     let states: BTreeMap<u64, u64> = python
         .map(|python| python.states_by_thread(memory))
         .unwrap_or_default()
@@ -47,7 +59,9 @@ pub fn read(
         .collect();
     let left_out = before.len().saturating_sub(MAX_THREADS);
     before.truncate(MAX_THREADS);
-    let mut standing = Standing { left_out, ..Standing::default() };
+    let unmoved = unmoved.into_iter().map(|thread| thread.tid).collect();
+    let mut standing = Standing { left_out, unmoved, ..Standing::default() };
+    let mut read = Read::new();
     for some in before.chunks(AT_ONCE) {
         let capture = |thread: &ThreadSnapshot| {
             let tstate = states.get(&thread.fsbase).copied();
@@ -58,10 +72,17 @@ pub fn read(
         for (thread, captured) in captured {
             let still = after.iter().any(|now| has_not_run(&thread, now));
             match captured.filter(|_| still) {
-                Some(captured) => standing.still.push(captured),
+                Some(captured) => {
+                    read.insert(thread.tid, thread.switches);
+                    standing.still.push(captured);
+                }
                 None => standing.moving.push(thread.tid),
             }
         }
+    }
+    if let Some(before) = read_before {
+        before.retain(|tid, _| standing.unmoved.contains(tid));
+        before.extend(read);
     }
     Ok(standing)
 }
@@ -94,7 +115,7 @@ fn capture(
     if let (Some(python), Some(tstate)) = (python, tstate) {
         let (walked, walk) = python.walk(memory, tstate, Some(thread.fsbase));
         frames = walked;
-        head.python_walk = walk as u32;
+        head.python_walk = walk.number();
     }
     Captured { head, kernel: Vec::new(), python: frames, stack }
 }

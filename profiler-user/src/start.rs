@@ -2,38 +2,43 @@
 //! that were frozen before we came, and the first line of output.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use profiler_ebpf::record::{CaptureHead, ThreadSnapshot};
+use tokio::task::yield_now;
 
+use crate::clock::{monotonic_ns, wall_anchor};
 use crate::config::Config;
+use crate::detected::Detected;
 use crate::error::Failure;
 use crate::gap::Gap;
-use crate::job::Job;
+use crate::lookout::Lookout;
+use crate::process::cgroup;
 use crate::process::frozen::polls;
-use crate::process::live::{LiveMemory, open_region};
+use crate::process::listing::Unlisted;
+use crate::process::live::LiveMemory;
 use crate::process::stack::read_stack;
-use crate::process::target::Target;
+use crate::process::target::{Target, WaitDescriptors};
 use crate::report::Start;
-use crate::report::application::interpreter;
-use crate::report::facts::{ProcessFacts, RuntimeFacts, SessionFacts};
+use crate::report::facts::{ProcessFacts, ProgramFacts, SessionFacts};
 use crate::report::schema::session::{Configuration, Probe, WaitHooks};
-use crate::runtime::cpython::Python;
-use crate::runtime::v8::V8;
+use crate::report::service;
 use crate::session::Session;
 use crate::source::kernel::attach::Waits;
 use crate::source::kernel::preflight::{self, State};
-use crate::source::kernel::{KernelSource, Watch, attach, ticks};
+use crate::source::kernel::{KernelSource, Loaded, MAX_THREADS, Watch, attach, ticks};
 use crate::source::{Captured, EventSource};
-use crate::watch::{monotonic_ns, wall_anchor};
 
-/// How long a process without epoll is given to be seen in a poll of its own, or to make an epoll
-/// instance: it may just be starting.
-const POLL_LOOKS: u32 = 10;
-const POLL_LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Where it is not known what a process has open: no thread is taken for a frozen loop on that ground.
+const NONE_KNOWN: WaitDescriptors = WaitDescriptors { epoll: false, io_uring: false };
 
 /// Threads whose stacks are read beforehand: those of a pool have much the same.
 const ENOUGH_THREADS: usize = 4;
+
+/// Threads asked whether a loop is on their stacks before a signal is looked for again: some milliseconds.
+const ASKED_AT_ONCE: usize = 128;
+
+/// Times that a process is hooked, if it executes another program meanwhile each time.
+const MAX_TRIES: u32 = 2;
 
 /// An attached process.
 #[allow(missing_debug_implementations, reason = "its parts have none")]
@@ -41,106 +46,156 @@ pub struct Begun {
     pub session: Session<KernelSource, LiveMemory>,
     pub target: Arc<Target>,
     pub facts: SessionFacts,
-    /// The first job for the analyst.
-    pub first: Job,
+    /// For the session's first line.
+    pub start: Start,
+    /// Where some of its threads stand, to be named before the first stall is.
+    pub warm_up: Vec<Captured>,
+    /// Looks for a runtime that is not there yet.
+    pub lookout: Option<Lookout>,
 }
 
-/// Attaches, or says in a sentence why not.
-pub fn attach(pid: u32, config: &Config) -> anyhow::Result<Begun> {
+/// Attaches, or says in a sentence why not. Gives way now and then, so that whoever waits for a signal as well can let
+/// go of it: nothing stays in the kernel.
+pub async fn attach(pid: u32, config: &Config) -> anyhow::Result<Begun> {
     for check in preflight::machine() {
         if let State::Missing(reason) = check.state {
             return Err(Failure::unsupported(reason).into());
         }
     }
-    preflight::kernel_numbers_are_ours().map_err(Failure::unsupported)?;
+    let mut tries = 1;
+    loop {
+        yield_now().await;
+        let hooked = hook(pid, config).await?;
+        // Which waits were hooked depends on the program. From here on the probes tell when there is another.
+        if hooked.target.runs_same_program() {
+            return begin(hooked, config).await;
+        }
+        if tries == MAX_TRIES {
+            let target = Arc::new(Target::open(pid)?);
+            let detected = Detected::of(&target, &LiveMemory::new(pid));
+            return begin(Hooked { target, detected, ..hooked }, config).await;
+        }
+        tries += 1;
+    }
+}
+
+/// A process and its probes.
+struct Hooked {
+    target: Arc<Target>,
+    source: KernelSource,
+    /// What it had open to wait on, before that.
+    descriptors: Result<WaitDescriptors, Unlisted>,
+    detected: Detected,
+}
+
+async fn hook(pid: u32, config: &Config) -> anyhow::Result<Hooked> {
     let target = Arc::new(Target::open(pid)?);
     let descriptors = target.wait_descriptors();
-    let memory = LiveMemory::new(pid);
-    let (python, python_gap) = detect_python(&target, &memory);
-    let v8 = if python.is_none() { detect_v8(&target, &memory) } else { Ok(None) };
-
-    let mut source = KernelSource::attach(Watch {
+    // What is not known may be, and a process without either may make one later.
+    let waits = match &descriptors {
+        Ok(known) => Waits { poll: !known.epoll, io_uring: known.io_uring || !known.epoll },
+        Err(_) => Waits { poll: true, io_uring: true },
+    };
+    let watch = Watch {
         tgid: pid,
         threshold_ns: config.threshold_ns,
-        waits: Waits { poll: !descriptors.epoll, io_uring: descriptors.io_uring },
+        waits,
         hooks: config.wait_hooks,
+        samples: config.sample_hooks,
         stats: config.stats_interval.is_some(),
-    })?;
-    if !target.is_same() {
+        workers: config.watch_workers,
+    };
+    let (detected, loaded) = prepare(&target, watch)?;
+    yield_now().await;
+    let source = loaded.attach()?;
+    if target.has_exited() {
         let message = format!("process {pid} exited while stalltrace attached");
         return Err(Failure::no_process(message).into());
     }
-    if !config.watch_workers {
-        require_loop(&target, &mut source)?;
-    }
+    Ok(Hooked { target, source, descriptors, detected })
+}
+
+async fn begin(hooked: Hooked, config: &Config) -> anyhow::Result<Begun> {
+    let Hooked { target, mut source, descriptors, detected } = hooked;
+    let pid = target.pid();
+    let lookout = Lookout::after(&detected, Arc::clone(&target));
+    let Detected { python, v8, facts: program, .. } = detected;
     if let Some(python) = &python {
         source.set_python_layout(python.layout())?;
     }
-    let threads = source.threads()?;
-    let (v8, v8_gap) = v8.map_or_else(|gap| (None, Some(gap)), |v8| (v8, None));
-    let runtime = runtime(python.as_ref(), v8.as_ref());
+    let memory = LiveMemory::new(pid);
     let mut session =
         Session::new(source, memory, Arc::clone(&target), python, config.threshold_ns).with_v8(v8);
     if config.all_threads {
         session.watch_all_threads();
     }
-    session.adopt_frozen(&threads, descriptors, monotonic_ns())?;
+    let threads = adopt(&mut session, *descriptors.as_ref().unwrap_or(&NONE_KNOWN)).await?;
     if config.watch_workers {
         session.watch_workers();
     }
     if let Some(interval) = config.stats_interval {
-        let unseen = accepts_unseen(session.source.probes(), descriptors.io_uring);
+        let may_have_ring = descriptors.as_ref().map_or(true, |known| known.io_uring);
+        let unseen = accepts_unseen(session.source.probes(), may_have_ring);
         session.keep_statistics(interval, unseen, monotonic_ns());
     }
 
     let warm_up = threads.iter().take(ENOUGH_THREADS).map(|thread| standing(thread, pid)).collect();
-    let start = Box::new(first_line(&session.source, config));
-    let facts = facts(&target, runtime, python_gap.or(v8_gap));
-    Ok(Begun { session, target, facts, first: Job::Begin { start, warm_up } })
-}
-
-fn detect_python(target: &Target, memory: &LiveMemory) -> (Option<Python>, Option<Gap>) {
-    let pid = target.pid();
-    match Python::detect(memory, &target.regions(), &|region| open_region(pid, region)) {
-        Ok(python) => (python, None),
-        Err(gap) => (None, Some(gap)),
+    let mut start = first_line(&session.source, config);
+    let mut facts = facts(&target, program);
+    facts.process.labels.clone_from(&config.labels);
+    if threads.len() >= MAX_THREADS {
+        let why = format!("no more than {MAX_THREADS} are asked whether a loop is on them");
+        start.gaps.push(Gap::new("threads that were inside a turn already", why));
     }
-}
-
-fn detect_v8(target: &Target, memory: &LiveMemory) -> Result<Option<V8>, Gap> {
-    let (pid, exe) = (target.pid(), target.exe());
-    let open = |region: &_| open_region(pid, region);
-    V8::detect(memory, &target.regions(), exe.as_deref(), &open)
-}
-
-fn runtime(python: Option<&Python>, v8: Option<&V8>) -> Option<RuntimeFacts> {
-    let facts = |name: &str, version: &str| RuntimeFacts {
-        name: name.to_owned(),
-        version: Some(version.to_owned()),
-    };
-    let python = python.map(|python| facts("cpython", python.version()));
-    python.or_else(|| v8.map(|v8| facts(v8.name(), v8.version())))
-}
-
-/// A process that has nothing to wait on and does not poll has no turns to measure.
-fn require_loop(target: &Target, source: &mut KernelSource) -> anyhow::Result<()> {
-    for _ in 0..POLL_LOOKS {
-        let descriptors = target.wait_descriptors();
-        if descriptors.epoll || descriptors.io_uring {
-            return Ok(());
+    match descriptors {
+        Ok(descriptors) if !config.watch_workers => {
+            start.gaps.extend(no_loop_yet(descriptors, &threads, pid));
         }
-        let threads = source.threads()?;
-        if threads.iter().any(|thread| thread.is_main == 1 && polls(thread)) {
-            return Ok(());
-        }
-        std::thread::sleep(POLL_LOOK_EVERY);
+        Ok(_) => {}
+        Err(why) => facts.gaps.push(Gap::new("epoll instances of the process", why)),
     }
-    let pid = target.pid();
-    Err(Failure::unsupported(format!(
-        "process {pid} runs no event loop: it has no epoll instance, no io_uring, and its main \
-         thread was not seen to poll; if it has workers, attach to one of them (pgrep -P {pid})"
-    ))
-    .into())
+    Ok(Begun { session, target, facts, start, warm_up, lookout })
+}
+
+/// Has the probes verified, and looks for the runtime meanwhile: both take their time.
+fn prepare(target: &Target, watch: Watch) -> anyhow::Result<(Detected, Loaded)> {
+    std::thread::scope(|scope| {
+        let detected = scope.spawn(|| Detected::of(target, &LiveMemory::new(target.pid())));
+        let loaded = KernelSource::load(watch)?;
+        let failed =
+            |_| Detected::failed("looking for it failed; the message stands on standard error");
+        Ok((detected.join().unwrap_or_else(failed), loaded))
+    })
+}
+
+/// Has the threads watched that are inside a turn already; returns all threads, as they stand then.
+async fn adopt(
+    session: &mut Session<KernelSource, LiveMemory>,
+    descriptors: WaitDescriptors,
+) -> anyhow::Result<Vec<ThreadSnapshot>> {
+    let mut witnesses = session.witnesses();
+    let mut candidates = Vec::new();
+    for some in session.source.threads()?.chunks(ASKED_AT_ONCE) {
+        candidates.extend(some.iter().map(|thread| session.candidate(thread, &mut witnesses)));
+        yield_now().await;
+    }
+    let threads = session.source.threads()?;
+    session.adopt_frozen(candidates, &threads, descriptors, monotonic_ns())?;
+    Ok(threads)
+}
+
+/// What is missing of a process that has nothing to wait on, and whose main thread does not poll: it may be
+/// starting, or be one that only starts others.
+fn no_loop_yet(descriptors: WaitDescriptors, threads: &[ThreadSnapshot], pid: u32) -> Option<Gap> {
+    let has_loop = descriptors.epoll || descriptors.io_uring;
+    let polls = threads.iter().any(|thread| thread.is_main == 1 && polls(thread));
+    (!has_loop && !polls).then(|| {
+        let why = format!(
+            "it has no epoll instance and no io_uring, and its main thread does not poll; it is watched from \
+             its first wait on. If it has workers, attach to one of them (pgrep -P {pid})"
+        );
+        Gap::new("event loop", &why)
+    })
 }
 
 /// Where a thread stands now, for nothing but to unwind and name it once before the first stall.
@@ -176,6 +231,7 @@ fn first_line(source: &KernelSource, config: &Config) -> Start {
         reason: probe.reason.clone(),
     });
     Start {
+        gaps: Vec::new(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         kernel: kernel_release(),
         wait_hooks,
@@ -188,6 +244,8 @@ fn first_line(source: &KernelSource, config: &Config) -> Start {
                 .stats_interval
                 .and_then(|time| u64::try_from(time.as_nanos()).ok()),
             sample_frequency_hz: ticks::FREQUENCY_HZ,
+            line_limit_bytes: config.output.limits.line_bytes.map(|bytes| bytes as u64),
+            stacks: config.output.limits.stacks,
         },
     }
 }
@@ -212,37 +270,30 @@ fn kernel_release() -> String {
         .unwrap_or_default()
 }
 
-fn facts(target: &Target, runtime: Option<RuntimeFacts>, runtime_gap: Option<Gap>) -> SessionFacts {
+fn facts(target: &Target, program: ProgramFacts) -> SessionFacts {
     let anchor = wall_anchor();
     let pid = target.pid();
     let host = nix::unistd::gethostname()
         .map(|name| name.to_string_lossy().into_owned())
         .unwrap_or_default();
     let cgroups = target.cgroups();
+    let (arguments, container_id) = (target.arguments(), cgroup::container_id(&cgroups));
     let process = ProcessFacts {
         pid,
         pid_in_container: target.tid_in_container(pid),
         name: target.name(),
         exe: target.exe().map(|path| path.to_string_lossy().into_owned()),
-        command: Some(target.command()),
+        command: Some(arguments.join(" ")),
         start_time_wall_ns: target.started_at_s().map(|seconds| (seconds * 1e9) as u64),
-        container_id: crate::process::cgroup::container_id(&cgroups),
-        cgroup: crate::process::cgroup::path(&cgroups),
-        labels: Default::default(),
+        service: service::of(&cgroups, container_id.is_some(), &arguments),
+        container_id,
+        cgroup: cgroup::path(&cgroups),
+        ..ProcessFacts::default()
     };
-    let foreign = process.exe.as_deref().and_then(interpreter).filter(|_| runtime.is_none());
-    let foreign_gap = foreign.map(|name| {
-        let why = "only those of CPython and V8 are read";
-        Gap::new(&format!("frames that {name} interprets"), why)
-    });
     // Unique enough: one process attaches once at one moment.
     let id = format!("{:x}-{pid:x}-{:x}", anchor.wall_ns_since_epoch, std::process::id());
-    SessionFacts {
-        id,
-        host,
-        process,
-        runtime,
-        anchor,
-        gaps: runtime_gap.or(foreign_gap).into_iter().collect(),
-    }
+    let (runtime, gaps) = Default::default();
+    let mut facts = SessionFacts { id, host, process, runtime, anchor, gaps };
+    facts.learn(program);
+    facts
 }

@@ -1,237 +1,211 @@
 //! `attach`: a process identifier to a stream of reports, until the target exits or somebody says stop.
 
-use std::collections::VecDeque;
-use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use nix::time::{ClockId, clock_gettime};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
-use crate::analyst::{Analyst, Ending};
+use crate::attached;
 use crate::cli::Attach;
+use crate::clock::monotonic_ns;
 use crate::config::Config;
-use crate::job::{Job, Verdict};
+use crate::detected::Detected;
+use crate::job::{Ending, Job};
+use crate::lookout::Lookout;
+use crate::process::live::LiveMemory;
 use crate::process::target::Target;
-use crate::report::facts::{SessionFacts, WallAnchor};
+use crate::queue::{Queue, Reader};
 use crate::report::schema::session::EndReason;
-use crate::sink::{self, Output};
+use crate::session::Session;
 use crate::source::EventSource;
+use crate::source::kernel::KernelSource;
 use crate::start::{self, Begun};
+use crate::stop::{Stop, exit_of};
+use crate::succession::{self, Pace};
+use crate::turn::tracker;
+use crate::whom;
 
-/// With nothing to do for so long, the analyst gives back what it can read again.
-const REST_AFTER: Duration = Duration::from_secs(30);
+/// The duration counts from the first line on, or from this long after attaching, whether or not anybody reads that.
+const FIRST_LINE_WITHIN: Duration = Duration::from_secs(1);
 
-/// Jobs that may wait for the analyst in its queue.
-const QUEUE: usize = 1024;
-
-/// Samples that wait here while the queue is full; lines of stalls wait without limit, samples beyond
-/// this are counted and let go.
-const MAX_BACKLOG: usize = 4096;
+/// Between two looks at most, so that another program is noticed soon.
+const LONGEST_PAUSE_NS: u64 = 100_000_000;
 
 /// Attaches and watches; returns how the program should exit.
-pub fn attach(arguments: &Attach) -> anyhow::Result<ExitCode> {
-    let config = Config::new(arguments)?;
+pub fn attach(arguments: &Attach, verbose: u8) -> anyhow::Result<ExitCode> {
+    let config = Config::new(arguments, verbose)?;
+    let pid = whom::to_attach_to(arguments)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(run(arguments.pid, &config))
+    runtime.block_on(run(pid, &config))
 }
 
 async fn run(pid: u32, config: &Config) -> anyhow::Result<ExitCode> {
-    // Whoever stops us while we attach stops us cleanly, too.
     let mut stop = Stop::new(config.duration)?;
-    let sink = sink::open(&config.output).context("cannot open the output")?;
-    let Begun { mut session, target, facts, first } = start::attach(pid, config)?;
-    let watched_from_ns = monotonic_ns();
-    let mut desk = Desk::open(Arc::clone(&target), facts, config, sink);
-    let mut jobs = vec![first];
-    let reason = loop {
-        let now_ns = monotonic_ns();
-        for verdict in desk.verdicts.try_iter() {
-            session.learn(&verdict, now_ns, &mut jobs);
-        }
-        session.search_workers(now_ns, &mut jobs)?;
-        let next_ns = session.step(now_ns, &mut jobs);
-        if desk.hand_over(&mut jobs) == Reader::Gone {
-            break EndReason::Detached;
-        }
-        if target.has_exited() {
-            break EndReason::TargetExited;
-        }
-        let pause = Duration::from_nanos(next_ns.saturating_sub(monotonic_ns()));
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            reason = stop.asked() => break reason,
-        }
+    let begun = tokio::select! {
+        biased;
+        // A signal that arrives while attaching still detaches cleanly.
+        _ = stop.asked() => return Ok(ExitCode::SUCCESS),
+        begun = start::attach(pid, config) => begun?,
     };
-    let why = match reason {
-        EndReason::TargetExited => "the target exited",
-        EndReason::DurationOver => "the session's duration is over",
-        EndReason::Signal | EndReason::Detached => "stalltrace detached",
-    };
-    session.finish(why, monotonic_ns(), &mut jobs);
-    let ending = Ending {
-        reason,
-        watched_ns: monotonic_ns().saturating_sub(watched_from_ns),
-        turns: session.turns(),
-        losses: session.source.losses(),
-    };
-    // Before the last line is written: who reads it may rely on the probes being gone.
-    drop(session);
-    desk.close(jobs, ending)?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// CLOCK_MONOTONIC, the clock of the probes.
-pub fn monotonic_ns() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, nanoseconds)
-}
-
-/// One moment on both clocks.
-pub fn wall_anchor() -> WallAnchor {
-    let wall = clock_gettime(ClockId::CLOCK_REALTIME).map_or(0, nanoseconds);
-    WallAnchor { monotonic_ns: monotonic_ns(), wall_ns_since_epoch: wall }
-}
-
-fn nanoseconds(time: nix::sys::time::TimeSpec) -> u64 {
-    u64::try_from(Duration::from(time).as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// Everything that may ask us to stop.
-struct Stop {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-    hang_up: tokio::signal::unix::Signal,
-    duration: Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
-}
-
-impl Stop {
-    fn new(duration: Option<Duration>) -> io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hang_up: signal(SignalKind::hangup())?,
-            duration: duration.map(|duration| Box::pin(tokio::time::sleep(duration))),
-        })
-    }
-
-    async fn asked(&mut self) -> EndReason {
-        let over = async {
-            match &mut self.duration {
-                Some(sleep) => sleep.await,
-                None => std::future::pending().await,
+    let Begun { session, target, facts, start, warm_up, lookout } = begun;
+    attached::log(&facts, &start);
+    let mut queue = Queue::open(Arc::clone(&target), facts, config);
+    stop.reopens = config.output.file.is_some().then(|| queue.outbox.clone());
+    stop.count_from(FIRST_LINE_WITHIN);
+    let mut jobs = vec![Job::Begin { start: Box::new(start), warm_up }];
+    let mut watched = Watched { session, target, lookout, from_ns: monotonic_ns(), unread: 0 };
+    let mut pace = Pace::default();
+    let (ending, failed, over_at) = loop {
+        let reason = watched.until_over(&mut queue, &mut jobs, &mut stop).await?;
+        let over_at = Instant::now();
+        let executed_ns = watched.session.source.executed_ns();
+        let (target, ending) = watched.end(reason, &mut jobs);
+        if reason != EndReason::Executed {
+            break (Some(ending), None, over_at);
+        }
+        jobs.push(queue.gave_way(ending));
+        queue.hand_over(&mut jobs);
+        // Once the process has exited, its number may be another's.
+        if pace.wait(&target, &mut stop).await? || target.has_exited() {
+            break (None, None, Instant::now());
+        }
+        let begun = tokio::select! {
+            biased;
+            _ = stop.asked() => break (None, None, Instant::now()),
+            begun = start::attach(pid, config) => begun,
+        };
+        let begun = match begun {
+            Ok(begun) => begun,
+            Err(error) => {
+                break (None, Some(error).filter(|_| !target.has_exited()), Instant::now());
             }
         };
-        tokio::select! {
-            _ = self.interrupt.recv() => EndReason::Signal,
-            _ = self.terminate.recv() => EndReason::Signal,
-            _ = self.hang_up.recv() => EndReason::Signal,
-            () = over => EndReason::DurationOver,
+        let Begun { session, target, facts, mut start, warm_up, lookout } = begun;
+        watched = Watched { session, target, lookout, from_ns: monotonic_ns(), unread: 0 };
+        start.gaps.extend(executed_ns.map(|at_ns| succession::unseen(at_ns, watched.from_ns)));
+        jobs.push(queue.successor(Arc::clone(&watched.target), facts));
+        jobs.push(Job::Begin { start: Box::new(start), warm_up });
+    };
+    // The kernel may take long to take everything back: half of the time is left for the lines in any case.
+    let half_by = Instant::now() + config.leave_within / 2;
+    let leave_by = half_by.max(over_at + config.leave_within * 9 / 10);
+    let (tell, closed) = oneshot::channel();
+    std::thread::spawn(move || tell.send(queue.close(jobs, ending, leave_by)));
+    stop.forget_duration();
+    tokio::select! {
+        unwritten = closed => {
+            let code = left(unwritten??);
+            failed.map_or(Ok(code), Err)
         }
+        _ = stop.asked() => anyhow::bail!("stopped by a second signal: the last lines may be missing"),
     }
 }
 
-/// Whether anybody still reads what we write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reader {
-    There,
-    Gone,
+/// Says what is missing from the output, if anything is.
+fn left(unwritten: u64) -> ExitCode {
+    if unwritten == 0 {
+        return ExitCode::SUCCESS;
+    }
+    let lines = if unwritten == 1 { "1 line".to_owned() } else { format!("{unwritten} lines") };
+    eprintln!(
+        "stalltrace: {lines} could not be written: the output takes them too slowly, or has no room"
+    );
+    ExitCode::FAILURE
 }
 
-/// The analyst's thread, and the queue before it.
-struct Desk {
-    queue: SyncSender<Job>,
-    backlog: VecDeque<Job>,
-    dropped_samples: u64,
-    /// What the analyst lets the session know.
-    verdicts: Receiver<Verdict>,
-    thread: JoinHandle<io::Result<()>>,
-    ending: SyncSender<Ending>,
+/// A process that is watched for as long as it runs one program.
+struct Watched {
+    session: Session<KernelSource, LiveMemory>,
+    target: Arc<Target>,
+    lookout: Option<Lookout>,
+    from_ns: u64,
+    /// Samples that were let go, because the memory they are read from was another program's by then.
+    unread: u64,
 }
 
-impl Desk {
-    fn open(target: Arc<Target>, facts: SessionFacts, config: &Config, sink: Output) -> Self {
-        let (queue, jobs) = sync_channel(QUEUE);
-        let (tell, verdicts) = sync_channel(QUEUE);
-        let (ending, last) = sync_channel::<Ending>(1);
-        let config = config.clone();
-        let thread = std::thread::spawn(move || {
-            // Made here, because what names symbols cannot move between threads.
-            let analyst = Analyst::new(target, facts, config, tell, sink);
-            let mut analyst = work(analyst, &jobs)?;
-            match last.recv() {
-                Ok(ending) => analyst.finish(&ending, monotonic_ns()),
-                Err(_) => Ok(()),
+impl Watched {
+    /// Watches until there is a reason not to.
+    async fn until_over(
+        &mut self,
+        queue: &mut Queue,
+        jobs: &mut Vec<Job>,
+        stop: &mut Stop,
+    ) -> anyhow::Result<EndReason> {
+        let exit = exit_of(&self.target)?;
+        loop {
+            if self.target.has_exited() {
+                return Ok(EndReason::TargetExited);
             }
-        });
-        Self { queue, backlog: VecDeque::new(), dropped_samples: 0, verdicts, thread, ending }
-    }
-
-    /// Never blocks: the target may be frozen, and its next stall does not wait for a slow reader.
-    fn hand_over(&mut self, jobs: &mut Vec<Job>) -> Reader {
-        self.backlog.extend(jobs.drain(..));
-        while let Some(job) = self.backlog.pop_front() {
-            match self.queue.try_send(self.with_losses(job)) {
-                Ok(()) => {}
-                Err(TrySendError::Full(job)) => {
-                    self.backlog.push_front(job);
-                    break;
+            let next_ns = self.look(queue, jobs)?;
+            if self.session.source.executed_ns().is_some() {
+                self.drop_unread(jobs);
+                return Ok(EndReason::Executed);
+            }
+            if queue.hand_over(jobs) == Reader::Gone {
+                return Ok(EndReason::Detached);
+            }
+            let pause_ns = next_ns.saturating_sub(monotonic_ns()).min(LONGEST_PAUSE_NS);
+            let started = async {
+                match &mut queue.started {
+                    Some(started) => _ = started.await,
+                    None => std::future::pending().await,
                 }
-                Err(TrySendError::Disconnected(_)) => return Reader::Gone,
+            };
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_nanos(pause_ns)) => {}
+                _ = exit.readable() => {}
+                () = started => {
+                    queue.started = None;
+                    stop.count_from(Duration::ZERO);
+                }
+                reason = stop.asked() => return Ok(reason),
             }
-        }
-        if self.backlog.len() > MAX_BACKLOG {
-            let before = self.backlog.len();
-            self.backlog.retain(|job| matches!(job, Job::Report { .. } | Job::Statistics(_)));
-            self.dropped_samples += (before - self.backlog.len()) as u64;
-        }
-        Reader::There
-    }
-
-    fn with_losses(&self, job: Job) -> Job {
-        match job {
-            Job::Report { tid, due, mut losses } => {
-                losses.push(("samples_unread", self.dropped_samples));
-                Job::Report { tid, due, losses }
-            }
-            Job::Statistics(mut interval) => {
-                interval.losses.push(("samples_unread", self.dropped_samples));
-                Job::Statistics(interval)
-            }
-            job => job,
         }
     }
 
-    /// Waits until all is written, then writes the session's last line.
-    fn close(mut self, jobs: Vec<Job>, mut ending: Ending) -> anyhow::Result<()> {
-        self.backlog.extend(jobs);
-        while let Some(job) = self.backlog.pop_front() {
-            if self.queue.send(self.with_losses(job)).is_err() {
-                break;
+    /// Looks once; returns when to look next.
+    fn look(&mut self, queue: &Queue, jobs: &mut Vec<Job>) -> anyhow::Result<u64> {
+        let Self { session, lookout, .. } = self;
+        let now_ns = monotonic_ns();
+        if let Some(Detected { python, v8, facts, .. }) = lookout.as_ref().and_then(Lookout::news) {
+            if let Some(python) = &python {
+                session.source.set_python_layout(python.layout())?;
             }
+            session.use_runtime(python, v8);
+            jobs.push(Job::Program(Box::new(facts)));
         }
-        ending.losses.push(("samples_unread", self.dropped_samples));
-        // Has room for one; an analyst that failed before has hung up, and says why below.
-        let _ = self.ending.try_send(ending);
-        drop(self.queue);
-        match self.thread.join() {
-            // Whoever read our pipe has seen enough.
-            Ok(Err(error)) if sink::reader_is_gone(&error) => Ok(()),
-            Ok(written) => written.context("cannot write reports"),
-            Err(_) => anyhow::bail!("the analyst's thread failed; its message stands above"),
+        for verdict in queue.verdicts.try_iter() {
+            session.learn(&verdict, now_ns, jobs);
         }
+        session.search_workers(now_ns, jobs)?;
+        Ok(session.step(now_ns, jobs))
     }
-}
 
-fn work(mut analyst: Analyst, jobs: &Receiver<Job>) -> io::Result<Analyst> {
-    loop {
-        match jobs.recv_timeout(REST_AFTER) {
-            Ok(job) => analyst.handle(job, monotonic_ns())?,
-            Err(RecvTimeoutError::Timeout) => analyst.rest(),
-            Err(RecvTimeoutError::Disconnected) => return Ok(analyst),
+    /// Some of what was read just now may be another program's.
+    fn drop_unread(&mut self, jobs: &mut Vec<Job>) {
+        let before = jobs.len();
+        jobs.retain(Job::is_line);
+        self.unread += (before - jobs.len()) as u64;
+    }
+
+    /// Closes what is open, and detaches.
+    fn end(mut self, reason: EndReason, jobs: &mut Vec<Job>) -> (Arc<Target>, Ending) {
+        let why = match reason {
+            EndReason::TargetExited => "the target exited",
+            EndReason::Executed => tracker::EXECUTED,
+            EndReason::DurationOver => "the session's duration is over",
+            EndReason::Signal | EndReason::Detached => "stalltrace detached",
+        };
+        self.session.finish(why, monotonic_ns(), jobs);
+        if self.session.source.executed_ns().is_some() {
+            self.drop_unread(jobs);
         }
+        let mut losses = self.session.source.losses();
+        losses.push(("samples_after_exec", self.unread));
+        let watched_ns = monotonic_ns().saturating_sub(self.from_ns);
+        let ending = Ending { reason, watched_ns, turns: self.session.turns(), losses };
+        // The probes go before the last line is written: who reads it may rely on that.
+        (self.target, ending)
     }
 }

@@ -193,7 +193,7 @@ impl Group {
             (false, false) => ("freezer.state", "THAWED"),
         };
         put(&self.folder.join(file), value)?;
-        let deadline = Instant::now() + patience(5);
+        let deadline = Instant::now() + patience(30);
         while self.is_frozen()? != wanted {
             if Instant::now() > deadline {
                 bail!("{} does not become {value}", self.folder.display());
@@ -216,7 +216,7 @@ impl Group {
     }
 
     fn remove(&self) -> Result<()> {
-        let deadline = Instant::now() + patience(5);
+        let deadline = Instant::now() + patience(30);
         loop {
             match fs::remove_dir(&self.folder) {
                 Ok(()) => return Ok(()),

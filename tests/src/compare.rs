@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::clock::milliseconds;
+use crate::clock::{milliseconds, slowdown};
 use crate::failure::Failure;
 use crate::lives::{self, Life};
 use crate::report::{Arrived, StallLine, basename};
@@ -12,7 +12,7 @@ use crate::truth::Truth;
 /// a hypervisor takes a CPU away for tens of ms between the target's clock and the kernel's, and nobody in
 /// the guest sees it. Half of the default threshold: two turns are not taken for one another.
 const EXACT_NS: u64 = 50_000_000;
-/// How long after the threshold a stall may stay unreported.
+/// How long after the threshold a stall may stay unreported, on a machine of usual speed.
 const OPEN_WITHIN_NS: u64 = 250_000_000;
 /// The first word on a short stall may come so long after its end: naming the first stack takes its time,
 /// too, where others need the CPU.
@@ -41,6 +41,8 @@ pub struct Verdict {
     pub failures: Vec<Failure>,
     /// Reports that were held against a record of the target, number by number.
     pub confirmed: usize,
+    /// Those of the confirmed of which no place was to be compared, as others had the CPU.
+    pub starved: usize,
     /// Reports of turns in which the target did nothing long itself, but whose lateness it noted.
     pub only_late: usize,
     /// The largest differences among the confirmed.
@@ -54,6 +56,11 @@ impl Verdict {
     pub fn is_right(&self) -> bool {
         self.failures.is_empty()
     }
+
+    /// Whether the places of so many were compared that the verdict says something of them: of half.
+    pub fn is_enough(&self) -> bool {
+        self.starved * 2 <= self.confirmed
+    }
 }
 
 impl fmt::Display for Verdict {
@@ -65,6 +72,9 @@ impl fmt::Display for Verdict {
                     .map(milliseconds);
             write!(to, " (starts within {start}, durations within {duration}, ")?;
             write!(to, "first word within {opened} of the start)")?;
+        }
+        if self.starved > 0 {
+            write!(to, ", {} without a place as others had the CPU", self.starved)?;
         }
         if self.only_late > 0 {
             write!(to, ", {} only noted as late", self.only_late)?;
@@ -177,6 +187,7 @@ impl Verdict {
         end: &StallLine,
     ) {
         self.confirmed += 1;
+        self.starved += usize::from(has_no_place(end));
         if end.stall.start_known && end.stall.end_known {
             let start_ns = end.stall.start_monotonic_ns.abs_diff(recorded.start_ns);
             let lasted_ns = recorded.end_ns.saturating_sub(recorded.start_ns);
@@ -245,11 +256,15 @@ fn wrong_times(recorded: &Recorded<'_>, end: &StallLine, bounds: Bounds) -> Vec<
     failures
 }
 
+/// Whoever had the CPU instead is to blame, and no line of the target.
+fn has_no_place(end: &StallLine) -> bool {
+    end.culprit.is_none() && end.is_starved()
+}
+
 /// The function, the file and the line of a record that fell into the turn: of the longest, or of one
 /// nearly as long.
 fn wrong_culprit(recorded: &Recorded<'_>, end: &StallLine) -> Option<Failure> {
-    // Whoever had the CPU instead: no line of the target is to blame.
-    if end.culprit.is_none() && end.is_starved() {
+    if has_no_place(end) {
         return None;
     }
     let long_ns = recorded.longest.duration_ns() / 10 * 8;
@@ -301,8 +316,10 @@ fn opened_late(
     };
     let from_ns = recorded.start_ns.max(seen.from_ns);
     let lasted_ns = recorded.end_ns.saturating_sub(from_ns);
-    let soon_ns = bounds.threshold_ns + OPEN_WITHIN_NS;
-    let allowed_ns = soon_ns.min(lasted_ns + WORD_NS) + bounds.noise_ns;
+    // Naming is work, which an emulated machine does slower.
+    let slower = u64::from(slowdown());
+    let soon_ns = bounds.threshold_ns + OPEN_WITHIN_NS * slower;
+    let allowed_ns = soon_ns.min(lasted_ns + WORD_NS * slower) + bounds.noise_ns;
     let after_ns = at_ns.saturating_sub(from_ns);
     (after_ns > allowed_ns).then_some(Failure::OpenedLate { stall, kind, after_ns, allowed_ns })
 }

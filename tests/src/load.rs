@@ -39,11 +39,23 @@ impl Client {
     pub fn connect(port: u16) -> Result<Self> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(patience(30)))?;
+        stream.set_read_timeout(Some(patience(60)))?;
         Ok(Self { stream })
     }
 
     pub fn get(&mut self, path: &str) -> Result<Exchange> {
+        self.exchange(path).map(|(exchange, _)| exchange)
+    }
+
+    /// What is answered, without its head.
+    pub fn body(&mut self, path: &str) -> Result<String> {
+        let (_, answer) = self.exchange(path)?;
+        let text = String::from_utf8(answer).context("the answer is not text")?;
+        let (_, body) = text.split_once("\r\n\r\n").context("the answer has no head")?;
+        Ok(body.to_owned())
+    }
+
+    fn exchange(&mut self, path: &str) -> Result<(Exchange, Vec<u8>)> {
         let sent_ns = monotonic_ns();
         self.stream.write_all(request(path).as_bytes())?;
         let mut received = Vec::new();
@@ -57,7 +69,7 @@ impl Client {
                 if status != 200 {
                     bail!("{path} was answered with {status}");
                 }
-                return Ok(Exchange { sent_ns, answered_ns: monotonic_ns() });
+                return Ok((Exchange { sent_ns, answered_ns: monotonic_ns() }, received));
             }
         }
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::clock::{monotonic_ns, patience};
+use crate::clock::{MILLISECOND, monotonic_ns, patience};
 use crate::target::{Target, free_port};
 use crate::truth::Truth;
 
@@ -19,7 +19,7 @@ pub fn start() -> Result<(Target, u16)> {
     command.args(["--save", "", "--appendonly", "no", "--loglevel", "warning"]);
     command.args(["--enable-debug-command", "yes"]);
     let target = Target::program(command)?;
-    let deadline = Instant::now() + patience(10);
+    let deadline = Instant::now() + patience(40);
     while Connection::open(port).and_then(|mut redis| redis.command(&["PING"])).is_err() {
         if Instant::now() > deadline {
             bail!("redis-server does not answer");
@@ -39,7 +39,7 @@ impl Connection {
     pub fn open(port: u16) -> Result<Self> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(patience(30)))?;
+        stream.set_read_timeout(Some(patience(60)))?;
         Ok(Self { stream: BufReader::new(stream) })
     }
 
@@ -97,6 +97,32 @@ pub fn busy_script(redis: &mut Connection, milliseconds: u64) -> Result<[String;
     let wanted_ns = u128::from(milliseconds) * 1_000_000;
     let rounds = wanted_ns * u128::from(ROUNDS) / u128::from(quickest_ns);
     Ok(["EVAL".to_owned(), SCRIPT.to_owned(), "0".to_owned(), rounds.to_string()])
+}
+
+/// A command that looks at every key, with so many keys that it keeps the server busy for at least about
+/// `milliseconds`.
+pub fn busy_keys(redis: &mut Connection, milliseconds: u64) -> Result<[&'static str; 3]> {
+    const COMMAND: [&str; 3] = ["EVAL", "return #redis.call('KEYS', 'none*')", "0"];
+    const TRIALS: u32 = 3;
+    const MOST_KEYS: u64 = 40_000_000;
+    let mut keys: u64 = 250_000;
+    loop {
+        // Those that are there already are left alone.
+        redis.command(&["DEBUG", "POPULATE", &keys.to_string()])?;
+        let mut quickest_ns = u64::MAX;
+        for _ in 0..TRIALS {
+            quickest_ns = quickest_ns.min(redis.timed("trial", &COMMAND)?.duration_ns().max(1));
+        }
+        if quickest_ns >= milliseconds * MILLISECOND {
+            return Ok(COMMAND);
+        }
+        // A tenth more, as a trial and the next differ.
+        let wanted = u128::from(keys) * u128::from(milliseconds * MILLISECOND) * 11 / 10;
+        keys = u64::try_from(wanted / u128::from(quickest_ns))?.max(keys + 1);
+        if keys > MOST_KEYS {
+            bail!("{keys} keys would be needed to keep redis-server busy for {milliseconds} ms");
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,13 @@
 //! stalltrace's JSON lines to the fields that tests look at. Stricter than a reader need be: what the
 //! contract promises must be there.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
 use serde_json::{Map, Value};
+
+use crate::statistics::{Accepts, LoopStats};
 
 /// The version of the contract that these types read.
 pub const SCHEMA: &str = "stalltrace/1";
@@ -17,6 +21,9 @@ pub struct Line {
     pub message: String,
     pub session: String,
     pub process: Process,
+    /// What was left out for the line to be short enough, by what.
+    #[serde(default)]
+    pub omitted: BTreeMap<String, u64>,
     #[serde(flatten)]
     pub event: Event,
 }
@@ -42,49 +49,6 @@ pub struct Stats {
 }
 
 #[derive(Debug, Clone, Deserialize)]
-pub struct LoopStats {
-    pub thread: Thread,
-    pub turns: u64,
-    pub busy_share: f64,
-    pub turn_duration_ns: Percentiles,
-    pub run_queue_delay_ns: Delays,
-    pub ready_events: Option<ReadyEvents>,
-    pub empty_wakeups: Option<u64>,
-    pub stalls: u64,
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-pub struct Percentiles {
-    pub p50: Option<u64>,
-    pub p90: Option<u64>,
-    pub p99: Option<u64>,
-    pub p999: Option<u64>,
-    pub max: Option<u64>,
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-pub struct Delays {
-    pub count: u64,
-    #[serde(flatten)]
-    pub percentiles: Percentiles,
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-pub struct ReadyEvents {
-    pub mean: Option<f64>,
-    pub max: Option<u64>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-pub struct Accepts {
-    pub pid: u32,
-    pub name: String,
-    pub accepted: u64,
-    pub would_block: u64,
-    pub failed: u64,
-}
-
-#[derive(Debug, Clone, Deserialize)]
 pub struct Process {
     pub pid: u32,
 }
@@ -93,9 +57,19 @@ pub struct Process {
 pub struct Start {
     pub wait_hooks: String,
     #[serde(default)]
+    pub probes: Vec<Probe>,
+    #[serde(default)]
     pub runtime: Option<Runtime>,
     #[serde(default)]
     pub gaps: Vec<String>,
+}
+
+/// What is hooked, or why not.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Probe {
+    pub name: String,
+    pub hook: String,
+    pub reason: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -107,6 +81,9 @@ pub struct Runtime {
 #[derive(Debug, Clone, Deserialize)]
 pub struct End {
     pub reason: String,
+    /// What the session lost, by kind.
+    #[serde(default)]
+    pub lost: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -135,6 +112,18 @@ pub struct Stall {
     pub ready_events: Option<u64>,
     #[serde(default)]
     pub waiting_connections: Vec<WaitingConnections>,
+    /// Of a loop that several threads serve: the others, which were away from it as well.
+    #[serde(default)]
+    pub away: Vec<Away>,
+}
+
+/// Another thread that might have served the loop, and what kept it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Away {
+    pub thread: Thread,
+    pub culprit: Option<Culprit>,
+    pub time_ns: u64,
+    pub state: String,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -156,7 +145,9 @@ pub struct Time {
 pub struct Thread {
     pub tid: u32,
     pub name: Option<String>,
-    /// Of the loop's thread only.
+    /// The rest, of the loop's thread only.
+    pub python_name: Option<String>,
+    pub is_main: Option<bool>,
     #[serde(rename = "loop")]
     pub loop_kind: Option<String>,
 }
@@ -205,6 +196,14 @@ pub struct Cause {
     pub fields: Map<String, Value>,
 }
 
+impl Cause {
+    /// How often the thread waited so, whether it was a few times or many.
+    pub fn how_often(&self) -> Option<u64> {
+        let many = self.fields.get("waits").and_then(|waits| waits.get("count"));
+        self.times.or_else(|| many.and_then(Value::as_u64))
+    }
+}
+
 /// What a cause says of time on a CPU; of other kinds nothing.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct OnCpu {
@@ -245,6 +244,9 @@ pub struct Part {
     pub throttled_ns: Option<u64>,
     #[serde(flatten)]
     pub on_cpu: OnCpu,
+    /// All others.
+    #[serde(flatten)]
+    pub fields: Map<String, Value>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -260,6 +262,11 @@ pub struct Culprit {
     pub file: Option<String>,
     pub line: Option<u32>,
     pub thread: Option<u32>,
+    /// Of the part of the stall that it stands for.
+    #[serde(default)]
+    pub time_ns: u64,
+    #[serde(default)]
+    pub part: String,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -281,6 +288,9 @@ pub struct Stack {
     pub kernel: Vec<Frame>,
     pub frames: Vec<Frame>,
     pub truncated: Option<String>,
+    /// In the middle of a deep one.
+    #[serde(default)]
+    pub left_out: u64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -290,6 +300,7 @@ pub struct Frame {
     pub line: Option<u32>,
     pub module: Option<String>,
     pub language: String,
+    #[serde(default)]
     pub inlined: bool,
     pub address: Option<String>,
 }
@@ -303,7 +314,12 @@ pub struct Arrived {
 
 impl Line {
     pub fn parse(text: &str) -> Result<Self> {
-        serde_json::from_str(text).with_context(|| format!("not a line of the contract: {text}"))
+        let read = || {
+            let mut line: Value = serde_json::from_str(text)?;
+            line.get_mut("cause").into_iter().for_each(spread);
+            serde_json::from_value(line)
+        };
+        read().with_context(|| format!("not a line of the contract: {text}"))
     }
 
     /// The stall that the line is about, if it is about one.
@@ -364,6 +380,17 @@ impl Culprit {
     }
 }
 
+/// Puts what belongs to the kind of a cause beside its other fields, where tests look for all of them.
+fn spread(cause: &mut Value) {
+    if let Some(Value::Object(detail)) = cause.get_mut("detail").map(Value::take)
+        && let Some(fields) = cause.as_object_mut()
+    {
+        fields.extend(detail);
+    }
+    let parts = cause.get_mut("also").and_then(Value::as_array_mut);
+    parts.into_iter().flatten().for_each(spread);
+}
+
 /// A path's last component.
 pub fn basename(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
@@ -385,7 +412,7 @@ pub mod tests {
     /// `app.py`, line 31.
     pub fn stall(id: &str, start_ns: u64, duration_ns: u64, function: &str) -> String {
         format!(
-            r#""stall":{{"id":"{id}","started_at":"2026-11-21T05:00:00.000001Z","start_monotonic_ns":{start_ns},"duration_ns":{duration_ns},"threshold_ns":100000000,"start_known":true,"end_known":true,"time":{{"running_user_ns":0,"running_kernel_ns":0,"blocked_ns":{duration_ns},"runnable_ns":0,"stopped_ns":0}},"switches":{{"voluntary":1,"preempted":0}},"ready_events":3}},"thread":{{"tid":42,"name":"python3","loop":"asyncio"}},"cause":{{"kind":"syscall","syscall":"recvfrom","args":[],"target":"tcp 127.0.0.1:80","summary":"blocked in recvfrom","confidence":"certain"}},"culprit":{{"function":"{function}","file":"/srv/app.py","line":31,"module":null,"language":"python","thread":42}},"task":null,"advice":null,"stacks":[{{"thread":{{"tid":42,"name":"python3"}},"role":"loop","state":"blocked","samples":1,"time_ns":{duration_ns},"kernel":[],"frames":[{{"function":"recv","file":null,"line":null,"module":"/lib/libc.so.6","language":"native","inlined":false,"address":"0x1"}},{{"function":"{function}","file":"/srv/app.py","line":31,"module":null,"language":"python","inlined":false,"address":null}}],"truncated":null}}],"gaps":[],"lost":{{}}"#
+            r#""stall":{{"id":"{id}","started_at":"2026-11-21T05:00:00.000001Z","start_monotonic_ns":{start_ns},"duration_ns":{duration_ns},"threshold_ns":100000000,"start_known":true,"end_known":true,"time":{{"running_user_ns":0,"running_kernel_ns":0,"blocked_ns":{duration_ns},"runnable_ns":0,"stopped_ns":0}},"switches":{{"voluntary":1,"preempted":0}},"ready_events":3}},"thread":{{"tid":42,"name":"python3","loop":"asyncio"}},"cause":{{"kind":"syscall","detail":{{"syscall":"recvfrom","args":[],"target":"tcp 127.0.0.1:80"}},"summary":"blocked in recvfrom","confidence":"certain"}},"culprit":{{"function":"{function}","file":"/srv/app.py","line":31,"module":null,"language":"python","thread":42}},"task":null,"advice":null,"stacks":[{{"thread":{{"tid":42,"name":"python3"}},"role":"loop","state":"blocked","samples":1,"time_ns":{duration_ns},"kernel":[],"frames":[{{"function":"recv","file":null,"line":null,"module":"/lib/libc.so.6","language":"native","inlined":false,"address":"0x1"}},{{"function":"{function}","file":"/srv/app.py","line":31,"module":null,"language":"python","inlined":false,"address":null}}],"truncated":null}}],"gaps":[],"lost":{{}}"#
         )
     }
 
@@ -405,6 +432,7 @@ pub mod tests {
         assert_eq!((stall_line.end_ns(), stall_line.stall.time.sum_ns()), (150, 50));
         assert_eq!(stall_line.culprit.as_ref().unwrap().basename(), Some("app.py"));
         assert!(stall_line.loop_runs("pay") && !stall_line.loop_runs("ship"));
+        assert_eq!(stall_line.cause.on_cpu.syscall.as_deref(), Some("recvfrom"));
 
         let end = Line::parse(&line("session_end", r#""reason":"signal""#)).unwrap();
         assert!(end.stall().is_none());

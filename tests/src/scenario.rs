@@ -6,11 +6,12 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use nix::unistd::geteuid;
 
-use crate::clock::{MILLISECOND, monotonic_ns};
+use crate::clock::{MILLISECOND, monotonic_ns, slowdown};
 use crate::compare::{Bounds, Observation, Verdict, compare};
 use crate::lives::broken_contract;
 use crate::load::{Client, Traffic};
 use crate::noise::NoiseMeter;
+use crate::report::Arrived;
 use crate::target::Target;
 use crate::tracer::{Finished, Tracer};
 use crate::truth::Truth;
@@ -51,23 +52,34 @@ impl Played {
             bail!("{}\nexit code {code:?}\n{unreadable:#?}\nlogs:\n{logs}", self.verdict);
         }
         println!("{}", self.verdict);
+        ensure!(self.verdict.is_enough(), "the machine had no CPU for a test: {}", self.verdict);
         Ok(())
     }
 }
 
 /// Attaches, requests each path in turn under healthy traffic, detaches with Ctrl-C.
 pub fn play(target: &Target, paths: &[String]) -> Result<Played> {
-    observe(target, || {
-        let traffic = Traffic::start(target.port(), "/", HEALTHY_INTERVAL, HEALTHY_CONNECTIONS)?;
-        let mut client = Client::connect(target.port())?;
-        for path in paths {
-            std::thread::sleep(BREATH);
-            client.get(path)?;
-        }
+    observe(target, || act(target, paths))
+}
+
+/// The same with lines as they are by default.
+pub fn play_plainly(target: &Target, paths: &[String]) -> Result<Played> {
+    let attach = || Tracer::attach_plainly(target.loop_pid(), &[]);
+    observe_by(attach, target, || act(target, paths))
+}
+
+fn act(target: &Target, paths: &[String]) -> Result<Vec<Truth>> {
+    // What is healthy for a usual machine would keep a slower one busy by itself.
+    let interval = HEALTHY_INTERVAL * slowdown();
+    let traffic = Traffic::start(target.port(), "/", interval, HEALTHY_CONNECTIONS)?;
+    let mut client = Client::connect(target.port())?;
+    for path in paths {
         std::thread::sleep(BREATH);
-        traffic.finish()?;
-        Ok(Vec::new())
-    })
+        client.get(path)?;
+    }
+    std::thread::sleep(BREATH);
+    traffic.finish()?;
+    Ok(Vec::new())
 }
 
 /// Attaches, does what `act` does, detaches with Ctrl-C. `act` returns what it recorded itself; what the
@@ -82,9 +94,17 @@ pub fn observe_process(
     pid: u32,
     act: impl FnOnce() -> Result<Vec<Truth>>,
 ) -> Result<Played> {
+    observe_by(|| Tracer::attach(pid, &[]), target, act)
+}
+
+fn observe_by(
+    attach: impl FnOnce() -> Result<(Tracer, Arrived)>,
+    target: &Target,
+    act: impl FnOnce() -> Result<Vec<Truth>>,
+) -> Result<Played> {
     require_root()?;
     let noise = NoiseMeter::start();
-    let (tracer, start) = Tracer::attach(pid, &[])?;
+    let (tracer, start) = attach()?;
     let acted = act();
     std::thread::sleep(BREATH);
     let until_ns = monotonic_ns();

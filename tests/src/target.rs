@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::clock::patience;
+use crate::clock::{patience, slowdown};
 use crate::load::Client;
 use crate::truth::{self, Truth};
 
@@ -35,7 +35,7 @@ pub fn venv_python() -> Result<PathBuf> {
 }
 
 /// The Python of the virtual environment with the other frameworks and servers.
-fn frameworks_python() -> Result<PathBuf> {
+pub fn frameworks_python() -> Result<PathBuf> {
     python_of("STALLTRACE_VENV_FRAMEWORKS", "venv-frameworks")
 }
 
@@ -110,8 +110,10 @@ impl Target {
         Self::python(&system_python(), "service.py", &[])
     }
 
-    /// A loop that freezes and thaws. `kind` is how it freezes: `sleep` or `spin`.
+    /// A loop that freezes and thaws. `kind` is how it freezes: `sleep` or `spin`. Where attaching takes longer,
+    /// so does a freeze.
     pub fn frozen(kind: &str, freeze_s: u32, thaw_s: u32) -> Result<Self> {
+        let freeze_s = freeze_s + 2 * (slowdown() - 1);
         let (freeze_s, thaw_s) = (freeze_s.to_string(), thaw_s.to_string());
         let options = ["--kind", kind, "--freeze-s", &freeze_s, "--thaw-s", &thaw_s];
         Self::python(&system_python(), "frozen.py", &options)
@@ -135,7 +137,7 @@ impl Target {
         let scratch = Scratch::new()?;
         command.arg("--truth").arg(scratch.file("truth.jsonl"));
         let mut target = Self::spawn(command, scratch)?;
-        let ready = target.line_starting("ready ", patience(20))?;
+        let ready = target.line_starting("ready ", patience(60))?;
         let port = ready.split(' ').nth(1).and_then(|port| port.parse().ok());
         target.port = port.with_context(|| format!("no port in {ready:?}"))?;
         Ok(target)
@@ -167,7 +169,7 @@ impl Target {
         command.env("TARGET_TRUTH", scratch.file("truth.jsonl"));
         let mut target = Self::answering(command, scratch, port)?;
         // A server's workers serve, not the process that was started.
-        let serving = target.line_starting("serving ", patience(20))?;
+        let serving = target.line_starting("serving ", patience(60))?;
         let pid = serving.split(' ').nth(1).and_then(|pid| pid.parse().ok());
         target.loop_pid = pid.with_context(|| format!("no process id in {serving:?}"))?;
         Ok(target)
@@ -177,7 +179,7 @@ impl Target {
     fn answering(command: Command, scratch: Scratch, port: u16) -> Result<Self> {
         let mut target = Self::spawn(command, scratch)?;
         target.port = port;
-        let deadline = Instant::now() + patience(20);
+        let deadline = Instant::now() + patience(60);
         while Client::connect(port).and_then(|mut client| client.get("/")).is_err() {
             if let Some(status) = target.child.try_wait()? {
                 bail!("the server ended before it answered: {status}");
@@ -188,6 +190,15 @@ impl Target {
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(target)
+    }
+
+    /// gunicorn with one worker of the class gthread, whose loop hands requests to threads.
+    pub fn gunicorn_with_threads(application: &str) -> Result<Self> {
+        let folder = folder().display().to_string();
+        let worker = ["--worker-class", "gthread", "--threads", "3", "--workers", "1"];
+        let server = ["-m", "gunicorn", "--bind", "127.0.0.1:{port}", "--keep-alive", "120"];
+        let quiet = ["--log-level", "error", "--chdir", &folder, application];
+        Self::framework(&[&server[..], &worker, &quiet].concat())
     }
 
     /// One process and thread of uWSGI, which has CPython in a plug-in.

@@ -1,6 +1,7 @@
 //! Runs the stalltrace binary on a process, and collects its lines with the time at which each arrived.
 
-use std::ffi::{OsStr, OsString};
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read as _};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -62,10 +63,14 @@ pub fn run_command(mut command: Command) -> Result<Output> {
     Ok(child.wait_with_output()?)
 }
 
+/// Frames deep in a stack, and who other processes are, are what most tests hold against the truth.
+const ALL: [&str; 5] = ["--stacks", "full", "--line-limit", "0", "--show-commands"];
+
 /// What has come out so far.
 #[derive(Debug, Default)]
 struct Seen {
     lines: Vec<Arrived>,
+    texts: Vec<String>,
     unreadable: Vec<String>,
     is_over: bool,
 }
@@ -98,12 +103,22 @@ pub struct Finished {
     /// `None` where a signal ended it.
     pub code: Option<i32>,
     pub lines: Vec<Arrived>,
+    /// The same as they came.
+    pub texts: Vec<String>,
     /// Lines on standard output that are none of the contract's.
     pub unreadable: Vec<String>,
     pub logs: String,
 }
 
 impl Finished {
+    /// What the session lost, by kind; nothing is known of one that did not come to its end.
+    pub fn lost(&self) -> Option<&BTreeMap<String, u64>> {
+        self.lines.iter().rev().find_map(|arrived| match &arrived.line.event {
+            Event::SessionEnd(end) => Some(&end.lost),
+            _ => None,
+        })
+    }
+
     /// The last line of every stall.
     pub fn ends(&self) -> impl Iterator<Item = &StallLine> {
         self.lines.iter().filter_map(|arrived| match &arrived.line.event {
@@ -112,9 +127,24 @@ impl Finished {
         })
     }
 
+    /// The same but for those in which the machine had no CPU for the thread: nobody's fault that is tested.
+    pub fn own_ends(&self) -> impl Iterator<Item = &StallLine> {
+        self.ends().filter(|end| end.cause.kind != "run_queue")
+    }
+
     /// The stall that was reported of what lasted from one moment to the other.
     pub fn stall_in(&self, start_ns: u64, end_ns: u64) -> Option<&StallLine> {
         self.ends().find(|end| end.stall.start_monotonic_ns < end_ns && end.end_ns() > start_ns)
+    }
+
+    /// What was said at last of each stall, but for those of threads that others kept from their CPU: these
+    /// are the machine's.
+    pub fn told(&self) -> Vec<&str> {
+        let of_targets = self.lines.iter().filter(|arrived| match &arrived.line.event {
+            Event::StallEnd(end) => !end.is_starved(),
+            _ => false,
+        });
+        of_targets.map(|arrived| arrived.line.message.as_str()).collect()
     }
 
     /// The lines of statistics, in their order.
@@ -127,12 +157,36 @@ impl Finished {
 }
 
 impl Tracer {
-    /// Attaches to a process, and returns once the probes are in place.
+    /// Attaches to a process, and returns once the probes are in place: by the hooks that `EXPECT_WAIT_HOOKS`
+    /// names, where it is set.
     pub fn attach(pid: u32, options: &[&str]) -> Result<(Self, Arrived)> {
-        let tracer = Self::spawn(pid, options)?;
+        Self::spawn(pid, options)?.started()
+    }
+
+    /// The same with lines as they are by default: short, without other processes' arguments.
+    pub fn attach_plainly(pid: u32, options: &[&str]) -> Result<(Self, Arrived)> {
+        Self::spawn_by(Command::new(binary()?), pid, options)?.started()
+    }
+
+    /// The same by a command that leads to stalltrace, such as one that drops privileges first.
+    pub fn attach_by(command: Command, pid: u32, options: &[&str]) -> Result<(Self, Arrived)> {
+        Self::spawn_by(command, pid, &[&ALL, options].concat())?.started()
+    }
+
+    fn started(self) -> Result<(Self, Arrived)> {
+        let tracer = self;
         let is_start = |line: &Line| matches!(line.event, Event::SessionStart(_));
-        match tracer.wait_for(is_start, patience(20)) {
-            Ok(start) => Ok((tracer, start)),
+        match tracer.wait_for(is_start, patience(60)) {
+            Ok(start) => {
+                let Event::SessionStart(attached) = &start.line.event else {
+                    bail!("the session began with another line");
+                };
+                let hooks = &attached.wait_hooks;
+                match std::env::var("EXPECT_WAIT_HOOKS") {
+                    Ok(expected) if *hooks != expected => bail!("{hooks} instead of {expected}"),
+                    _ => Ok((tracer, start)),
+                }
+            }
             Err(error) => {
                 let finished = tracer.interrupt()?;
                 bail!("{error:#}; exit code {:?}; its logs:\n{}", finished.code, finished.logs)
@@ -142,16 +196,19 @@ impl Tracer {
 
     /// Starts stalltrace on a process.
     pub fn spawn(pid: u32, options: &[&str]) -> Result<Self> {
-        let mut arguments: Vec<OsString> = vec!["attach".into(), pid.to_string().into()];
-        arguments.extend(options.iter().map(OsString::from));
-        let binary = binary()?;
-        let mut child = Command::new(&binary)
-            .args(arguments)
+        Self::spawn_by(Command::new(binary()?), pid, &[&ALL, options].concat())
+    }
+
+    fn spawn_by(mut command: Command, pid: u32, options: &[&str]) -> Result<Self> {
+        command.arg("attach").arg(pid.to_string()).args(options);
+        // What is measured is not how soon it ends, and a crowded machine takes its time.
+        command.args(["--leave-within", "30s"]);
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .with_context(|| format!("{} does not start", binary.display()))?;
+            .with_context(|| format!("{:?} does not start", command.get_program()))?;
         let shared = Arc::new(Shared::default());
         let reader = child.stdout.take().map(|pipe| {
             let shared = Arc::clone(&shared);
@@ -190,6 +247,21 @@ impl Tracer {
         }
     }
 
+    /// Waits for the first line that is text for people.
+    pub fn wait_for_text(&self, within: Duration) -> Result<()> {
+        let deadline = Instant::now() + within;
+        let mut seen = self.shared.lock();
+        while seen.unreadable.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if seen.is_over || left.is_zero() {
+                bail!("no text; over: {}", seen.is_over);
+            }
+            let waited = self.shared.changed.wait_timeout(seen, left);
+            seen = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
+    }
+
     /// Ctrl-C, and what came out until the end.
     pub fn interrupt(self) -> Result<Finished> {
         self.end_by(Signal::SIGINT)
@@ -200,12 +272,17 @@ impl Tracer {
         if self.child.try_wait()?.is_none() {
             send(self.pid(), signal)?;
         }
-        self.finish()
+        self.finish_within(patience(15))
     }
 
-    /// Waits for an end that something else has brought about.
-    pub fn finish(mut self) -> Result<Finished> {
-        let deadline = Instant::now() + patience(15);
+    /// Waits for an end that something else has brought about, or will: a target has to come to its own first, which
+    /// on a crowded machine takes a multiple of what it takes else.
+    pub fn finish(self) -> Result<Finished> {
+        self.finish_within(patience(120))
+    }
+
+    fn finish_within(mut self, limit: Duration) -> Result<Finished> {
+        let deadline = Instant::now() + limit;
         let status = loop {
             if let Some(status) = self.child.try_wait()? {
                 break status;
@@ -221,6 +298,7 @@ impl Tracer {
         Ok(Finished {
             code: status.code(),
             lines: std::mem::take(&mut seen.lines),
+            texts: std::mem::take(&mut seen.texts),
             unreadable: std::mem::take(&mut seen.unreadable),
             logs,
         })
@@ -243,7 +321,10 @@ fn collect(pipe: impl BufRead, shared: &Shared) {
         let line = Line::parse(&text);
         let mut seen = shared.lock();
         match line {
-            Ok(line) => seen.lines.push(Arrived { at_ns, line }),
+            Ok(line) => {
+                seen.lines.push(Arrived { at_ns, line });
+                seen.texts.push(text);
+            }
             Err(error) => seen.unreadable.push(format!("{error:#}")),
         }
         shared.changed.notify_all();

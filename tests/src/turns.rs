@@ -60,21 +60,27 @@ pub struct Watched<T> {
     pub finished: Finished,
 }
 
-/// Starts a program, attaches, and has it go on until it ends. Behind `word` it prints each turn as JSON.
-pub fn watch<T: DeserializeOwned>(
-    command: Command,
-    options: &[&str],
-    word: &str,
-) -> Result<Watched<T>> {
+/// Starts a program, attaches, and has it go on until it ends.
+pub fn run(command: Command, options: &[&str]) -> Result<(Target, Finished)> {
     require_root()?;
     let target = Target::program(command)?;
-    target.line_starting("ready", patience(20))?;
+    target.line_starting("ready", patience(60))?;
     let (tracer, _) = Tracer::attach(target.pid(), options)?;
     target.signal(Signal::SIGUSR1)?;
     let finished = tracer.finish().context("stalltrace outlives its target")?;
     let broken = broken_contract(&finished.lines);
     ensure!(broken.is_empty(), "{broken:?}\n{}", finished.logs);
     ensure!(finished.unreadable.is_empty(), "{:?}", finished.unreadable);
+    Ok((target, finished))
+}
+
+/// The same of a program that prints each turn as JSON behind `word`.
+pub fn watch<T: DeserializeOwned>(
+    command: Command,
+    options: &[&str],
+    word: &str,
+) -> Result<Watched<T>> {
+    let (target, finished) = run(command, options)?;
     let mut turns = Vec::new();
     while let Ok(line) = target.line_starting(word, patience(0)) {
         let text = line.trim_start_matches(word);
@@ -93,15 +99,15 @@ pub fn play(
 ) -> Result<(Vec<Played>, Finished)> {
     require_root()?;
     let target = Target::program(command)?;
-    target.line_starting("ready", patience(10))?;
+    target.line_starting("ready", patience(60))?;
     prepare(&target)?;
     let (tracer, _) = Tracer::attach(target.pid(), &[])?;
     target.signal(Signal::SIGUSR1)?;
     let mut played = Vec::new();
     for _ in 0..count {
-        target.line_starting("begun", patience(10))?;
+        target.line_starting("begun", patience(60))?;
         act(&target)?;
-        let line = target.line_starting("done", patience(30))?;
+        let line = target.line_starting("done", patience(60))?;
         let words: Vec<u64> = line.split(' ').filter_map(|word| word.parse().ok()).collect();
         let &[start_ns, end_ns, cpu_ns] = &words[..] else { anyhow::bail!("odd line {line:?}") };
         played.push(Played { start_ns, end_ns, cpu_ns });

@@ -1,9 +1,10 @@
 """A loop whose handlers compute, sleep, or use memory, while the test does something to the process.
 
-Each argument is one turn: `compute=300` and `nap=300` in ms (of CPU time, of sleep), `write=64` in MiB to a file that is
-removed again, `grow=64` in MiB of memory that is given back, `touch=64` in MiB of memory that it has from the beginning
-and reads a byte of each page of. `rest` is none: it waits for its loop's next event, which is SIGUSR1. Prints `ready 0 PID`; after SIGUSR1 for every turn `begun START_NS` and `done START_NS END_NS CPU_NS`,
-with the process's own clocks. With `--idle` it waits for its loop's next event for that long after each turn.
+Each argument is one turn: `compute=300` and `nap=300` in ms (of CPU time, of sleep), `write=600` in ms for which it
+writes at least to a file that is removed again, `grow=64` in MiB of memory that is given back, `touch=64` in MiB of
+memory that it has from the beginning and reads a byte of each page of. `rest` is none: it waits for its loop's next
+event, which is SIGUSR1. Prints `ready 0 PID`; after SIGUSR1 for every turn `begun START_NS` and `done START_NS END_NS
+CPU_NS`, with the process's own clocks. With `--idle` it waits for its loop's next event for that long after each turn.
 Ends by itself.
 """
 
@@ -18,6 +19,8 @@ import time
 MIB = 1 << 20
 PAGE = 4096
 MCL_CURRENT = 1
+# Then a file is written from its beginning again.
+FILE_MIB = 256
 
 # What `touch` reads.
 held = bytearray()
@@ -34,11 +37,15 @@ def nap(ms):
     time.sleep(ms / 1000)
 
 
-def write(mib):
+def write(ms):
     block = b"x" * MIB
+    end_ns = time.monotonic_ns() + ms * 1_000_000
     with tempfile.TemporaryFile(dir="/var/tmp") as file:
-        for _ in range(mib):
+        # Once whole, however slow that is: what has to be freed is what was written before.
+        while file.tell() < FILE_MIB * MIB:
             file.write(block)
+            if file.tell() >= FILE_MIB * MIB and time.monotonic_ns() < end_ns:
+                file.seek(0)
 
 
 def grow(mib):

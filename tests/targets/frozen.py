@@ -1,12 +1,14 @@
 """An event loop that freezes and thaws by turns, for whoever comes while it is frozen.
 
-Prints `ready 0 PID`, then `frozen` at the beginning of every freeze; writes each down; ends on SIGTERM.
+Prints `ready 0 PID`, then `frozen` at the beginning of every freeze; writes each down; ends on SIGTERM. With
+`--in-thread` the loop is in a thread that the main thread joins.
 """
 
 import argparse
 import asyncio
 import os
 import signal
+import threading
 import time
 
 from truth import Truth
@@ -31,7 +33,8 @@ FREEZES = {"sleep": wait_for_licence, "spin": rebuild_index}
 async def serve(freeze, freeze_s, thaw_s, truth):
     loop = asyncio.get_running_loop()
     stop = loop.create_future()
-    loop.add_signal_handler(signal.SIGTERM, stop.cancel)
+    if threading.current_thread() is threading.main_thread():
+        loop.add_signal_handler(signal.SIGTERM, stop.cancel)
     heartbeat = loop.create_task(truth.heartbeat())
 
     def refreeze():
@@ -54,8 +57,16 @@ def main():
     parser.add_argument("--freeze-s", type=float, default=3)
     parser.add_argument("--thaw-s", type=float, default=1)
     parser.add_argument("--truth", metavar="FILE", help="where to write down each freeze")
+    parser.add_argument("--in-thread", action="store_true")
     options = parser.parse_args()
-    asyncio.run(serve(FREEZES[options.kind], options.freeze_s, options.thaw_s, Truth(options.truth)))
+    service = serve(FREEZES[options.kind], options.freeze_s, options.thaw_s, Truth(options.truth))
+    if options.in_thread:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        thread = threading.Thread(target=asyncio.run, args=(service,), name="service")
+        thread.start()
+        thread.join()
+    else:
+        asyncio.run(service)
 
 
 if __name__ == "__main__":

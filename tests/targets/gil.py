@@ -1,37 +1,51 @@
 """A loop whose other thread keeps the interpreter's lock, or, as a healthy twin, gives it back.
 
-Prints `ready 0 PID`, then for every time `holding TID LINE START_NS` and `held END_NS`: who kept the lock, on
-which line, and from when until when. Ends by itself.
+Prints `ready 0 PID`, and after SIGUSR1 for every time `holding TID LINE START_NS` and `held END_NS`: who kept the lock,
+on which line, and from when until when. Ends by itself.
 """
 
 import argparse
 import asyncio
 import os
 import re
+import signal
 import threading
 import time
 
+import calibrated
 
-def hold(times):
+# Well past twice the threshold.
+HOLD_S = 0.4
+
+
+def match(letters):
+    re.match(r"(a+)+$", "a" * letters + "b")
+
+
+def hold(times, letters):
     for _ in range(times):
-        time.sleep(1)
-        match_report(threading.get_native_id() if hasattr(threading, "get_native_id") else 0)
+        time.sleep(0.5)
+        match_report(threading.get_native_id(), letters)
 
 
-def match_report(tid):
+def match_report(tid, letters):
     print("holding", tid, match_report.__code__.co_firstlineno + 2, time.monotonic_ns(), flush=True)
-    re.match(r"(a+)+$", "a" * 24 + "b")
+    re.match(r"(a+)+$", "a" * letters + "b")
     print("held", time.monotonic_ns(), flush=True)
 
 
-def wait_for_report(times):
+def wait_for_report(times, _letters):
     for _ in range(times):
         time.sleep(1.5)
 
 
 async def serve(work, times):
+    letters = calibrated.steps(match, HOLD_S)
+    watched = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, watched.set)
     print("ready 0", os.getpid(), flush=True)
-    thread = threading.Thread(target=work, args=[times], name="reports")
+    await watched.wait()
+    thread = threading.Thread(target=work, args=[times, letters], name="reports")
     thread.start()
     while thread.is_alive():
         await asyncio.sleep(0.01)

@@ -28,10 +28,9 @@ PROCESS_LOCK = multiprocessing.get_context("fork").Lock()
 HOLD_S = 0.5
 HEALTHY_HOLD_S = 0.005
 
-# A convoy: so many threads keep the mutex in turn, each for so long, so often; the loop takes it so often.
+# A convoy: so many threads keep the mutex in turn, each for so long, until the loop has taken it so often.
 CONVOY_THREADS = 4
 CONVOY_HOLD_S = 0.02
-CONVOY_TURNS = 20
 CONVOY_ENTRIES = 8
 
 
@@ -136,8 +135,8 @@ def gives_up_the_gil(seconds):
     time.sleep(seconds)
 
 
-def flush_page(turns, held):
-    for _ in range(turns):
+def flush_page(done, held):
+    while not done.is_set():
         LIBC.pthread_mutex_lock(MUTEX)
         held.set()
         time.sleep(CONVOY_HOLD_S)
@@ -191,10 +190,10 @@ def keep_the_gil(kind, healthy):
 
 
 def join_a_convoy(healthy):
-    held = threading.Event()
+    done, held = threading.Event(), threading.Event()
     count = 0 if healthy else CONVOY_THREADS
     threads = [
-        threading.Thread(target=flush_page, args=[CONVOY_TURNS, held], name=f"keeper-{number}")
+        threading.Thread(target=flush_page, args=[done, held], name=f"keeper-{number}")
         for number in range(count)
     ]
     for thread in threads:
@@ -204,6 +203,7 @@ def join_a_convoy(healthy):
     start_ns = time.monotonic_ns()
     waited_ns = append_entries(CONVOY_ENTRIES)
     end_ns = time.monotonic_ns()
+    done.set()
     holders = [dict(lines_of(flush_page, 1, 5), tid=thread.native_id) for thread in threads]
     told = dict(
         kind="convoy",

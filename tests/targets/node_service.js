@@ -10,6 +10,7 @@ const fs = require('fs');
 const http = require('http');
 const os = require('os');
 const path = require('path');
+const { performance } = require('perf_hooks');
 const { setTimeout: pause } = require('timers/promises');
 
 const SHORT_MS = 30;
@@ -75,8 +76,21 @@ function loadConfig(fifo) {
 }
 
 function hashPassword(end) {
-  // Of OpenSSL's hashes one that can be unwound on every CPU: some keep what it takes below the stack pointer.
   while (now() < end) crypto.pbkdf2Sync('secret', 'salt', 20000, 64, 'md5');
+}
+
+// On CPUs with AVX2 the hash keeps what its unwind table needs below the stack pointer.
+function checkUpload(upload, end) {
+  while (now() < end) crypto.createHash('sha512').update(upload).digest('hex');
+}
+
+// Its inner function counts from a register, and is itself called with an aligned stack.
+function encryptUpload(upload, end) {
+  while (now() < end) {
+    const cipher = crypto.createCipheriv('aes-256-gcm', Buffer.alloc(32), Buffer.alloc(12));
+    cipher.update(upload);
+    cipher.final();
+  }
 }
 
 const parseImport = (document, end) => {
@@ -175,6 +189,17 @@ function hash(ms) {
   return stall('hash', 'hashPassword', lineOf(hashPassword), () => hashPassword(after(ms)));
 }
 
+// What somebody has sent, of 4 MiB.
+const sent = Buffer.alloc(4 << 20, 7);
+
+function digest(ms) {
+  return stall('digest', 'checkUpload', lineOf(checkUpload), () => checkUpload(sent, after(ms)));
+}
+
+function encrypt(ms) {
+  return stall('encrypt', 'encryptUpload', lineOf(encryptUpload), () => encryptUpload(sent, after(ms)));
+}
+
 function json(ms) {
   const line = lineOf(parseImport);
   return stall('json', 'parseImport', line, () => parseImport(document, after(ms)));
@@ -253,8 +278,12 @@ const ROUTES = {
   '/read': () => fs.promises.readFile(__filename),
   '/hash-aside': () => new Promise((done) => crypto.pbkdf2('a', 'b', 100000, 64, 'sha512', done)),
   '/short': short,
+  // The loop's own count; older releases have none.
+  '/turns': () => performance.nodeTiming.uvMetricsInfo?.loopCount,
   '/file': file,
   '/hash': hash,
+  '/digest': digest,
+  '/encrypt': encrypt,
   '/json': json,
   '/regex': regex,
   '/shell': shell,
@@ -288,9 +317,10 @@ function beat(last) {
 const server = http.createServer(async (request, response) => {
   const { pathname, searchParams } = new URL(request.url, 'http://localhost');
   const work = ROUTES[pathname];
-  if (work) await work(Number(searchParams.get('ms') ?? 300));
-  response.writeHead(work ? 200 : 404, { 'Content-Length': 3 });
-  response.end('ok\n');
+  const told = work && (await work(Number(searchParams.get('ms') ?? 300)));
+  const body = pathname === '/turns' ? `${told}\n` : 'ok\n';
+  response.writeHead(work ? 200 : 404, { 'Content-Length': body.length });
+  response.end(body);
 });
 server.keepAliveTimeout = 120_000;
 

@@ -9,6 +9,7 @@ import asyncio
 import http.client
 import json
 import os
+import selectors
 import signal
 import subprocess
 import tempfile
@@ -21,6 +22,20 @@ from truth import Truth
 HEAD_BYTES = 16 * 1024
 SHORT_MS = 30
 SLICE_MS = 5
+
+
+class Counting(selectors.EpollSelector):
+    """Counts how often the loop waits: that is how many turns it has had."""
+
+    waits = 0
+
+    def select(self, timeout=None):
+        Counting.waits += 1
+        return super().select(timeout)
+
+
+# What asyncio's loops are made with.
+selectors.DefaultSelector = Counting
 
 
 class Shop:
@@ -200,6 +215,10 @@ async def list_orders(shop, ms):
     return {"orders": [2041, 2042]}
 
 
+async def count_turns(shop, ms):
+    return Counting.waits
+
+
 async def track_shipment(shop, ms):
     await asyncio.sleep(ms / 1000)
     return {"shipped": True}
@@ -224,6 +243,7 @@ ROUTES = {
     "/cpu": risk,
     "/saturated": recount,
     "/": list_orders,
+    "/turns": count_turns,
     "/async-sleep": track_shipment,
     "/to-thread": thumbnail,
     "/short": page,

@@ -126,14 +126,19 @@ class Waits:
         self.folder = folder
         self.spans = []
 
-    async def timed(self, wait, *arguments):
-        # What was prepared so far is no part of the turn that waits.
+    async def timed(self, wait, *arguments, until=None):
+        """Waits in a turn of its own: for the server `until`, which begins to hold for its time just before."""
+        # What was prepared so far is no part of the turn that waits,
         await asyncio.sleep(0.05)
+        if until is not None:
+            until.lets_go()
         start_ns = time.monotonic_ns()
         try:
             return wait(*arguments)
         finally:
             self.spans.append((start_ns, time.monotonic_ns()))
+            # nor is what is cleared up afterwards.
+            await asyncio.sleep(0.05)
 
     def connected(self):
         """A connection to a server that answers when it is told to."""
@@ -157,8 +162,7 @@ class Waits:
 
     async def receive(self):
         server, connection = self.connected()
-        server.lets_go()
-        await self.timed(connection.recv, 1)
+        await self.timed(connection.recv, 1, until=server)
         descriptor = self.a_connection(connection, server)
         server.ends()
         words = f"blocked in recvfrom on tcp {descriptor['peer']}, without a timeout"
@@ -212,8 +216,7 @@ class Waits:
         poll.register(connection)
         poll.modify(connection, select.POLLIN)
         poll.register(reader, select.POLLIN)
-        server.lets_go()
-        await self.timed(poll.poll)
+        await self.timed(poll.poll, until=server)
         descriptor = self.a_connection(connection, server)
         server.ends()
         os.close(reader)
@@ -295,8 +298,7 @@ class Waits:
         reader, writer = os.pipe()
         server = Server("write", writer, self.hold, pass_fds=[writer])
         os.close(writer)
-        server.lets_go()
-        await self.timed(os.read, reader, 1)
+        await self.timed(os.read, reader, 1, until=server)
         os.close(reader)
         server.ends()
         return {
@@ -316,8 +318,7 @@ class Waits:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(path)
             server.awaits("there")
-            server.lets_go()
-            await self.timed(connection.recv, 1)
+            await self.timed(connection.recv, 1, until=server)
             number = connection.fileno()
         server.ends()
         os.unlink(path)
@@ -351,8 +352,7 @@ class Waits:
         path = self.folder / f"{kind}.lock"
         server = Server(kind, path, self.hold)
         with open(path, "w") as file:
-            server.lets_go()
-            await self.timed(getattr(fcntl, kind), file, fcntl.LOCK_EX)
+            await self.timed(getattr(fcntl, kind), file, fcntl.LOCK_EX, until=server)
         server.ends()
         return {
             "words": f"waiting for a file lock on {path}, held by process {server.pid} (",
@@ -377,8 +377,7 @@ class Waits:
         database.execute("CREATE TABLE orders (number)")
         database.commit()
         server = Server("sqlite", path, self.hold)
-        server.lets_go()
-        await self.timed(database.execute, "INSERT INTO orders VALUES (1)")
+        await self.timed(database.execute, "INSERT INTO orders VALUES (1)", until=server)
         database.commit()
         database.close()
         server.ends()
@@ -401,8 +400,7 @@ class Waits:
         path = os.ttyname(slave)
         # Not line by line.
         subprocess.run(["stty", "raw"], stdin=slave, check=True)
-        server.lets_go()
-        await self.timed(os.read, slave, 1)
+        await self.timed(os.read, slave, 1, until=server)
         os.close(slave)
         os.close(master)
         server.ends()
@@ -418,8 +416,7 @@ class Waits:
     async def read_events(self):
         events = os.eventfd(0)
         server = Server("write", events, self.hold, pass_fds=[events])
-        server.lets_go()
-        await self.timed(os.eventfd_read, events)
+        await self.timed(os.eventfd_read, events, until=server)
         os.close(events)
         server.ends()
         return {

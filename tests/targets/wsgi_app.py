@@ -1,6 +1,6 @@
 """A WSGI application whose /sleep and /cpu block for `ms` milliseconds; / answers at once.
 
-Writes its stalls to the file in TARGET_TRUTH.
+Writes its stalls to the file in TARGET_TRUTH, and prints `serving PID` once it is imported.
 """
 
 import os
@@ -30,3 +30,7 @@ def application(environ, start_response):
         handler(int(parse_qs(environ["QUERY_STRING"])["ms"][0]) / 1000)
     start_response("200 OK", [("Content-Length", "2")])
     return [b"ok"]
+
+
+# In one piece: several workers write to the same pipe.
+print(f"serving {os.getpid()}\n", end="", flush=True)

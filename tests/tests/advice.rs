@@ -8,24 +8,27 @@ use profiler_tests::clock::patience;
 use profiler_tests::redis::{self, Connection};
 use profiler_tests::report::StallLine;
 use profiler_tests::scenario::{alone, each, observe, play, require_root};
+use profiler_tests::tally::Tally;
 use profiler_tests::target::{Target, folder, node, system_python};
 use profiler_tests::tracer::Tracer;
 
 /// An error unless the advice has these words. A thread without a CPU is told about that instead, and
 /// rightly: then nothing is said of the test's own stall.
-fn must_advise(end: &StallLine, words: &str) -> Result<()> {
+fn must_advise(end: &StallLine, words: &str, tally: &mut Tally) -> Result<()> {
     if end.cause.kind == "run_queue" {
-        println!("starved: {}", end.cause.summary);
+        tally.passed_over(format!("starved: {}", end.cause.summary));
         return Ok(());
     }
     let advice = end.advice.as_deref().with_context(|| format!("no advice: {:?}", end.cause))?;
     ensure!(advice.contains(words), "{advice:?} instead of {words:?} for {:?}", end.cause);
     println!("{}: {advice}", end.cause.summary);
+    tally.compared();
     Ok(())
 }
 
 /// Plays each path of a service; the report that overlaps its record must advise so.
-fn advise_service(target: &Target, expected: &[(&str, &str)]) -> Result<()> {
+fn advise_service(name: &str, target: &Target, expected: &[(&str, &str)]) -> Result<()> {
+    let mut tally = Tally::of(format!("advice/{name}"));
     let paths: Vec<&str> = expected.iter().map(|(path, _)| *path).collect();
     let played = play(target, &each(&paths, &[300]))?;
     played.must_be_right()?;
@@ -36,9 +39,9 @@ fn advise_service(target: &Target, expected: &[(&str, &str)]) -> Result<()> {
             let overlap_ns = truth.overlap_ns(end.stall.start_monotonic_ns, end.end_ns());
             overlap_ns > truth.duration_ns() / 2
         });
-        must_advise(end.with_context(|| format!("{path} was not reported"))?, words)?;
+        must_advise(end.with_context(|| format!("{path} was not reported"))?, words, &mut tally)?;
     }
-    Ok(())
+    tally.must_be(expected.len() - 1)
 }
 
 /// What asyncio's own documentation would say.
@@ -52,7 +55,7 @@ fn asyncio() -> Result<()> {
         ("/lock", "asyncio.Lock"),
         ("/file", "Files have no asynchronous calls"),
     ];
-    advise_service(&Target::service()?, &expected)
+    advise_service("asyncio", &Target::service()?, &expected)
 }
 
 /// The third stall by one peer suggests to leave it alone for a while; the second does not.
@@ -79,11 +82,9 @@ fn ends_of(script: &str, arguments: &[&str]) -> Result<Vec<StallLine>> {
     let mut command = Command::new(system_python());
     command.arg(folder().join(script)).args(arguments);
     let target = Target::program(command)?;
-    target.line_starting("ready", patience(20))?;
+    target.line_starting("ready", patience(60))?;
     let (tracer, _) = Tracer::attach(target.pid(), &[])?;
-    if script == "oncpu.py" {
-        target.signal(Signal::SIGUSR1)?;
-    }
+    target.signal(Signal::SIGUSR1)?;
     Ok(tracer.finish()?.ends().cloned().collect())
 }
 
@@ -99,24 +100,34 @@ fn computing() -> Result<()> {
         ("count_words", "schedule fewer callbacks"),
         ("collect_garbage", "gc.freeze"),
     ];
-    let mut ends = ends.iter();
+    let mut left = &ends[..];
+    let mut tally = Tally::of("advice/computing");
     for (function, words) in expected {
         let is_its = |end: &&StallLine| {
             end.culprit.as_ref().and_then(|culprit| culprit.function.as_deref()) == Some(function)
         };
-        let end = ends.find(is_its).with_context(|| format!("{function} was not reported"))?;
-        must_advise(end, words)?;
+        let Some(place) = left.iter().position(|end| is_its(&end)) else {
+            let is_starved = left.iter().any(|end| end.culprit.is_none() && end.is_starved());
+            ensure!(is_starved, "{function} was not reported");
+            tally.passed_over(format!("{function}: others had the CPU"));
+            continue;
+        };
+        must_advise(&left[place], words, &mut tally)?;
+        left = &left[place + 1..];
     }
-    Ok(())
+    // One may be lost to a machine that is busy with something else.
+    tally.must_be(expected.len() - 1)
 }
 
 /// Who waits for the GIL is told about the thread that keeps it.
 #[test]
 fn interpreter_lock() -> Result<()> {
     let _machine = alone();
-    let ends = ends_of("gil.py", &["--times", "1"])?;
+    let ends = ends_of("gil.py", &["--times", "2"])?;
     let end = ends.iter().find(|end| end.cause.kind == "gil").context("no wait was reported")?;
-    must_advise(end, "keeps the GIL")
+    let mut tally = Tally::of("advice/interpreter_lock");
+    must_advise(end, "keeps the GIL", &mut tally)?;
+    tally.must_be(1)
 }
 
 /// Sync calls of node, and what keeps its only thread.
@@ -131,7 +142,7 @@ fn node_service() -> Result<()> {
         ("/regex", "such as re2"),
         ("/cpu", "setImmediate"),
     ];
-    advise_service(&Target::node(&node(22)?, &[])?, &expected)
+    advise_service("node", &Target::node(&node(22)?, &[])?, &expected)
 }
 
 /// Commands of Redis.
@@ -140,17 +151,19 @@ fn redis_commands() -> Result<()> {
     let _machine = alone();
     let (target, port) = redis::start()?;
     let mut connection = Connection::open(port)?;
-    connection.command(&["DEBUG", "POPULATE", "2500000"])?;
+    let keys = redis::busy_keys(&mut connection, 300)?;
     let script = redis::busy_script(&mut connection, 400)?;
     let script: Vec<&str> = script.iter().map(String::as_str).collect();
     let played = observe(&target, || {
-        let keys = connection.timed("keys", &["EVAL", "return #redis.call('KEYS', 'none*')", "0"]);
+        let keys = connection.timed("keys", &keys);
         let pause = std::time::Duration::from_millis(300);
         std::thread::sleep(pause);
         Ok(vec![keys?, connection.timed("script", &script)?])
     })?;
     let ends: Vec<&StallLine> = played.finished.ends().collect();
     ensure!(ends.len() == 2, "{} stalls: {ends:?}", ends.len());
-    must_advise(ends[0], "iterate with SCAN")?;
-    must_advise(ends[1], "A script runs alone")
+    let mut tally = Tally::of("advice/redis_commands");
+    must_advise(ends[0], "iterate with SCAN", &mut tally)?;
+    must_advise(ends[1], "A script runs alone", &mut tally)?;
+    tally.must_be(1)
 }

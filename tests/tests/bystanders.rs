@@ -31,13 +31,13 @@ fn watch(options: &[&str], tracer_options: &[&str]) -> Result<(Stalled, Vec<Stal
     let mut command = Command::new(system_python());
     command.arg(folder().join("bystanders.py")).args(options);
     let target = Target::program(command)?;
-    target.line_starting("ready", patience(10))?;
+    target.line_starting("ready", patience(60))?;
     let (tracer, _) = Tracer::attach(target.pid(), tracer_options)?;
     target.signal(Signal::SIGUSR1)?;
     let finished = tracer.finish()?;
     let broken = broken_contract(&finished.lines);
     ensure!(broken.is_empty(), "{broken:?}\n{}", finished.logs);
-    let line = target.line_starting("stalled", patience(5))?;
+    let line = target.line_starting("stalled", patience(60))?;
     let stalled: Stalled = serde_json::from_str(line.trim_start_matches("stalled"))?;
     let of_stalls = finished.lines.into_iter().filter_map(|arrived| match arrived.line.event {
         Event::StallOpen(stall) | Event::StallEnd(stall) => Some(*stall),

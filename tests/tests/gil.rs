@@ -1,26 +1,18 @@
 //! A loop that waits for the interpreter's lock: the thread that holds it is to blame, and not the line that waits.
 
-use std::process::Command;
-
 use anyhow::{Context as _, Result, ensure};
-use profiler_tests::clock::{MILLISECOND, patience};
-use profiler_tests::lives::broken_contract;
+use profiler_tests::clock::{milliseconds, patience};
+use profiler_tests::interpreters::{Interpreter, all};
 use profiler_tests::report::Stack;
-use profiler_tests::scenario::{THRESHOLD_NS, alone, require_root};
-use profiler_tests::target::{Target, folder, system_python};
-use profiler_tests::tracer::{Finished, Tracer};
+use profiler_tests::scenario::{THRESHOLD_NS, alone};
+use profiler_tests::tally::Tally;
+use profiler_tests::turns::run;
 
-fn watch(options: &[&str]) -> Result<(Target, Finished)> {
-    require_root()?;
-    let mut command = Command::new(system_python());
-    command.arg(folder().join("gil.py")).args(options);
-    let target = Target::program(command)?;
-    target.line_starting("ready", patience(10))?;
-    let (tracer, _) = Tracer::attach(target.pid(), &[])?;
-    let finished = tracer.finish()?;
-    let broken = broken_contract(&finished.lines);
-    ensure!(broken.is_empty(), "{broken:?}");
-    Ok((target, finished))
+/// The system's own, and the newest, which keeps the lock's state in other places.
+fn interpreters() -> Result<Vec<Interpreter>> {
+    let is_wanted =
+        |it: &Interpreter| it.name == "system" || it.name == "3.15 in a root of its own";
+    Ok(all()?.into_iter().filter(is_wanted).collect())
 }
 
 /// The words of the target's line as numbers.
@@ -32,21 +24,24 @@ fn numbers(line: &str) -> Vec<u64> {
 #[test]
 fn the_holder_is_blamed() -> Result<()> {
     let _machine = alone();
-    let (target, finished) = watch(&["--times", "3"])?;
+    for interpreter in interpreters()? {
+        holder_is_blamed(&interpreter).with_context(|| interpreter.name.clone())?;
+    }
+    Ok(())
+}
+
+fn holder_is_blamed(interpreter: &Interpreter) -> Result<()> {
+    let (target, finished) = run(interpreter.run_with("gil.py", &["--times", "3"])?, &[])?;
     let ends: Vec<_> = finished.ends().collect();
+    let mut tally = Tally::of(format!("gil/the_holder_is_blamed/{}", interpreter.name));
     for time in 0..3 {
-        let holding = numbers(&target.line_starting("holding", patience(10))?);
-        let held = numbers(&target.line_starting("held", patience(10))?);
+        let holding = numbers(&target.line_starting("holding", patience(60))?);
+        let held = numbers(&target.line_starting("held", patience(60))?);
         let (&[tid, line, start_ns], &[end_ns]) = (&holding[..], &held[..]) else {
             anyhow::bail!("odd lines of the target: {holding:?} {held:?}");
         };
-        if end_ns - start_ns < 2 * THRESHOLD_NS {
-            println!(
-                "time {time}: the lock was kept for {} ms only",
-                (end_ns - start_ns) / MILLISECOND
-            );
-            continue;
-        }
+        let kept_ns = end_ns - start_ns;
+        ensure!(kept_ns >= 2 * THRESHOLD_NS, "kept for {} only", milliseconds(kept_ns));
         let stall = ends.iter().find(|end| {
             end.stall.start_monotonic_ns < end_ns && end.end_ns() > start_ns + THRESHOLD_NS
         });
@@ -59,17 +54,22 @@ fn the_holder_is_blamed() -> Result<()> {
         let mut holder = stall.stacks.iter().filter(|stack| stack.role == "holder");
         let is_native = |stack: &Stack| stack.frames.iter().any(|frame| frame.language == "native");
         ensure!(holder.any(is_native), "no stack of the holder down to the call into C");
+        tally.compared();
     }
-    ensure!(ends.len() <= 3, "{} stalls instead of three", ends.len());
-    Ok(())
+    let own = finished.own_ends().count();
+    ensure!(own <= 3, "{own} stalls instead of three");
+    tally.must_be(3)
 }
 
 /// A thread that sleeps gives the lock back, and nobody is reported.
 #[test]
 fn a_lock_given_back_is_no_stall() -> Result<()> {
     let _machine = alone();
-    let (_target, finished) = watch(&["--healthy", "--times", "2"])?;
-    let ends: Vec<_> = finished.ends().collect();
-    ensure!(ends.is_empty(), "{} stalls invented", ends.len());
+    for interpreter in interpreters()? {
+        let (_target, finished) =
+            run(interpreter.run_with("gil.py", &["--healthy", "--times", "2"])?, &[])?;
+        let ends: Vec<_> = finished.own_ends().collect();
+        ensure!(ends.is_empty(), "{}: {} stalls invented", interpreter.name, ends.len());
+    }
     Ok(())
 }

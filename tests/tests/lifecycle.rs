@@ -11,6 +11,7 @@ use profiler_tests::load::Client;
 use profiler_tests::programs;
 use profiler_tests::report::{Event, Line};
 use profiler_tests::scenario::{alone, require_root};
+use profiler_tests::tally::skip;
 use profiler_tests::target::{Scratch, Target, folder};
 use profiler_tests::tracer::{Finished, Tracer, binary, run, run_command};
 
@@ -27,7 +28,7 @@ fn is_open(line: &Line) -> bool {
 
 /// The session ended in order, for this reason.
 fn must_end_for(finished: &Finished, reason: &str) -> Result<()> {
-    let Finished { code, lines, unreadable, logs } = finished;
+    let Finished { code, lines, unreadable, logs, .. } = finished;
     ensure!(*code == Some(DONE), "exit code {code:?}\n{logs}");
     ensure!(unreadable.is_empty(), "{unreadable:#?}");
     let last = lines.last().context("no lines")?;
@@ -85,21 +86,23 @@ fn a_signal_ends_everything() -> Result<()> {
         ensure!(!programs.is_empty(), "an attached stalltrace holds no program");
         ensure!(programs::still_loaded(&programs)? == programs, "not all of {programs:?} are seen");
 
-        request_in_background(target.port(), "/sleep?ms=3000");
-        tracer.wait_for(is_open, patience(5))?;
+        request_in_background(target.port(), "/sleep?ms=20000");
+        tracer.wait_for(is_open, patience(20))?;
         let before = Instant::now();
         let finished = tracer.end_by(signal)?;
-        ensure!(before.elapsed() < patience(2), "it waited for the stall to end");
+        ensure!(before.elapsed() < patience(10), "it waited for the stall to end");
         must_end_for(&finished, "signal")?;
         must_leave_stall_unended(&finished)?;
         must_be_unloaded(&programs)?;
+        // It would not listen before its stall is over.
+        target.signal(Signal::SIGKILL)?;
     }
     Ok(())
 }
 
 /// The kernel frees programs a moment after their last user is gone.
 fn must_be_unloaded(ids: &std::collections::BTreeSet<u32>) -> Result<()> {
-    let deadline = Instant::now() + patience(3);
+    let deadline = Instant::now() + patience(15);
     loop {
         let left = programs::still_loaded(ids)?;
         if left.is_empty() {
@@ -138,7 +141,7 @@ fn the_end_of_the_target_ends_the_session() -> Result<()> {
     let target = Target::service()?;
     let (tracer, _) = Tracer::attach(target.pid(), &[])?;
     request_in_background(target.port(), "/sleep?ms=30000");
-    tracer.wait_for(is_open, patience(5))?;
+    tracer.wait_for(is_open, patience(20))?;
     target.signal(Signal::SIGKILL)?;
     let finished = tracer.finish()?;
     must_end_for(&finished, "target_exited")?;
@@ -155,7 +158,7 @@ fn a_duration_ends_the_session() -> Result<()> {
     let before = Instant::now();
     must_end_for(&tracer.finish()?, "duration_over")?;
     let watched = before.elapsed();
-    ensure!(watched > Duration::from_millis(1500) && watched < patience(4), "{watched:?}");
+    ensure!(watched > Duration::from_millis(1500) && watched < patience(10), "{watched:?}");
     Ok(())
 }
 
@@ -185,10 +188,12 @@ fn text_is_for_people() -> Result<()> {
     let _machine = alone();
     require_root()?;
     let target = Target::service()?;
-    let tracer = Tracer::spawn(target.pid(), &["--format", "text", "--duration", "4s"])?;
-    std::thread::sleep(patience(2));
+    let tracer = Tracer::spawn(target.pid(), &["--format", "text"])?;
+    // The one on what is watched.
+    tracer.wait_for_text(patience(60))?;
     Client::connect(target.port())?.get("/sleep?ms=400")?;
-    let finished = tracer.finish()?;
+    std::thread::sleep(Duration::from_millis(300));
+    let finished = tracer.interrupt()?;
     ensure!(finished.code == Some(DONE), "{}", finished.logs);
     ensure!(finished.lines.is_empty(), "JSON lines among the text");
     let text = finished.unreadable.join("\n");
@@ -206,7 +211,7 @@ fn two_tracers_do_not_disturb_each_other() -> Result<()> {
     let (other, _) = Tracer::attach(target.pid(), &[])?;
     Client::connect(target.port())?.get("/sleep?ms=400")?;
     for tracer in [one, other] {
-        tracer.wait_for(|line| matches!(line.event, Event::StallEnd(_)), patience(5))?;
+        tracer.wait_for(|line| matches!(line.event, Event::StallEnd(_)), patience(20))?;
         must_end_for(&tracer.interrupt()?, "signal")?;
     }
     Ok(())
@@ -229,21 +234,26 @@ fn a_kernel_thread_is_refused() -> Result<()> {
     const KTHREADD: u32 = 2;
     let name = std::fs::read_to_string(format!("/proc/{KTHREADD}/comm")).unwrap_or_default();
     if name.trim() != "kthreadd" {
-        println!("skipped: process {KTHREADD} is not kthreadd but {name:?}");
-        return Ok(());
+        return skip("lifecycle/kernel_thread", format!("process {KTHREADD} is {name:?}"));
     }
     must_refuse(&attach(KTHREADD)?, NOT_POSSIBLE, "kernel thread")
 }
 
-/// A process that only sleeps has no event loop to stall.
+/// A process that only sleeps has no event loop to stall; one may come, and until then that is said.
 #[test]
-fn a_process_without_a_loop_is_refused() -> Result<()> {
+fn a_process_without_a_loop_is_followed() -> Result<()> {
     let _machine = alone();
     require_root()?;
     let mut command = Command::new("sleep");
     command.arg("100");
     let target = Target::program(command)?;
-    must_refuse(&attach(target.pid())?, NOT_POSSIBLE, "event loop")
+    let (tracer, start) = Tracer::attach(target.pid(), &["--duration", "2s"])?;
+    let Event::SessionStart(start) = &start.line.event else { anyhow::bail!("no start") };
+    ensure!(start.gaps.iter().any(|gap| gap.contains("event loop")), "{:?}", start.gaps);
+    let finished = tracer.finish()?;
+    must_end_for(&finished, "duration_over")?;
+    ensure!(finished.ends().next().is_none(), "{:?}", finished.told());
+    Ok(())
 }
 
 /// 32-bit processes are not supported, and are told so.
@@ -267,15 +277,13 @@ fn a_32_bit_process_is_refused() -> Result<()> {
         .args([&program, &folder().join("i386.c")])
         .output();
     if !compiled.is_ok_and(|output| output.status.success()) {
-        println!("skipped: gcc -m32 is not to be had");
-        return Ok(());
+        return skip("lifecycle/32_bit", "gcc -m32 is not to be had");
     }
     let target = Target::program(Command::new(&program))?;
     // One line says that this kernel runs such programs at all.
     std::thread::sleep(Duration::from_millis(200));
     if !Path::new(&format!("/proc/{}/exe", target.pid())).exists() {
-        println!("skipped: this kernel runs no 32-bit programs");
-        return Ok(());
+        return skip("lifecycle/32_bit", "this kernel runs no 32-bit programs");
     }
     must_refuse(&attach(target.pid())?, NOT_POSSIBLE, "32-bit")
 }
@@ -300,9 +308,8 @@ fn an_ordinary_user_is_refused() -> Result<()> {
 #[test]
 fn bad_usage_is_refused() -> Result<()> {
     let _machine = alone();
-    let cases: [&[&str]; 6] = [
+    let cases: [&[&str]; 5] = [
         &["attach"],
-        &["attach", "uvicorn"],
         &["attach", "-1"],
         &["attach", "1", "--threshold", "soon"],
         &["attach", "1", "--format", "poem"],

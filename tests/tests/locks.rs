@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use profiler_tests::clock::milliseconds;
+use profiler_tests::clock::{MILLISECOND, milliseconds};
 use profiler_tests::report::{Stack, StallLine};
 use profiler_tests::scenario::{THRESHOLD_NS, alone};
+use profiler_tests::tally::Tally;
 use profiler_tests::turns::{self, Watched, script};
 use serde::Deserialize;
 
@@ -54,7 +55,12 @@ struct Seen(Watched<Waited>);
 impl Seen {
     /// The waits, each with the stall that was reported of it. A machine without a free CPU makes some
     /// of them something else.
-    fn judged(&self, cause: &str, count: usize) -> Result<Vec<(&Waited, &StallLine)>> {
+    fn judged(
+        &self,
+        cause: &str,
+        count: usize,
+        tally: &mut Tally,
+    ) -> Result<Vec<(&Waited, &StallLine)>> {
         let Watched { turns: waits, finished, .. } = &self.0;
         ensure!(waits.len() == count, "{} waits instead of {count}", waits.len());
         let mut judged = Vec::new();
@@ -65,9 +71,11 @@ impl Seen {
             let stall = stall.with_context(|| format!("{} was missed", waited.kind))?;
             ensure!(stall.is_caused_by(cause), "{}: {:?}", waited.kind, stall.cause);
             if stall.cause.kind == cause {
+                tally.compared();
                 judged.push((waited, stall));
             } else {
-                println!("{} {}: not enough CPU", waited.kind, milliseconds(duration_ns));
+                let lasted = milliseconds(duration_ns);
+                tally.passed_over(format!("{} {lasted}: not enough CPU", waited.kind));
             }
         }
         Ok(judged)
@@ -97,8 +105,9 @@ fn blamed<'a>(waited: &'a Waited, stall: &StallLine) -> Result<&'a Keeper> {
 #[test]
 fn an_owner_is_blamed() -> Result<()> {
     let _machine = alone();
+    let mut tally = Tally::of("locks/an_owner_is_blamed");
     let seen = watch(&["mutex", "busy", "inheriting", "rlock"])?;
-    for (waited, stall) in seen.judged("lock", 4)? {
+    for (waited, stall) in seen.judged("lock", 4, &mut tally)? {
         let keeper = blamed(waited, stall)?;
         let owner = stall.cause.owner_thread.as_ref().map(|thread| thread.tid);
         ensure!(owner == Some(keeper.tid), "{:?} instead of {keeper:?}", stall.cause);
@@ -107,7 +116,8 @@ fn an_owner_is_blamed() -> Result<()> {
         let waker = stall.cause.woken_by.as_ref().map(|waker| waker.tid);
         ensure!(waker == Some(keeper.tid), "released by {waker:?}");
     }
-    Ok(())
+    // One may be lost to a machine that is busy with something else.
+    tally.must_be(3)
 }
 
 /// A plain lock has no owner: the line that waits is named, and, without blame, who released it, in
@@ -115,8 +125,9 @@ fn an_owner_is_blamed() -> Result<()> {
 #[test]
 fn a_waker_is_named() -> Result<()> {
     let _machine = alone();
-    let seen = watch(&["lock", "process"])?;
-    for (waited, stall) in seen.judged("lock", 2)? {
+    let mut tally = Tally::of("locks/a_waker_is_named");
+    let seen = watch(&["--times", "2", "lock", "process"])?;
+    for (waited, stall) in seen.judged("lock", 4, &mut tally)? {
         let [keeper] = &waited.holders[..] else { bail!("{waited:?}") };
         let culprit = stall.culprit.as_ref().context("nobody is named")?;
         let waits = waited.waiter.is_at(culprit.function.as_deref(), culprit.line);
@@ -136,7 +147,7 @@ fn a_waker_is_named() -> Result<()> {
         let shown = stall.stacks.iter().any(released);
         ensure!(shown == in_process, "the releasing stack of {}: {shown}", waited.kind);
     }
-    Ok(())
+    tally.must_be(3)
 }
 
 /// Whoever keeps the interpreter's lock is to blame: a thread that computes, several in turn, or one that
@@ -145,8 +156,9 @@ fn a_waker_is_named() -> Result<()> {
 fn keepers_of_the_gil_are_blamed() -> Result<()> {
     let _machine = alone();
     let seen = watch(&["--times", "2", "spin", "spinners", "asleep"])?;
+    let mut tally = Tally::of("locks/keepers_of_the_gil");
     let mut in_turn = BTreeSet::new();
-    for (waited, stall) in seen.judged("gil", 6)? {
+    for (waited, stall) in seen.judged("gil", 6, &mut tally)? {
         let keeper = blamed(waited, stall)?;
         let holder = stall.cause.holder_thread.as_ref().map(|thread| thread.tid);
         ensure!(holder == Some(keeper.tid), "{:?} instead of {keeper:?}", stall.cause);
@@ -162,7 +174,8 @@ fn keepers_of_the_gil_are_blamed() -> Result<()> {
         ensure!(slices >= 5, "the wait is in pieces: {slices} samples");
     }
     println!("{} of 6 threads were seen to hold it in turn", in_turn.len());
-    Ok(())
+    // Three that compute beside the loop may leave it no CPU on a machine that has few.
+    tally.must_be(3)
 }
 
 /// Several threads keep a mutex in turn, and the loop gets it now and then: every wait counts, all owners
@@ -170,21 +183,25 @@ fn keepers_of_the_gil_are_blamed() -> Result<()> {
 #[test]
 fn a_convoy_is_told() -> Result<()> {
     let _machine = alone();
-    let seen = watch(&["convoy"])?;
-    for (waited, stall) in seen.judged("lock", 1)? {
+    let mut tally = Tally::of("locks/a_convoy_is_told");
+    let seen = watch(&["--times", "2", "convoy"])?;
+    for (waited, stall) in seen.judged("lock", 2, &mut tally)? {
         blamed(waited, stall)?;
         let keepers: BTreeSet<_> = waited.holders.iter().map(|keeper| keeper.tid).collect();
         let told: BTreeSet<_> = stall.cause.holders.iter().map(|holder| holder.tid).collect();
         ensure!(told.len() >= 2 && told.is_subset(&keepers), "{told:?} of {keepers:?}");
         ensure!(stall.cause.summary.contains("threads in turn"), "{}", stall.cause.summary);
-        let times = stall.cause.times.unwrap_or(0);
-        ensure!((2..=8).contains(&times), "{times} waits");
-        // What ended before the turn was suspected has no stack.
+        let times = stall.cause.how_often().unwrap_or(0);
+        // A lock that another one took first is waited for again.
+        ensure!(times >= 2, "{times} waits");
+        // What ended before the turn was suspected has no stack; a hypervisor may take the CPU between a wait and the
+        // target's reading of its clock.
         let (seen_ns, waited_ns) = (stall.cause.time_ns, waited.waited_ns.unwrap_or(0));
-        let is_near = seen_ns <= waited_ns && seen_ns + THRESHOLD_NS >= waited_ns / 10 * 9;
+        let is_near =
+            seen_ns <= waited_ns + 20 * MILLISECOND && seen_ns + THRESHOLD_NS >= waited_ns / 10 * 9;
         ensure!(is_near, "{seen_ns} ns of {waited_ns} ns");
     }
-    Ok(())
+    tally.must_be(1)
 }
 
 /// What is given back soon stalls nobody, and no thread is blamed for anything.
@@ -205,9 +222,16 @@ fn what_is_given_back_is_no_stall() -> Result<()> {
     ];
     let seen = watch(&[&["--healthy"], &kinds[..]].concat())?;
     ensure!(seen.0.turns.len() == kinds.len(), "{} waits", seen.0.turns.len());
-    // A machine that keeps its CPUs from the loop does stall it.
-    let is_held = |end: &&StallLine| end.is_caused_by("lock") || end.is_caused_by("gil");
-    let blamed: Vec<_> = seen.0.finished.ends().filter(is_held).collect();
-    ensure!(blamed.iter().all(|end| end.cause.kind == "run_queue"), "{blamed:?}");
+    let is_held = |end: &&StallLine| ["lock", "gil"].contains(&end.cause.kind.as_str());
+    // On a crowded machine whoever holds it for moments has no CPU to give it back: then the loop did wait.
+    let is_true = |end: &&StallLine| {
+        let mut around = seen.0.turns.iter().filter(|waited| {
+            end.stall.start_monotonic_ns < waited.end_ns && end.end_ns() > waited.start_ns
+        });
+        around.any(|waited| waited.end_ns - waited.start_ns >= THRESHOLD_NS / 2)
+    };
+    let held = seen.0.finished.ends().filter(is_held);
+    let invented: Vec<_> = held.filter(|end| !is_true(end)).collect();
+    ensure!(invented.is_empty(), "{invented:?}");
     Ok(())
 }

@@ -52,7 +52,7 @@ fn direct_reclaim() -> Result<()> {
 }
 
 fn write() -> Command {
-    around(&["write=256"])
+    around(&["write=600"])
 }
 
 /// How much of the stall was told to be freeing, in percent.

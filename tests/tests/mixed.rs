@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::clock::{MILLISECOND, milliseconds};
-use profiler_tests::report::StallLine;
 use profiler_tests::scenario::{THRESHOLD_NS, alone};
 use profiler_tests::turns::{self, Watched, script};
 use serde::Deserialize;
@@ -95,8 +94,7 @@ fn the_largest_part_is_the_cause() -> Result<()> {
 fn a_short_mixture_is_silent() -> Result<()> {
     let _machine = alone();
     let watched = watch(&["cpu=10,sleep=20,recv=15", "sleep=15,cpu=10,recv=20"])?;
-    let is_ours = |end: &&StallLine| end.cause.kind != "run_queue";
-    let unexplained: Vec<_> = watched.finished.ends().filter(is_ours).collect();
+    let unexplained: Vec<_> = watched.finished.own_ends().collect();
     ensure!(unexplained.is_empty(), "{unexplained:?}");
     Ok(())
 }

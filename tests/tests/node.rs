@@ -1,4 +1,4 @@
-//! The sample service on node 18 to 25: each stall's function, script and line of definition, from V8's own memory.
+//! The sample service on node 18 to 26: each stall's function, script and line of definition, from V8's own memory.
 
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::report::{Event, StallLine, Start};
@@ -7,7 +7,8 @@ use profiler_tests::target::{Target, node};
 use profiler_tests::truth::Truth;
 
 /// In C++ that JavaScript calls: in the kernel, in a child, in a lock, on the CPU.
-const CALLING: [&str; 6] = ["/file", "/hash", "/json", "/regex", "/shell", "/lock"];
+const CALLING: [&str; 8] =
+    ["/file", "/hash", "/digest", "/encrypt", "/json", "/regex", "/shell", "/lock"];
 /// In code that V8 made at run time, of every kind of function.
 const BUSY: [&str; 6] = ["/cpu", "/arrow", "/method", "/asynchronous", "/inlined", "/anonymous"];
 
@@ -43,7 +44,7 @@ fn reports_of(major: u32) -> Result<()> {
     ensure!(start.gaps.is_empty(), "{:?}", start.gaps);
 
     for (kind, cause) in
-        [("file", "syscall"), ("shell", "syscall"), ("lock", "lock"), ("cpu", "cpu")]
+        [("file", "syscall"), ("shell", "syscall"), ("lock", "sleep"), ("cpu", "cpu")]
     {
         let truth = played.truths.iter().find(|truth| truth.kind == kind).context("no record")?;
         let end = end_of(&played, truth).with_context(|| format!("{kind} was not reported"))?;
@@ -77,6 +78,11 @@ fn node_24() -> Result<()> {
 #[test]
 fn node_25() -> Result<()> {
     reports_of(25)
+}
+
+#[test]
+fn node_26() -> Result<()> {
+    reports_of(26)
 }
 
 /// Where no callback is to blame by itself, none is blamed.

@@ -12,11 +12,12 @@ const HEALTHY: [&str; 5] = ["/", "/pause", "/read", "/hash-aside", "/short"];
 #[test]
 fn every_tier() -> Result<()> {
     let _machine = alone();
-    let tiers: [(u32, &[&str]); 4] = [
+    let tiers: [(u32, &[&str]); 5] = [
         (18, &["--no-opt", "--no-sparkplug"]),
         (20, &["--always-sparkplug", "--no-opt"]),
         (22, &["--jitless"]),
         (24, &["--always-turbofan", "--no-turbo-inlining"]),
+        (26, &["--maglev", "--no-turbofan"]),
     ];
     for (major, options) in tiers {
         let target = Target::node(&node(major)?, options)?;

@@ -4,6 +4,7 @@
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::report::{OnCpu, StallLine};
 use profiler_tests::scenario::{THRESHOLD_NS, alone};
+use profiler_tests::tally::Tally;
 use profiler_tests::turns::{self, Watched, script};
 use serde::Deserialize;
 
@@ -47,12 +48,33 @@ fn told(end: &StallLine) -> Option<Told> {
     Some(Told { kind: part.kind.clone(), culprit, on_cpu: part.on_cpu.clone() })
 }
 
-/// Plays these turns; what the target measured of each, and what was told of it.
+/// Plays these turns, and those that the machine had no CPU for once more; what the target measured of each, and what
+/// was told of it.
 fn watch(names: &[&str]) -> Result<Vec<(Turn, Told)>> {
+    const TRIES: usize = 5;
+    let mut tally = Tally::of(format!("oncpu/{}", names.join("+")));
+    let mut seen = Vec::new();
+    let mut left = names.to_vec();
+    for _ in 0..TRIES {
+        left = watch_once(&left, &mut seen, &mut tally)?;
+        if left.is_empty() {
+            break;
+        }
+    }
+    tally.must_be(names.len())?;
+    Ok(seen)
+}
+
+/// Which of the turns are to be played again.
+fn watch_once<'a>(
+    names: &[&'a str],
+    seen: &mut Vec<(Turn, Told)>,
+    tally: &mut Tally,
+) -> Result<Vec<&'a str>> {
     let watched: Watched<Turn> = turns::watch(script("oncpu.py", names), &[], "stalled")?;
     let Watched { turns, finished, .. } = watched;
     ensure!(turns.len() == names.len(), "{} turns", turns.len());
-    let mut seen = Vec::new();
+    let mut starved = Vec::new();
     for (name, turn) in names.iter().zip(turns) {
         ensure!(turn.name == *name, "{turn:?} instead of {name}");
         let duration_ns = turn.end_ns - turn.start_ns;
@@ -62,11 +84,18 @@ fn watch(names: &[&str]) -> Result<Vec<(Turn, Told)>> {
             end.end_ns().min(turn.end_ns).saturating_sub(from_ns) > duration_ns / 2
         });
         let end = end.with_context(|| format!("{turn:?} was not reported"))?;
-        let told = told(end).with_context(|| format!("{name}: {:?}", end.cause))?;
+        let Some(told) = told(end) else {
+            // What is a small part of a stall is not listed.
+            ensure!(end.is_starved(), "{name}: {:?}", end.cause);
+            tally.passed_over(format!("{name}: {}", end.cause.summary));
+            starved.push(*name);
+            continue;
+        };
         println!("{name}: {}", end.cause.summary);
+        tally.compared();
         seen.push((turn, told));
     }
-    Ok(seen)
+    Ok(starved)
 }
 
 /// Ten thousand calls of one function are not one call of it, nor is one call many: callbacks and tasks.

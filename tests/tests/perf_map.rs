@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
 use profiler_tests::clock::patience;
 use profiler_tests::scenario::{alone, require_root};
 use profiler_tests::target::{Scratch, Target, folder};
@@ -20,8 +21,9 @@ fn made_code_is_named() -> Result<()> {
         .status()?;
     ensure!(built.success(), "gcc: {built}");
     let target = Target::program(Command::new(&program))?;
-    target.line_starting("ready", patience(10))?;
+    target.line_starting("ready", patience(60))?;
     let (tracer, _) = Tracer::attach(target.pid(), &[])?;
+    target.signal(Signal::SIGUSR1)?;
     let finished = tracer.finish()?;
     let ends: Vec<_> = finished.ends().collect();
     for (name, other) in [

@@ -8,6 +8,7 @@ use nix::unistd::Pid;
 use profiler_tests::cgroup::{Controller, Group};
 use profiler_tests::clock::{MILLISECOND, milliseconds, patience};
 use profiler_tests::scenario::alone;
+use profiler_tests::tally::Tally;
 use profiler_tests::target::{Target, system_python};
 use profiler_tests::turns::{around, nothing, play};
 
@@ -22,7 +23,19 @@ const NEAR_NS: u64 = 110 * MILLISECOND;
 /// it, and that it was this group's quota.
 #[test]
 fn the_quota_is_the_cause() -> Result<()> {
+    const TRIES: usize = 5;
     let _machine = alone();
+    let mut tally = Tally::of("quota/the_quota_is_the_cause");
+    for _ in 0..TRIES {
+        throttle(&mut tally)?;
+        if tally.count() > 0 {
+            break;
+        }
+    }
+    tally.must_be(1)
+}
+
+fn throttle(tally: &mut Tally) -> Result<()> {
     let group = Group::new(Controller::Cpu)?;
     group.limit_cpu(QUOTA_US)?;
     let before_ns = group.throttled_ns()?;
@@ -35,6 +48,10 @@ fn the_quota_is_the_cause() -> Result<()> {
     let ready_ns = stall.stall.time.runnable_ns;
     ensure!(ready_ns.abs_diff(turn.off_cpu_ns()) < NEAR_NS, "{ready_ns} ready; {words}");
 
+    if counted_ns <= NEAR_NS {
+        tally.passed_over(format!("others took so much that no quota was used up: {words}"));
+        return Ok(());
+    }
     let parts = stall.cause.also.iter().map(|part| (part.kind.as_str(), part.throttled_ns));
     let own = (stall.cause.kind.as_str(), stall.cause.throttled_ns);
     let throttled = parts.chain([own]).find(|(kind, _)| *kind == "cpu_quota");
@@ -49,6 +66,9 @@ fn the_quota_is_the_cause() -> Result<()> {
         ensure!(stall.cause.quota_us == Some(QUOTA_US), "{words}");
         let cgroup = stall.cause.cgroup.as_deref();
         ensure!(cgroup == Some(group.name().as_str()), "{words}");
+        tally.compared();
+    } else {
+        tally.passed_over(format!("a busy machine took more: {words}"));
     }
     println!("{} of {}", milliseconds(throttled_ns), milliseconds(turn.duration_ns()));
     Ok(())
@@ -73,7 +93,7 @@ fn confined_to_one_cpu() -> Result<()> {
         let mut command = Command::new(system_python());
         command.args(["-c", HOG]);
         let hog = Target::program(command)?;
-        hog.line_starting("ready", patience(10))?;
+        hog.line_starting("ready", patience(60))?;
         confine(&hog)?;
         Ok(hog)
     };

@@ -7,6 +7,7 @@ use profiler_tests::report::Event;
 use profiler_tests::scenario::{THRESHOLD_NS, alone, each, observe, play};
 use profiler_tests::target::Target;
 use profiler_tests::tracer::Tracer;
+use profiler_tests::truth::Truth;
 
 /// Blocked in the kernel, each in another way.
 const BLOCKING: [&str; 6] =
@@ -37,20 +38,22 @@ fn busy_code_is_reported() -> Result<()> {
     Ok(())
 }
 
-/// Plays one stall of 400 ms; an error unless the report of its end gives this kind of cause.
-fn must_be_caused_by(path: &str, kind: &str) -> Result<()> {
+/// Plays a stall of 400 ms on each path; an error unless the report of its end gives this kind of cause.
+fn must_be_caused_by(expected: &[(&str, &str)]) -> Result<()> {
     let target = Target::service()?;
-    let played = play(&target, &each(&[path], &[400]))?;
+    let paths: Vec<&str> = expected.iter().map(|(path, _)| *path).collect();
+    let played = play(&target, &each(&paths, &[400]))?;
     played.must_be_right()?;
-    let mut stalls = played.truths.iter().filter(|truth| path.ends_with(&truth.kind));
-    let truth = stalls.next().context("no record")?;
-    let mut ends = played.finished.lines.iter().filter_map(|arrived| {
-        let Event::StallEnd(end) = &arrived.line.event else { return None };
-        let overlap_ns = truth.overlap_ns(end.stall.start_monotonic_ns, end.end_ns());
-        (overlap_ns > truth.duration_ns() / 2).then_some(end)
-    });
-    let end = ends.next().context("no report")?;
-    ensure!(end.is_caused_by(kind), "{path}: cause {} instead of {kind}", end.cause.kind);
+    for (path, kind) in expected {
+        let is_its = |truth: &&Truth| path.strip_prefix('/') == Some(truth.kind.as_str());
+        let truth = played.truths.iter().find(is_its).context("no record")?;
+        let mut ends = played.finished.ends().filter(|end| {
+            let overlap_ns = truth.overlap_ns(end.stall.start_monotonic_ns, end.end_ns());
+            overlap_ns > truth.duration_ns() / 2
+        });
+        let end = ends.next().with_context(|| format!("{path} was not reported"))?;
+        ensure!(end.is_caused_by(kind), "{path}: cause {} instead of {kind}", end.cause.kind);
+    }
     Ok(())
 }
 
@@ -58,7 +61,7 @@ fn must_be_caused_by(path: &str, kind: &str) -> Result<()> {
 #[test]
 fn causes_are_told_apart() -> Result<()> {
     let _machine = alone();
-    let expected = [
+    must_be_caused_by(&[
         ("/upstream", "syscall"),
         ("/upstream-timeout", "syscall"),
         ("/file", "syscall"),
@@ -67,18 +70,14 @@ fn causes_are_told_apart() -> Result<()> {
         ("/sleep", "sleep"),
         ("/regex", "cpu"),
         ("/cpu", "cpu"),
-    ];
-    for (path, cause) in expected {
-        must_be_caused_by(path, cause)?;
-    }
-    Ok(())
+    ])
 }
 
 /// Where no callback is to blame by itself, none is blamed.
 #[test]
 fn many_short_callbacks_are_saturation() -> Result<()> {
     let _machine = alone();
-    must_be_caused_by("/saturated", "saturated")
+    must_be_caused_by(&[("/saturated", "saturated")])
 }
 
 /// A stall of several seconds is opened once, updated at growing intervals, and ended.
@@ -96,8 +95,9 @@ fn a_long_stall_is_followed() -> Result<()> {
     ensure!((1..40).contains(&durations_ns.len()), "updates at {durations_ns:?}");
     let intervals: Vec<u64> =
         durations_ns.windows(2).filter_map(|pair| pair[1].checked_sub(pair[0])).collect();
-    // A watchdog's step may shorten one interval against the one before.
-    let grows = intervals.windows(2).all(|pair| pair[1] + 50 * MILLISECOND >= pair[0]);
+    // A watchdog's step may shorten one interval against the one before, and so does a crowded machine.
+    let grows =
+        intervals.windows(2).all(|pair| pair[1] + 50 * MILLISECOND + pair[0] / 4 >= pair[0]);
     ensure!(grows, "intervals {intervals:?}");
     Ok(())
 }

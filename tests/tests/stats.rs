@@ -11,8 +11,9 @@ use nix::unistd::Pid;
 use profiler_tests::clock::{MILLISECOND, monotonic_ns, patience};
 use profiler_tests::lives::broken_contract;
 use profiler_tests::noise::NoiseMeter;
-use profiler_tests::report::{Arrived, Event, LoopStats, Stats};
+use profiler_tests::report::{Arrived, Event, Stats};
 use profiler_tests::scenario::{alone, require_root};
+use profiler_tests::statistics::LoopStats;
 use profiler_tests::target::{Target, folder, system_python};
 use profiler_tests::tracer::{Finished, Tracer};
 
@@ -72,7 +73,7 @@ fn a_loop_is_measured_as_it_measures_itself() -> Result<()> {
     let target = start("stats_loop.py", &[])?;
     let (tracer, _) = Tracer::attach(target.pid(), AT_THE_END)?;
     let connection = connect(target.port())?;
-    let told = target.line_starting("turns ", patience(30))?;
+    let told = target.line_starting("turns ", patience(60))?;
     let finished = finish(tracer)?;
     drop(connection);
 
@@ -203,7 +204,7 @@ fn accepts_are_counted_by_process() -> Result<()> {
     };
     let mut watched = None;
     for _ in 0..WORKERS {
-        let pid = words(target.line_starting("worker ", patience(10))?)?.first().copied();
+        let pid = words(target.line_starting("worker ", patience(60))?)?.first().copied();
         watched = watched.or(pid);
     }
     let watched = u32::try_from(watched.context("no worker")?)?;
@@ -221,7 +222,7 @@ fn accepts_are_counted_by_process() -> Result<()> {
     ensure!(stats.accepts.len() == WORKERS, "{:?}", stats.accepts);
     let mut herd = 0;
     for _ in 0..WORKERS {
-        let counts = words(target.line_starting("accepts ", patience(10))?)?;
+        let counts = words(target.line_starting("accepts ", patience(60))?)?;
         let [pid, accepted, would_block] = counts[..] else { anyhow::bail!("{counts:?}") };
         let seen = stats.accepts.iter().find(|one| u64::from(one.pid) == pid);
         let seen = seen.with_context(|| format!("no process {pid}: {:?}", stats.accepts))?;
@@ -244,7 +245,7 @@ fn every_thread_has_its_own_sums() -> Result<()> {
     let target = start("short_loops.py", &[])?;
     let (tracer, _) = Tracer::attach(target.pid(), &["--stats-interval", "500ms"])?;
     target.signal(Signal::SIGUSR1)?;
-    let told = target.line_starting("loops ", patience(30))?;
+    let told = target.line_starting("loops ", patience(60))?;
     let loops: Vec<(u32, u64)> = serde_json::from_str(told.trim_start_matches("loops "))?;
     let finished = finish(tracer)?;
     let known = |tid: u32| loops.iter().any(|(known, _)| *known == tid);

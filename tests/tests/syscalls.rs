@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::report::{Arrived, Event, Line, StallLine};
 use profiler_tests::scenario::{THRESHOLD_NS, alone, require_root};
+use profiler_tests::tally::Tally;
 use profiler_tests::target::Target;
 use profiler_tests::tracer::Tracer;
 use profiler_tests::turns::{self, Watched, script};
@@ -63,51 +64,82 @@ fn difference(expected: &Value, found: &Value, path: &str) -> Option<String> {
     }
 }
 
-/// Runs waits of these kinds, and holds what was reported of each against what is known of it.
+/// Runs waits of these kinds, and holds what was reported of each against what is known of it; those that the
+/// machine had no CPU for once more.
 fn are_explained(kinds: &[&str]) -> Result<()> {
+    const TRIES: usize = 3;
     let _machine = alone();
-    let seen = watch(kinds)?;
-    ensure!(seen.turns.len() == kinds.len(), "{:?}\n{}", seen.turns, seen.finished.logs);
-    for waited in &seen.turns {
-        let stall = stall_of(&seen, waited)?;
+    let mut tally = Tally::of(format!("syscalls/{}", kinds.join("+")));
+    let mut left = kinds.to_vec();
+    for _ in 0..TRIES {
+        let seen = watch(&left)?;
+        ensure!(seen.turns.len() == left.len(), "{:?}\n{}", seen.turns, seen.finished.logs);
+        left = explain(&seen, &left, &mut tally)?;
+        if left.is_empty() {
+            break;
+        }
+    }
+    tally.must_be(kinds.len())
+}
+
+/// The kinds of which nothing can be said, as the machine had no CPU for them.
+fn explain<'a>(seen: &Seen, kinds: &[&'a str], tally: &mut Tally) -> Result<Vec<&'a str>> {
+    let mut starved = Vec::new();
+    for (name, waited) in kinds.iter().zip(&seen.turns) {
+        let stall = stall_of(seen, waited)?;
         let kind = waited.cause.as_ref().and_then(|cause| cause["kind"].as_str());
         let kind = kind.context("no kind")?;
         ensure!(stall.is_caused_by(kind), "{}: {:?}", waited.kind, stall.cause);
         if stall.cause.kind != kind {
-            println!("{}: not enough CPU", waited.kind);
+            tally.passed_over(format!("{}: not enough CPU", waited.kind));
+            starved.push(*name);
             continue;
         }
-        let summary = &stall.cause.summary;
-        println!("{}: {summary} {:?}", waited.kind, stall.cause.woken_by);
-        let words = waited.words.as_deref().unwrap_or_default();
-        ensure!(summary.starts_with(words), "{}: {summary:?} instead of {words:?}", waited.kind);
-        let mut expected = waited.cause.clone().unwrap_or_default();
-        expected.as_object_mut().map(|fields| fields.remove("kind"));
-        let mut fields = stall.cause.fields.clone();
-        fields.insert("syscall".to_owned(), stall.cause.on_cpu.syscall.clone().into());
-        let fields = Value::Object(fields);
-        if let Some(difference) = difference(&expected, &fields, "cause") {
-            anyhow::bail!("{}: {difference}\n{:#?}", waited.kind, stall.gaps);
+        let is_looked_for = |gap: &String| gap.starts_with("woken_by:");
+        let is_unknown = stall.cause.woken_by.is_none() && stall.gaps.iter().any(is_looked_for);
+        if waited.woken_by.is_some() && is_unknown {
+            tally.passed_over(format!("{}: not enough CPU to look for its waker", waited.kind));
+            starved.push(*name);
+            continue;
         }
-        let stack = stall.stacks.first().context("no stack")?;
-        let mut kernel = stack.kernel.iter().filter_map(|frame| frame.function.as_deref());
-        if let Some(function) = &waited.kernel {
-            let frames = &stack.kernel;
-            ensure!(kernel.any(|seen| seen.starts_with(function)), "{}: {frames:?}", waited.kind);
-        }
-        let waker = stall.cause.woken_by.as_ref().map(|waker| waker.pid);
-        ensure!(
-            waker == waited.woken_by,
-            "{}: woken by {waker:?} instead of {:?}: {:?}",
-            waited.kind,
-            waited.woken_by,
-            stall.gaps
-        );
-        let gap = stall.gaps.iter().any(|gap| gap.starts_with("woken_by:"));
-        ensure!(!(gap && waker.is_some()), "{}: {:?}", waited.kind, stall.gaps);
-        let has_peer = waited.kind.starts_with("receive") || waited.kind == "accept";
-        ensure!(gap || waker.is_some() || !has_peer, "{}: {:?}", waited.kind, stall.gaps);
+        is_right(waited, stall)?;
+        tally.compared();
     }
+    Ok(starved)
+}
+
+/// What is said of a wait is what is known of it.
+fn is_right(waited: &Waited, stall: &StallLine) -> Result<()> {
+    let summary = &stall.cause.summary;
+    println!("{}: {summary} {:?}", waited.kind, stall.cause.woken_by);
+    let words = waited.words.as_deref().unwrap_or_default();
+    ensure!(summary.starts_with(words), "{}: {summary:?} instead of {words:?}", waited.kind);
+    let mut expected = waited.cause.clone().unwrap_or_default();
+    expected.as_object_mut().map(|fields| fields.remove("kind"));
+    let mut fields = stall.cause.fields.clone();
+    fields.insert("syscall".to_owned(), stall.cause.on_cpu.syscall.clone().into());
+    let fields = Value::Object(fields);
+    if let Some(difference) = difference(&expected, &fields, "cause") {
+        anyhow::bail!("{}: {difference}\n{:#?}", waited.kind, stall.gaps);
+    }
+    let stack = stall.stacks.first().context("no stack")?;
+    let mut kernel = stack.kernel.iter().filter_map(|frame| frame.function.as_deref());
+    if let Some(function) = &waited.kernel {
+        let frames = &stack.kernel;
+        ensure!(kernel.any(|seen| seen.starts_with(function)), "{}: {frames:?}", waited.kind);
+    }
+    let waker = stall.cause.woken_by.as_ref().map(|waker| waker.pid);
+    ensure!(
+        waker == waited.woken_by,
+        "{}: woken by {waker:?} instead of {:?}: {:?}",
+        waited.kind,
+        waited.woken_by,
+        stall.gaps
+    );
+    let gap = stall.gaps.iter().any(|gap| gap.starts_with("woken_by:"));
+    ensure!(!(gap && waker.is_some()), "{}: {:?}", waited.kind, stall.gaps);
+    let has_peer = waited.kind.starts_with("receive") || waited.kind == "accept";
+    ensure!(gap || waker.is_some() || !has_peer, "{}: {:?}", waited.kind, stall.gaps);
     Ok(())
 }
 
@@ -201,13 +233,20 @@ fn moments_are_no_stalls() -> Result<()> {
     ];
     let seen = watch(&[&["--healthy"], &kinds[..]].concat())?;
     ensure!(seen.turns.len() == kinds.len(), "{:?}", seen.turns);
+    let mut tally = Tally::of("syscalls/moments_are_no_stalls");
     for waited in &seen.turns {
         let stall = seen.finished.stall_in(waited.start_ns, waited.end_ns);
-        // A machine that keeps its CPUs from the loop does stall it.
+        // A machine that keeps its CPUs from the loop, or from whom it waits for, does stall it.
         let stall = stall.filter(|end| end.cause.kind != "run_queue");
-        ensure!(stall.is_none(), "{}: {stall:?}", waited.kind);
+        let is_long = waited.end_ns - waited.start_ns >= THRESHOLD_NS / 2;
+        ensure!(is_long || stall.is_none(), "{}: {stall:?}", waited.kind);
+        if is_long {
+            tally.passed_over(format!("{} took longer than a moment", waited.kind));
+        } else {
+            tally.compared();
+        }
     }
-    Ok(())
+    tally.must_be(kinds.len() * 3 / 4)
 }
 
 /// Clients that come while the loop stalls are counted while they wait, and by what was ready afterwards.

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::clock::{MILLISECOND, patience, slowdown};
-use profiler_tests::load::{Client, Traffic};
+use profiler_tests::load::{Client, Exchange, Traffic};
+use profiler_tests::noise::NoiseMeter;
 use profiler_tests::redis;
 use profiler_tests::scenario::{alone, each};
 use profiler_tests::target::Target;
@@ -54,6 +55,7 @@ fn check_place(truth: &Truth) -> Result<()> {
 
 /// Every stalling route is recorded once, for about as long as asked for, and felt by others as long.
 fn check_stalls(target: &Target, paths: &[&str]) -> Result<()> {
+    let noise = NoiseMeter::start();
     let traffic = Traffic::start(target.port(), "/", Duration::from_millis(20), 16)?;
     let mut client = Client::connect(target.port())?;
     for path in each(paths, &[ASKED_MS]) {
@@ -65,7 +67,7 @@ fn check_stalls(target: &Target, paths: &[&str]) -> Result<()> {
         ensure!(new.next().is_none(), "{path} left more than one record");
         ensure!(felt.sent_ns <= truth.start_ns && truth.end_ns <= felt.answered_ns, "{truth:?}");
         let rest_ns = felt.waited_ns().saturating_sub(truth.duration_ns());
-        let allowed_ns = REST_NS * u64::from(slowdown());
+        let allowed_ns = REST_NS * u64::from(slowdown()) + noise.allowance_ns();
         ensure!(rest_ns < allowed_ns, "{path}: {rest_ns} ns of the request are not in {truth:?}");
         // A pattern's time is foretold from a shorter one's, and a lock's time has begun when the loop comes
         // to it; the others wait for a clock.
@@ -79,22 +81,22 @@ fn check_stalls(target: &Target, paths: &[&str]) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-    check_witnesses(target, &traffic.finish()?)
+    check_witnesses(target, &traffic.finish()?, UNNOTICED_NS + noise.allowance_ns())
 }
 
 /// The heartbeat and the healthy requests must both have noticed every stall.
-fn check_witnesses(target: &Target, healthy: &[profiler_tests::load::Exchange]) -> Result<()> {
+fn check_witnesses(target: &Target, healthy: &[Exchange], unnoticed_ns: u64) -> Result<()> {
     let truths = target.truths()?;
     let stalls = truths.iter().filter(|truth| !truth.is_lag());
     for truth in stalls.filter(|truth| truth.duration_ns() > 100 * MILLISECOND) {
         let mut lags = truths.iter().filter(|lag| lag.is_lag());
         let noted = lags.any(|lag| {
-            lag.overlap_ns(truth.start_ns, truth.end_ns) + UNNOTICED_NS >= truth.duration_ns()
+            lag.overlap_ns(truth.start_ns, truth.end_ns) + unnoticed_ns >= truth.duration_ns()
         });
         ensure!(noted, "the heartbeat did not notice {truth:?}");
         let felt = healthy.iter().any(|exchange| {
             let overlap_ns = truth.overlap_ns(exchange.sent_ns, exchange.answered_ns);
-            overlap_ns + UNNOTICED_NS >= truth.duration_ns()
+            overlap_ns + unnoticed_ns >= truth.duration_ns()
         });
         ensure!(felt, "no healthy request was held up by {truth:?}");
     }
@@ -110,7 +112,7 @@ fn check_health(target: &Target) -> Result<()> {
         client.get(&path)?;
     }
     let exchanges = traffic.finish()?;
-    ensure!(exchanges.len() > 100, "only {} healthy requests were answered", exchanges.len());
+    ensure!(exchanges.len() > 30, "only {} healthy requests were answered", exchanges.len());
     for truth in target.truths()?.iter().skip(before).filter(|truth| !truth.is_lag()) {
         ensure!(truth.kind == "short" && truth.duration_ns() < 100 * MILLISECOND, "{truth:?}");
         check_place(truth)?;
@@ -146,9 +148,9 @@ fn the_freezing_loop_is_truthful() -> Result<()> {
     let _machine = alone();
     for kind in ["sleep", "spin"] {
         let mut target = Target::frozen(kind, 1, 1)?;
-        target.line_starting("frozen", patience(5))?;
+        target.line_starting("frozen", patience(60))?;
         ensure!(target.truths()?.iter().all(Truth::is_lag), "it has not thawed yet");
-        target.line_starting("frozen", patience(5))?;
+        target.line_starting("frozen", patience(60))?;
         let truths = target.truths()?;
         let stall = truths.iter().find(|truth| truth.kind == kind).context("no record")?;
         ensure!(stall.duration_ns() > 990 * MILLISECOND, "{stall:?}");

@@ -5,12 +5,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use profiler_tests::failure::Failure;
-use profiler_tests::load::Client;
+use profiler_tests::load::{Client, Exchange, Traffic};
 use profiler_tests::report::StallLine;
-use profiler_tests::scenario::{alone, each, observe, play, require_root};
+use profiler_tests::scenario::{THRESHOLD_NS, alone, each, observe, play, require_root};
+use profiler_tests::tally::Tally;
 use profiler_tests::target::{Scratch, Target};
 use profiler_tests::tracer::Tracer;
+use profiler_tests::truth::Truth;
 
 const SERVICE: &str = env!("CARGO_BIN_EXE_tokio-target");
 const STALLS: [&str; 4] = ["/sleep", "/spin", "/lock", "/read"];
@@ -64,20 +65,30 @@ fn watched_workers() -> Result<()> {
     let truths = target.truths()?;
     let ends: Vec<_> = finished.ends().collect();
     ensure!(truths.len() == STALLS.len(), "odd target: {truths:?}");
+    let mut tally = Tally::of("tokio/watched_workers");
     for truth in &truths {
         let lasted_ns = truth.duration_ns();
         let about = ends.iter().find(|end| {
             truth.overlap_ns(end.stall.start_monotonic_ns, end.end_ns()) > lasted_ns / 2
         });
         let end = about.with_context(|| format!("{truth:?} was missed"))?;
-        let culprit = end.culprit.as_ref().context("nobody is blamed")?;
-        ensure!(culprit.function == truth.function, "{culprit:?} for {truth:?}");
+        match &end.culprit {
+            None if end.is_starved() => {
+                tally.passed_over(format!("{}: {}", truth.kind, end.cause.summary));
+            }
+            None => anyhow::bail!("nobody is blamed: {:?}", end.gaps),
+            Some(culprit) => {
+                ensure!(culprit.function == truth.function, "{culprit:?} for {truth:?}");
+                tally.compared();
+            }
+        }
         ensure!(end.stall.start_known && end.stall.end_known, "{:?}", end.stall);
         let apart_ns = end.stall.duration_ns.abs_diff(lasted_ns);
         ensure!(apart_ns < lasted_ns / 5, "{} ns for {truth:?}", end.stall.duration_ns);
     }
     ensure!(ends.len() == truths.len(), "{} stalls of {}", ends.len(), truths.len());
-    Ok(())
+    // One may be lost to a machine that is busy with something else.
+    tally.must_be(STALLS.len() - 1)
 }
 
 /// A frame that was inlined has the address of the one that it was put into, which comes next.
@@ -95,37 +106,59 @@ fn inlined_frames_lie_inside(ends: &[&StallLine]) -> Result<()> {
     Ok(())
 }
 
-/// Of workers that share one epoll instance, those whose turn began in it are watched. What is said of
-/// them is right, and of workers that are parked nothing is said.
+/// Where one worker blocks, another takes over the epoll instance, or tokio leaves it parked and nobody
+/// does. The requests of others say which: what they felt is told, and nothing else.
 #[test]
 fn multi_thread() -> Result<()> {
     let _machine = alone();
+    require_root()?;
     let target = start(Path::new(SERVICE), "multi_thread")?;
-    let mut played = observe(&target, || {
-        let mut client = Client::connect(target.port())?;
-        for path in each(&STALLS, &[300, 450]) {
-            // The worker that serves this one parks, or drives, until the next comes.
-            client.get("/")?;
-            std::thread::sleep(Duration::from_millis(250));
-            client.get(&path)?;
-            std::thread::sleep(Duration::from_millis(250));
-        }
-        Ok(Vec::new())
-    })?;
-    let (missed, wrong) = std::mem::take(&mut played.verdict.failures)
-        .into_iter()
-        .partition::<Vec<_>, _>(|failure| matches!(failure, Failure::Missed { .. }));
-    played.verdict.failures = wrong;
-    played.must_be_right()?;
-    println!("{} missed: {missed:?}", missed.len());
-    ensure!(played.verdict.confirmed > 0, "all {} stalls were missed", missed.len());
-    let workers = played.finished.ends().collect::<Vec<_>>();
-    ensure!(
-        workers.iter().all(|end| end.thread.name.as_deref() == Some("tokio-rt-worker")
-            && end.thread.loop_kind.as_deref() == Some("tokio")),
-        "{workers:#?}"
-    );
+    let traffic = Traffic::start(target.port(), "/", Duration::from_millis(10), 48)?;
+    let (tracer, _) = Tracer::attach(target.pid(), &[])?;
+    for path in each(&STALLS, &[300, 450]) {
+        std::thread::sleep(Duration::from_millis(250));
+        Client::connect(target.port())?.get(&path)?;
+    }
+    std::thread::sleep(Duration::from_millis(250));
+    let exchanges = traffic.finish()?;
+    let finished = tracer.interrupt()?;
+    let truths = target.truths()?;
+    ensure!(truths.len() == 8, "odd target: {truths:?}");
+    let (mut told, mut judged) = (0, 0);
+    for truth in &truths {
+        // On a busy machine the requests may come late themselves.
+        let Some(felt_ns) = felt_ns(truth, &exchanges) else { continue };
+        judged += 1;
+        let Some(end) = finished.stall_in(truth.start_ns, truth.end_ns) else {
+            ensure!(felt_ns < THRESHOLD_NS, "{felt_ns} ns were felt of {truth:?}, nothing told");
+            continue;
+        };
+        ensure!(felt_ns > THRESHOLD_NS / 2, "{felt_ns} ns were felt, told was {:?}", end.stall);
+        ensure!(end.thread.loop_kind.as_deref() == Some("tokio"), "{:?}", end.thread);
+        ensure!(end.thread.tid == truth.thread.unwrap_or(0), "{:?} for {truth:?}", end.thread);
+        let culprit = end.culprit.as_ref().and_then(|culprit| culprit.function.as_deref());
+        ensure!(culprit == truth.function.as_deref() || end.is_starved(), "{culprit:?}, {truth:?}");
+        told += 1;
+    }
+    let is_known = |end: &StallLine| {
+        end.is_starved()
+            || truths
+                .iter()
+                .any(|truth| truth.overlap_ns(end.stall.start_monotonic_ns, end.end_ns()) > 0)
+    };
+    ensure!(finished.ends().all(is_known), "{:#?}", finished.told());
+    ensure!(judged >= truths.len() / 2, "nobody asked meanwhile");
+    println!("{told} of {judged} held up others, and were told");
     Ok(())
+}
+
+/// What most of those had to wait who asked in the first half of it.
+fn felt_ns(truth: &Truth, exchanges: &[Exchange]) -> Option<u64> {
+    let first_half = truth.start_ns..truth.start_ns + truth.duration_ns() / 2;
+    let asked = exchanges.iter().filter(|exchange| first_half.contains(&exchange.sent_ns));
+    let mut waited: Vec<u64> = asked.map(Exchange::waited_ns).collect();
+    waited.sort_unstable();
+    waited.get(waited.len() / 2).copied()
 }
 
 /// Waiting as tasks should, and blocking on the threads that are for it: not a word, of any flavour.

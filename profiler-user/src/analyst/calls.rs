@@ -4,17 +4,20 @@
 //! later: it counts only if the thread is in the same call after it was asked as before.
 
 use std::fs;
+use std::io::ErrorKind;
 
 use profiler_ebpf::record::Registers;
 
+use super::programs::being_started;
 use crate::call::{Call, Descriptor, Kind, Party, Timeout};
 use crate::frame::Frame;
 use crate::gap::Gap;
-use crate::gathered::Gathered;
+use crate::known::Known;
 use crate::process::arguments::{Arguments, Path};
 use crate::process::borrowed;
 use crate::process::descriptors::{describe, link, other_end};
 use crate::process::file_locks;
+use crate::process::listing::{Listed, Unlisted, listed};
 use crate::process::mounts::{self, Opened};
 use crate::process::parties::{child, children, party};
 use crate::report::purpose::{self, Purpose};
@@ -35,72 +38,123 @@ pub struct Caller<'a> {
     pub pid: u32,
     pub tid: u32,
     pub registers: &'a Registers,
+    /// When it went to sleep in it, ns since the epoch.
+    pub at_wall_ns: u64,
     pub frames: &'a [Frame],
 }
 
 impl Caller<'_> {
-    /// What can be said of the call. Without arguments, it is over already.
-    pub fn look(self, arguments: Option<&Arguments>, gathered: &mut Gathered) -> Option<Call> {
+    /// What can be said of the call. It is over already where its arguments say so, or are not there.
+    pub fn look(self, arguments: Option<&Arguments>, known: &mut Known) -> Option<Call> {
         syscalls::name(self.registers.syscall)?;
-        let mut call = Call::default();
-        let Some(arguments) = arguments else {
-            call.descriptor = self.descriptor(gathered);
-            return call.descriptor.is_some().then_some(call);
+        let timeout = arguments.and_then(|it| self.timeout(it));
+        let mut call = Call { timeout, ..Call::default() };
+        let Some(arguments) = arguments.filter(|arguments| !arguments.is_over) else {
+            let nothing = Arguments { is_over: true, ..Arguments::default() };
+            self.descriptors(arguments.unwrap_or(&nothing), &mut call, known);
+            let fits = |seen: &Descriptor| may_work_on(self.registers, seen.kind);
+            call.descriptor = call.descriptor.filter(fits);
+            call.gaps.extend(self.forbidden(&[]));
+            let says = call.descriptor.is_some()
+                || !call.polled.is_empty()
+                || call.timeout.is_some()
+                || !call.gaps.is_empty();
+            return says.then_some(call);
         };
-        call.timeout = arguments.timeout;
         call.asked_ns = arguments.asked_ns;
         call.path = arguments.path.as_ref().and_then(|path| self.whole(path));
         call.file_system = call.path.as_ref().and_then(|path| mounts::of_path(self.pid, path));
-        self.descriptors(arguments, &mut call, gathered);
+        self.descriptors(arguments, &mut call, known);
         let lasting = call.clone();
         self.sockets(arguments, &mut call);
-        self.ends(&mut call, gathered);
+        self.ends(&mut call, known);
         self.children(&mut call);
         self.file_locks(&mut call);
-        if self.is_still_inside() {
-            return Some(Call { is_seen: true, ..call });
-        }
-        let why = "the wait was over before it could be asked for";
-        let gaps = vec![Gap::new("timeout and others", why)];
+        let why = match self.is_still_inside() {
+            Ok(true) => return Some(Call { is_seen: true, ..call }),
+            Ok(false) => "the wait was over before it could be asked for".to_owned(),
+            Err(unlisted) => unlisted.into(),
+        };
+        let mut gaps = lasting.gaps;
+        gaps.push(Gap::new("timeout and others", why));
         Some(Call { gaps, ..lasting })
     }
 
-    /// Whether the thread is in the same call still: the number, the arguments and the place are equal.
-    fn is_still_inside(self) -> bool {
-        let path = format!("/proc/{}/task/{}/syscall", self.pid, self.tid);
-        let text = fs::read_to_string(path).unwrap_or_default();
-        syscalls::is_inside(&text, self.registers)
+    fn timeout(self, arguments: &Arguments) -> Option<Timeout> {
+        let until = arguments.wall_deadline_ns;
+        let by_wall_clock = until.map(|until| Timeout::Ns(until.saturating_sub(self.at_wall_ns)));
+        arguments.timeout.or(by_wall_clock)
     }
 
-    fn descriptor(self, gathered: &mut Gathered) -> Option<Descriptor> {
+    /// Whether the thread is in the same call still: the number, the arguments and the place are equal.
+    fn is_still_inside(self) -> Result<bool, Unlisted> {
+        let path = format!("/proc/{}/task/{}/syscall", self.pid, self.tid);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(syscalls::is_inside(&text, self.registers)),
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                Err(Unlisted::new(&path, error))
+            }
+            // The thread is gone.
+            Err(_) => Ok(false),
+        }
+    }
+
+    fn descriptor(self, is_over: bool, call: &mut Call, known: &mut Known) -> Option<Descriptor> {
         let Operand::Descriptor(number) = operand(self.registers) else { return None };
-        let descriptor = self.describe(number, gathered)?;
-        gathered.note(number, &descriptor.text);
+        let descriptor = self.describe(number, is_over, call, known)?;
+        known.note(number, &descriptor.text);
         Some(descriptor)
     }
 
-    fn describe(self, number: u32, gathered: &mut Gathered) -> Option<Descriptor> {
-        let link = link(self.pid, number)?;
-        let known = gathered.connection(&link).map(|known| Descriptor { number, ..known.clone() });
-        Some(known.unwrap_or_else(|| {
-            let descriptor = describe(self.pid, number, link);
-            gathered.connected(&descriptor);
-            descriptor
-        }))
+    fn describe(
+        self,
+        number: u32,
+        is_over: bool,
+        call: &mut Call,
+        known: &mut Known,
+    ) -> Option<Descriptor> {
+        let link = link(self.pid, number).ok()?;
+        if let Some(seen) = known.connection(&link) {
+            return Some(Descriptor { number, ..seen.clone() });
+        }
+        if is_over
+            && link.starts_with("socket:")
+            && let Err(gap) = known.look_up()
+        {
+            call.gaps.push(gap);
+            return None;
+        }
+        let descriptor = describe(self.pid, number, link, !is_over);
+        known.connected(&descriptor);
+        Some(descriptor)
     }
 
-    fn descriptors(self, arguments: &Arguments, call: &mut Call, gathered: &mut Gathered) {
-        call.descriptor = self.descriptor(gathered);
+    /// Why what the call works on is not told, where that is a matter of privileges.
+    fn forbidden(self, polled: &[u32]) -> Option<Gap> {
+        let own = match operand(self.registers) {
+            Operand::Descriptor(number) => Some(number),
+            _ => None,
+        };
+        let why = |number: u32| link(self.pid, number).err().filter(|why| why.is_forbidden);
+        let why = own.into_iter().chain(polled.first().copied()).find_map(why)?;
+        Some(Gap::new("target of the call", why))
+    }
+
+    fn descriptors(self, arguments: &Arguments, call: &mut Call, known: &mut Known) {
+        let is_over = arguments.is_over;
+        call.descriptor = self.descriptor(is_over, call, known);
         // A path may be empty: then the call works on the descriptor that it would be below.
         let below = arguments.path.as_ref().filter(|path| path.path.is_empty());
         if let Some(number) = below.and_then(|path| path.below) {
-            call.descriptor = self.describe(number, gathered);
+            call.descriptor = self.describe(number, is_over, call, known);
         }
         let polled = &arguments.polled;
         let described = polled.iter().take(MAX_DESCRIBED);
-        call.polled = described.filter_map(|number| self.describe(*number, gathered)).collect();
+        call.polled =
+            described.filter_map(|number| self.describe(*number, is_over, call, known)).collect();
         let left_out = polled.len().saturating_sub(call.polled.len()) as u64;
         call.more_polled = arguments.more_polled.saturating_add(left_out);
+        call.gaps.extend(self.forbidden(polled));
     }
 
     /// A path from the root of the target's own view.
@@ -169,7 +223,7 @@ impl Caller<'_> {
     }
 
     /// Who has the other ends of what it waits for.
-    fn ends(self, call: &mut Call, gathered: &mut Gathered) {
+    fn ends(self, call: &mut Call, known: &mut Known) {
         let reads = !sends(self.registers);
         let Call { descriptor, polled, gaps, .. } = call;
         for descriptor in descriptor.iter_mut().chain(polled) {
@@ -177,7 +231,7 @@ impl Caller<'_> {
                 continue;
             }
             let search = || other_end(self.pid, descriptor, reads);
-            match gathered.end_of(&descriptor.link, search) {
+            match known.end_of(&descriptor.link, search) {
                 Ok(process) => descriptor.process = process,
                 Err(why) => gaps.push(Gap::new("process at the other end", why)),
             }
@@ -185,6 +239,12 @@ impl Caller<'_> {
     }
 
     fn children(self, call: &mut Call) {
+        if purpose::of(self.registers, self.frames) == Some(Purpose::ProgramStart) {
+            if let Some((child, path)) = being_started(self.pid) {
+                (call.child, call.path) = (Some(child), path);
+            }
+            return;
+        }
         if purpose::of(self.registers, self.frames) != Some(Purpose::ChildProcess) {
             return;
         }
@@ -245,7 +305,7 @@ impl Caller<'_> {
     /// Which of the target's SQLite databases is locked, and by whom.
     fn database(self, call: &mut Call) -> Result<(), Gap> {
         let missing = |why: &str| Gap::new("database", why);
-        let files = self.open_files();
+        let files = self.open_files().map_err(|why| Gap::new("database", why))?;
         let inodes: Vec<u64> = files.iter().filter_map(|(inode, _)| *inode).collect();
         let table = file_locks::table().ok_or_else(|| missing("/proc/locks cannot be read"))?;
         let locks = file_locks::sqlite(&table, &inodes, self.pid);
@@ -272,19 +332,47 @@ impl Caller<'_> {
     }
 
     /// Numbers and paths of its open files; asked without touching the files, which may be slow.
-    fn open_files(self) -> Vec<(Option<u64>, String)> {
-        let Ok(entries) = fs::read_dir(format!("/proc/{}/fd", self.pid)) else { return Vec::new() };
-        let file = |entry: fs::DirEntry| {
-            let number = entry.file_name().to_str()?.parse().ok()?;
-            let path = fs::read_link(entry.path()).ok()?.to_str()?.to_owned();
-            let inode = Opened::of(self.pid, number).and_then(|opened| opened.inode);
+    fn open_files(self) -> Result<Vec<(Option<u64>, String)>, Unlisted> {
+        let file = |one: Listed| {
+            let path = one.link.to_str()?.to_owned();
+            let inode = Opened::of(self.pid, one.number).and_then(|opened| opened.inode);
             path.starts_with('/').then_some((inode, path))
         };
-        entries.flatten().take(MAX_OPEN).filter_map(file).collect()
+        Ok(listed(self.pid, MAX_OPEN)?.filter_map(file).collect())
+    }
+}
+
+/// Whether a call could have been on such a thing. Once a call is over, its descriptor's number may stand
+/// for another.
+fn may_work_on(registers: &Registers, kind: Kind) -> bool {
+    match syscalls::name(registers.syscall).unwrap_or_default() {
+        "recvfrom" | "recvmsg" | "recvmmsg" | "sendto" | "sendmsg" | "sendmmsg" | "connect"
+        | "accept" | "accept4" => kind == Kind::Socket,
+        "epoll_wait" | "epoll_pwait" | "epoll_pwait2" => kind == Kind::Epoll,
+        _ if syscalls::is_write_back(registers) => matches!(kind, Kind::File | Kind::Device),
+        _ => true,
     }
 }
 
 /// A write-ahead log's index is locked for the database that it belongs to.
 fn database_of(path: &str) -> &str {
     path.strip_suffix("-shm").unwrap_or(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use profiler_ebpf::record::Registers;
+
+    use super::may_work_on;
+    use crate::call::Kind;
+
+    /// A number that has come to stand for something that the call cannot be on is not told.
+    #[test]
+    fn numbers_that_are_used_again() {
+        let on = |syscall, kind| may_work_on(&Registers { syscall, ..Registers::default() }, kind);
+        let (read, recvfrom, fsync) = (0, 45, 74);
+        assert!(on(recvfrom, Kind::Socket) && !on(recvfrom, Kind::File));
+        assert!(on(fsync, Kind::File) && !on(fsync, Kind::Socket));
+        assert!(on(read, Kind::Socket) && on(read, Kind::File));
+    }
 }

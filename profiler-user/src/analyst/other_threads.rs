@@ -2,20 +2,32 @@
 
 use profiler_ebpf::record::{Registers, Woken, reason};
 
-use super::{Analyst, tick_state};
+use super::calls::Caller;
+use super::{Analyst, is_collecting, tick_state};
 use crate::gap::Gap;
 use crate::gathered::Gathered;
-use crate::job::{PythonFrames, Sight};
+use crate::job::{Bystander, OthersSeen, PythonFrames, Sight};
 use crate::process::parties::party;
+use crate::runtime::pool::Posture;
 use crate::runtime::v8::ScriptFrames;
 use crate::source::Captured;
 use crate::source::kernel::ticks::FREQUENCY_HZ;
+use crate::standing::MAX_THREADS;
 use crate::turn::holders::Sighting;
 use crate::turn::tracker::doing;
-use crate::turn::{Awaited, Lock, Sampled, ThreadState, Waker};
+use crate::turn::{Awaited, Companion, Lock, Sampled, StandsFor, ThreadState, Waker};
+
+/// Names of other threads that are remembered; with more the oldest numbers are forgotten.
+const MAX_NAMES: usize = 1024;
 
 /// What one tick stands for.
 const TICK_NS: u64 = 1_000_000_000 / FREQUENCY_HZ;
+
+/// What is missing where more threads may end a wait than are read.
+fn untold() -> Gap {
+    let why = format!("there are more than the {MAX_THREADS} that are read");
+    Gap::new("what each thread did that may have ended the wait", why)
+}
 
 impl Analyst {
     /// A look from outside found who holds what a loop waits for.
@@ -23,21 +35,47 @@ impl Analyst {
         &mut self,
         sight: Sight,
         tid: u32,
-        seen: Option<&(Captured, PythonFrames)>,
+        seen: Option<&Bystander>,
         weight_ns: u64,
     ) {
-        let sampled = seen.map(|(captured, python)| {
-            let at_ns = captured.head.at_ns;
-            (at_ns, self.other_stack(captured, python, doing(captured.head.state)))
-        });
+        let sampled = seen.map(|seen| (seen.captured.head.at_ns, self.stood_still(sight, seen)));
         let Some(gathered) = self.concerned(tid, sight) else { return };
         if let Some(Lock::Futex(futex)) = sight.held {
             gathered.owned_by(tid, futex);
         }
-        if let (Some(held), Some((at_ns, sampled))) = (sight.held, sampled) {
-            let Sampled { stack, state, registers, .. } = sampled;
-            let holders = &mut gathered.holders;
-            holders.sight(Sighting { at_ns, tid, held, stack, state, registers, weight_ns });
+        if let (Some(held), Some((at_ns, companion))) = (sight.held, sampled) {
+            let (seen, is_collecting) = (companion.seen.clone(), false);
+            let sighting = Sighting { at_ns, tid, held, seen, is_collecting, weight_ns };
+            gathered.holders.sight(sighting);
+            gathered.companions.look(weight_ns, vec![companion], &[]);
+        }
+    }
+
+    /// What the threads do that may end what a loop waits for.
+    pub(super) fn others_seen(&mut self, seen: OthersSeen) {
+        let OthersSeen { loop_tid, turn_start_ns, weight_ns, still, unmoved, moving, left_out } =
+            seen;
+        let sight = Sight { loop_tid, turn_start_ns, held: None };
+        let still: Vec<_> = still.iter().map(|seen| self.stood_still(sight, seen)).collect();
+        for companion in &still {
+            self.concerned(companion.tid, sight);
+        }
+        if let Some(gathered) = self.turn_of(sight) {
+            let tids: Vec<u32> = still.iter().map(|it| it.tid).chain(unmoved.clone()).collect();
+            gathered.companions.look(weight_ns, still, &unmoved);
+            match left_out {
+                Some(0) => gathered.companions.looked_at_all(&tids, &moving),
+                Some(_) => gathered.miss(Some(untold())),
+                None => {}
+            }
+        }
+    }
+
+    /// What Python calls a thread.
+    pub(super) fn called(&mut self, tid: u32, name: String) {
+        self.names.insert(tid, name);
+        if self.names.len() > MAX_NAMES {
+            self.names.pop_first();
         }
     }
 
@@ -60,10 +98,10 @@ impl Analyst {
                 gathered.met(tid, sampled);
                 continue;
             };
-            let Sampled { stack, state, registers, .. } = sampled;
-            let weight_ns = TICK_NS;
-            let holders = &mut gathered.holders;
-            holders.sight(Sighting { at_ns, tid, held, stack, state, registers, weight_ns });
+            let (weight_ns, is_collecting) = (TICK_NS, is_collecting(head, &sampled.stack));
+            let seen = sampled;
+            let sighting = Sighting { at_ns, tid, held, seen, is_collecting, weight_ns };
+            gathered.holders.sight(sighting);
         }
     }
 
@@ -101,16 +139,15 @@ impl Analyst {
         &mut self,
         loop_tid: u32,
         turn_start_ns: u64,
-        still: &[(Captured, PythonFrames)],
+        still: &[Bystander],
         moving: &[u32],
         gaps: Vec<Gap>,
     ) {
         let sight = Sight { loop_tid, turn_start_ns, held: None };
-        for (captured, python) in still {
-            let sampled = self.other_stack(captured, python, doing(captured.head.state));
-            let tid = captured.head.head.tid;
+        for seen in still {
+            let Companion { tid, seen, .. } = self.stood_still(sight, seen);
             if let Some(gathered) = self.concerned(tid, sight) {
-                gathered.met(tid, sampled);
+                gathered.met(tid, seen);
             }
         }
         for tid in moving {
@@ -125,8 +162,9 @@ impl Analyst {
     /// What is gathered of that turn, where the thread's name is known from now on.
     fn concerned(&mut self, tid: u32, sight: Sight) -> Option<&mut Gathered> {
         let target = std::sync::Arc::clone(&self.target);
+        let known = self.names.get(&tid).cloned();
         let gathered = self.turn_of(sight)?;
-        gathered.know(tid, || target.thread_name(tid));
+        gathered.know(tid, || known.or_else(|| target.thread_name(tid)));
         Some(gathered)
     }
 
@@ -137,24 +175,52 @@ impl Analyst {
         (!is_later).then(|| self.gathered(sight.loop_tid, sight.turn_start_ns))
     }
 
+    /// What a thread that stood still does, with what its system call works on.
+    fn stood_still(&mut self, sight: Sight, seen: &Bystander) -> Companion {
+        let Bystander { captured, python, arguments, awaited, waits_for } = seen;
+        let head = &captured.head;
+        let (mut sampled, posture) = self.posed(captured, python, doing(captured.head.state));
+        let (pid, tid) = (self.target.pid(), head.head.tid);
+        let at_wall_ns = self.facts.anchor.wall_ns(head.at_ns);
+        let (registers, frames) = (&sampled.registers, &sampled.stack.frames);
+        let caller = Caller { pid, tid, registers, at_wall_ns, frames };
+        let call = self
+            .turn_of(sight)
+            .and_then(|gathered| caller.look(arguments.as_ref(), &mut gathered.known_of_others));
+        (sampled.call, sampled.awaited) = (call.map(Box::new), *awaited);
+        let is_parked = posture.is_idle();
+        Companion { tid, name: None, seen: sampled, is_parked, waits_for: *waits_for }
+    }
+
     fn other_stack(
         &mut self,
         captured: &Captured,
         python: &PythonFrames,
         state: ThreadState,
     ) -> Sampled {
-        let (mut stack, _) = self.stack(captured, python, &ScriptFrames::default());
+        self.posed(captured, python, state).0
+    }
+
+    fn posed(
+        &mut self,
+        captured: &Captured,
+        python: &PythonFrames,
+        state: ThreadState,
+    ) -> (Sampled, Posture) {
+        let (mut stack, posture) = self.stack(captured, python, &ScriptFrames::default());
         stack.kernel = self.kernel_frames(&captured.kernel, &mut stack.gaps);
-        Sampled {
+        let sampled = Sampled {
             stack,
             state,
             samples: 1,
             time_ns: 0,
+            waits: StandsFor::default(),
             registers: captured.head.registers,
             awaited: Awaited::Syscall,
             call: None,
             task_state: captured.head.task_state,
             shares: Vec::new(),
-        }
+        };
+        (sampled, posture)
     }
 }

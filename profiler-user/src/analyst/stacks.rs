@@ -32,7 +32,9 @@ impl Analyst {
         let is_unknown = |address| {
             self.modules.find(address).is_none() && !self.modules.is_made_at_run_time(address)
         };
-        if native.frames.iter().any(|frame| is_unknown(frame.address)) && self.update_modules() {
+        let is_incomplete = self.modules.wants_more()
+            || native.frames.iter().any(|frame| is_unknown(frame.address));
+        if is_incomplete && self.update_modules() {
             native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
         }
         let mut named = self.symbolizer.name_stack(&self.modules, &native);
@@ -65,6 +67,7 @@ impl Analyst {
             }
         };
         stack.gaps.extend(gaps);
+        stack.searched_from = native.searched_from().map(|(_, frame)| frame.address);
         stack.truncated = stack.truncated.or(greenlet_end);
         native.count(&mut self.counts);
         self.counts.add(&stack);
@@ -73,10 +76,10 @@ impl Analyst {
 
     /// False where the process is gone: what we know of it is all there will be.
     pub fn update_modules(&mut self) -> bool {
-        let regions = self.target.regions();
-        if regions.is_empty() {
-            return false;
-        }
+        let regions = match self.target.regions() {
+            Ok(regions) if !regions.is_empty() => regions,
+            _ => return false,
+        };
         let pid = self.target.pid();
         self.modules.update(&regions, &|region| open_region(pid, region), &self.memory);
         true

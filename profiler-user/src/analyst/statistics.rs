@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use profiler_ebpf::turn::wait;
 
 use super::Analyst;
-use crate::gathered::{Gathered, loop_kind};
+use crate::gathered::Gathered;
 use crate::interval::{Interval, LoopInterval};
 use crate::job::PythonFrames;
 use crate::report::Report;
 use crate::report::facts::ThreadFacts;
 use crate::report::stats::{Measured, StatsContext};
+use crate::runtime::loops::loop_kind;
 use crate::runtime::v8::ScriptFrames;
 use crate::source::Captured;
 
@@ -41,7 +42,8 @@ impl Analyst {
 
     /// A loop that has not stalled yet is recognised by the stack of its wait.
     pub(super) fn show(&mut self, captured: &Captured, python: &PythonFrames) {
-        let (stack, _) = self.stack(captured, python, &ScriptFrames::default());
+        let (stack, posture) = self.stack(captured, python, &ScriptFrames::default());
+        self.tell(captured, posture);
         let gathered = self.loops.entry(captured.head.head.tid).or_default();
         gathered.loop_kind = gathered.loop_kind.or(loop_kind(&stack.frames));
     }

@@ -9,6 +9,7 @@ use profiler_ebpf::limits::PAGE_BYTES;
 use profiler_ebpf::record::Registers;
 
 use super::TargetMemory;
+use super::stack::CopiedStack;
 use crate::call::Timeout;
 
 /// Descriptors read of one `poll` or `select`; servers with more use epoll.
@@ -45,8 +46,12 @@ pub struct Arguments {
     pub address: Option<String>,
     /// The call's own; a socket may have one besides.
     pub timeout: Option<Timeout>,
+    /// Until when it waits by `CLOCK_REALTIME`, where it was told so, ns since the epoch.
+    pub wall_deadline_ns: Option<u64>,
     /// How long a sleep was asked for.
     pub asked_ns: Option<u64>,
+    /// The call was over by the time: this is all that the copy of the thread's stack shows.
+    pub is_over: bool,
 }
 
 /// Which argument is a pointer to what.
@@ -59,6 +64,7 @@ enum Layout {
     Connect,
     Sleep,
     ClockSleep,
+    Futex,
     Path { at: usize, below: Option<usize> },
     Nothing,
 }
@@ -74,6 +80,7 @@ fn layout(name: &str) -> Layout {
         "connect" => Layout::Connect,
         "nanosleep" => Layout::Sleep,
         "clock_nanosleep" => Layout::ClockSleep,
+        "futex" => Layout::Futex,
         "open" | "creat" | "stat" | "lstat" | "access" | "unlink" | "rename" | "mkdir"
         | "rmdir" | "link" | "readlink" | "truncate" | "execve" | "statfs" | "umount2" => {
             Layout::Path { at: 0, below: None }
@@ -119,6 +126,7 @@ pub fn read(
         Layout::ClockSleep => {
             read.asked_ns = clock_sleep(memory, registers.args, blocked_at_ns);
         }
+        Layout::Futex => futex(memory, registers.args, blocked_at_ns, &mut read),
         Layout::Path { at, below } => {
             let argument = |index: usize| registers.args.get(index).copied().unwrap_or_default();
             // Descriptors are signed 32 bits; the negative AT_FDCWD is the working directory.
@@ -128,6 +136,46 @@ pub fn read(
         Layout::Nothing => {}
     }
     read
+}
+
+/// Which descriptors a call waited for that is over, and a futex call's timeout, as far as they stood on the
+/// stack; others' pointers are not followed into memory that has changed since.
+pub fn of_the_past(
+    stack: &CopiedStack<'_>,
+    name: &str,
+    registers: &Registers,
+    blocked_at_ns: u64,
+) -> Option<Arguments> {
+    let past = read(stack, name, registers, blocked_at_ns);
+    let Arguments { polled, more_polled, wall_deadline_ns, .. } = past;
+    let timeout = past.timeout.filter(|_| name == "futex");
+    let has_any = !polled.is_empty() || timeout.is_some() || wall_deadline_ns.is_some();
+    let over = Arguments { polled, more_polled, timeout, wall_deadline_ns, ..Arguments::default() };
+    has_any.then_some(Arguments { is_over: true, ..over })
+}
+
+/// How long a futex call waits (include/uapi/linux/futex.h): `FUTEX_WAIT` for a time, the others until one.
+fn futex(memory: &dyn TargetMemory, args: [u64; 6], blocked_at_ns: u64, read: &mut Arguments) {
+    const PRIVATE: u64 = 128;
+    const REALTIME: u64 = 256;
+    let [_, operation, _, at, ..] = args;
+    let is_by_wall_clock = match operation & !(PRIVATE | REALTIME) {
+        0 => {
+            read.timeout = pointed(memory, at, 1);
+            return;
+        }
+        // WAIT_BITSET, WAIT_REQUEUE_PI, LOCK_PI2.
+        9 | 11 | 13 => operation & REALTIME != 0,
+        // LOCK_PI knows no other clock.
+        6 => true,
+        _ => return,
+    };
+    let Some(deadline) = pointed(memory, at, 1) else { return };
+    match deadline {
+        Timeout::None => read.timeout = Some(Timeout::None),
+        Timeout::Ns(ns) if is_by_wall_clock => read.wall_deadline_ns = Some(ns),
+        Timeout::Ns(ns) => read.timeout = Some(Timeout::Ns(ns.saturating_sub(blocked_at_ns))),
+    }
 }
 
 /// The `timeout` of `poll` and `epoll_wait`: negative for none.
@@ -256,7 +304,7 @@ pub fn printable(bytes: &[u8]) -> String {
 mod tests {
     use profiler_ebpf::record::Registers;
 
-    use super::{Arguments, MAX_PATH, MAX_POLLED, Path, read};
+    use super::{Arguments, CopiedStack, MAX_PATH, MAX_POLLED, Path, of_the_past, read};
     use crate::call::Timeout;
     use crate::process::{TargetMemory, Unreadable};
 
@@ -303,6 +351,48 @@ mod tests {
         let seen = reading(&[1; 0x400], "poll", [AT, 1 << 40, 0, 0, 0, 0]);
         assert_eq!(seen.polled.len(), MAX_POLLED as usize);
         assert_eq!(seen.more_polled, (1 << 40) - MAX_POLLED);
+    }
+
+    /// Of a call that is over, the copy of the stack tells what it polled, and nothing else.
+    #[test]
+    fn polls_that_are_over() {
+        const POLL: i64 = 7;
+        let array = words(&[7 | 1 << 32, 9 | 1 << 32]);
+        let stack = CopiedStack { from: AT, bytes: &array };
+        let past = |at, name| {
+            let args = [at, 2, 250, 0, 0, 0];
+            let registers = Registers { syscall: POLL, args, ..Registers::default() };
+            of_the_past(&stack, name, &registers, 0)
+        };
+        let polled = Arguments { polled: vec![7, 9], is_over: true, ..Arguments::default() };
+        assert_eq!(past(AT, "poll"), Some(polled));
+        assert_eq!(past(AT - 64, "poll"), None, "it lay elsewhere");
+        assert_eq!(past(AT, "read"), None);
+    }
+
+    /// A futex call waits for a time, or until one by either clock; of one that is over, the stack tells.
+    #[test]
+    fn futexes() {
+        const WAIT: u64 = 128;
+        const WAIT_BITSET: u64 = 9 | 128;
+        let futex = |operation, at| {
+            reading(&words(&[7, 1]), "futex", [0x1000, operation, 2, at, 0, 0xffff_ffff])
+        };
+        assert_eq!(futex(WAIT, AT).timeout, Some(Timeout::Ns(7_000_000_001)));
+        assert_eq!(futex(WAIT_BITSET, AT).timeout, Some(Timeout::Ns(2_000_000_001)));
+        assert_eq!(futex(WAIT_BITSET, 0).timeout, Some(Timeout::None));
+        let by_wall_clock = futex(WAIT_BITSET | 256, AT);
+        assert_eq!(
+            (by_wall_clock.timeout, by_wall_clock.wall_deadline_ns),
+            (None, Some(7_000_000_001))
+        );
+        assert_eq!(futex(WAIT | 1, AT), Arguments::default(), "a call that wakes");
+        let bytes = words(&[7, 1]);
+        let stack = CopiedStack { from: AT, bytes: &bytes };
+        let args = [0x1000, WAIT_BITSET, 2, AT, 0, 0];
+        let registers = Registers { args, ..Registers::default() };
+        let past = of_the_past(&stack, "futex", &registers, 6_000_000_000);
+        assert_eq!(past.and_then(|past| past.timeout), Some(Timeout::Ns(1_000_000_001)));
     }
 
     /// `select` tells the members of all its sets once, up to the number that it was given.

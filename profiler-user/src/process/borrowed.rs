@@ -1,18 +1,22 @@
-//! A socket of the target, borrowed for two questions: how long its calls may wait, and who is at the other end.
+//! A socket of the target, borrowed for two questions: how long its calls may wait, and where its ends are.
 //!
-//! The copy shares the target's open socket, so nothing is done with it but `getsockopt` and
+//! The copy shares the target's open socket, so nothing is done with it but `getsockopt`, `getsockname` and
 //! `getpeername`, which change nothing, and it is closed at once. While a thread is blocked in a call
 //! on the socket, that call keeps it open, too: closing the copy then ends nothing. Needs Linux 5.6.
 
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt};
-use rustix::net::sockopt::{Timeout as Direction, socket_timeout};
-use rustix::net::{SocketAddrAny, SocketAddrUnix, getpeername};
+use rustix::net::sockopt::{
+    Timeout as Direction, socket_acceptconn, socket_protocol, socket_timeout,
+};
+use rustix::net::{SocketAddrAny, SocketAddrUnix, getpeername, getsockname, ipproto};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::arguments::printable;
+use super::diagnosis::Protocol;
 use crate::call::Timeout;
 
 /// What was asked.
@@ -27,16 +31,47 @@ pub struct Answers {
     pub peer: Option<u32>,
 }
 
+/// Where an internet socket is, and where it leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ends {
+    pub protocol: Protocol,
+    pub local: SocketAddr,
+    pub peer: Option<SocketAddr>,
+    pub listens: bool,
+}
+
 /// Asks a socket of a process. It must be known to be a socket, and a thread of the process blocked
 /// in a call on it.
 pub fn ask(pid: u32, number: u32, is_unix: bool) -> Result<Answers, String> {
+    Ok(answers(&copy(pid, number)?, is_unix))
+}
+
+/// The ends of a socket, as [`ask`] may ask for them; `None` where it is no socket of TCP or UDP.
+pub fn ends(pid: u32, number: u32) -> Result<Option<Ends>, String> {
+    let copy = copy(pid, number)?;
+    let protocol = match socket_protocol(&copy) {
+        Ok(Some(ipproto::TCP)) => Protocol::Tcp,
+        Ok(Some(ipproto::UDP)) => Protocol::Udp,
+        _ => return Ok(None),
+    };
+    let local = getsockname(&copy).ok().and_then(internet);
+    let peer = getpeername(&copy).ok().flatten().and_then(internet);
+    let listens = socket_acceptconn(&copy).unwrap_or_default();
+    Ok(local.map(|local| Ends { protocol, local, peer, listens }))
+}
+
+fn internet(address: SocketAddrAny) -> Option<SocketAddr> {
+    let address = SocketAddr::try_from(address).ok()?;
+    Some(SocketAddr::new(address.ip().to_canonical(), address.port()))
+}
+
+fn copy(pid: u32, number: u32) -> Result<OwnedFd, String> {
     let refused = |what: &str, error: rustix::io::Errno| format!("{what} is refused: {error}");
     let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or("there is no such process")?;
     let number = i32::try_from(number).map_err(|_| "there is no such descriptor")?;
     let process = pidfd_open(raw, PidfdFlags::empty()).map_err(|e| refused("pidfd_open", e))?;
-    let copy = pidfd_getfd(&process, number, PidfdGetfdFlags::empty())
-        .map_err(|error| refused("pidfd_getfd", error))?;
-    Ok(answers(&copy, is_unix))
+    pidfd_getfd(&process, number, PidfdGetfdFlags::empty())
+        .map_err(|error| refused("pidfd_getfd", error))
 }
 
 fn answers(copy: &OwnedFd, is_unix: bool) -> Answers {

@@ -2,25 +2,36 @@
 
 use std::fs;
 
+use std::net::SocketAddr;
+
 use super::arguments::printable;
+use super::borrowed::{self, Ends};
+use super::diagnosis::{Diagnosis, Protocol};
+use super::listing::Unlisted;
 use super::mounts::Opened;
 use super::parties::{Access, party, with_link};
-use super::sockets::{self, TABLES};
+use super::sockets::{self, State, TABLES};
 use crate::call::{Descriptor, Kind, Party};
 
 /// Terminals as Linux names them.
 const TERMINALS: [&str; 3] = ["/dev/pts/", "/dev/tty", "/dev/console"];
 
 /// What /proc says that a descriptor is: `socket:[4711]`, a path.
-pub fn link(pid: u32, number: u32) -> Option<String> {
-    let link = fs::read_link(format!("/proc/{pid}/fd/{number}")).ok()?;
-    Some(printable(link.as_os_str().as_encoded_bytes()))
+pub fn link(pid: u32, number: u32) -> Result<String, Unlisted> {
+    let path = format!("/proc/{pid}/fd/{number}");
+    match fs::read_link(&path) {
+        Ok(link) => Ok(printable(link.as_os_str().as_encoded_bytes())),
+        Err(error) => Err(Unlisted::new(&path, error)),
+    }
 }
 
-/// What a descriptor with this link stands for, without whoever has the other end.
-pub fn describe(pid: u32, number: u32, link: String) -> Descriptor {
+/// What a descriptor with this link stands for, without whoever has the other end. A socket in which a thread is
+/// `blocked` may be borrowed.
+pub fn describe(pid: u32, number: u32, link: String, is_blocked: bool) -> Descriptor {
     let mut descriptor = if let Some(inode) = bracketed(&link, "socket:[") {
-        socket(pid, number, inode)
+        let ends = is_blocked.then(|| borrowed::ends(pid, number).ok().flatten()).flatten();
+        let by_ends = ends.and_then(|ends| by_ends(pid, number, ends));
+        by_ends.unwrap_or_else(|| in_tables(pid, number, inode))
     } else if link.starts_with("pipe:[") {
         Descriptor::new(number, Kind::Pipe, "pipe")
     } else if let Some(name) = link.strip_prefix("anon_inode:") {
@@ -69,7 +80,37 @@ fn named(path: &str) -> Kind {
     }
 }
 
-fn socket(pid: u32, number: u32, inode: &str) -> Descriptor {
+/// An internet socket by its ends; none where these do not tell its state.
+fn by_ends(pid: u32, number: u32, ends: Ends) -> Option<Descriptor> {
+    let Ends { protocol, local, peer, listens } = ends;
+    let name = match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    };
+    let text = match peer {
+        Some(peer) => format!("{name} {peer}"),
+        None => format!("{name} on {local}"),
+    };
+    let state = match (protocol, peer) {
+        (Protocol::Udp, _) => None,
+        (Protocol::Tcp, None) if listens => State::LISTEN.name(),
+        (Protocol::Tcp, None) => return None,
+        (Protocol::Tcp, Some(peer)) => {
+            let found = Diagnosis::of(pid).and_then(|it| it.connection(protocol, local, peer));
+            found.ok()??.state.name()
+        }
+    };
+    let local = local.to_string();
+    Some(Descriptor {
+        is_inbound: protocol == Protocol::Tcp && peer.is_some() && is_served(pid, &local),
+        state,
+        local: Some(local),
+        peer: peer.map(|peer| peer.to_string()),
+        ..Descriptor::new(number, Kind::Socket, &text)
+    })
+}
+
+fn in_tables(pid: u32, number: u32, inode: &str) -> Descriptor {
     for (protocol, table) in TABLES {
         let found = sockets::table(pid, table).and_then(|text| sockets::by_inode(&text, inode));
         if let Some(found) = found {
@@ -78,9 +119,12 @@ fn socket(pid: u32, number: u32, inode: &str) -> Descriptor {
                 None => format!("{protocol} on {}", found.local),
             };
             return Descriptor {
+                is_inbound: protocol == "tcp"
+                    && found.peer.is_some()
+                    && is_served(pid, &found.local),
+                state: found.state.name().filter(|_| protocol == "tcp"),
                 local: Some(found.local),
                 peer: found.peer,
-                state: found.state.name().filter(|_| protocol == "tcp"),
                 ..Descriptor::new(number, Kind::Socket, &text)
             };
         }
@@ -94,6 +138,20 @@ fn socket(pid: u32, number: u32, inode: &str) -> Descriptor {
         },
         None => Descriptor::new(number, Kind::Socket, "socket"),
     }
+}
+
+/// Whether somebody in the process's network namespace listens at the port of this address.
+fn is_served(pid: u32, local: &str) -> bool {
+    let port = |address: &str| address.rsplit_once(':').map(|(_, port)| port.to_owned());
+    let wanted = port(local);
+    if let Ok(all) = Diagnosis::of(pid).and_then(|network| network.tcp_listeners()) {
+        return all.iter().any(|socket| port(&socket.address) == wanted);
+    }
+    ["tcp", "tcp6"].into_iter().any(|name| {
+        let table = sockets::table(pid, name).unwrap_or_default();
+        let is_it = |it: sockets::Internet| it.state == State::LISTEN && port(&it.local) == wanted;
+        sockets::internet(&table).any(is_it)
+    })
 }
 
 impl Descriptor {
@@ -130,6 +188,9 @@ pub fn other_end(pid: u32, descriptor: &Descriptor, reads: bool) -> Result<Optio
 fn mirrored(pid: u32, descriptor: &Descriptor) -> Option<String> {
     let (local, peer) = (descriptor.local.as_ref()?, descriptor.peer.as_ref()?);
     let protocol = descriptor.text.split(' ').next()?;
+    if let Some(answer) = asked(pid, protocol, peer, local) {
+        return answer;
+    }
     let tables = TABLES.iter().filter(|(of, _)| *of == protocol);
     tables.into_iter().find_map(|(_, name)| {
         let text = sockets::table(pid, name)?;
@@ -143,6 +204,18 @@ fn mirrored(pid: u32, descriptor: &Descriptor) -> Option<String> {
     })
 }
 
+/// The inode of the socket with these ends, by the kernel's own word; `None` where that cannot be had.
+fn asked(pid: u32, protocol: &str, local: &str, peer: &str) -> Option<Option<String>> {
+    let protocol = match protocol {
+        "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        _ => return None,
+    };
+    let (local, peer): (SocketAddr, SocketAddr) = (local.parse().ok()?, peer.parse().ok()?);
+    let found = Diagnosis::of(pid).and_then(|it| it.connection(protocol, local, peer)).ok()?;
+    Some(found.map(|socket| socket.inode.to_string()))
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd;
@@ -150,9 +223,13 @@ mod tests {
     use super::{anonymous, describe, link, named, other_end};
     use crate::call::{Descriptor, Kind};
 
+    /// The same whether it is borrowed or looked up.
     fn described(descriptor: &dyn AsRawFd) -> Descriptor {
         let (pid, number) = (std::process::id(), descriptor.as_raw_fd() as u32);
-        describe(pid, number, link(pid, number).unwrap())
+        let [found, other] = [true, false]
+            .map(|is_blocked| describe(pid, number, link(pid, number).unwrap(), is_blocked));
+        assert_eq!(found, other);
+        found
     }
 
     /// Descriptors of this very process: a file, a connection and both its ends, a pipe.
@@ -174,6 +251,7 @@ mod tests {
         let (accepted, _) = listener.accept().unwrap();
         let process = other_end(std::process::id(), &seen, true).unwrap().unwrap();
         assert_eq!(process.pid, std::process::id());
+        assert!(described(&accepted).is_inbound && !seen.is_inbound);
         drop(accepted);
 
         let (reader, _writer) = std::io::pipe().unwrap();
@@ -183,7 +261,7 @@ mod tests {
         );
         let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
         assert!(described(&one).is_unix());
-        assert_eq!(link(std::process::id(), 99_999), None);
+        assert!(!link(std::process::id(), 99_999).unwrap_err().is_forbidden);
     }
 
     /// Names of the kernel's own files tell their kinds.

@@ -1,7 +1,7 @@
 //! Which threads were inside a turn of their event loop when we came: they have not been seen to wait.
 
-use profiler_ebpf::record::{CaptureHead, RecordHead, ThreadSnapshot, kind, reason};
-use profiler_ebpf::turn::{Loop, START_UNKNOWN, state, wait, wait_of};
+use profiler_ebpf::record::{CaptureHead, RecordHead, Registers, ThreadSnapshot, kind, reason};
+use profiler_ebpf::turn::{FUTEX, Loop, START_UNKNOWN, WaitCall, state, wait, wait_of};
 
 /// Files whose frames on a stack show that the thread runs an event loop.
 const LOOP_FILES: [&str; 5] = [
@@ -24,32 +24,72 @@ pub struct Candidate {
     pub evidence: Evidence,
 }
 
-/// Whether the frames on a thread's stack show an event loop.
+/// Whether a thread runs an event loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Evidence {
     /// The interpreter's frames show one.
     LoopOnStack,
-    /// They show none: whatever the thread does, it is no turn of a loop.
-    NoLoopOnStack,
+    /// They show none, or it waits for the end of another thread: whatever it does, it is no turn of a loop.
+    NoLoop,
     /// There is no interpreter to ask.
     Unknown,
 }
 
+/// A thread to watch from now on as inside a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InTurn {
+    pub thread: ThreadSnapshot,
+    pub certainty: Certainty,
+}
+
+/// How sure it is that the turn is one of a loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Certainty {
+    /// It is.
+    Sure,
+    /// It is told, until another thread turns out to serve the loop.
+    Likely,
+    /// It may be: it is told once it ends by a wait.
+    Possible,
+}
+
+/// Threads watched at most because one of them may run the loop.
+const MAX_POSSIBLE: usize = 16;
+
 /// The threads to watch from now on as inside a turn. Threads in a wait are not among them: the
-/// return of that wait will tell. Without an interpreter to ask, the main thread is taken where the
-/// process has an epoll instance that nobody waits on.
-pub fn in_turn(candidates: &[Candidate], has_epoll: bool) -> Vec<ThreadSnapshot> {
+/// return of that wait will tell. Without an interpreter to ask, and where the process has an epoll instance that
+/// nobody waits on, it is one of those that do not wait for another's end: likely the main thread, or the only
+/// one.
+pub fn in_turn(candidates: &[Candidate], has_epoll: bool) -> Vec<InTurn> {
     let somebody_waits = candidates.iter().any(|candidate| waits(&candidate.thread));
-    let is_in_turn = |candidate: &&Candidate| {
-        let thread = &candidate.thread;
-        match candidate.evidence {
-            _ if waits(thread) => false,
-            Evidence::LoopOnStack => true,
-            Evidence::NoLoopOnStack => false,
-            Evidence::Unknown => thread.is_main == 1 && has_epoll && !somebody_waits,
-        }
-    };
-    candidates.iter().filter(is_in_turn).map(|candidate| candidate.thread).collect()
+    let sure = candidates.iter().filter(|it| it.evidence == Evidence::LoopOnStack);
+    let sure = sure.filter(|it| !waits(&it.thread));
+    let mut found: Vec<InTurn> =
+        sure.map(|it| InTurn { thread: it.thread, certainty: Certainty::Sure }).collect();
+    if !has_epoll || somebody_waits || !found.is_empty() {
+        return found;
+    }
+    let unknown = || candidates.iter().filter(|it| it.evidence == Evidence::Unknown);
+    let is_only = unknown().count() == 1;
+    found.extend(unknown().take(MAX_POSSIBLE).map(|it| {
+        let is_likely = is_only || it.thread.is_main == 1;
+        let certainty = if is_likely { Certainty::Likely } else { Certainty::Possible };
+        InTurn { thread: it.thread, certainty }
+    }));
+    found
+}
+
+/// The thread whose end this one waits for, by the number that it has for itself: `pthread_join` sleeps on the
+/// word that the kernel clears as the thread exits, with its number as the value, shared as the kernel's wake is.
+pub fn joins(thread: &ThreadSnapshot) -> Option<u32> {
+    const WAIT: u64 = 0;
+    const WAIT_BITSET: u64 = 9;
+    const PRIVATE: u64 = 128;
+    const COMMAND: u64 = 127;
+    let Registers { syscall, args: [_, operation, value, ..], .. } = thread.registers;
+    let is_wait = matches!(operation & COMMAND, WAIT | WAIT_BITSET) && operation & PRIVATE == 0;
+    let sleeps = thread.task_state != 0 && syscall == FUTEX;
+    (sleeps && is_wait).then_some(value as u32)
 }
 
 /// What the probes are told about such a thread: a turn that began at the latest now, and where the
@@ -57,7 +97,7 @@ pub fn in_turn(candidates: &[Candidate], has_epoll: bool) -> Vec<ThreadSnapshot>
 pub fn seed(thread: &ThreadSnapshot, now_ns: u64) -> (Loop, CaptureHead) {
     let mut watched = Loop { tid: thread.tid, ..Loop::default() };
     // The first epoll wait ends the turn, on whatever instance; a poll before it is a callback's.
-    watched.adopt(wait::EPOLL, u32::MAX);
+    watched.adopt(&WaitCall::any(wait::EPOLL));
     watched.begin(now_ns, START_UNKNOWN);
     if thread.task_state == 0 {
         watched.state = match thread.on_cpu {
@@ -107,7 +147,7 @@ pub fn polls(thread: &ThreadSnapshot) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Candidate, Evidence, in_turn, is_of_a_loop, seed};
+    use super::{Candidate, Certainty, Evidence, in_turn, is_of_a_loop, joins, seed};
     use profiler_ebpf::record::{Registers, ThreadSnapshot};
     use profiler_ebpf::turn::{FUTEX, START_UNKNOWN, phase, state};
 
@@ -121,19 +161,39 @@ mod tests {
         Candidate { thread, evidence }
     }
 
-    fn tids(candidates: &[Candidate], has_epoll: bool) -> Vec<u32> {
-        in_turn(candidates, has_epoll).iter().map(|thread| thread.tid).collect()
+    fn found(candidates: &[Candidate], has_epoll: bool) -> Vec<(u32, Certainty)> {
+        let found = in_turn(candidates, has_epoll);
+        found.iter().map(|it| (it.thread.tid, it.certainty)).collect()
     }
 
-    /// A main thread that waits for nothing of its loop is inside a turn, unless another thread is
-    /// the loop.
+    /// A main thread that waits for nothing of its loop is likely inside a turn, unless another thread is the loop;
+    /// where it waits for another's end, the other one is.
     #[test]
-    fn native_main_thread() {
+    fn native_threads() {
         let main = thread(1, FUTEX, Evidence::Unknown);
         let pool = thread(2, FUTEX, Evidence::Unknown);
-        assert_eq!(tids(&[main, pool], true), [1]);
-        assert!(tids(&[main, pool], false).is_empty());
-        assert!(tids(&[main, thread(3, EPOLL_WAIT, Evidence::Unknown)], true).is_empty());
+        let both = [(1, Certainty::Likely), (2, Certainty::Possible)];
+        assert_eq!(found(&[main, pool], true), both);
+        assert!(found(&[main, pool], false).is_empty());
+        assert!(found(&[main, thread(3, EPOLL_WAIT, Evidence::Unknown)], true).is_empty());
+        let joining = Candidate { evidence: Evidence::NoLoop, ..main };
+        assert_eq!(found(&[joining, pool], true), [(2, Certainty::Likely)]);
+        let other = thread(3, FUTEX, Evidence::Unknown);
+        let either = [(2, Certainty::Possible), (3, Certainty::Possible)];
+        assert_eq!(found(&[joining, pool, other], true), either);
+    }
+
+    /// Who waits for a thread's end sleeps on that thread's number; who waits for a lock does not.
+    #[test]
+    fn joining_threads() {
+        let sleeping = |operation, value| {
+            let args = [0x7f00, operation, value, 0, 0, 0];
+            let registers = Registers { syscall: FUTEX, args, ..Registers::default() };
+            joins(&ThreadSnapshot { task_state: 1, registers, ..ThreadSnapshot::default() })
+        };
+        assert_eq!(sleeping(9 | 256, 4711), Some(4711));
+        assert_eq!(sleeping(128, 2), None, "a mutex");
+        assert_eq!(sleeping(1, 1), None, "it wakes others");
     }
 
     /// A file is a loop's by where it ends, not by its name alone.
@@ -146,10 +206,10 @@ mod tests {
     /// The interpreter's frames decide, whichever thread it is.
     #[test]
     fn python_threads() {
-        let main = thread(1, FUTEX, Evidence::NoLoopOnStack);
+        let main = thread(1, FUTEX, Evidence::NoLoop);
         let worker = thread(2, FUTEX, Evidence::LoopOnStack);
         let idle = thread(3, EPOLL_WAIT, Evidence::LoopOnStack);
-        assert_eq!(tids(&[main, worker, idle], true), [2]);
+        assert_eq!(found(&[main, worker, idle], true), [(2, Certainty::Sure)]);
     }
 
     /// A thread that sleeps is seeded as blocked where it is; one that runs, or could, has no place yet.

@@ -66,6 +66,16 @@ pub struct Image {
     headers: Headers,
 }
 
+/// Where symbols stand, and which words of the image the loader binds to some of them.
+#[derive(Debug, Default)]
+pub struct SymbolTables {
+    pub symbols: Option<Section>,
+    pub dynamic_symbols: Option<Section>,
+    pub dynamic_names: Option<Section>,
+    pub relocations: Option<Section>,
+    pub plt_relocations: Option<Section>,
+}
+
 #[derive(Debug, Default)]
 struct Headers {
     segments: Vec<Segment>,
@@ -75,6 +85,9 @@ struct Headers {
     text: Option<Section>,
     got: Option<Section>,
     debug_link: Option<Section>,
+    symbol_tables: SymbolTables,
+    go_build_info: Option<Section>,
+    is_go: bool,
     debug_bytes: u64,
     compressed_debug_bytes: u64,
 }
@@ -165,6 +178,20 @@ impl Image {
         self.headers.debug_link.as_ref()
     }
 
+    /// Whether Go's compiler made it: it has that one's table of functions.
+    pub fn is_go(&self) -> bool {
+        self.headers.is_go || self.headers.go_build_info.is_some()
+    }
+
+    /// `.go.buildinfo`: by which version of Go.
+    pub fn go_build_info(&self) -> Option<&Section> {
+        self.headers.go_build_info.as_ref()
+    }
+
+    pub fn symbol_tables(&self) -> &SymbolTables {
+        &self.headers.symbol_tables
+    }
+
     /// Bytes of debug information, as they are once decompressed; 0 where there is none.
     pub fn debug_bytes(&self) -> u64 {
         self.headers.debug_bytes
@@ -199,6 +226,15 @@ impl Image {
             }
         }
     }
+}
+
+/// The build that the first bytes of an image say it is of, as they are mapped: its notes stand among them.
+pub fn build_id_at_start(bytes: &[u8]) -> Option<Vec<u8>> {
+    let header = FileHeader64::<Endianness>::parse(bytes).ok()?;
+    let mut headers = Headers::default();
+    // Other notes may lie behind these bytes.
+    let _ = headers.read_segments(header, header.endian().ok()?, bytes);
+    headers.build_id
 }
 
 /// The part of an offset within its page: files are mapped by whole pages.
@@ -284,11 +320,18 @@ impl Headers {
                 self.debug_bytes = self.debug_bytes.saturating_add(bytes);
                 continue;
             }
+            self.is_go |= matches!(name, b".gopclntab" | b".data.rel.ro.gopclntab");
             let place = match name {
                 b".eh_frame" => &mut self.eh_frame,
                 b".eh_frame_hdr" => &mut self.eh_frame_hdr,
                 b".text" => &mut self.text,
                 b".got" => &mut self.got,
+                b".go.buildinfo" => &mut self.go_build_info,
+                b".symtab" => &mut self.symbol_tables.symbols,
+                b".dynsym" => &mut self.symbol_tables.dynamic_symbols,
+                b".dynstr" => &mut self.symbol_tables.dynamic_names,
+                b".rela.dyn" => &mut self.symbol_tables.relocations,
+                b".rela.plt" => &mut self.symbol_tables.plt_relocations,
                 b".gnu_debuglink" => &mut self.debug_link,
                 _ => continue,
             };
@@ -326,6 +369,26 @@ mod tests {
             Some(id) => assert_eq!(image.identity(), &Identity::BuildId(id.to_owned())),
             None => assert_eq!(image.identity(), &Identity::Numbered(7)),
         }
+    }
+
+    /// The beginning of an image tells its build as the whole file does; bytes that are no image tell none.
+    #[test]
+    fn build_of_a_beginning() {
+        let maps =
+            crate::process::maps::parse(&std::fs::read_to_string("/proc/self/maps").unwrap());
+        let path = maps.into_iter().find_map(|region| match region.backing {
+            crate::process::maps::Backing::File(path) => {
+                path.to_string_lossy().contains("/libc.so").then_some(path)
+            }
+            _ => None,
+        });
+        let whole = Image::from_file(File::open(path.unwrap()).unwrap(), 0).unwrap();
+        let mut start = vec![0; 4096];
+        whole.read_at(0, &mut start).unwrap();
+        assert!(whole.build_id().is_some());
+        assert_eq!(build_id_at_start(&start).as_deref(), whole.build_id());
+        assert_eq!(build_id_at_start(&start[..64]), None);
+        assert_eq!(build_id_at_start(b"#!/bin/sh"), None);
     }
 
     /// The path of an image leads to the file that was opened.

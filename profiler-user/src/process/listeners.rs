@@ -10,13 +10,14 @@ use std::path::Path;
 
 use profiler_ebpf::limits::MAX_ACCEPTORS;
 
+use super::diagnosis::Diagnosis;
+use super::listing::{Unlisted, listed};
 use super::parties::children;
 use super::target::Stat;
 use crate::gap::Gap;
 
 /// Everything is looked at in so many searches at first, for servers open their sockets and start their
-/// workers one after the other; later in one search of so many. To read the table of a network's
-/// connections the kernel walks all its buckets, however few are used: 4 to 18 ms here.
+/// workers one after the other; later in one search of so many.
 const FIRST_SEARCHES: u32 = 3;
 const WHOLE_SEARCH_EVERY: u32 = 12;
 
@@ -94,16 +95,22 @@ impl Search {
 
     /// Who shares the target's listening sockets now; nobody where it has none.
     pub fn run(&mut self) -> Sharers {
+        let mut found = Sharers::default();
         let is_whole =
             self.searches < FIRST_SEARCHES || self.searches.is_multiple_of(WHOLE_SEARCH_EVERY);
         self.searches += 1;
         if is_whole || !self.listening.iter().all(|held| held.is_still(self.pid)) {
             let listening = listening(self.pid);
-            self.listening =
-                sockets(self.pid).filter(|held| listening.contains(&held.inode)).collect();
+            match sockets(self.pid) {
+                Ok(own) => {
+                    self.listening = own.filter(|held| listening.contains(&held.inode)).collect();
+                }
+                // Once it has exited, it has none.
+                Err(why) if why.is_forbidden => found.gaps.push(Gap::new("accepts", why)),
+                Err(_) => self.listening.clear(),
+            }
             self.looked_at.values_mut().for_each(|seen| (seen.shared, seen.looks) = (None, 0));
         }
-        let mut found = Sharers::default();
         let Some(target) = stat(self.pid).filter(|_| !self.listening.is_empty()) else {
             return found;
         };
@@ -169,7 +176,9 @@ impl Search {
             return *seen;
         }
         let is_shared = |held: &Held| self.listening.iter().any(|own| own.inode == held.inode);
-        Seen { start_ticks, shared: sockets(pid).find(is_shared), looks: looks + 1 }
+        // Who may list the target's may list those of its family, or they are another user's.
+        let shared = sockets(pid).ok().and_then(|mut all| all.find(is_shared));
+        Seen { start_ticks, shared, looks: looks + 1 }
     }
 }
 
@@ -199,12 +208,11 @@ fn stat(pid: u32) -> Option<Stat> {
 }
 
 /// The sockets that a process has open.
-fn sockets(pid: u32) -> impl Iterator<Item = Held> {
-    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    entries.take(MAX_DESCRIPTORS).filter_map(|entry| {
-        let descriptor = entry.file_name().to_str()?.parse().ok()?;
-        Some(Held { descriptor, inode: inode(&fs::read_link(entry.path()).ok()?)? })
-    })
+fn sockets(pid: u32) -> Result<impl Iterator<Item = Held>, Unlisted> {
+    let all = listed(pid, MAX_DESCRIPTORS)?;
+    Ok(all.filter_map(|one| {
+        Some(Held { descriptor: one.number, inode: one.socket()?.parse().ok()? })
+    }))
 }
 
 /// The inode in `socket:[4711]`.
@@ -213,7 +221,16 @@ fn inode(link: &Path) -> Option<u64> {
 }
 
 /// The listening sockets of a process's network, as inodes.
-fn listening(pid: u32) -> BTreeSet<u64> {
+pub(crate) fn listening(pid: u32) -> BTreeSet<u64> {
+    let asked = Diagnosis::of(pid).and_then(|network| {
+        let all = [network.tcp_listeners()?, network.unix_listeners()?];
+        Ok(all.iter().flatten().map(|socket| socket.inode).collect())
+    });
+    asked.unwrap_or_else(|_| in_tables(pid))
+}
+
+/// The same by the kernel's tables.
+fn in_tables(pid: u32) -> BTreeSet<u64> {
     let mut inodes = BTreeSet::new();
     let table = |name: &str| {
         let file = fs::File::open(format!("/proc/{pid}/net/{name}")).ok()?;
@@ -246,7 +263,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::process::{Command, Stdio};
 
-    use super::{Search, internet, listening, sockets, unix};
+    use super::{Held, Search, in_tables, internet, listening, sockets, unix};
 
     /// Listening sockets are told from connections in both kinds of table.
     #[test]
@@ -272,8 +289,10 @@ mod tests {
         let path = std::env::temp_dir().join(format!("listeners-{me}"));
         let local = UnixListener::bind(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
-        let listening = listening(me);
-        assert!(sockets(me).filter(|held| listening.contains(&held.inode)).count() >= 2);
+        for listening in [listening(me), in_tables(me)] {
+            let listens = |held: &Held| listening.contains(&held.inode);
+            assert!(sockets(me).unwrap().filter(listens).count() >= 2);
+        }
         let mut child = Command::new("sleep").arg("9").spawn().unwrap();
         let found = found(&mut Search::new(me));
         child.kill().unwrap();

@@ -2,13 +2,16 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSliceMut};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 
-use super::maps::{Backing, Region};
+use rustix::fs::{major, minor};
+
+use super::image::build_id_at_start;
+use super::maps::{self, Backing, Region};
 use super::{TargetMemory, Unreadable};
 
 /// The memory of a process that runs. Nothing is stopped: what another thread writes meanwhile may
@@ -40,18 +43,63 @@ impl TargetMemory for LiveMemory {
 }
 
 /// Opens the file behind a region: also one that was deleted or replaced since, or that only the
-/// target's mount namespace knows.
+/// target's mount namespace knows. Never another that lies where it lay.
 pub fn open_region(pid: u32, region: &Region) -> io::Result<File> {
     let Backing::File(path) = &region.backing else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "no file backs this region"));
     };
-    // The names in map_files carry no leading zeros, unlike those in maps.
-    let mapped =
-        PathBuf::from(format!("/proc/{pid}/map_files/{:x}-{:x}", region.start, region.end));
-    open_regular(&mapped).or_else(|_| {
-        let root = PathBuf::from(format!("/proc/{pid}/root"));
-        open_regular(&root.join(path.strip_prefix("/").unwrap_or(path)))
-    })
+    // The names in map_files carry no leading zeros, unlike those in maps. The kernel asks for CAP_SYS_ADMIN or
+    // CAP_CHECKPOINT_RESTORE.
+    let mapped = format!("/proc/{pid}/map_files/{:x}-{:x}", region.start, region.end);
+    if let Ok(file) = open_regular(Path::new(&mapped)) {
+        return Ok(file);
+    }
+    // The program itself can be had without, whatever became of its name.
+    let program = open_regular(Path::new(&format!("/proc/{pid}/exe")));
+    if let Ok(file) = program
+        && is_backed_by(region, &file)?
+    {
+        return Ok(file);
+    }
+    let root = PathBuf::from(format!("/proc/{pid}/root"));
+    let file = open_regular(&root.join(path.strip_prefix("/").unwrap_or(path)))?;
+    if is_backed_by(region, &file)? || is_of_mapped_build(pid, region, &file) {
+        return Ok(file);
+    }
+    let why = "the file at this path is not the one that is mapped: it was replaced since, and the one before can be \
+               opened with CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE alone";
+    Err(io::Error::other(why))
+}
+
+/// Whether the file is the region's, by device and inode. On btrfs, and in an overlay of an older kernel, a file and
+/// its mapping are told to lie on different devices.
+fn is_backed_by(region: &Region, file: &File) -> io::Result<bool> {
+    let metadata = file.metadata()?;
+    let device = (major(metadata.dev()), minor(metadata.dev()));
+    Ok(device == region.device && metadata.ino() == region.inode)
+}
+
+/// Bytes of an image's beginning that are read for its build id. Linkers put the notes before the tables of symbols.
+const MAX_START: u64 = 16 * 1024;
+
+/// Whether the file is of the build that is mapped, by the build ids in both.
+fn is_of_mapped_build(pid: u32, region: &Region, file: &File) -> bool {
+    let Ok(text) = fs::read_to_string(format!("/proc/{pid}/maps")) else { return false };
+    let is_start = |other: &Region| {
+        other.offset == 0
+            && other.backing == region.backing
+            && (other.device, other.inode) == (region.device, region.inode)
+    };
+    let Some(start) = maps::parse(&text).into_iter().find(is_start) else { return false };
+    let length = start.end.saturating_sub(start.start).min(MAX_START);
+    let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+    if LiveMemory::new(pid).read(start.start, &mut bytes).is_err() {
+        return false;
+    }
+    let mapped = build_id_at_start(&bytes);
+    let Ok(read) = file.read_at(&mut bytes, 0) else { return false };
+    let found = build_id_at_start(bytes.get(..read).unwrap_or_default());
+    mapped.is_some() && mapped == found
 }
 
 /// The path is the target's choice: opening a device has effects, and opening a pipe waits.
@@ -71,8 +119,8 @@ fn open_regular(path: &Path) -> io::Result<File> {
 
 #[cfg(test)]
 mod tests {
-    use super::{LiveMemory, open_region};
-    use crate::process::maps::{Backing, Region};
+    use super::{LiveMemory, is_of_mapped_build, open_region};
+    use crate::process::maps::{self, Backing, Region};
     use crate::process::{TargetMemory, Unreadable};
     use std::path::PathBuf;
 
@@ -109,12 +157,49 @@ mod tests {
         assert!(LiveMemory::new(u32::MAX).read_u64(&raw const word as u64).is_err());
     }
 
-    /// Without a name in map_files the path is taken from the target's root.
+    /// A region of this very process, as if at an address that map_files does not know.
+    fn own(part: &str) -> Region {
+        let regions = maps::parse(&std::fs::read_to_string("/proc/self/maps").unwrap());
+        let is_it = |region: &Region| match &region.backing {
+            Backing::File(path) => region.executable && path.to_string_lossy().contains(part),
+            _ => false,
+        };
+        Region { start: 0x1000, end: 0x2000, ..regions.into_iter().find(is_it).unwrap() }
+    }
+
+    /// Without a name in map_files the path is taken from the target's root, if device and inode are the mapping's.
     #[test]
     fn opens_by_path_from_the_root() {
-        let exe = std::env::current_exe().expect("a running test has a file");
-        let path = exe.to_str().expect("the build directory is UTF-8");
-        assert!(open_region(std::process::id(), &region(path)).is_ok());
+        let library = own("/libc.so");
+        assert!(open_region(std::process::id(), &library).is_ok());
+        let replaced = Region { inode: library.inode + 1, ..library };
+        let error = open_region(std::process::id(), &replaced).expect_err("another file");
+        assert!(error.to_string().contains("it was replaced since"), "{error}");
+    }
+
+    /// The program itself is opened by whatever name.
+    #[test]
+    fn opens_the_program() {
+        let exe = std::env::current_exe().unwrap();
+        let program = own(exe.to_str().unwrap());
+        let moved = Region { backing: Backing::File("/gone/program".into()), ..program.clone() };
+        assert!(open_region(std::process::id(), &moved).is_ok());
+        let other = Region { inode: program.inode + 1, ..moved };
+        assert!(open_region(std::process::id(), &other).is_err());
+    }
+
+    /// Where the device of a file is not that of its mapping, the build tells: the mapped one's, and no other's.
+    #[test]
+    fn told_by_its_build() {
+        let me = std::process::id();
+        let library = own("/libc.so");
+        let Backing::File(path) = library.backing.clone() else { unreachable!() };
+        let same = std::fs::File::open(&path).unwrap();
+        assert!(is_of_mapped_build(me, &library, &same));
+        let other = std::fs::File::open("/proc/self/exe").unwrap();
+        assert!(!is_of_mapped_build(me, &library, &other));
+        let nowhere = Region { inode: library.inode + 1, ..library };
+        assert!(!is_of_mapped_build(me, &nowhere, &same));
     }
 
     /// Devices and directories are not opened, whatever the target mapped.

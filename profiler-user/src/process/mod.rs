@@ -1,7 +1,7 @@
 //! The target: what it has mapped, which threads it has, and what its memory holds.
 
 pub mod target;
-mod unix_queues;
+mod diagnosis;
 pub mod maps;
 pub mod live;
 pub mod cgroup;
@@ -15,11 +15,13 @@ pub mod file_locks;
 pub mod borrowed;
 pub mod descriptors;
 pub mod listeners;
+pub mod listing;
 pub mod image;
 pub mod modules;
 pub mod stack;
 pub mod lock;
 pub mod neighbour;
+pub mod source_line;
 pub mod surroundings;
 #[cfg(test)]
 mod fuzz;

@@ -1,11 +1,11 @@
 //! The listening sockets of a process, to how many connections wait there to be accepted.
 
 use std::collections::BTreeSet;
-use std::fs;
 
+use super::diagnosis::{Diagnosis, Listening};
 use super::listeners;
+use super::listing::{Unlisted, listed};
 use super::sockets::{self, Internet, State};
-use super::unix_queues::{self, Queued};
 use crate::gap::Gap;
 use crate::turn::Queue;
 
@@ -17,48 +17,51 @@ const MAX_QUEUES: usize = 16;
 
 /// The queues that are not empty now, and what of them could not be had.
 pub fn waiting(pid: u32) -> (Vec<Queue>, Option<Gap>) {
-    let tables: Vec<String> =
-        ["tcp", "tcp6"].iter().filter_map(|name| sockets::table(pid, name)).collect();
-    let queued = tables.iter().flat_map(|table| sockets::internet(table)).filter(is_queued);
-    let mut queued: Vec<Queued> = queued.map(Queued::from).collect();
-    let missing = unix_queues::queued(pid).map(|unix| queued.extend(unix)).err();
+    let network = Diagnosis::of(pid);
+    let ask = |what: fn(&Diagnosis) -> Result<Vec<Listening>, String>| match &network {
+        Ok(network) => what(network),
+        Err(why) => Err(why.clone()),
+    };
+    let mut queued = ask(Diagnosis::tcp_listeners).unwrap_or_else(|_| in_tables(pid));
+    let missing = ask(Diagnosis::unix_listeners).map(|unix| queued.extend(unix)).err();
+    queued.retain(|socket| socket.waiting > 0);
     if queued.is_empty() && missing.is_none() {
         return (Vec::new(), None);
     }
-    let own = inodes(pid);
+    let own = match inodes(pid) {
+        Ok(own) => own,
+        Err(why) => return (Vec::new(), Some(Gap::new("connections that wait", why))),
+    };
     queued.retain(|socket| own.contains(&socket.inode));
-    let queue = |socket: Queued| Queue { address: socket.address, waiting: socket.waiting };
+    let queue = |socket: Listening| Queue { address: socket.address, waiting: socket.waiting };
     let queues = queued.into_iter().take(MAX_QUEUES).map(queue).collect();
     let missing = missing.filter(|_| has_unix_listener(pid, &own));
     (queues, missing.map(|why| Gap::new("connections that wait at unix sockets", why)))
 }
 
-impl From<Internet> for Queued {
-    fn from(socket: Internet) -> Self {
-        let Internet { local: address, waiting, inode, .. } = socket;
-        Self { inode, address, waiting }
-    }
+/// The TCP sockets that listen, by the kernel's tables.
+fn in_tables(pid: u32) -> Vec<Listening> {
+    // Of a listening socket, the bytes to read are connections to accept (`sk_ack_backlog`).
+    let listening = |socket: Internet| {
+        let Internet { local: address, waiting, inode, state, .. } = socket;
+        let inode = inode.parse().ok().filter(|_| state == State::LISTEN)?;
+        Some(Listening { inode, address, waiting })
+    };
+    let tables = ["tcp", "tcp6"].iter().filter_map(|name| sockets::table(pid, name));
+    tables
+        .flat_map(|table| sockets::internet(&table).filter_map(listening).collect::<Vec<_>>())
+        .collect()
 }
 
-fn has_unix_listener(pid: u32, own: &BTreeSet<String>) -> bool {
+fn has_unix_listener(pid: u32, own: &BTreeSet<u64>) -> bool {
     let table = sockets::table(pid, "unix").unwrap_or_default();
-    let mut listening = table.lines().skip(1).filter_map(listeners::unix);
-    listening.any(|inode| own.contains(&inode.to_string()))
-}
-
-/// Of a listening socket, the bytes to read are connections to accept (`sk_ack_backlog`).
-fn is_queued(socket: &Internet) -> bool {
-    socket.state == State::LISTEN && socket.waiting > 0
+    table.lines().skip(1).filter_map(listeners::unix).any(|inode| own.contains(&inode))
 }
 
 /// The process's own sockets.
-fn inodes(pid: u32) -> BTreeSet<String> {
-    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    let inode = |entry: fs::DirEntry| {
-        let link = fs::read_link(entry.path()).ok()?;
-        Some(link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned())
-    };
-    entries.take(MAX_DESCRIPTORS).filter_map(inode).collect()
+fn inodes(pid: u32) -> Result<BTreeSet<u64>, Unlisted> {
+    let all = listed(pid, MAX_DESCRIPTORS)?;
+    Ok(all.filter_map(|one| one.socket()?.parse().ok()).collect())
 }
 
 #[cfg(test)]

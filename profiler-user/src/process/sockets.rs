@@ -1,4 +1,5 @@
-//! The kernel's tables of sockets (`/proc/PID/net/*`) to the ends, the state and the queue of one of them.
+//! The kernel's tables of sockets (`/proc/PID/net/*`) to the ends, the state and the queue of one of them: where
+//! [`super::diagnosis`] cannot say it, for to read those of TCP takes 4 to 18 ms.
 
 use std::fs;
 use std::io::Read;
@@ -25,11 +26,11 @@ pub struct Internet {
 pub struct State(u8);
 
 impl State {
-    pub const LISTEN: Self = Self(10);
-
-    pub fn number(self) -> u8 {
-        self.0
+    pub const fn new(number: u8) -> Self {
+        Self(number)
     }
+
+    pub const LISTEN: Self = Self(10);
 
     pub fn name(self) -> Option<&'static str> {
         const NAMES: [&str; 12] = [

@@ -1,7 +1,8 @@
 //! A process identifier to a process that can be watched, or the sentence that says why it cannot.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -9,6 +10,8 @@ use std::path::PathBuf;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::image::Image;
+use super::listing::{Listed, Unlisted, listed};
 use super::maps::{self, Region};
 use crate::error::Failure;
 
@@ -17,6 +20,12 @@ const MAX_TEXT: u64 = 16 * 1024 * 1024;
 
 /// Bytes asked for at once: most texts are shorter, and their files do not tell their size.
 const USUAL_TEXT: usize = 4096;
+
+/// Descriptors whose details are read where their names cannot be: each takes some microseconds.
+const MAX_DETAILS: usize = 4096;
+
+/// Threads whose numbers are read at most.
+const MAX_THREADS: usize = 16 * 1024;
 
 /// `PF_KTHREAD` (include/linux/sched.h).
 const KERNEL_THREAD: u64 = 0x0020_0000;
@@ -29,6 +38,9 @@ pub struct Target {
     start_ticks: u64,
     /// Readable once the process has exited.
     pidfd: OwnedFd,
+    /// What the kernel told the program as it began: where it is linked and loaded, and random bytes. Another
+    /// program, or the same one executed again, has another; empty where it cannot be read.
+    auxiliary: Vec<u8>,
 }
 
 impl Target {
@@ -55,7 +67,8 @@ impl Target {
         if matches!(stat.state, 'Z' | 'X') {
             return Err(Failure::no_process(format!("process {pid} has already exited")));
         }
-        let target = Self { pid, start_ticks: stat.start_ticks, pidfd };
+        let auxiliary = auxiliary(pid);
+        let target = Self { pid, start_ticks: stat.start_ticks, pidfd, auxiliary };
         target.check_class()?;
         Ok(target)
     }
@@ -91,6 +104,19 @@ impl Target {
         poll(&mut pidfd, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 
+    /// A descriptor that is readable once the process has exited.
+    pub fn exit(&self) -> io::Result<OwnedFd> {
+        self.pidfd.try_clone()
+    }
+
+    /// Whether the process lives and has executed no other program since, as far as this tells: where addresses are
+    /// not randomised, a program that executes itself looks the same.
+    pub fn runs_same_program(&self) -> bool {
+        let same = self.auxiliary.is_empty() || auxiliary(self.pid) == self.auxiliary;
+        // Last: the number may have been another's a moment ago.
+        same && !self.has_exited()
+    }
+
     /// Whether the number still means the same process.
     pub fn is_same(&self) -> bool {
         text(format!("/proc/{}/stat", self.pid))
@@ -98,13 +124,26 @@ impl Target {
             .is_some_and(|stat| stat.start_ticks == self.start_ticks)
     }
 
-    /// What is mapped now; empty once the process has exited.
-    pub fn regions(&self) -> Vec<Region> {
-        text(format!("/proc/{}/maps", self.pid)).map(|text| maps::parse(&text)).unwrap_or_default()
+    /// What the program has mapped now; nothing once the process has exited or executed another.
+    pub fn regions(&self) -> Result<Vec<Region>, Unlisted> {
+        let path = format!("/proc/{}/maps", self.pid);
+        match read(&path) {
+            Ok(_) if !self.runs_same_program() => {
+                let gone = "the process has exited, or executed another program";
+                Err(Unlisted::new(&path, io::Error::other(gone)))
+            }
+            Ok(text) => Ok(maps::parse(&text)),
+            Err(error) => Err(Unlisted::new(&path, error)),
+        }
     }
 
     pub fn exe(&self) -> Option<PathBuf> {
         fs::read_link(format!("/proc/{}/exe", self.pid)).ok()
+    }
+
+    /// The executable's file, whatever became of its name.
+    pub fn program(&self) -> Option<Image> {
+        Image::from_file(fs::File::open(format!("/proc/{}/exe", self.pid)).ok()?, 0).ok()
     }
 
     /// The user that the process acts as.
@@ -139,15 +178,29 @@ impl Target {
         tids.find(|tid| self.tid_in_container(*tid) == Some(tid_in_container))
     }
 
+    /// Every thread by its number in the innermost PID namespace: for who asks about many.
+    pub fn tids_by_number(&self) -> BTreeMap<u32, u32> {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid)).into_iter().flatten();
+        let tids = threads
+            .flatten()
+            .take(MAX_THREADS)
+            .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        // All threads are in the namespace of the first one.
+        if self.tid_in_container(self.pid) == Some(self.pid) {
+            return tids.map(|tid| (tid, tid)).collect();
+        }
+        tids.filter_map(|tid| Some((self.tid_in_container(tid)?, tid))).collect()
+    }
+
     /// Where the thread is in the kernel, as the kernel itself names it. Needs CAP_SYS_ADMIN.
     pub fn kernel_stack(&self, tid: u32) -> Option<String> {
         text(format!("/proc/{}/task/{tid}/stack", self.pid))
     }
 
-    /// The command line, arguments separated by spaces.
-    pub fn command(&self) -> String {
-        let bytes = text(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
-        bytes.trim_end_matches('\0').replace('\0', " ")
+    /// The command line, argument by argument.
+    pub fn arguments(&self) -> Vec<String> {
+        let text = text(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        text.trim_end_matches('\0').split('\0').map(str::to_owned).collect()
     }
 
     /// The text of /proc/PID/cgroup.
@@ -163,18 +216,29 @@ impl Target {
         Some(boot + self.start_ticks as f64 / per_second as f64)
     }
 
-    /// Which kinds of descriptors that loops wait on the process has open.
-    pub fn wait_descriptors(&self) -> WaitDescriptors {
+    /// Which kinds of descriptors that loops wait on the process has open; or why that is not known.
+    pub fn wait_descriptors(&self) -> Result<WaitDescriptors, Unlisted> {
         let mut found = WaitDescriptors::default();
-        let Ok(entries) = fs::read_dir(format!("/proc/{}/fd", self.pid)) else { return found };
-        for entry in entries.flatten() {
-            if let Ok(link) = fs::read_link(entry.path()) {
-                let link = link.to_string_lossy();
-                found.epoll |= link.contains("[eventpoll]");
-                found.io_uring |= link.contains("[io_uring]");
+        let unlisted = match listed(self.pid, usize::MAX) {
+            Ok(all) => {
+                for Listed { link, .. } in all {
+                    let link = link.to_string_lossy();
+                    found.epoll |= link.contains("[eventpoll]");
+                    found.io_uring |= link.contains("[io_uring]");
+                }
+                return Ok(found);
             }
+            Err(unlisted) => unlisted,
+        };
+        // What a descriptor is in detail, the kernel shows to more than its name.
+        let details = fs::read_dir(format!("/proc/{}/fdinfo", self.pid)).into_iter().flatten();
+        for entry in details.flatten().take(MAX_DETAILS) {
+            let detail = text(entry.path().to_string_lossy().into_owned()).unwrap_or_default();
+            found.epoll |= field(&detail, "tfd:").is_some();
+            found.io_uring |= field(&detail, "SqMask:").is_some();
         }
-        found
+        // An instance that watches nothing yet shows nothing.
+        if found.epoll || found.io_uring { Ok(found) } else { Err(unlisted) }
     }
 }
 
@@ -217,15 +281,29 @@ impl Stat {
 }
 
 /// The rest of the line that begins with `name`.
-pub(super) fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+pub(crate) fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
 }
 
+/// Bytes of the auxiliary vector that are compared: it has some twenty entries of 16 bytes.
+const MAX_AUXILIARY: u64 = 4096;
+
+fn auxiliary(pid: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let read = fs::File::open(format!("/proc/{pid}/auxv"))
+        .and_then(|file| file.take(MAX_AUXILIARY).read_to_end(&mut bytes));
+    read.map(|_| bytes).unwrap_or_default()
+}
+
 /// A text in /proc, as far as it is text.
-pub(super) fn text(path: String) -> Option<String> {
+pub(crate) fn text(path: String) -> Option<String> {
+    read(&path).ok()
+}
+
+fn read(path: &str) -> io::Result<String> {
     let mut bytes = Vec::with_capacity(USUAL_TEXT);
-    fs::File::open(path).ok()?.take(MAX_TEXT).read_to_end(&mut bytes).ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
+    fs::File::open(path)?.take(MAX_TEXT).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]
@@ -254,6 +332,55 @@ mod tests {
         assert!(target.is_same());
         assert!(!target.name().is_empty());
         assert!(target.started_at_s().is_some_and(|seconds| seconds > 1e9));
+    }
+
+    /// An epoll instance and a mapping of this very process are found; of a process that is gone it is said why not.
+    #[test]
+    fn descriptors_and_regions() {
+        let target = Target::open(std::process::id()).unwrap();
+        let _epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC);
+        assert!(target.wait_descriptors().unwrap().epoll);
+        assert!(!target.regions().unwrap().is_empty());
+        let mut child = std::process::Command::new("sleep").arg("9").spawn().unwrap();
+        let gone = Target::open(child.id()).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(gone.wait_descriptors().unwrap_err().to_string().contains("cannot be read"));
+        assert!(!gone.regions().unwrap_err().is_forbidden);
+    }
+
+    /// A thread is found by its number for itself, which outside of containers is the kernel's.
+    #[test]
+    fn threads_by_number() {
+        let target = Target::open(std::process::id()).unwrap();
+        let tids = target.tids_by_number();
+        let own = nix::unistd::gettid().as_raw() as u32;
+        let number = target.tid_in_container(own).unwrap();
+        assert_eq!(tids.get(&number), Some(&own), "{tids:?}");
+        assert_eq!(target.tid_of(number), Some(own));
+    }
+
+    /// A program that gives way to another is found out, and its mappings are not the other's.
+    #[test]
+    fn another_program() {
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", "echo; read line; exec sleep 9"]);
+        shell.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        let mut child = shell.spawn().unwrap();
+        // It may be in the middle of its first `execve` until it says something.
+        let said = child.stdout.as_mut().unwrap();
+        std::io::Read::read_exact(said, &mut [0]).unwrap();
+        let target = Target::open(child.id()).unwrap();
+        assert!(target.runs_same_program() && target.regions().is_ok());
+        std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"\n").unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while target.runs_same_program() && std::time::Instant::now() < deadline {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let told = (target.runs_same_program(), target.has_exited(), target.regions().is_err());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(told, (false, false, true));
     }
 
     /// A number that no process has is told as such.

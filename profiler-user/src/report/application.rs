@@ -1,6 +1,10 @@
 //! A stack's frames to whose code they are: the application's, a library's, or plumbing.
 
-use super::facts::ProcessFacts;
+use super::executables::is_system_library;
+pub use super::executables::{interpreter, is_interpreter_library};
+use super::facts::{Libc, ProcessFacts};
+use super::foreign::{is_compiled_in, is_waiter};
+use super::libc_names::is_of_libc;
 use crate::frame::{Frame, Language};
 use crate::runtime::tokio;
 use crate::unwind::greenlet::is_beginning;
@@ -17,33 +21,6 @@ pub enum Origin {
     Plumbing,
 }
 
-/// Executables whose code is not the application. Prefixes: versions follow.
-const INTERPRETERS: [&str; 14] = [
-    "python", "pypy", "node", "deno", "bun", "uwsgi", "ruby", "java", "perl", "php", "lua",
-    "beam.smp", "dotnet", "mono",
-];
-
-/// Libraries that hold an interpreter.
-const INTERPRETER_LIBRARIES: [&str; 6] =
-    ["libpython", "libnode", "libruby", "libjvm", "libperl", "libphp"];
-
-/// Libraries under every program.
-const SYSTEM_LIBRARIES: [&str; 13] = [
-    "libc.so",
-    "libc-2",
-    "ld-linux",
-    "ld-musl",
-    "ld-2",
-    "libc.musl",
-    "libpthread",
-    "libstdc++",
-    "libm.so",
-    "libm-2",
-    "librt",
-    "libdl",
-    "libgcc_s",
-];
-
 /// The files and functions of the event loops that are written in Python.
 const LOOPS: [(&str, &[&str]); 6] = [
     ("asyncio/events.py", &["_run"]),
@@ -54,53 +31,10 @@ const LOOPS: [(&str, &[&str]); 6] = [
     ("twisted/internet/posixbase.py", &["_doReadOrWrite"]),
 ];
 
-/// Namespaces of what is compiled into the program and not its own: the standard libraries of Rust and
-/// C++, and the crates that most servers in Rust stand on, for where no file tells.
-const FOREIGN_NAMESPACES: [&str; 33] = [
-    "std::",
-    "core::",
-    "alloc::",
-    "__gnu_cxx::",
-    "tokio::",
-    "tokio_util::",
-    "tokio_stream::",
-    "mio::",
-    "hyper::",
-    "hyper_util::",
-    "h2::",
-    "http::",
-    "axum::",
-    "axum_core::",
-    "actix_rt::",
-    "actix_server::",
-    "actix_http::",
-    "actix_web::",
-    "warp::",
-    "tower::",
-    "tower_service::",
-    "tonic::",
-    "futures::",
-    "futures_util::",
-    "futures_core::",
-    "async_std::",
-    "crossbeam_channel::",
-    "parking_lot::",
-    "parking_lot_core::",
-    "rayon_core::",
-    "rustls::",
-    "tracing::",
-    "hashbrown::",
-];
-
-/// Folders of source files that are not the program's: where rustc and cargo put those of others. The
-/// first is what rustc writes for its own, the second where it has their source installed.
-const FOREIGN_FOLDERS: [&str; 4] =
-    ["/rustc/", "/rustlib/src/rust/", "cargo/registry/", "cargo/git/checkouts/"];
-
-/// The interpreter that an executable is, if it is one that is known.
-pub fn interpreter(exe: &str) -> Option<&'static str> {
-    let name = basename(exe);
-    INTERPRETERS.into_iter().find(|prefix| name.starts_with(prefix))
+/// Whether a mapped file is a C library, or the loader that comes with one.
+pub fn is_libc(path: &str) -> bool {
+    const KNOWN: [&str; 5] = ["libc.so", "libc-2", "ld-linux", "ld-musl", "libc.musl"];
+    KNOWN.iter().any(|known| basename(path).starts_with(known))
 }
 
 /// Tells whose code the frames of one process are.
@@ -110,16 +44,25 @@ pub struct Owner<'a> {
     /// the application's.
     program: Option<&'a str>,
     interpreter: Option<&'a str>,
+    libc: Libc,
+    is_unread: bool,
 }
 
 impl<'a> Owner<'a> {
     pub fn new(process: &'a ProcessFacts) -> Self {
         let exe = process.exe.as_deref().map(|path| path.trim_end_matches(" (deleted)"));
-        if exe.is_some_and(|path| interpreter(path).is_some()) {
-            Self { program: None, interpreter: exe }
+        let (program, interpreter) = if exe.is_some_and(|path| interpreter(path).is_some()) {
+            (None, exe)
         } else {
-            Self { program: exe, interpreter: None }
-        }
+            (exe, None)
+        };
+        Self { program, interpreter, libc: process.libc, is_unread: process.unread.is_some() }
+    }
+
+    /// Whether the process runs an interpreter whose frames cannot be read: the application's may be missing
+    /// on any stack, between whatever frames.
+    pub fn is_unread(&self) -> bool {
+        self.is_unread
     }
 
     /// Whose code a frame is.
@@ -134,16 +77,32 @@ impl<'a> Owner<'a> {
 
     fn native(&self, frame: &Frame) -> Origin {
         let Some(module) = frame.module.as_deref() else { return Origin::Library };
-        let name = basename(module);
         if self.interpreter == Some(module)
             || module.starts_with('[')
-            || starts_with_any(name, &INTERPRETER_LIBRARIES)
-            || starts_with_any(name, &SYSTEM_LIBRARIES)
+            || is_interpreter_library(module)
+            || self.is_of_system(frame)
+            || is_waiter(frame)
         {
             return Origin::Plumbing;
         }
         let is_own = self.program.is_some_and(|exe| exe == module || is_plugin(exe, module));
-        if is_own && !is_compiled_in(frame) { Origin::Application } else { Origin::Library }
+        let is_linked = frame.file.is_none() && self.libc == Libc::Linked { has_lines: true };
+        match is_own && !is_linked && !is_compiled_in(frame) {
+            true => Origin::Application,
+            false => Origin::Library,
+        }
+    }
+
+    /// Whether a frame is of the C library or its like, also where it is linked into the program.
+    pub fn is_of_system(&self, frame: &Frame) -> bool {
+        let module = frame.module.as_deref().unwrap_or_default();
+        let is_linked = || {
+            self.libc != Libc::Shared
+                && self.program == Some(module)
+                && frame.file.is_none()
+                && frame.function.as_deref().is_some_and(is_of_libc)
+        };
+        is_system_library(module) || is_linked()
     }
 }
 
@@ -155,16 +114,6 @@ fn is_plugin(exe: &str, module: &str) -> bool {
         before = folder;
         is_own
     })
-}
-
-/// A frame of the main executable that comes from a library's source all the same.
-fn is_compiled_in(frame: &Frame) -> bool {
-    let from_library = |file: &str| FOREIGN_FOLDERS.into_iter().any(|folder| file.contains(folder));
-    // `<std::thread::Thread as …>::park` and `<&mut std::fs::File as …>::read` are the library's as well.
-    let name = frame.function.as_deref().map(|name| name.trim_start_matches(['<', '&', '*']));
-    let name = name.map(|name| name.trim_start_matches("mut ").trim_start_matches("dyn "));
-    frame.file.as_deref().is_some_and(from_library)
-        || name.is_some_and(|name| starts_with_any(name, &FOREIGN_NAMESPACES))
 }
 
 fn python(frame: &Frame) -> Origin {
@@ -285,16 +234,12 @@ pub fn basename(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-fn starts_with_any(text: &str, prefixes: &[&str]) -> bool {
-    prefixes.iter().any(|prefix| text.starts_with(prefix))
-}
-
 #[cfg(test)]
 mod tests {
     use super::Origin::{Application, Library, Plumbing};
     use super::{Owner, inside_callback, is_of_python};
     use crate::frame::Frame;
-    use crate::report::facts::ProcessFacts;
+    use crate::report::facts::{Libc, ProcessFacts};
     use crate::report::sample::{javascript, native, python};
 
     fn process(exe: &str) -> ProcessFacts {
@@ -415,6 +360,29 @@ mod tests {
     fn unknown_executable() {
         let process = ProcessFacts::default();
         assert_eq!(Owner::new(&process).of(&native("main", "/srv/server")), Library);
+    }
+
+    /// A program that is linked with its C library has that one's functions in its own file: they are
+    /// plumbing by their names, and by having no line where the program's have.
+    #[test]
+    fn linked_with_libc() {
+        const EXE: &str = "/srv/server";
+        let lined = |function| Frame { file: Some("pay.c".to_owned()), ..native(function, EXE) };
+        for (has_lines, frame, expected) in [
+            (true, lined("charge_card"), Application),
+            (true, lined("poll"), Application),
+            (true, native("inflate_fast", EXE), Library),
+            (false, native("charge_card", EXE), Application),
+            (false, native("poll", EXE), Plumbing),
+            (false, native("__clock_nanosleep", EXE), Plumbing),
+            (true, native("__clock_nanosleep", EXE), Plumbing),
+            (true, native("nanosleep", "/srv/lib/plugin.so"), Library),
+        ] {
+            let linked = ProcessFacts { libc: Libc::Linked { has_lines }, ..process(EXE) };
+            assert_eq!(Owner::new(&linked).of(&frame), expected, "{frame:?}");
+        }
+        let shared = process(EXE);
+        assert_eq!(Owner::new(&shared).of(&native("poll", EXE)), Application);
     }
 
     /// Crates compiled into a Rust program are libraries by their source.

@@ -5,6 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::advice::Peers;
 use crate::gap::Gap;
+use crate::runtime::go;
 
 /// One moment on both clocks, taken at attach: the only way in which wall-clock time enters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,14 +15,18 @@ pub struct WallAnchor {
 }
 
 impl WallAnchor {
-    /// A moment of `CLOCK_MONOTONIC` as RFC 3339 in UTC, µs.
-    pub fn timestamp(&self, monotonic_ns: u64) -> String {
-        let wall_ns = if monotonic_ns >= self.monotonic_ns {
+    /// A moment of `CLOCK_MONOTONIC` in ns since the epoch.
+    pub const fn wall_ns(&self, monotonic_ns: u64) -> u64 {
+        if monotonic_ns >= self.monotonic_ns {
             self.wall_ns_since_epoch.saturating_add(monotonic_ns - self.monotonic_ns)
         } else {
             self.wall_ns_since_epoch.saturating_sub(self.monotonic_ns - monotonic_ns)
-        };
-        rfc3339(wall_ns)
+        }
+    }
+
+    /// The same as RFC 3339 in UTC, µs.
+    pub fn timestamp(&self, monotonic_ns: u64) -> String {
+        rfc3339(self.wall_ns(monotonic_ns))
     }
 }
 
@@ -40,11 +45,30 @@ pub struct ProcessFacts {
     pub pid_in_container: Option<u32>,
     pub name: String,
     pub exe: Option<String>,
+    pub libc: Libc,
     pub command: Option<String>,
     pub start_time_wall_ns: Option<u64>,
     pub container_id: Option<String>,
     pub cgroup: Option<String>,
+    /// What people call it.
+    pub service: Option<String>,
     pub labels: BTreeMap<String, String>,
+    /// Why the frames of the interpreter that it runs cannot be read, if it runs such a one: no stack shows
+    /// whose code ran.
+    pub unread: Option<Gap>,
+}
+
+/// Where the C library's code is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Libc {
+    /// In a file of its own.
+    #[default]
+    Shared,
+    /// In the executable.
+    Linked {
+        /// The executable has debug information: what of its functions has no line is a library's.
+        has_lines: bool,
+    },
 }
 
 /// What stays the same on every line of one attachment.
@@ -57,6 +81,35 @@ pub struct SessionFacts {
     pub anchor: WallAnchor,
     /// What of the above could not be had.
     pub gaps: Vec<Gap>,
+}
+
+/// What a process runs, as far as that was there to be found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProgramFacts {
+    pub libc: Libc,
+    pub runtime: Option<RuntimeFacts>,
+    /// What of its runtime cannot be had.
+    pub gap: Option<Gap>,
+}
+
+impl SessionFacts {
+    /// Takes in what is known of the program, in the place of what was known before.
+    pub fn learn(&mut self, program: ProgramFacts) {
+        let ProgramFacts { libc, runtime, gap } = program;
+        let before = self.process.unread.take();
+        self.gaps.retain(|gap| Some(gap) != before.as_ref());
+        self.gaps.extend(gap.clone());
+        self.process.libc = libc;
+        // What is missing of a runtime that is read does not hide whose code runs.
+        self.process.unread = gap.filter(|_| runtime.is_none());
+        self.runtime = runtime.or(self.runtime.take());
+    }
+
+    /// Whether a runtime serves the network on whichever of its threads is free: none of them is a loop,
+    /// and what one does keeps nobody waiting.
+    pub fn has_no_loops(&self) -> bool {
+        self.runtime.as_ref().is_some_and(|runtime| runtime.name == go::NAME)
+    }
 }
 
 /// The language runtime that was recognised.
@@ -72,7 +125,12 @@ pub struct RuntimeFacts {
 pub struct ThreadFacts {
     pub tid: u32,
     pub tid_in_container: Option<u32>,
+    /// As the kernel has it.
     pub name: Option<String>,
+    /// As Python's `threading` has it.
+    pub python_name: Option<String>,
+    /// It is the first thread of its process.
+    pub is_main: bool,
     /// `asyncio`, `uvloop`, `libuv`, `epoll`, …; of a worker, its pool.
     pub loop_kind: String,
     /// It is handed work, instead of waiting for events.
@@ -101,7 +159,8 @@ pub struct Context<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::{WallAnchor, rfc3339};
+    use super::{Libc, ProgramFacts, RuntimeFacts, WallAnchor, rfc3339};
+    use crate::gap::Gap;
 
     /// Moments before and after the anchor come out at the right distance, in µs, rounded down.
     #[test]
@@ -113,6 +172,25 @@ mod tests {
         assert_eq!(anchor.timestamp(5_000_000_000), "2026-11-21T05:20:00.000000Z");
         assert_eq!(anchor.timestamp(5_001_234_999), "2026-11-21T05:20:00.001234Z");
         assert_eq!(anchor.timestamp(4_000_000_000), "2026-11-21T05:19:59.000000Z");
+    }
+
+    /// A runtime that turns up takes the place of the reason for its absence, and of nothing else.
+    #[test]
+    fn a_runtime_turns_up() {
+        let mut session = crate::report::sample::session();
+        session.runtime = None;
+        let other = Gap::new("epoll instances of the process", "not to be read");
+        session.gaps = vec![other.clone()];
+        let missing = Gap::new("Python frames", "python3.11 has no _PyRuntime");
+        let nothing = ProgramFacts { gap: Some(missing.clone()), ..ProgramFacts::default() };
+        session.learn(nothing.clone());
+        assert_eq!(session.process.unread, Some(missing.clone()));
+        assert_eq!(session.gaps, [other.clone(), missing]);
+        let python = RuntimeFacts { name: "cpython".to_owned(), version: None };
+        let libc = Libc::Linked { has_lines: false };
+        session.learn(ProgramFacts { runtime: Some(python.clone()), gap: None, libc });
+        assert_eq!((&session.process.unread, session.process.libc), (&None, libc));
+        assert_eq!((session.gaps, session.runtime), (vec![other], Some(python)));
     }
 
     /// No time that fits the type is refused.

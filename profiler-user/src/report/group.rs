@@ -44,25 +44,26 @@ impl Tally {
         self.blame(line);
     }
 
+    /// A culprit has the part of the stall that it stands for, and no more.
     fn blame(&mut self, line: &StallLine) {
-        let duration_ns = line.stall.duration_ns;
         let Some(culprit) = &line.culprit else {
             self.nameless += 1;
             return;
         };
+        let time_ns = culprit.time_ns;
         let is_same = |entry: &&mut Entry| {
             entry.culprit.function == culprit.function && entry.culprit.file == culprit.file
         };
         if let Some(entry) = self.culprits.iter_mut().find(is_same) {
             entry.stalls += 1;
-            entry.stalled_ns = entry.stalled_ns.saturating_add(duration_ns);
-            if duration_ns > entry.longest_ns {
-                entry.longest_ns = duration_ns;
+            entry.stalled_ns = entry.stalled_ns.saturating_add(time_ns);
+            if time_ns > entry.longest_ns {
+                entry.longest_ns = time_ns;
                 entry.culprit = culprit.clone();
             }
         } else if self.culprits.len() < MAX_CULPRITS {
             let culprit = culprit.clone();
-            let (stalled_ns, longest_ns) = (duration_ns, duration_ns);
+            let (stalled_ns, longest_ns) = (time_ns, time_ns);
             self.culprits.push(Entry { culprit, stalls: 1, stalled_ns, longest_ns });
         } else {
             self.unlisted += 1;
@@ -80,7 +81,10 @@ impl Tally {
         let mut entries: Vec<&Entry> = self.culprits.iter().collect();
         entries.sort_by_key(|entry| std::cmp::Reverse(entry.stalled_ns));
         if self.nameless > 0 {
-            let reason = format!("{} stalls have no culprit", self.nameless);
+            let reason = match self.nameless {
+                1 => "1 stall has no culprit".to_owned(),
+                many => format!("{many} stalls have no culprit"),
+            };
             gaps.push(Gap::new("top_culprits", reason));
         }
         if self.unlisted > 0 {
@@ -116,7 +120,7 @@ mod tests {
             end.stall.duration_ns = duration_ns;
             if let Some(culprit) = &mut end.culprit {
                 culprit.function = Some(function.to_owned());
-                culprit.line = Some(line);
+                (culprit.line, culprit.time_ns) = (Some(line), duration_ns);
             }
         }
         report

@@ -1,25 +1,28 @@
 //! What a line says to its one sentence for a person.
 
 use super::application::basename;
-use super::facts::ProcessFacts;
+use super::facts::{ProcessFacts, ThreadFacts};
+use super::portion::Chosen;
+use super::qualified::Qualified;
 use super::schema::session::{EndReason, Totals};
-use super::schema::stall::{Activity, Cause, CauseKind, Component, Culprit, Stall};
+use super::schema::stall::{
+    Activity, Cause, CauseKind, Component, Culprit, Language, Stall, Waits,
+};
 use crate::turn::Moment;
 
 /// Other parts of a stall are said where they are at least this fraction of the cause's.
 const SAID_FRACTION: u64 = 4;
 
-/// Fewer waits may be one that matters, and what came before or after it.
-const MANY_WAITS: u64 = 3;
-
-/// `uvicorn[4242]: event loop stalled 5012 ms, blocked in recvfrom, at charge_payment (app.py:31)`
+/// `uvicorn[4242]: event loop stalled 5012 ms, blocked in recvfrom, at charge_payment (app.py:31)`; `unread` is
+/// why an interpreter's code has no line.
 pub fn stall(
     process: &ProcessFacts,
     subject: &str,
     moment: Moment,
     stall: &Stall,
     cause: &Cause,
-    culprit: Option<&Culprit>,
+    chosen: Option<&Chosen>,
+    unread: Option<&str>,
 ) -> String {
     let duration_ms = milliseconds(stall.duration_ns);
     let is_over = moment == Moment::End;
@@ -31,27 +34,48 @@ pub fn stall(
         format!("stalled for {at_least}{duration_ms} ms so far")
     };
     let at = at(cause);
-    let culprit = culprit.filter(|culprit| !is_in_summary(cause, culprit));
-    let place = culprit.map(|culprit| format!(", {at} {}", place(culprit))).unwrap_or_default();
-    let (part, rest) = mixture(cause);
-    let (victims, waits) = (victims(stall), waits(&cause.kind, cause.times));
+    let of_cause = chosen.filter(|chosen| chosen.is_of_cause).map(|chosen| &chosen.culprit);
+    let of_cause = of_cause.filter(|culprit| !is_in_summary(cause, culprit));
+    let place = of_cause.map(|culprit| format!(", {at} {}", place(culprit))).unwrap_or_default();
+    let (part, rest) = mixture(cause, chosen.map(|chosen| &chosen.culprit));
+    let (victims, waits) = (victims(stall), waits(&cause.kind, cause.waits));
     let summary = &cause.summary;
-    format!("{}: {subject} {duration}, {part}{summary}{waits}{place}{rest}{victims}", name(process))
+    let unread = unread.map(|why| format!("; {why}")).unwrap_or_default();
+    let said = format!("{part}{summary}{waits}{place}{rest}{unread}{victims}");
+    format!("{}: {subject} {duration}, {said}", name(process))
 }
 
-/// `, in at least 140 waits`: a hundred queries for one page are another fault than a slow one. A wait for
+/// Who stalled. The main thread's loop is what people mean by the loop: any other is called by its thread's
+/// name, or by its number where that name is only the program's.
+pub fn subject(process: &ProcessFacts, thread: &ThreadFacts) -> String {
+    let what = if thread.is_worker { "worker" } else { "event loop" };
+    if thread.is_main {
+        return what.to_owned();
+    }
+    let own = thread.name.as_ref().filter(|name| **name != process.name);
+    let name = thread.python_name.as_ref().or(own).cloned();
+    let name = name.unwrap_or_else(|| thread.tid.to_string());
+    if thread.is_worker {
+        format!("{what} thread {name}")
+    } else {
+        format!("{what} of thread {name} (not the main thread)")
+    }
+}
+
+/// `, in 1000 waits of 0.3 ms`: a hundred queries for one page are another fault than a slow one. A wait for
 /// the interpreter's lock is cut into slices of 5 ms, and locks are tried again and again.
-fn waits(kind: &CauseKind, times: Option<u64>) -> String {
+fn waits(kind: &CauseKind, waits: Option<Waits>) -> String {
     let is_call = match kind {
         CauseKind::Syscall { call, .. } => call.purpose.is_none(),
         CauseKind::Sleep { purpose, .. } => purpose.is_none(),
         CauseKind::Disk { .. } => true,
         _ => false,
     };
-    match times.filter(|times| is_call && *times >= MANY_WAITS) {
-        Some(times) => format!(", in at least {times} waits"),
-        None => String::new(),
-    }
+    let Some(Waits { count, mean_ns, is_estimate }) = waits.filter(|_| is_call) else {
+        return String::new();
+    };
+    let about = if is_estimate { "about " } else { "" };
+    format!(", in {about}{count} waits of {} ms", short_milliseconds(mean_ns))
 }
 
 /// `; 99 connections and 12 events had to wait`. A single event is why most turns begin.
@@ -87,18 +111,23 @@ fn is_in_summary(cause: &Cause, culprit: &Culprit) -> bool {
 fn at(cause: &Cause) -> &'static str {
     match cause.kind {
         CauseKind::Cpu { activity: Some(Activity::GarbageCollection), .. } => "set off at",
+        _ if cause.kind.stop_the_world().is_some() => "set off at",
         _ => "at",
     }
 }
 
 /// What of the time the cause stands for, and what stands for the rest, where it is a mixture:
 /// `300 ms of it ` and `; also 120 ms on the CPU at parse (app.py:17)`.
-fn mixture(cause: &Cause) -> (String, String) {
-    let is_said = |part: &&Component| part.time_ns >= cause.time_ns / SAID_FRACTION;
+fn mixture(cause: &Cause, culprit: Option<&Culprit>) -> (String, String) {
+    // A part whose line is the culprit is said however small it is.
+    let is_said = |part: &&Component| {
+        let is_of_culprit = culprit.is_some() && part.culprit.as_ref() == culprit;
+        is_of_culprit || part.time_ns >= cause.time_ns / SAID_FRACTION
+    };
     let of = |part: &Component| {
         let place = part.culprit.as_ref().map(place).map(|place| format!(" at {place}"));
         let place = place.unwrap_or_default();
-        let waits = waits(&part.kind, part.times);
+        let waits = waits(&part.kind, part.waits);
         format!("{} ms {}{waits}{place}", milliseconds(part.time_ns), part.summary)
     };
     let others: Vec<String> = cause.also.iter().filter(is_said).map(of).collect();
@@ -134,6 +163,7 @@ pub fn session_end(
     };
     let end = match reason {
         EndReason::Detached => "detached",
+        EndReason::Executed => "it executed another program",
         EndReason::TargetExited => "the target exited",
         EndReason::DurationOver => "the time to watch was over",
         EndReason::Signal => "stopped by a signal",
@@ -148,9 +178,13 @@ pub fn name(process: &ProcessFacts) -> String {
     format!("{}[{}]", process.name, process.pid)
 }
 
-/// `charge_payment (app.py:31)`: as much of it as is known.
+/// `charge_payment (app.py:31)`: as much of it as is known. Of C++ without what it returns and takes.
 pub fn place(culprit: &Culprit) -> String {
     let function = culprit.function.as_deref().unwrap_or("unnamed code");
+    let function = match culprit.language {
+        Language::Native => Qualified::of(function).bare,
+        _ => function,
+    };
     let file = culprit.file.as_deref().map(basename);
     let module = culprit.module.as_deref().map(basename);
     match (file, culprit.line, module) {
@@ -161,6 +195,20 @@ pub fn place(culprit: &Culprit) -> String {
     }
 }
 
+/// With two digits that count: `0.3`, `0.042`, `1.5`, and whole ones from ten on.
+pub fn short_milliseconds(ns: u64) -> String {
+    const DIGITS: [(u64, usize, u64); 4] =
+        [(9_950_000, 0, 1_000_000), (995_000, 1, 100_000), (99_500, 2, 10_000), (0, 3, 1_000)];
+    let (_, digits, unit_ns) =
+        DIGITS.into_iter().find(|(from_ns, ..)| ns >= *from_ns).unwrap_or_default();
+    let units = ns.saturating_add(unit_ns / 2) / unit_ns.max(1);
+    let text = format!("{:.digits$}", units as f64 / 10_f64.powi(digits as i32));
+    if digits == 0 {
+        return text;
+    }
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
 /// Rounded to the nearest.
 pub fn milliseconds(ns: u64) -> u64 {
     const NS_PER_MS: u64 = 1_000_000;
@@ -169,13 +217,29 @@ pub fn milliseconds(ns: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{EndReason, Totals, is_in_summary, milliseconds, place, session_end};
-    use crate::report::sample;
-    use crate::report::schema::stall::{Callback, Cause, CauseKind, Confidence, Culprit, Language};
-    use crate::turn::{End, Moment, Queue, Stall};
+    use super::{
+        EndReason, Totals, is_in_summary, milliseconds, place, session_end, short_milliseconds,
+        subject,
+    };
+    use crate::gap::Gap;
+    use crate::report::facts::ThreadFacts;
+    use crate::report::group::Tally;
+    use crate::report::schema::stall::PartOfStall::Running;
+    use crate::report::schema::stall::{
+        Callback, Cause, CauseKind, Confidence, Culprit, Language, PartOfStall, StallLine,
+    };
+    use crate::report::{Report, sample};
+    use crate::turn::{End, Moment, Queue, Sampled, Stall};
 
     fn message(moment: Moment, stall: &Stall) -> String {
         sample::report(moment, stall).common().message.clone()
+    }
+
+    fn stall_line(report: &Report) -> &StallLine {
+        match report {
+            Report::StallEnd(line) => line,
+            other => unreachable!("{other:?}"),
+        }
     }
 
     /// Each moment of a stall has its sentence.
@@ -192,6 +256,31 @@ mod tests {
         );
     }
 
+    /// The main thread's loop needs no name; another is told by what people called its thread, else by what
+    /// the kernel calls it, else by its number.
+    #[test]
+    fn which_thread() {
+        let process = sample::session().process;
+        let called = |is_worker, name: &str, python_name: Option<&str>| {
+            let (name, python_name) = (Some(name.to_owned()), python_name.map(str::to_owned));
+            let thread = ThreadFacts { tid: 4250, is_main: false, is_worker, ..sample::thread() };
+            subject(&process, &ThreadFacts { name, python_name, ..thread })
+        };
+        assert_eq!(subject(&process, &sample::thread()), "event loop");
+        let main = ThreadFacts { is_worker: true, ..sample::thread() };
+        assert_eq!(subject(&process, &main), "worker");
+        let table = [
+            (called(false, "uvicorn", Some("ingest")), "event loop of thread ingest"),
+            (called(false, "ingest", None), "event loop of thread ingest"),
+            (called(false, "uvicorn", None), "event loop of thread 4250"),
+        ];
+        for (told, expected) in table {
+            assert_eq!(told, format!("{expected} (not the main thread)"));
+        }
+        assert_eq!(called(true, "WorkerThread", None), "worker thread WorkerThread");
+        assert_eq!(called(true, "uvicorn", None), "worker thread 4250");
+    }
+
     /// A mixture says how much of the time the cause stands for, and names the rest.
     #[test]
     fn mixtures() {
@@ -204,6 +293,27 @@ mod tests {
         assert_eq!(message(Moment::End, &stall), expected);
     }
 
+    /// Of an interpreter whose frames cannot be read it is said why no line is, unless one is.
+    #[test]
+    fn unread_interpreters() {
+        let mut session = sample::session();
+        let why = "CPython 3.16 is not among the versions known";
+        session.process.unread = Some(Gap::new("Python frames", why));
+        let told = |session: &_, stall: &Stall| {
+            sample::report_of(session, Moment::End, stall).common().message.clone()
+        };
+        let mut stall = sample::stall();
+        assert!(!told(&session, &stall).contains(why), "the handler's line is known");
+        for sampled in &mut stall.stacks {
+            sampled.stack.frames = vec![sample::native("recv", "/usr/lib/libc.so.6")];
+        }
+        let expected = format!(
+            "blocked in recvfrom on tcp 127.0.0.1:8081; no Python frames: {why}; 17 events had to wait"
+        );
+        let message = told(&session, &stall);
+        assert!(message.ends_with(&expected), "{message}");
+    }
+
     /// A part without a CPU is not said to be at a line: that would stand behind who had it.
     #[test]
     fn parts_from_outside() {
@@ -214,6 +324,47 @@ mod tests {
         let expected = "2000 ms ready, but without a CPU: woken, but waited 2000 ms for one; \
                         17 events had to wait";
         assert_eq!(rest, expected);
+    }
+
+    /// Whoever had the CPU for most of the time, the line that computed meanwhile is told for its own
+    /// share, also a small one, and the sums count it with that.
+    #[test]
+    fn share_of_a_contended_cpu() {
+        let contended = |running_ms: u64| {
+            let mut stall = sample::stall();
+            let seen = stall.stacks.pop().unwrap();
+            stall.stacks = vec![Sampled { time_ns: running_ms * 1_000_000, ..seen }];
+            stall.turn.running_ns = running_ms * 1_000_000;
+            (stall.turn.blocked_ns, stall.turn.runnable_ns) = (0, 600_000_000);
+            stall
+        };
+        for (running_ms, whole_ms) in [(300, 900), (100, 700)] {
+            let report = sample::report(Moment::End, &contended(running_ms));
+            let line = stall_line(&report);
+            let culprit = line.culprit.as_ref().unwrap();
+            assert_eq!(culprit.function.as_deref(), Some("parse"));
+            assert_eq!((culprit.time_ns, culprit.part), (running_ms * 1_000_000, Running));
+            let expected = format!(
+                "uvicorn[4242]: event loop stalled {whole_ms} ms, 600 ms of it ready, but without a \
+                 CPU: woken, but waited 600 ms for one; also {running_ms} ms on the CPU at parse \
+                 (app.py:17); 17 events had to wait"
+            );
+            assert_eq!(report.common().message, expected);
+            assert!(!line.gaps.iter().any(|gap| gap.starts_with("culprit")), "{:?}", line.gaps);
+            let mut tally = Tally::default();
+            tally.observe(&report);
+            let top = tally.top_culprits(&mut Vec::new());
+            assert_eq!(top[0].stalled_ns, running_ms * 1_000_000);
+        }
+        // Less than half of the threshold, or than a tenth of the stall, is none of its own.
+        for (running_ms, runnable_ms) in [(40, 300), (60, 600)] {
+            let mut stall = contended(running_ms);
+            stall.turn.runnable_ns = runnable_ms * 1_000_000;
+            let report = sample::report(Moment::End, &stall);
+            let line = stall_line(&report);
+            assert!(line.culprit.is_none(), "{running_ms} of {runnable_ms}");
+            assert!(line.gaps.iter().any(|gap| gap.starts_with("culprit: the thread was ready")));
+        }
     }
 
     /// Whoever had to wait is counted; a single event is not news.
@@ -237,12 +388,41 @@ mod tests {
     /// Many waits for the same are told from a long one.
     #[test]
     fn many_waits() {
-        let mut stall = sample::stall();
-        for sampled in &mut stall.stacks {
-            sampled.samples = 140;
+        let told = |count, of_others| {
+            let mut stall = sample::stall();
+            let waits = sample::in_short_waits(45, [7; 6], count).waits;
+            stall.stacks[0].waits = waits;
+            if of_others > 0 {
+                stall.stacks.push(sample::in_short_waits(74, [9; 6], of_others));
+            }
+            let message = message(Moment::End, &stall);
+            let (_, told) = message.split_once("127.0.0.1:8081").unwrap();
+            told.split_once(" at ").unwrap().0.to_owned()
+        };
+        assert_eq!(told(140, 0), ", in 140 waits of 36 ms,");
+        assert_eq!(told(10_000, 0), ", in 10000 waits of 0.5 ms,");
+        assert_eq!(told(140, 9), ", in about 140 waits of 36 ms,");
+        assert_eq!(told(2, 0), ",", "one of a few may be what matters");
+    }
+
+    /// Short times have two digits that count.
+    #[test]
+    fn short_times() {
+        let table = [
+            (0, "0"),
+            (1_499, "0.001"),
+            (41_600, "0.042"),
+            (99_700, "0.1"),
+            (299_000, "0.3"),
+            (264_000, "0.26"),
+            (996_000, "1"),
+            (1_540_000, "1.5"),
+            (9_960_000, "10"),
+            (12_400_000, "12"),
+        ];
+        for (ns, expected) in table {
+            assert_eq!(short_milliseconds(ns), expected, "{ns}");
         }
-        let message = message(Moment::End, &stall);
-        assert!(message.contains("127.0.0.1:8081, in at least 140 waits, at charge"), "{message}");
     }
 
     /// The function of many short calls is named once.
@@ -255,7 +435,18 @@ mod tests {
             CauseKind::Saturated { callbacks: vec![first], callbacks_seen: 1, calls_seen: Some(9) };
         let summary = "on the CPU in many short calls of parse (app.py)".to_owned();
         let (confidence, also) = (Confidence::Likely, Vec::new());
-        let cause = Cause { kind, summary, confidence, time_ns: 9, times: None, also };
+        let (times, waits) = (None, None);
+        let cause = Cause {
+            kind,
+            summary,
+            confidence,
+            time_ns: 9,
+            times,
+            waits,
+            because: Vec::new(),
+            deadlock: false,
+            also,
+        };
         let culprit = |function: &str| Culprit {
             function: name(function),
             file: name("/srv/app.py"),
@@ -263,6 +454,8 @@ mod tests {
             module: None,
             language: Language::Python,
             thread: 1,
+            time_ns: 9,
+            part: PartOfStall::Running,
         };
         assert!(is_in_summary(&cause, &culprit("parse")));
         assert!(!is_in_summary(&cause, &culprit("other")));
@@ -289,11 +482,16 @@ mod tests {
             module: module.map(str::to_owned),
             language: Language::Native,
             thread: 1,
+            time_ns: 9,
+            part: PartOfStall::Running,
         };
         assert_eq!(place(&culprit(Some("/src/a.c"), Some(3), Some("/bin/b"))), "f (a.c:3)");
         assert_eq!(place(&culprit(Some("/src/a.c"), None, Some("/bin/b"))), "f (a.c)");
         assert_eq!(place(&culprit(None, Some(3), Some("/bin/b"))), "f (b)");
         assert_eq!(place(&culprit(None, None, None)), "f");
+        let function = Some("std::vector<int> shop::rank<int>(int)".to_owned());
+        let template = Culprit { function, ..culprit(Some("/src/a.cpp"), Some(3), None) };
+        assert_eq!(place(&template), "shop::rank<int> (a.cpp:3)");
     }
 
     /// The last sentence gives the sums and the reason.

@@ -9,13 +9,22 @@ pub mod advice;
 pub mod application;
 mod cause;
 mod culprit;
+pub mod executables;
+pub mod fit;
 pub mod facts;
+mod foreign;
 pub mod group;
-mod message;
+mod libc_names;
+pub mod message;
+mod portion;
+pub mod printable;
 pub mod purpose;
+pub mod qualified;
 #[cfg(test)]
 pub mod sample;
 pub mod schema;
+pub mod service;
+mod signature;
 pub mod stats;
 pub mod syscalls;
 mod task;
@@ -25,18 +34,24 @@ use std::collections::BTreeMap;
 use profiler_ebpf::turn::START_UNKNOWN;
 
 use self::application::{Origin, Owner};
-use self::facts::{Context, ProcessFacts, RuntimeFacts, SessionFacts, rfc3339};
+use self::cause::Verdict;
+use self::facts::{Context, ProcessFacts, RuntimeFacts, SessionFacts, ThreadFacts, rfc3339};
 use self::group::Tally;
+use self::portion::{Chosen, Portion};
+use self::printable::{cut, printable};
 pub use self::schema::Report;
 use self::schema::session::{Configuration, EndReason, Probe, SessionEnd, SessionStart, WaitHooks};
 use self::schema::stall::{
-    Frame, Language, LoopThread, Role, Stack, Stall, StallLine, State, Switches, Thread,
-    WaitingConnections,
+    Away, CauseKind, Confidence, Culprit, Frame, Language, LoopThread, Role, Stack, Stall,
+    StallLine, State, Switches, Thread, WaitingConnections,
 };
 use self::schema::{Common, Process, Runtime, SchemaVersion, Severity};
 use crate::frame;
 use crate::gap::Gap;
-use crate::turn::{End, Moment, Queue, Sampled, Stall as SeenStall, ThreadState};
+use crate::turn::{self, End, Moment, Queue, Sampled, Stall as SeenStall, ThreadState};
+
+/// Bytes of the target's command line that each line repeats: enough to know it by.
+const MAX_COMMAND_BYTES: usize = 256;
 
 /// What the first line of a session says.
 #[derive(Debug, Clone)]
@@ -48,6 +63,8 @@ pub struct Start {
     pub wait_hooks: WaitHooks,
     pub probes: Vec<Probe>,
     pub configuration: Configuration,
+    /// What was missing as we attached.
+    pub gaps: Vec<Gap>,
 }
 
 /// What the last line of a session says.
@@ -76,7 +93,8 @@ impl Report {
 
     /// stalltrace has attached.
     pub fn session_start(session: &SessionFacts, now_ns: u64, start: Start) -> Self {
-        let Start { version, kernel, wait_hooks, probes, configuration } = start;
+        let Start { version, kernel, wait_hooks, probes, configuration, gaps } = start;
+        let gaps: Vec<Gap> = session.gaps.iter().cloned().chain(gaps).collect();
         let threshold_ns = configuration.threshold_ns;
         let message = message::session_start(&session.process, &version, threshold_ns);
         Self::SessionStart(Box::new(SessionStart {
@@ -87,7 +105,7 @@ impl Report {
             wait_hooks,
             probes,
             configuration,
-            gaps: distinct(&session.gaps),
+            gaps: distinct(&gaps),
         }))
     }
 
@@ -117,18 +135,24 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
     gaps.extend_from_slice(context.gaps);
     gaps.extend_from_slice(&seen.gaps);
     gaps.extend(seen.stacks.iter().flat_map(|sampled| sampled.stack.gaps.iter().cloned()));
+    gaps.extend(left_out(&seen.stacks));
 
-    let stall = stall_facts(moment, seen, context, &mut gaps);
-    let mut verdict = cause::judge(seen, context.descriptors);
-    gaps.extend_from_slice(&verdict.gaps);
     let owner = Owner::new(&session.process);
-    for (part, (evidence, blamed)) in verdict.cause.also.iter_mut().zip(&verdict.also) {
-        part.culprit = culprit::find(evidence, &owner, *blamed);
+    let mut stall = stall_facts(moment, seen, context, &owner, &mut gaps);
+    let mut verdict = cause::judge(seen, context.descriptors);
+    cause::chain::attach(&mut verdict, seen, &owner);
+    gaps.extend_from_slice(&verdict.gaps);
+    let chosen = portion::choose(&mut verdict, &owner, seen.tid, context.threshold_ns);
+    if culprit::is_unsure(&verdict.evidence, &owner) {
+        verdict.cause.confidence = verdict.cause.confidence.min(Confidence::Likely);
     }
-    let culprit = culprit::find(&verdict.evidence, &owner, verdict.blamed);
-    if culprit.is_none() && !verdict.cause.kind.is_from_outside() {
-        gaps.push(missing_culprit(&verdict.evidence, &owner));
-    }
+    let unread = unread(&verdict.evidence, &session.process).filter(|_| chosen.is_none());
+    gaps.extend(match &unread {
+        Some(why) if !verdict.cause.kind.is_from_outside() => Some(Gap::new("culprit", why)),
+        _ => missing_culprit(&verdict, chosen.as_ref(), &owner),
+    });
+    let culprit = chosen.as_ref().map(|chosen| chosen.culprit.clone());
+    stall.signature = signature(&verdict, culprit.as_ref(), &owner, &session.process);
     let task = task::find(seen, &verdict, culprit.as_ref(), &owner, &mut gaps);
     let has_tasks = session.runtime.as_ref().is_some_and(|runtime| runtime.name == "cpython");
     if has_tasks && seen.stacks.is_empty() {
@@ -140,18 +164,20 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
         Severity::Warn
     };
     let advice = advice::find(&verdict, &owner, context);
-    let culprit_seen = culprit.as_ref();
-    let subject = if context.thread.is_worker { "worker" } else { "event loop" };
     let process = &session.process;
-    let message = message::stall(process, subject, moment, &stall, &verdict.cause, culprit_seen);
+    let subject = message::subject(process, context.thread);
+    let message = message::stall(
+        process,
+        &subject,
+        moment,
+        &stall,
+        &verdict.cause,
+        chosen.as_ref(),
+        unread.as_deref(),
+    );
     StallLine {
         common: common(session, context.now_ns, severity, message),
-        thread: LoopThread {
-            tid: context.thread.tid,
-            tid_in_container: context.thread.tid_in_container,
-            name: context.thread.name.clone(),
-            loop_kind: context.thread.loop_kind.clone(),
-        },
+        thread: LoopThread::from(context.thread),
         runtime: session.runtime.as_ref().map(Runtime::from),
         cause: verdict.cause,
         culprit,
@@ -164,25 +190,82 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
     }
 }
 
-fn missing_culprit(evidence: &[&Sampled], owner: &Owner<'_>) -> Gap {
+fn signature(
+    verdict: &Verdict<'_>,
+    culprit: Option<&Culprit>,
+    owner: &Owner<'_>,
+    process: &ProcessFacts,
+) -> String {
+    let also = verdict.also.iter().flat_map(|(evidence, _)| evidence);
+    let evidence: Vec<&Sampled> = verdict.evidence.iter().chain(also).copied().collect();
+    let callers = culprit.map(|culprit| culprit::callers(culprit, &evidence, owner));
+    let callers = callers.unwrap_or_default();
+    signature::of(&verdict.cause.kind, culprit, &callers, process.exe.as_deref())
+}
+
+/// Why the code that an interpreter ran has no line, where nobody can be blamed for that reason.
+fn unread(evidence: &[&Sampled], process: &ProcessFacts) -> Option<String> {
+    let of_process = process.unread.as_ref().map(|why| format!("no {why}"));
+    let of_stacks =
+        || culprit::hides_python(evidence).then(|| "its Python code could not be read".to_owned());
+    of_process.or_else(of_stacks)
+}
+
+/// Of deep stacks the middle is left out: said once, as each sample of a recursion is of another depth.
+fn left_out(stacks: &[Sampled]) -> Option<Gap> {
+    let most =
+        stacks.iter().map(|sampled| sampled.stack.left_out).max().filter(|most| *most > 0)?;
+    let why = format!(
+        "up to {most} are left out of a deep stack, between its innermost and its outermost ones"
+    );
+    Some(Gap::new("Python frames in the middle", why))
+}
+
+/// Why there is no culprit; where there is one of another part than the cause, why that has none.
+fn missing_culprit(
+    verdict: &Verdict<'_>,
+    chosen: Option<&Chosen>,
+    owner: &Owner<'_>,
+) -> Option<Gap> {
+    let what = match chosen {
+        Some(chosen) if chosen.is_of_cause => return None,
+        // The line of another part stands for that alone, and the cause is nobody's here.
+        Some(_) if verdict.cause.kind.is_from_outside() => return None,
+        Some(_) => "culprit of the longest part",
+        None => "culprit",
+    };
+    let why = match verdict.cause.kind {
+        CauseKind::RunQueue { .. } | CauseKind::CpuQuota { .. } => {
+            "the thread was ready and had no CPU; the stack only says where it was".to_owned()
+        }
+        CauseKind::Stopped { .. } => {
+            "the thread was stopped from outside; the stack only says where it was".to_owned()
+        }
+        _ => no_line(&verdict.evidence, owner),
+    };
+    Some(Gap::new(what, why))
+}
+
+/// Why none of these stacks has a line to look at.
+fn no_line(evidence: &[&Sampled], owner: &Owner<'_>) -> String {
     if let Some(frame::Frame { module: Some(module), module_offset: Some(offset), .. }) =
         culprit::nameless(evidence, owner)
     {
-        let why = format!("no symbol covers {module}+{offset:#x}, the program's own code");
-        return Gap::new("culprit", why);
+        return format!("no symbol covers {module}+{offset:#x}, the program's own code");
     }
-    let reason = if evidence.is_empty() {
-        "no stack shows what most of the time went into"
-    } else {
-        "no frame of the stacks that show it has a name"
-    };
-    Gap::new("culprit", reason)
+    let cut = evidence.iter().find_map(|sampled| sampled.stack.truncated.as_deref());
+    match cut {
+        _ if evidence.is_empty() => "no stack shows what most of the time went into".to_owned(),
+        Some(why) => format!("the stacks that show it are cut: {why}"),
+        None => "no frame of the stacks that show it has a name".to_owned(),
+    }
 }
 
 fn stall_facts(
     moment: Moment,
     seen: &SeenStall,
     context: &Context<'_>,
+    owner: &Owner<'_>,
     gaps: &mut Vec<Gap>,
 ) -> Stall {
     let turn = &seen.turn;
@@ -211,6 +294,7 @@ fn stall_facts(
     let session = context.session;
     Stall {
         id: format!("{}-{}-{}", session.id, seen.tid, turn.start_ns),
+        signature: String::new(),
         started_at: session.anchor.timestamp(turn.start_ns),
         start_monotonic_ns: turn.start_ns,
         duration_ns: turn.booked_ns(),
@@ -221,7 +305,19 @@ fn stall_facts(
         switches: Switches { voluntary: turn.voluntary, preempted: turn.preempted },
         ready_events: seen.ready_events,
         steal_ns: seen.around.stolen.map(|stolen| stolen.at_most_ns.min(turn.booked_ns())),
+        away: seen.away.iter().map(|away| self::away(away, owner)).collect(),
         waiting_connections: seen.queues.iter().map(WaitingConnections::from).collect(),
+    }
+}
+
+fn away(seen: &turn::Away, owner: &Owner<'_>) -> Away {
+    let stacks: Vec<&Sampled> = seen.stacks.iter().collect();
+    let portion = Portion::of_away(seen.tid, seen.time_ns, seen.state);
+    Away {
+        thread: Thread { tid: seen.tid, name: seen.name.clone() },
+        state: seen.state.into(),
+        time_ns: seen.time_ns,
+        culprit: culprit::find(&stacks, owner, portion),
     }
 }
 
@@ -258,6 +354,7 @@ fn stack(sampled: &Sampled, thread: Thread, role: Role, owner: &Owner<'_>) -> St
         kernel: named(&sampled.stack.kernel),
         frames: named(&sampled.stack.frames),
         truncated: sampled.stack.truncated.clone(),
+        left_out: sampled.stack.left_out,
     }
 }
 
@@ -272,6 +369,20 @@ fn frame(seen: &frame::Frame, owner: &Owner<'_>) -> Frame {
         in_app: owner.of(seen) == Origin::Application,
         address: seen.address.map(hexadecimal),
         module_offset: seen.module_offset.map(hexadecimal),
+        left_out: 0,
+    }
+}
+
+impl From<&ThreadFacts> for LoopThread {
+    fn from(thread: &ThreadFacts) -> Self {
+        Self {
+            tid: thread.tid,
+            tid_in_container: thread.tid_in_container,
+            name: thread.name.clone(),
+            python_name: thread.python_name.clone(),
+            is_main: thread.is_main,
+            loop_kind: thread.loop_kind.clone(),
+        }
     }
 }
 
@@ -310,14 +421,21 @@ impl From<&RuntimeFacts> for Runtime {
 }
 
 fn common(session: &SessionFacts, now_ns: u64, severity: Severity, message: String) -> Common {
+    let mut omitted = BTreeMap::new();
+    let mut process = process(&session.process);
+    if let Some(command) = &mut process.command {
+        let left_out = cut(command, MAX_COMMAND_BYTES);
+        omitted.extend((left_out > 0).then(|| ("command_bytes".to_owned(), left_out as u64)));
+    }
     Common {
         schema: SchemaVersion::V1,
         timestamp: session.anchor.timestamp(now_ns),
         severity,
-        message,
+        message: printable(&message),
         session: session.id.clone(),
         host: session.host.clone(),
-        process: process(&session.process),
+        process,
+        omitted,
     }
 }
 
@@ -331,6 +449,7 @@ fn process(facts: &ProcessFacts) -> Process {
         start_time: facts.start_time_wall_ns.map(rfc3339),
         container_id: facts.container_id.clone(),
         cgroup: facts.cgroup.clone(),
+        service: facts.service.clone(),
         labels: facts.labels.clone(),
     }
 }
@@ -385,6 +504,7 @@ mod tests {
             "process": process(),
             "stall": {
                 "id": "s1-4242-6000123456",
+                "signature": "d6bc3e684b0ddce3",
                 "started_at": "2026-11-21T05:20:01.000123Z",
                 "start_monotonic_ns": 6_000_123_456_u64,
                 "duration_ns": 5_012_000_346_u64,
@@ -401,30 +521,37 @@ mod tests {
                 "switches": { "voluntary": 2, "preempted": 1 },
                 "ready_events": 17,
                 "steal_ns": 0,
+                "away": [],
                 "waiting_connections": [],
             },
-            "thread": { "tid": 4242, "tid_in_container": 7, "name": "uvicorn", "loop": "asyncio" },
+            "thread": { "tid": 4242, "tid_in_container": 7, "name": "uvicorn",
+                        "python_name": "MainThread", "is_main": true, "loop": "asyncio" },
             "runtime": { "name": "cpython", "version": "3.11.2" },
             "cause": {
                 "kind": "syscall",
+                "detail": {
+                    "syscall": "recvfrom",
+                    "args": ["0x7", "0x7ffe00001000", "0x2000", "0x0", "0x0", "0x0"],
+                    "target": "tcp 127.0.0.1:8081",
+                    "descriptor": null,
+                    "polled": [],
+                    "polled_more": 0,
+                    "path": null,
+                    "file_system": null,
+                    "timeout": null,
+                    "purpose": null,
+                    "held_by": [],
+                    "child": null,
+                    "woken_by": null,
+                },
                 "summary": "blocked in recvfrom on tcp 127.0.0.1:8081",
                 "confidence": "certain",
                 "time_ns": 5_000_000_000_u64,
                 "times": 1,
+                "waits": null,
+                "because": [],
+                "deadlock": false,
                 "also": [],
-                "syscall": "recvfrom",
-                "args": ["0x7", "0x7ffe00001000", "0x2000", "0x0", "0x0", "0x0"],
-                "target": "tcp 127.0.0.1:8081",
-                "descriptor": null,
-                "polled": [],
-                "polled_more": 0,
-                "path": null,
-                "file_system": null,
-                "timeout": null,
-                "purpose": null,
-                "held_by": [],
-                "child": null,
-                "woken_by": null,
             },
             "culprit": {
                 "function": "charge_payment",
@@ -433,6 +560,8 @@ mod tests {
                 "module": null,
                 "language": "python",
                 "thread": 4242,
+                "time_ns": 5_000_000_000_u64,
+                "part": "blocked",
             },
             "task": null,
             "advice": "A blocking call: use its asynchronous kin, or run it with asyncio.to_thread; \
@@ -454,33 +583,31 @@ mod tests {
             "start_time": "2026-11-21T05:13:20.000000Z",
             "container_id": null,
             "cgroup": "/system.slice/pay.service",
+            "service": "pay",
             "labels": { "team": "billing" },
         })
     }
 
     fn stacks() -> Value {
-        let python = |function: &str, file: &str, line: u32, in_app: bool| {
+        let library = |function: &str, file: &str, line: u32| json!({ "function": function, "file": file, "line": line, "language": "python" });
+        let own = |function: &str, line: u32| {
             json!({
-                "function": function, "file": file, "line": line, "module": null,
-                "language": "python", "inlined": false, "in_app": in_app,
-                "address": null, "module_offset": null,
+                "function": function, "file": "/srv/pay/app.py", "line": line, "language": "python",
+                "in_app": true,
             })
         };
         let kernel = |function: &str| {
             json!({
-                "function": function, "file": null, "line": null, "module": "[kernel]",
-                "language": "kernel", "inlined": false, "in_app": false,
-                "address": "0x7f0000001234", "module_offset": null,
+                "function": function, "module": "[kernel]", "language": "kernel",
+                "address": "0x7f0000001234",
             })
         };
         let recv = json!({
-            "function": "__libc_recv", "file": null, "line": null,
-            "module": "/usr/lib/x86_64-linux-gnu/libc.so.6",
-            "language": "native", "inlined": false, "in_app": false,
-            "address": "0x7f0000001234", "module_offset": "0x1234",
+            "function": "__libc_recv", "module": "/usr/lib/x86_64-linux-gnu/libc.so.6",
+            "language": "native", "address": "0x7f0000001234", "module_offset": "0x1234",
         });
-        let readinto = python("SocketIO.readinto", "/usr/lib/python3.11/socket.py", 706, false);
-        let run = python("Handle._run", "/usr/lib/python3.11/asyncio/events.py", 80, false);
+        let readinto = library("SocketIO.readinto", "/usr/lib/python3.11/socket.py", 706);
+        let run = library("Handle._run", "/usr/lib/python3.11/asyncio/events.py", 80);
         json!([
             {
                 "thread": { "tid": 4242, "name": "uvicorn" },
@@ -492,10 +619,9 @@ mod tests {
                 "frames": [
                     recv,
                     readinto,
-                    python("charge_payment", "/srv/pay/app.py", 31, true),
+                    own("charge_payment", 31),
                     run,
                 ],
-                "truncated": null,
             },
             {
                 "thread": { "tid": 4242, "name": "uvicorn" },
@@ -503,8 +629,7 @@ mod tests {
                 "state": "running",
                 "samples": 1,
                 "time_ns": 12_000_000,
-                "kernel": [],
-                "frames": [python("parse", "/srv/pay/app.py", 17, true)],
+                "frames": [own("parse", 17)],
                 "truncated": "the copy of the stack ends here",
             },
         ])
@@ -557,6 +682,21 @@ mod tests {
         assert_eq!(times.len(), 5);
     }
 
+    /// What commands a terminal is escaped in the sentence, whoever put it there, and a long command line is cut.
+    #[test]
+    fn hostile_process() {
+        let mut session = sample::session();
+        session.process.name = "a\u{1b}[2J\n\u{202e}b".to_owned();
+        session.process.command = Some("python3 ".repeat(100));
+        let line = sample::report_of(&session, Moment::End, &sample::stall());
+        let line = serde_json::to_value(line).unwrap();
+        let message = line["message"].as_str().unwrap();
+        assert!(message.starts_with(r"a\u{1b}[2J\n\u{202e}b[4242]: "), "{message}");
+        let command = line["process"]["command"].as_str().unwrap();
+        assert!(command.len() == 256 && command.ends_with('…'), "{command}");
+        assert_eq!(line["omitted"]["command_bytes"], 800 - 253);
+    }
+
     /// Only stalls at least as long as the error threshold are errors.
     #[test]
     fn severities() {
@@ -584,7 +724,7 @@ mod tests {
             "start: the turn had begun before stalltrace could see it",
             "end: the thread exited",
             "split of running time: no tick fell into it, so all of it is given as user time",
-            "cause: no stack was taken of 5000000000 ns of blocked time; each block may have been too short",
+            "cause: no stack was taken of 5000 ms of blocked time; each block may have been too short",
             "culprit: no stack shows what most of the time went into",
             "task: no stack shows what ran",
         ]);
@@ -634,6 +774,8 @@ mod tests {
                 "duration_limit_ns": null,
                 "stats_interval_ns": null,
                 "sample_frequency_hz": 99,
+                "line_limit_bytes": 8000,
+                "stacks": "app",
             },
             "gaps": [],
         });
@@ -666,7 +808,7 @@ mod tests {
                 "file": "/srv/pay/app.py",
                 "line": 31,
                 "stalls": 1,
-                "stalled_ns": 5_012_000_346_u64,
+                "stalled_ns": 5_000_000_000_u64,
             }],
             "frames": {
                 "stacks": 2,
@@ -674,6 +816,7 @@ mod tests {
                 "by_registers": 2,
                 "by_unwind_table": 30,
                 "by_frame_pointer": 4,
+                "by_search": 0,
                 "by_signal": 0,
                 "python": 20,
                 "javascript": 0,

@@ -44,6 +44,8 @@ pub fn of(registers: &Registers, frames: &[Frame]) -> Option<Purpose> {
         Some(Purpose::SqliteBusy)
     } else if syscalls::is_file_lock(registers) {
         Some(Purpose::FileLock)
+    } else if starts_program(registers, frames) {
+        Some(Purpose::ProgramStart)
     } else if matches!(operand(registers), Operand::Child(_))
         || (syscalls::name(registers.syscall).is_some_and(|it| WAITS_FOR_OUTPUT.contains(&it))
             && frames.iter().any(spawns))
@@ -53,6 +55,46 @@ pub fn of(registers: &Registers, frames: &[Frame]) -> Option<Purpose> {
         Some(Purpose::NameResolution)
     } else {
         None
+    }
+}
+
+/// `CLONE_VFORK` (include/uapi/linux/sched.h): whoever calls waits until the child has become its program.
+const CLONE_VFORK: u64 = 0x4000;
+
+/// Functions that start a program and wait until it has begun, of the C library, libuv and CPython.
+const STARTERS: [&str; 10] = [
+    "posix_spawn",
+    "posix_spawnp",
+    "__spawni",
+    "__spawnix",
+    "vfork",
+    "__vfork",
+    "uv_spawn",
+    "do_fork_exec",
+    "subprocess_fork_exec",
+    "_posixsubprocess_fork_exec",
+];
+
+/// Whether a call waits for a child to become its program. `read` does so where the child's end of a pipe is
+/// closed by that.
+fn starts_program(registers: &Registers, frames: &[Frame]) -> bool {
+    let of_python = |frame: &Frame| {
+        let file = frame.file.as_deref().unwrap_or_default();
+        let function = name(frame).rsplit('.').next().unwrap_or_default();
+        function == "_execute_child" && is_of_python(file, "subprocess.py")
+    };
+    let is_native = |frame: &&Frame| frame.language == Language::Native;
+    let is_starter = |frame: &Frame| STARTERS.contains(&name(frame));
+    let by_native = || frames.iter().take_while(is_native).any(is_starter);
+    match syscalls::name(registers.syscall) {
+        Some("vfork") => true,
+        Some("clone") => registers.args.first().is_some_and(|flags| flags & CLONE_VFORK != 0),
+        Some("clone3") => by_native() || frames.iter().any(of_python),
+        Some("read") => {
+            let called = frames.iter().find(|frame| !is_native(frame));
+            by_native() || called.is_some_and(of_python)
+        }
+        _ => false,
     }
 }
 
@@ -98,6 +140,32 @@ mod tests {
         let spawn = |file: &str| javascript("spawnSync", file, 832);
         assert_eq!(purpose(epoll_pwait, spawn("node:child_process")), child);
         assert_eq!(purpose(epoll_pwait, spawn("/srv/child_process")), None);
+    }
+
+    /// Whoever starts a program waits in `vfork` and its kin, or for the child's end of a pipe to close; who
+    /// reads what a child writes waits for another thing.
+    #[test]
+    fn starts_of_programs() {
+        let purpose = |syscall, first, frame| {
+            let args = [first, 0, 0, 0, 0, 0];
+            of(
+                &Registers { syscall, args, ..Registers::default() },
+                &[native("__read", "/c.so"), frame],
+            )
+        };
+        let (read, clone, vfork, clone3) = (0, 56, 58, 435);
+        let module = "/usr/lib/python3.11/subprocess.py";
+        let start = || python("Popen._execute_child", module, 1844);
+        let begun = Some(Purpose::ProgramStart);
+        assert_eq!(purpose(vfork, 0, native("work", "/srv/shop")), begun);
+        assert_eq!(purpose(clone, 0x4111, native("work", "/srv/shop")), begun);
+        assert_eq!(purpose(clone, 0x3d_0f00, native("work", "/srv/shop")), None, "a thread");
+        assert_eq!(purpose(clone3, 0x7000, native("__spawnix", "/c.so")), begun);
+        assert_eq!(purpose(clone3, 0x7000, native("pthread_create", "/c.so")), None);
+        assert_eq!(purpose(read, 7, start()), begun);
+        assert_eq!(purpose(read, 7, native("uv_spawn", "/usr/bin/node")), begun);
+        let communicate = python("Popen.communicate", module, 1209);
+        assert_eq!(purpose(read, 7, communicate), Some(Purpose::ChildProcess));
     }
 
     /// A function that SQLite calls back may sleep as well: then nobody has locked the database.

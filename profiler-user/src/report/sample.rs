@@ -9,9 +9,11 @@ use profiler_ebpf::turn::{Turn, wait};
 use zerocopy::FromZeros;
 
 use super::advice::Peers;
-use super::facts::{Context, ProcessFacts, RuntimeFacts, SessionFacts, ThreadFacts, WallAnchor};
+use super::facts::{
+    Context, Libc, ProcessFacts, RuntimeFacts, SessionFacts, ThreadFacts, WallAnchor,
+};
 use super::group::Tally;
-use super::schema::session::{Configuration, EndReason, Probe, WaitHooks};
+use super::schema::session::{Configuration, EndReason, Probe, Stacks, WaitHooks};
 use super::stats::{Measured, StatsContext};
 use super::{Finish, Report, Start};
 use crate::around::{Cpus, Growth, Surroundings};
@@ -19,8 +21,9 @@ use crate::call::{Call, Descriptor, Kind, Party, Timeout};
 use crate::frame::{Counts, Frame, Language, Stack};
 use crate::gap::Gap;
 use crate::interval::{Acceptor, LoopInterval, TimeInTurns};
+use crate::turn::futex::FutexWaits;
 use crate::turn::instead::Instead;
-use crate::turn::{Awaited, Calls, End, Moment, Sampled, Stall, ThreadState};
+use crate::turn::{Awaited, Calls, Company, End, Moment, Sampled, Stall, StandsFor, ThreadState};
 
 const LIBC: &str = "/usr/lib/x86_64-linux-gnu/libc.so.6";
 
@@ -65,6 +68,7 @@ pub fn on_cpu(frames: Vec<Frame>, time_ns: u64) -> Sampled {
         state: ThreadState::RunningUser,
         samples: 1,
         time_ns,
+        waits: StandsFor::default(),
         registers: Registers { syscall: -1, ..Registers::default() },
         awaited: Awaited::Syscall,
         call: None,
@@ -77,9 +81,18 @@ pub fn on_cpu(frames: Vec<Frame>, time_ns: u64) -> Sampled {
 pub fn blocked_in(syscall: i64, args: [u64; 6], time_ns: u64) -> Sampled {
     Sampled {
         state: ThreadState::Blocked,
+        waits: StandsFor::ITSELF,
         registers: Registers { syscall, args, ..Registers::default() },
         ..on_cpu(Vec::new(), time_ns)
     }
+}
+
+/// The same, taken in one of many waits of 0.3 ms that it stands for.
+pub fn in_short_waits(syscall: i64, args: [u64; 6], waits: u64) -> Sampled {
+    let (time_ns, longest_ns) = (waits * 300_000, 300_000);
+    let (others_ns, thousandths) = (time_ns - longest_ns, waits * 1000);
+    let stands_for = StandsFor { others_ns, longest_ns, counted: waits, thousandths };
+    Sampled { waits: stands_for, ..blocked_in(syscall, args, time_ns) }
 }
 
 /// A payment service that waits five seconds for a slow neighbour.
@@ -94,21 +107,16 @@ pub fn stall() -> Stall {
                 python("Handle._run", &format!("{lib}/asyncio/events.py"), 80),
             ],
             kernel: vec![kernel("__schedule"), kernel("tcp_recvmsg")],
-            truncated: None,
-            gaps: Vec::new(),
-            running: None,
-            call: None,
+            ..Stack::default()
         },
         ..blocked_in(45, [7, 0x7ffe_0000_1000, 8192, 0, 0, 0], 5_000_000_000)
     };
     let parsing = Sampled {
         stack: Stack {
             frames: vec![python("parse", "/srv/pay/app.py", 17)],
-            kernel: Vec::new(),
             truncated: Some("the copy of the stack ends here".to_owned()),
             gaps: vec![Gap::new("native frames", "libfoo.so has no unwind table")],
-            running: None,
-            call: None,
+            ..Stack::default()
         },
         ..on_cpu(Vec::new(), 12_000_000)
     };
@@ -138,9 +146,12 @@ pub fn stall() -> Stall {
         holders: Vec::new(),
         waited: Vec::new(),
         owner: None,
+        futexes: FutexWaits::default(),
+        company: Company::default(),
         wakers: Vec::new(),
         instead: Instead::default(),
         others: Vec::new(),
+        away: Vec::new(),
         around: around(),
         ready_events: Some(17),
         queues: Vec::new(),
@@ -194,12 +205,15 @@ pub fn session() -> SessionFacts {
             pid: 4242,
             pid_in_container: Some(7),
             name: "uvicorn".to_owned(),
+            libc: Libc::Shared,
             exe: Some("/usr/bin/python3.11".to_owned()),
             command: Some("python3 -m uvicorn app:app".to_owned()),
             start_time_wall_ns: Some(1_795_238_000_000_000_000),
             container_id: None,
             cgroup: Some("/system.slice/pay.service".to_owned()),
+            service: Some("pay".to_owned()),
             labels: BTreeMap::from([("team".to_owned(), "billing".to_owned())]),
+            unread: None,
         },
         runtime: Some(RuntimeFacts {
             name: "cpython".to_owned(),
@@ -219,16 +233,22 @@ pub fn thread() -> ThreadFacts {
         tid: 4242,
         tid_in_container: Some(7),
         name: Some("uvicorn".to_owned()),
+        python_name: Some("MainThread".to_owned()),
+        is_main: true,
         loop_kind: "asyncio".to_owned(),
     }
 }
 
 /// The line of a stall, made right after its account's last booking.
 pub fn report(moment: Moment, stall: &Stall) -> Report {
-    let session = session();
+    report_of(&session(), moment, stall)
+}
+
+/// The same of another process.
+pub fn report_of(session: &SessionFacts, moment: Moment, stall: &Stall) -> Report {
     let descriptors = BTreeMap::from([(7, "tcp 127.0.0.1:8081".to_owned())]);
     let context = Context {
-        session: &session,
+        session,
         now_ns: stall.turn.start_ns + stall.turn.booked_ns(),
         thread: &thread(),
         threshold_ns: 100_000_000,
@@ -252,6 +272,7 @@ pub fn session_start() -> Report {
     let refused = "fentry is refused: not permitted";
     let absent = "the kernel has no such system call";
     let start = Start {
+        gaps: Vec::new(),
         version: "0.1.0".to_owned(),
         kernel: "6.1.0-49-amd64".to_owned(),
         wait_hooks: WaitHooks::Mixed,
@@ -266,6 +287,8 @@ pub fn session_start() -> Report {
             duration_limit_ns: None,
             stats_interval_ns: None,
             sample_frequency_hz: 99,
+            line_limit_bytes: Some(8000),
+            stacks: Stacks::App,
         },
     };
     Report::session_start(&session(), 5_000_000_000, start)

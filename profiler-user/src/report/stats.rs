@@ -68,12 +68,7 @@ fn loop_stats(measured: &Measured<'_>, duration_ns: u64, gaps: &mut Vec<Gap>) ->
     }
     let time = interval.time;
     LoopStats {
-        thread: LoopThread {
-            tid: thread.tid,
-            tid_in_container: thread.tid_in_container,
-            name: thread.name.clone(),
-            loop_kind: thread.loop_kind.clone(),
-        },
+        thread: LoopThread::from(thread),
         turns: interval.turns.count(),
         busy_share: share(time.sum_ns(), duration_ns),
         time: TurnTime {
@@ -219,7 +214,8 @@ mod tests {
         let line = serde_json::to_value(sample::stats()).unwrap();
         assert_eq!((&line["event"], &line["severity"]), (&json!("stats"), &json!("INFO")));
         let expected = json!([{
-            "thread": { "tid": 4242, "tid_in_container": 7, "name": "uvicorn", "loop": "asyncio" },
+            "thread": { "tid": 4242, "tid_in_container": 7, "name": "uvicorn",
+                        "python_name": "MainThread", "is_main": true, "loop": "asyncio" },
             "turns": 1000,
             "busy_share": 0.15,
             "time": {

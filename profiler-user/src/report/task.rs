@@ -118,7 +118,11 @@ fn carriers<'a>(
     let evidence = verdict.evidence.iter().copied().filter(|_| own);
     let carries =
         |sampled: &&Sampled| culprit.is_some_and(|culprit| culprit::is_in(culprit, sampled, owner));
-    let found: Vec<_> = evidence.filter(carries).collect();
+    let mut found: Vec<_> = evidence.filter(carries).collect();
+    // The culprit may be of another part than the cause.
+    if found.is_empty() && culprit.is_some_and(|culprit| culprit.thread == stall.tid) {
+        found = all().filter(carries).collect();
+    }
     if found.is_empty() { all().collect() } else { found }
 }
 
@@ -213,6 +217,7 @@ mod tests {
     use crate::gap::Gap;
     use crate::report::application::Owner;
     use crate::report::facts::ProcessFacts;
+    use crate::report::portion::Portion;
     use crate::report::sample::{blocked_in, native, on_cpu, python};
     use crate::report::{cause, culprit, sample};
     use crate::task::{Running, Share, Task as Proved};
@@ -235,7 +240,8 @@ mod tests {
         let process = ProcessFacts::default();
         let owner = Owner::new(&process);
         let verdict = cause::judge(stall, &std::collections::BTreeMap::new());
-        let culprit = culprit::find(&verdict.evidence, &owner, verdict.blamed);
+        let portion = Portion::of(&verdict.evidence, verdict.blamed, 9, true);
+        let culprit = culprit::find(&verdict.evidence, &owner, portion);
         let mut gaps = Vec::new();
         let task = find(stall, &verdict, culprit.as_ref(), &owner, &mut gaps);
         let told = task.map(|task| {

@@ -2,7 +2,7 @@
 
 use crate::frame::{Frame, Language};
 
-/// Functions of CPython's collector, 3.8 to 3.14 (Modules/gcmodule.c, since 3.13 Python/gc.c), and of V8's
+/// Functions of CPython's collector, 3.8 to 3.15 (Modules/gcmodule.c, since 3.13 Python/gc.c), and of V8's
 /// (src/heap/). Beginnings: compilers add suffixes.
 const COLLECTORS: [&str; 12] = [
     "gc_collect_",

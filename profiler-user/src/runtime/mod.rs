@@ -13,6 +13,9 @@
 
 pub mod collector;
 pub mod cpython;
+pub mod go;
+pub mod loops;
 pub mod pool;
 pub mod tokio;
 pub mod v8;
+pub mod worker_threads;

@@ -14,7 +14,7 @@ use crate::frame::{Frame, Language};
 use crate::job::PythonFrames;
 use crate::process::frozen::is_of_a_loop;
 use crate::runtime::cpython::{FrameKind, NamedFrame};
-use crate::runtime::tokio;
+use crate::runtime::{tokio, worker_threads};
 use crate::unwind::merge::NamedNativeStack;
 use crate::unwind::native::NativeStack;
 
@@ -27,6 +27,8 @@ pub enum Pool {
     Uwsgi,
     /// tokio's workers park on a futex, all but the one that waits in epoll.
     Tokio,
+    /// Node's worker threads: each has an event loop of its own, by which it is handed messages.
+    Node,
 }
 
 impl Posture {
@@ -43,7 +45,13 @@ impl Pool {
             Self::Python => "thread-pool",
             Self::Uwsgi => "uwsgi",
             Self::Tokio => "tokio",
+            Self::Node => "worker_threads",
         }
+    }
+
+    /// What its threads are handed may take its time: nobody but who asked for it waits meanwhile.
+    pub fn may_take_its_time(self) -> bool {
+        matches!(self, Self::Python | Self::Node)
     }
 }
 
@@ -56,7 +64,8 @@ pub enum Posture {
     Working(Pool),
     /// The work that it was handed is an event loop, which may be waiting.
     Looping { idle: bool },
-    /// It has handed its work over, or was started for what may block: nobody waits for it.
+    /// It has handed its work over, was started for what may block, or ends its interpreter: nobody waits
+    /// for it.
     OffDuty,
     /// It is no worker that we know.
     Unknown,
@@ -78,6 +87,18 @@ const PYTHON_LOOPS: [(&str, &str); 3] = [
     ("/waitress/task.py", "handler_thread"),
 ];
 
+/// What ends an interpreter, as its library exports or names it.
+const FINALIZERS: [&str; 4] =
+    ["Py_FinalizeEx", "Py_Finalize", "_Py_Finalize", "wait_for_thread_shutdown"];
+
+/// What an interpreter that ends calls, each from no Python code: to join threads, and exit handlers.
+const LAST_CALLS: [(&str, &str); 4] = [
+    ("/threading.py", "_shutdown"),
+    ("/concurrent/futures/thread.py", "_python_exit"),
+    ("/multiprocessing/util.py", "_exit_function"),
+    ("/logging/__init__.py", "shutdown"),
+];
+
 /// What those loops wait with, where it is written in Python.
 const PYTHON_WAITS: [&str; 2] = ["/threading.py", "/queue.py"];
 
@@ -90,7 +111,13 @@ pub fn posture(
     raw: &[PythonFrame],
     python: &PythonFrames,
 ) -> Posture {
+    if worker_threads::runs_in(named) {
+        return of_node(registers, native, named);
+    }
     let tokio = || of_tokio(registers, native, named);
+    if is_finalizing(named, python) {
+        return Posture::OffDuty;
+    }
     let posture = match python {
         PythonFrames::Named { frames, walk: PythonWalk::Complete, .. } => {
             if let Some(posture) = of_uwsgi(named, frames) {
@@ -105,6 +132,26 @@ pub fn posture(
         Posture::Looping { .. } => Posture::Looping { idle: is_epoll_wait(registers) },
         posture => posture,
     }
+}
+
+/// Whether the thread ends its interpreter. Its last loop is over, though it may not have been closed: what
+/// is waited for now (threads to be joined, exit handlers) holds up no loop, unless one runs in a handler.
+fn is_finalizing(named: &NamedNativeStack, python: &PythonFrames) -> bool {
+    let frames = match python {
+        PythonFrames::Named { frames, .. } => frames.as_slice(),
+        PythonFrames::NotPython | PythonFrames::Missing(_) => &[],
+    };
+    if frames.iter().any(is_event_loop) {
+        return false;
+    }
+    // What the interpreter calls as it ends, for where the compiler has put its own function elsewhere.
+    let outermost = frames.iter().rev().find(|frame| frame.kind == FrameKind::Shown);
+    let is_last = |frame: &NamedFrame| is_one_of(frame, &LAST_CALLS);
+    let is_end = |frame: &Frame| {
+        let name = frame.function.as_deref().unwrap_or_default();
+        frame.language == Language::Native && FINALIZERS.contains(&name)
+    };
+    outermost.is_some_and(is_last) || named.frames.iter().flatten().any(is_end)
 }
 
 fn is_epoll_wait(registers: &Registers) -> bool {
@@ -158,10 +205,31 @@ fn ends_with_any(frame: &NamedFrame, ends: &[&str]) -> bool {
 }
 
 fn is_python_loop(frame: &NamedFrame) -> bool {
+    is_one_of(frame, &PYTHON_LOOPS)
+}
+
+fn is_one_of(frame: &NamedFrame, known: &[(&str, &str)]) -> bool {
     let (Some(file), Some(function)) = (&frame.file, &frame.function) else { return false };
     // From 3.11 on it is the qualified name.
     let function = function.rsplit('.').next().unwrap_or_default();
-    PYTHON_LOOPS.iter().any(|(end, name)| file.ends_with(end) && function == *name)
+    known.iter().any(|(end, name)| file.ends_with(end) && function == *name)
+}
+
+/// A worker thread waits for messages in epoll, which is hooked as any loop's wait. Pools of them wait for
+/// their work with `Atomics.wait`.
+fn of_node(registers: &Registers, native: &NativeStack, named: &NamedNativeStack) -> Posture {
+    if registers.syscall != FUTEX {
+        return Posture::Working(Pool::Node);
+    }
+    let place = || {
+        let at = native.frames.get(worker_threads::atomics_wait(named)?)?;
+        Some(Word::ReturnAddress { at: at.stack_pointer.checked_sub(8)?, value: at.address })
+    };
+    match place() {
+        Some(word) => Posture::Parked(Pool::Node, word),
+        None if worker_threads::sleeps_namelessly(named) => Posture::OffDuty,
+        None => Posture::Working(Pool::Node),
+    }
 }
 
 fn of_uwsgi(named: &NamedNativeStack, frames: &[NamedFrame]) -> Option<Posture> {
@@ -183,19 +251,21 @@ fn of_tokio(
     native: &NativeStack,
     named: &NamedNativeStack,
 ) -> Option<Posture> {
-    let of_runtime = |inlined: &Vec<Frame>| inlined.iter().any(tokio::is_runtime);
-    let index = named.frames.iter().position(of_runtime)?;
     let all = || named.frames.iter().flatten();
     if tokio::is_off_duty(all()) {
         return Some(Posture::OffDuty);
     }
+    let of_runtime = |inlined: &Vec<Frame>| inlined.iter().any(tokio::is_runtime);
+    let index = named.frames.iter().position(of_runtime)?;
     if !tokio::is_worker(all()) {
         return None;
     }
     // Where names lack the small functions, what lies within the runtime's innermost tells.
     let within = named.frames.iter().take(index).flatten();
     let inlined = named.frames[index].iter().take_while(|frame| !tokio::is_runtime(frame));
-    let sleeps = || index > 0 && within.chain(inlined).all(is_of_parking);
+    // A lock may be inlined into the task that takes it.
+    let in_task = named.frames[index].iter().any(tokio::polls_task);
+    let sleeps = || index > 0 && !in_task && within.chain(inlined).all(is_of_parking);
     if registers.syscall != FUTEX || !(tokio::is_parked(all()) || sleeps()) {
         return Some(Posture::Working(Pool::Tokio));
     }
@@ -204,14 +274,20 @@ fn of_tokio(
     Some(Posture::Parked(Pool::Tokio, word))
 }
 
-/// Whether nothing on the stack has a name but the C library: a worker of a stripped pool, say. If another
-/// thread serves its epoll instance meanwhile, nobody can tell whether it parks or waits for a lock,
-/// and most park.
-pub fn is_nameless(frames: &[Frame]) -> bool {
+/// Whether nothing on the stack of a thread that sleeps on a futex tells whether it parks or works: no
+/// interpreter's frame, and no lock's. It may be the worker of a pool that is stripped or not known (asio's
+/// wait on a condition, as work may), and where others serve its epoll instance, most of them park.
+pub fn is_untold(frames: &[Frame]) -> bool {
+    // Of the function itself: C++ names the types of parameters, too.
+    const LOCKS: [&str; 5] =
+        ["mutex_lock", "lll_lock", "rwlock", "read_contended", "write_contended"];
+    let is_lock = |name: &str| {
+        name.starts_with("lock")
+            || name.starts_with("Lock")
+            || LOCKS.iter().any(|lock| name.contains(lock))
+    };
     let tells = |frame: &Frame| {
-        let module = frame.module.as_deref().unwrap_or_default();
-        let of_libc = module.contains("/libc.so") || module.contains("/ld-musl");
-        frame.language != Language::Native || (frame.function.is_some() && !of_libc)
+        frame.language != Language::Native || tokio::last_segment(frame).is_some_and(is_lock)
     };
     !frames.iter().any(tells)
 }
@@ -233,7 +309,7 @@ mod tests {
     use profiler_ebpf::record::Registers;
     use profiler_ebpf::turn::FUTEX;
 
-    use super::{Pool, Posture, Word, is_nameless, posture, work_frame};
+    use super::{Pool, Posture, Word, is_untold, posture, work_frame};
     use crate::frame::{Frame, Language};
     use crate::job::PythonFrames;
     use crate::report::sample::{native, python as python_frame};
@@ -322,6 +398,24 @@ mod tests {
         assert_eq!(posture(&asleep, &native, &named, &raw, &frames), Posture::Unknown);
     }
 
+    /// A thread that ends its interpreter is in no turn, whatever it waits for: by Python's own functions
+    /// that only then stand outermost, or by the interpreter's; but for a loop in an exit handler.
+    #[test]
+    fn the_interpreter_ends() {
+        let join = ("Thread.join", "/lib/threading.py");
+        let shutdown = ("_shutdown", "/lib/threading.py");
+        assert_eq!(of_python(&[join, shutdown]), Posture::OffDuty);
+        let app = ("close", "/srv/app.py");
+        assert_eq!(of_python(&[join, app]), Posture::Unknown);
+        assert_eq!(of_python(&[shutdown, app]), Posture::Unknown, "not from the interpreter");
+        let stack =
+            [("pthread_cond_wait", "/lib/libc.so.6"), ("Py_FinalizeEx", "/usr/bin/python3")];
+        assert_eq!(of_native(&stack, &python(&[app]).1), Posture::OffDuty);
+        let event_loop = ("BaseEventLoop._run_once", "/lib/asyncio/base_events.py");
+        assert_eq!(of_native(&stack, &python(&[app, event_loop]).1), Posture::Unknown);
+        assert_eq!(of_native(&stack, &PythonFrames::NotPython), Posture::OffDuty);
+    }
+
     /// The piece of work is found in the frame that the pool's loop called.
     #[test]
     fn work_in_hand() {
@@ -336,15 +430,22 @@ mod tests {
         assert_eq!(named(&[("handle", "/srv/app.py"), run, thread]), None);
     }
 
-    /// A stack without a name outside of the C library tells nothing; a lock's or Python's does.
+    /// A stack without a name outside of the C library tells nothing, and neither does a condition; a
+    /// lock's frame or Python's does.
     #[test]
-    fn names_tell() {
+    fn what_tells() {
         let libc = native("syscall", "/usr/lib/x86_64-linux-gnu/libc.so.6");
         let stripped = Frame { function: None, ..native("", "/v/granian/_granian.so") };
         let frames = [libc.clone(), stripped.clone(), libc.clone()];
-        assert!(is_nameless(&frames) && is_nameless(&frames[..1]));
-        assert!(!is_nameless(&[libc.clone(), stripped, native("Ledger::lock", "/srv/ledger")]));
-        assert!(!is_nameless(&[libc, python_frame("pay", "/srv/app.py", 3)]));
+        assert!(is_untold(&frames) && is_untold(&frames[..1]));
+        let wait = native("pthread_cond_wait", "/usr/lib/x86_64-linux-gnu/libc.so.6");
+        let run = native(
+            "asio::detail::scheduler::do_run_one(asio::detail::scoped_lock&)",
+            "/srv/server",
+        );
+        assert!(is_untold(&[wait, run]));
+        assert!(!is_untold(&[libc.clone(), stripped, native("Ledger::lock", "/srv/ledger")]));
+        assert!(!is_untold(&[libc, python_frame("pay", "/srv/app.py", 3)]));
     }
 
     /// uWSGI's thread is idle where no Python runs in it.
@@ -358,6 +459,32 @@ mod tests {
         assert_eq!(busy, Posture::Working(Pool::Uwsgi));
         let elsewhere = of_native(&stack[..1], &python(&[]).1);
         assert_eq!(elsewhere, Posture::Unknown);
+    }
+
+    /// Node's worker thread works wherever it is, but where it waits for its pool's next piece of work; where
+    /// the names of V8's functions are gone, nobody can tell whether it does.
+    #[test]
+    fn node() {
+        const NODE: &str = "/usr/bin/node";
+        const LIBC: &str = "/lib/x86_64-linux-gnu/libc.so.6";
+        let run = ("node::worker::Worker::Run()", NODE);
+        let of = |inner: &[(&str, &str)]| {
+            let stack: Vec<_> =
+                inner.iter().copied().chain([run, ("start_thread", LIBC)]).collect();
+            of_native(&stack, &PythonFrames::NotPython)
+        };
+        let cond = ("pthread_cond_wait", LIBC);
+        let base = ("v8::base::ConditionVariable::Wait(v8::base::Mutex*)", NODE);
+        let atomics = ("v8::internal::FutexEmulation::WaitJs32(v8::internal::Isolate*)", NODE);
+        let builtin = ("Builtins_AtomicsWait", NODE);
+        assert_eq!(of(&[("uv_run", NODE)]), Posture::Working(Pool::Node));
+        let word = Word::ReturnAddress { at: 0x3000 - 8, value: 0x3000 };
+        assert_eq!(of(&[cond, base, atomics, builtin]), Posture::Parked(Pool::Node, word));
+        let mutex = ("napi_call_threadsafe_function", NODE);
+        assert_eq!(of(&[cond, mutex, builtin]), Posture::Working(Pool::Node));
+        assert_eq!(of(&[cond, ("", NODE), builtin]), Posture::OffDuty);
+        let main = [cond, ("", NODE), ("node::NodeMainInstance::Run()", NODE)];
+        assert_eq!(of_native(&main, &PythonFrames::NotPython), Posture::Unknown);
     }
 
     /// tokio's worker is parked where the runtime waits on a condition variable; a mutex that a task

@@ -42,12 +42,41 @@ const WORKER: [&str; 4] = [
     "thread_pool/worker",
 ];
 
+/// In the type of the task that a worker is.
+const LAUNCHES: [&str; 2] = ["multi_thread::worker::Launch", "thread_pool::worker::Launch"];
+
+/// In the type of tasks that may block: what `spawn_blocking` was given, and the workers.
+const BLOCKING_TASK: &str = "blocking::task::BlockingTask<";
+
+/// In the type of what a thread of the blocking pool is started with, where the pool's loop is inlined
+/// into the standard library's beginning of a thread.
+const POOL_THREAD: &str = "tokio::runtime::blocking::pool::Spawner>::spawn_thread";
+
 /// Where `block_on` sleeps, and polls the main future.
 const BLOCK_ON: [&str; 1] = ["park"];
 
 /// Whether a thread runs tasks, or would if there were any: a worker, or one inside `block_on`.
 pub fn is_worker<'a>(frames: impl Iterator<Item = &'a Frame> + Clone) -> bool {
-    calls(frames.clone(), &WORKER, "run") || calls(frames, &BLOCK_ON, "block_on")
+    is_of_scheduler(frames.clone()) || calls(frames, &BLOCK_ON, "block_on")
+}
+
+/// Whether a thread is a worker of the scheduler. The compiler may have put `run` into what polls the task
+/// that a worker is started with, and that task's type tells it.
+fn is_of_scheduler<'a>(frames: impl Iterator<Item = &'a Frame> + Clone) -> bool {
+    calls(frames.clone(), &WORKER, "run")
+        || calls(frames.clone(), &WORKER, "park")
+        || frames.clone().any(starts_worker)
+}
+
+/// Whether a frame polls the task that is a worker.
+fn starts_worker(frame: &Frame) -> bool {
+    let name = frame.function.as_deref().unwrap_or_default();
+    is_of(frame, "task") && LAUNCHES.iter().any(|launch| name.contains(launch))
+}
+
+/// Whether a frame polls a task, as far as its name tells: any but the one that a worker is.
+pub fn polls_task(frame: &Frame) -> bool {
+    is_of(frame, "task") && last_segment(frame) == Some("poll") && !starts_worker(frame)
 }
 
 /// Whether a worker that sleeps on a futex does so for want of work. While it holds the driver, it may
@@ -60,8 +89,14 @@ pub fn is_parked<'a>(frames: impl Iterator<Item = &'a Frame> + Clone) -> bool {
 /// Whether nobody waits for what a thread does now: one of the blocking pool, or a worker that was about
 /// to block, said so, and has handed its tasks over.
 pub fn is_off_duty<'a>(frames: impl Iterator<Item = &'a Frame> + Clone) -> bool {
-    let in_pool = frames.clone().any(|frame| is_of(frame, "blocking/pool"));
-    (in_pool && !calls(frames.clone(), &WORKER, "run")) || calls(frames, &WORKER, "block_in_place")
+    let may_block = |frame: &Frame| {
+        let name = frame.function.as_deref().unwrap_or_default();
+        is_of(frame, "blocking/pool")
+            || (is_of(frame, "task") && name.contains(BLOCKING_TASK))
+            || (frame.language == Language::Native && name.contains(POOL_THREAD))
+    };
+    let in_pool = frames.clone().any(may_block);
+    (in_pool && !is_of_scheduler(frames.clone())) || calls(frames, &WORKER, "block_in_place")
 }
 
 /// Whether a function of these parts of the runtime is on the stack whose name begins so.
@@ -109,8 +144,9 @@ fn source(frame: &Frame) -> Option<(Option<&str>, &str)> {
 }
 
 /// A function's own name: of `<a::B as c::D>::park::<T>` it is `park`.
-fn last_segment(frame: &Frame) -> Option<&str> {
+pub fn last_segment(frame: &Frame) -> Option<&str> {
     let name = frame.function.as_deref()?;
+    let name = name.find('(').filter(|at| *at > 0).map_or(name, |at| &name[..at]);
     let plain = name.trim_start_matches('<').split(['<', '>']).next()?;
     match name.rsplit_once(">::") {
         Some((_, method)) if name.starts_with('<') => method.split(['<', ':']).next(),
@@ -177,6 +213,33 @@ mod tests {
         assert!(!parks(&[frame("parking_lot::park", None)]));
     }
 
+    /// Symbols of a release build: `run` is inlined into what polls the task that the worker is, and
+    /// parking may be, too. What `spawn_blocking` was given is told from it.
+    #[test]
+    fn inlined_run() {
+        let closure =
+            "<tokio::runtime::scheduler::multi_thread::worker::Launch>::launch::{closure#0}";
+        let poll = |what: &str| {
+            let schedule = "tokio::runtime::blocking::schedule::BlockingSchedule";
+            let task = format!("tokio::runtime::blocking::task::BlockingTask<{what}>");
+            frame(&format!("tokio::runtime::task::raw::poll::<{task}, {schedule}>"), None)
+        };
+        let worker = poll(closure);
+        assert!(is_worker([worker.clone()].iter()) && !is_off_duty([worker.clone()].iter()));
+        assert!(!polls_task(&worker));
+        let blocking = poll("shop::resize::{closure#0}");
+        assert!(!is_worker([blocking.clone()].iter()) && is_off_duty([blocking].iter()));
+        let begin = "std::sys::backtrace::__rust_begin_short_backtrace::\
+                     <<tokio::runtime::blocking::pool::Spawner>::spawn_thread::{closure#0}, ()>";
+        let begin = frame(begin, None);
+        let wait = frame("<std::sys::sync::condvar::futex::Condvar>::wait_timeout", None);
+        assert!(is_off_duty([wait.clone(), begin.clone()].iter()));
+        assert!(!is_off_duty([wait, worker.clone(), begin].iter()));
+        let task = frame("tokio::runtime::task::raw::poll::<shop::pay::{closure#0}, S>", None);
+        assert!(polls_task(&task));
+        assert!(is_worker([task, worker].iter()));
+    }
+
     /// Whoever runs tasks is a worker, the thread inside `block_on` too.
     #[test]
     fn workers() {
@@ -223,6 +286,7 @@ mod tests {
         for (name, expected) in [
             ("park", "park"),
             ("park<a::B, c::D>", "park"),
+            ("a::b::park(c::d&)", "park"),
             ("a::b::park", "park"),
             ("<a::B>::park", "park"),
             ("<a::B<c::D> as e::F>::park", "park"),

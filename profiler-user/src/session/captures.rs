@@ -6,14 +6,14 @@ use profiler_ebpf::record::reason;
 use profiler_ebpf::turn::state;
 
 use super::Session;
-use super::workers::is_replaced;
+use super::workers::{is_replaced, is_served};
 use crate::activity::Activity;
 use crate::blame::{Blame, Blocked, Outside};
 use crate::gap::Gap;
 use crate::job::{Job, KernelStack, PythonFrames};
 use crate::process::TargetMemory;
-use crate::process::arguments;
-use crate::process::stack::read_stack;
+use crate::process::arguments::{self, Arguments};
+use crate::process::stack::{CopiedStack, read_stack};
 use crate::process::surroundings;
 use crate::report::syscalls::{name, restarted};
 use crate::runtime::v8::ScriptFrames;
@@ -58,15 +58,19 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             jobs.push(Job::Other { sights, captured, python });
         }
         let kernel = KernelStack::Captured;
-        let is_replaced = is_replaced(&captured.head, &self.source.loops());
+        let arguments = past_arguments(&captured);
+        let slots = self.source.loops();
+        let is_replaced = is_replaced(&captured.head, &slots);
+        let is_served = is_replaced && is_served(&captured.head, &slots);
         jobs.push(Job::Sample {
             captured,
             python,
             javascript,
             kernel,
             awaited,
-            arguments: None,
+            arguments,
             is_replaced,
+            is_served,
         });
     }
 
@@ -106,7 +110,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             if let (Some(python), Some(tstate)) = (&self.python, tstate) {
                 let (frames, walk) = python.walk(&self.memory, tstate, Some(captured.head.fsbase));
                 captured.python = frames;
-                captured.head.python_walk = walk as u32;
+                captured.head.python_walk = walk.number();
             }
         }
         let python = self.name_python(&captured);
@@ -141,7 +145,9 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let awaited = self.awaited(&captured);
         captured.head.blocked_ns = 0;
         self.find_holder(&captured, now_ns, jobs);
-        let is_replaced = is_replaced(&captured.head, &self.source.loops());
+        let slots = self.source.loops();
+        let is_replaced = is_replaced(&captured.head, &slots);
+        let is_served = is_replaced && is_served(&captured.head, &slots);
         let captured = Box::new(captured);
         jobs.push(Job::Sample {
             captured,
@@ -151,6 +157,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             awaited,
             arguments,
             is_replaced,
+            is_served,
         });
     }
 
@@ -181,6 +188,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             awaited: Awaited::Syscall,
             arguments: None,
             is_replaced: false,
+            is_served: false,
         });
     }
 
@@ -200,12 +208,14 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     pub fn other(&mut self, captured: Box<Captured>, jobs: &mut Vec<Job>) {
         let sights = self.blame.concerned(&captured);
         if !sights.is_empty() || captured.head.reason == reason::WAKING {
+            let (blame, mut outside) = self.outside();
+            blame.name(&mut outside, captured.head.head.tid, jobs);
             let python = PythonFrames::of(&captured, self.python.as_mut(), &self.memory);
             jobs.push(Job::Other { sights, captured, python });
         }
     }
 
-    fn name_javascript(&mut self, captured: &Captured) -> ScriptFrames {
+    pub fn name_javascript(&mut self, captured: &Captured) -> ScriptFrames {
         let Some(v8) = &mut self.v8 else { return ScriptFrames::default() };
         v8.frames(&self.memory, &captured.head.registers, &captured.stack)
     }
@@ -250,6 +260,16 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         };
         (&mut self.blame, outside)
     }
+}
+
+/// What a thread waited for in a call that is over.
+fn past_arguments(captured: &Captured) -> Option<Arguments> {
+    let Captured { head, stack, .. } = captured;
+    if head.reason != reason::SWITCH_OUT {
+        return None;
+    }
+    let copy = CopiedStack { from: head.registers.sp, bytes: stack };
+    arguments::of_the_past(&copy, name(head.registers.syscall)?, &head.registers, head.at_ns)
 }
 
 fn waits_for_address_space(kernel: &str) -> bool {

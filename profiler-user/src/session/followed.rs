@@ -5,8 +5,9 @@ use profiler_ebpf::turn::{Loop, Turn, state};
 
 use super::items::{Cut, Item};
 use crate::around::Tracer;
+use crate::process::frozen::Certainty;
 use crate::turn::instead::Instead;
-use crate::turn::tracker::{Due, Tracker};
+use crate::turn::tracker::{AwayThread, Due, Tracker};
 
 /// Between two searches for a thread's interpreter state: a loop in native code never has one.
 const SEARCH_EVERY_NS: u64 = 1_000_000_000;
@@ -48,6 +49,14 @@ pub struct Followed {
     /// The work that a worker has in hand, and where its turn was cut because that changed.
     pub item: Option<Item>,
     pub cut: Option<Cut>,
+    /// How sure it is that the turn in which we found the thread is one.
+    pub certainty: Certainty,
+    /// The turn, by its beginning, that is told as the thread's work, as another serves its instance.
+    pub work_ns: Option<u64>,
+    /// When another thread served again the instance that the turn, by its beginning, had held up.
+    pub served_at: Option<(u64, u64)>,
+    /// Who else was away from the instance, in the turn that began then.
+    pub away: (u64, Vec<AwayThread>),
     /// Who traced the thread when it stopped, and since when.
     pub traced: Option<(u64, Tracer)>,
     /// Who ran instead of the thread, in the turn that was last told of.
@@ -70,6 +79,10 @@ impl Followed {
             parked_ns: None,
             item: None,
             cut: None,
+            certainty: Certainty::Sure,
+            work_ns: None,
+            served_at: None,
+            away: (0, Vec::new()),
             traced: None,
             rivals: None,
         }
@@ -127,6 +140,11 @@ impl Followed {
     /// Whether the thread is where it waits for work, although its state says that it is in a turn.
     pub fn is_parked(&self, seen: &Loop) -> bool {
         seen.state == state::BLOCKED && self.parked_ns == Some(seen.booked_until_ns)
+    }
+
+    /// There may be an interpreter now.
+    pub fn search_again(&mut self) {
+        self.next_search_ns = 0;
     }
 
     /// Whether to search for the interpreter's state of this thread now; not at every look.

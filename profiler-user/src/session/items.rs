@@ -69,7 +69,13 @@ impl Followed {
     /// The same for the turn that a capture lies in.
     pub fn cut_capture(&self, captured: &mut Captured) {
         let head = &mut captured.head;
-        head.turn_start_ns = self.start_at(head.turn_start_ns, head.at_ns);
+        let start_ns = self.start_at(head.turn_start_ns, head.at_ns);
+        if start_ns != head.turn_start_ns {
+            // Of the short waits that it stands for, some may have been of the work before.
+            let since_ns = head.at_ns.saturating_add(head.blocked_ns).saturating_sub(start_ns);
+            head.weight_ns = head.weight_ns.min(since_ns);
+        }
+        head.turn_start_ns = start_ns;
     }
 
     /// And for the turn in which a thread was woken.
@@ -114,9 +120,10 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         {
             let python = self.python.as_ref();
             let work = python.and_then(|python| python.first_variable(&self.memory, item.frame));
-            if work != Some(item.work) {
-                // A thread cannot take up work while it is blocked: all of that block is of this work.
-                let is_blocked = slot.state.state == state::BLOCKED;
+            // A thread cannot take up work while it is blocked: all of that block is of this work. But one that has
+            // come back since its state was read may have done with it.
+            let is_blocked = slot.state.state == state::BLOCKED;
+            if work != Some(item.work) && (!is_blocked || self.still_blocks(&slot)) {
                 let at_ns = if is_blocked { slot.state.booked_until_ns } else { now_ns };
                 self.look_who_runs(slot, at_ns);
                 self.end_of_work(slot, at_ns, jobs);
@@ -133,6 +140,12 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             followed.cut(&mut slot.state.turn);
         }
         slot
+    }
+
+    /// Whether the thread has not moved since its state was read, while it was blocked.
+    pub(super) fn still_blocks(&mut self, slot: &Slot) -> bool {
+        let place = |state: &Loop| (state.tid, state.state, state.booked_until_ns);
+        self.source.loops().iter().any(|now| place(&now.state) == place(&slot.state))
     }
 
     /// A stall that was announced of the work before ends here.

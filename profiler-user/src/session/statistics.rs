@@ -1,7 +1,7 @@
 //! How loops fare, also without stalls: at each interval the probes' sums are read, and what came since
 //! the last time is handed to the analyst.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use profiler_ebpf::turn::Loop;
@@ -12,17 +12,10 @@ use crate::gap::Gap;
 use crate::interval::{Interval, LoopInterval, Sums};
 use crate::job::Job;
 use crate::process::TargetMemory;
-use crate::process::frozen::{polls, waits};
 use crate::source::{EventSource, Slot};
 
 /// Loops told in one line whose threads have exited in its interval; as many as there are slots.
 const MAX_GONE: usize = 64;
-
-/// Between two searches for loops that are asleep.
-const SHOW_EVERY_NS: u64 = 500_000_000;
-
-/// Threads whose stacks are looked at in one search; as many as there are slots.
-const MAX_SHOWN: usize = 64;
 
 /// What has been told, and what is still to be told.
 #[derive(Debug)]
@@ -35,9 +28,6 @@ pub struct Statistics {
     /// Loops that were too many for `gone`.
     untold: u64,
     acceptors: Acceptors,
-    /// Threads whose stacks the analyst has got, to see what loops they run.
-    shown: BTreeSet<u32>,
-    next_show_ns: u64,
 }
 
 impl<S: EventSource, M: TargetMemory> Session<S, M> {
@@ -51,8 +41,6 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             gone: Vec::new(),
             untold: 0,
             acceptors: Acceptors::new(self.target.pid(), accepts_unseen),
-            shown: BTreeSet::new(),
-            next_show_ns: 0,
         };
         statistics.acceptors.search_at_once(&mut self.source, now_ns);
         self.statistics = Some(statistics);
@@ -64,7 +52,6 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
 
     /// Hands over what is due. Returns when the next will be.
     pub fn tell_statistics(&mut self, slots: &[Slot], now_ns: u64, jobs: &mut Vec<Job>) -> u64 {
-        self.show_waiting(slots, now_ns, jobs);
         let Some(statistics) = &mut self.statistics else { return u64::MAX };
         statistics.acceptors.search(&mut self.source, now_ns);
         let due_ns = statistics.since_ns.saturating_add(statistics.every_ns);
@@ -85,6 +72,10 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         for slot in slots {
             loops.extend(self.sum_up(*slot, now_ns).filter(|_| self.is_of_interest(&slot.state)));
         }
+        let since_ns = self.statistics.as_ref().map_or(0, |statistics| statistics.since_ns);
+        for of_loop in &loops {
+            self.tell_name(of_loop.tid, since_ns, jobs);
+        }
         let Some(statistics) = &mut self.statistics else { return };
         loops.append(&mut statistics.gone);
         let mut gaps = Vec::new();
@@ -104,31 +95,6 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             gaps,
             losses,
         })));
-    }
-
-    /// Has the analyst look at threads that sleep in a wait, once each: what loop it is does not change.
-    /// The others come when they are found asleep.
-    fn show_waiting(&mut self, slots: &[Slot], now_ns: u64, jobs: &mut Vec<Job>) {
-        let Some(statistics) = &mut self.statistics else { return };
-        let is_new = |slot: &Slot| !statistics.shown.contains(&slot.state.tid);
-        if now_ns < statistics.next_show_ns || !slots.iter().any(is_new) {
-            return;
-        }
-        statistics.next_show_ns = now_ns + SHOW_EVERY_NS;
-        let mut shown = std::mem::take(&mut statistics.shown);
-        // Without them, loops are called by how they wait.
-        let threads = self.source.threads().unwrap_or_default();
-        shown.retain(|tid| threads.iter().any(|thread| thread.tid == *tid));
-        let waiting = threads.iter().filter(|thread| waits(thread) || polls(thread));
-        for thread in waiting.take(MAX_SHOWN) {
-            if shown.insert(thread.tid) {
-                let (captured, python) = self.standing(thread, now_ns);
-                jobs.push(Job::Show { captured: Box::new(captured), python });
-            }
-        }
-        if let Some(statistics) = &mut self.statistics {
-            statistics.shown = shown;
-        }
     }
 
     /// The thread in a slot has exited: its slot will serve another.

@@ -5,12 +5,12 @@
 //! workers, uWSGI's threads, who take turns at one epoll instance) are learnt as they do. Threads
 //! that never use epoll (gunicorn's gthread) are searched for, if the user asks for them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use profiler_ebpf::parks::{MAX_PARKS, Park, Parks};
 use profiler_ebpf::python::PythonWalk;
 use profiler_ebpf::record::{CaptureHead, RecordHead, ThreadSnapshot, kind, reason};
-use profiler_ebpf::turn::{FUTEX, Loop, phase, state, wait};
+use profiler_ebpf::turn::{FUTEX, Loop, WaitCall, phase, state, wait};
 
 use super::Session;
 use crate::job::{Job, PythonFrames, Verdict};
@@ -19,6 +19,7 @@ use crate::process::frozen::{seed, waits};
 use crate::process::stack::read_stack;
 use crate::runtime::pool::{Pool, Posture, Word};
 use crate::source::{Captured, EventSource, Slot};
+use crate::turn::instance::Stand;
 
 /// Between two searches for workers: pools start threads as they need them.
 const SEARCH_EVERY_NS: u64 = 1_000_000_000;
@@ -33,18 +34,37 @@ pub struct Workers {
     next_search_ns: u64,
     /// Threads that were looked at, as they slept then.
     looked_at: BTreeMap<u32, ThreadSnapshot>,
+    /// The interpreter's states at the last search, by thread pointer: listing them once for each thread would
+    /// take as long as there are threads, squared.
+    states: BTreeMap<u64, u64>,
     parks: BTreeMap<u32, Parks>,
+    /// Threads that were seen to be handed work.
+    known: BTreeSet<u32>,
+    /// Those that wait for work in epoll: their turns end there.
+    by_messages: BTreeSet<u32>,
 }
 
 impl Workers {
     pub fn forget(&mut self, tid: u32) {
         self.looked_at.remove(&tid);
         self.parks.remove(&tid);
+        self.known.remove(&tid);
+        self.by_messages.remove(&tid);
+    }
+
+    /// Whether a thread was seen to be handed work.
+    pub fn is_known(&self, tid: u32) -> bool {
+        self.known.contains(&tid)
+    }
+
+    /// Whether threads are watched that hold up nobody.
+    pub fn are_wanted(&self) -> bool {
+        self.wanted
     }
 
     /// Whether a thread is one of a pool that nobody asked to watch.
     pub fn is_unwanted(&self, state: &Loop) -> bool {
-        state.handed_work == 1 && !self.wanted
+        (state.handed_work == 1 || self.by_messages.contains(&state.tid)) && !self.wanted
     }
 }
 
@@ -59,18 +79,24 @@ fn add(parks: &mut Parks, park: Park) -> bool {
     true
 }
 
-/// Whether another thread has taken over the epoll instance of one that blocked in a futex: it waits
-/// in it, or has begun a turn since.
+/// Whether others can serve the instance of a thread that blocked in a futex: they have waited on it, too. Where
+/// such threads take turns at it, most that sleep on a futex have nothing to do.
 pub fn is_replaced(head: &CaptureHead, slots: &[Slot]) -> bool {
-    let own = slots.iter().find(|slot| slot.state.tid == head.head.tid);
-    let Some(own) = own.filter(|own| own.state.home_kind == wait::EPOLL) else { return false };
-    let serves = |slot: &Slot| {
-        let state = &slot.state;
-        state.tid != own.state.tid
-            && (state.home_kind, state.home_fd) == (own.state.home_kind, own.state.home_fd)
-            && (state.phase == phase::WAITING || state.turn.start_ns >= head.at_ns)
-    };
-    head.reason == reason::SWITCH_OUT && head.registers.syscall == FUTEX && slots.iter().any(serves)
+    let mut living = slots.iter().filter(|slot| slot.state.phase != phase::DEAD);
+    let Some(own) = slots.iter().find(|slot| slot.state.tid == head.head.tid) else { return false };
+    let own = Stand::of(&own.state);
+    head.reason == reason::SWITCH_OUT
+        && head.registers.syscall == FUTEX
+        && living.any(|slot| own.shares(&Stand::of(&slot.state)))
+}
+
+/// Whether one of them does, or has since.
+pub fn is_served(head: &CaptureHead, slots: &[Slot]) -> bool {
+    let stands = || slots.iter().map(|slot| Stand::of(&slot.state));
+    let own = stands().find(|stand| stand.tid == head.head.tid);
+    own.is_some_and(|own| {
+        stands().any(|other| own.shares(&other) && other.served_after(head.at_ns))
+    })
 }
 
 impl<S: EventSource, M: TargetMemory> Session<S, M> {
@@ -86,20 +112,22 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         }
         self.workers.next_search_ns = now_ns + SEARCH_EVERY_NS;
         let threads = self.source.threads()?;
-        let is_there = |tid: &u32| threads.iter().any(|thread| thread.tid == *tid);
-        self.workers.looked_at.retain(|tid, _| is_there(tid));
-        let mut looks = 0;
-        for thread in threads {
-            if looks == MAX_LOOKS {
-                break;
-            }
-            if self.is_to_be_looked_at(&thread) {
-                looks += 1;
-                self.workers.looked_at.insert(thread.tid, thread);
-                let (captured, python) = self.standing(&thread, now_ns);
-                jobs.push(Job::Look { captured: Box::new(captured), python });
-            }
+        let present: BTreeSet<u32> = threads.iter().map(|thread| thread.tid).collect();
+        self.workers.looked_at.retain(|tid, _| present.contains(tid));
+        let is_new = |thread: &&ThreadSnapshot| self.is_to_be_looked_at(thread);
+        let new: Vec<ThreadSnapshot> =
+            threads.iter().filter(is_new).take(MAX_LOOKS).copied().collect();
+        if new.is_empty() {
+            return Ok(());
         }
+        let states = self.interpreter_states();
+        for thread in new {
+            self.workers.looked_at.insert(thread.tid, thread);
+            let (captured, python) = self.standing(&thread, &states, now_ns);
+            let javascript = self.name_javascript(&captured);
+            jobs.push(Job::Look { captured: Box::new(captured), python, javascript });
+        }
+        self.workers.states = states;
         Ok(())
     }
 
@@ -107,6 +135,10 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     pub fn learn(&mut self, verdict: &Verdict, now_ns: u64, jobs: &mut Vec<Job>) {
         let tid = verdict.head.head.tid;
         let slot = self.slot_of(tid);
+        let is_there = slot.is_some() || self.workers.looked_at.contains_key(&tid);
+        if is_there && matches!(verdict.posture, Posture::Parked(..) | Posture::Working(_)) {
+            self.workers.known.insert(tid);
+        }
         if let Some(slot) = slot {
             let is_handed = match verdict.posture {
                 Posture::Parked(pool, _) | Posture::Working(pool) => pool == Pool::Python,
@@ -116,6 +148,16 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             if verdict.posture.is_idle() {
                 self.turn_ended_at(slot, &verdict.head, jobs);
             }
+            if verdict.posture == Posture::OffDuty {
+                // What it does once it is back is a turn of its own.
+                let parks = self.workers.parks.entry(tid).or_default();
+                parks.found_ns = verdict.head.at_ns;
+                let parks = *parks;
+                self.source.set_parks(slot, parks);
+            }
+        }
+        if let Posture::Parked(Pool::Node, _) | Posture::Working(Pool::Node) = verdict.posture {
+            self.workers.by_messages.insert(tid);
         }
         match verdict.posture {
             Posture::Parked(pool, word) => {
@@ -176,10 +218,11 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             && self.workers.looked_at.get(&thread.tid).is_none_or(sleeps_elsewhere)
     }
 
-    /// Where a thread sleeps now, out of its memory.
+    /// Where a thread sleeps now, out of its memory. `states` are the interpreter's, by thread pointer.
     pub(super) fn standing(
         &mut self,
         thread: &ThreadSnapshot,
+        states: &BTreeMap<u64, u64>,
         now_ns: u64,
     ) -> (Captured, PythonFrames) {
         let mut head = CaptureHead {
@@ -192,13 +235,12 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         };
         let mut raw = Vec::new();
         if let Some(python) = &self.python
-            && let Some(number) = self.target.tid_in_container(thread.tid)
-            && let Ok(tstate) = python.thread_state(&self.memory, number, Some(thread.fsbase))
+            && let Some(tstate) = states.get(&thread.fsbase)
         {
-            let (frames, walk) = python.walk(&self.memory, tstate, Some(thread.fsbase));
-            (raw, head.python_walk) = (frames, walk as u32);
+            let (frames, walk) = python.walk(&self.memory, *tstate, Some(thread.fsbase));
+            (raw, head.python_walk) = (frames, walk.number());
         } else {
-            head.python_walk = PythonWalk::NotTried as u32;
+            head.python_walk = PythonWalk::NotTried.number();
         }
         let stack = read_stack(&self.memory, &head);
         let captured = Captured { head, kernel: Vec::new(), python: raw, stack };
@@ -212,8 +254,15 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             Word::ReturnAddress { at, value } => (at, value),
             Word::PythonFrame(frame) => {
                 let python = self.python.as_ref()?;
-                let number = self.target.tid_in_container(tid)?;
-                let tstate = python.thread_state(&self.memory, number, None).ok()?;
+                let listed = self.workers.looked_at.get(&tid).and_then(|thread| {
+                    let tstate = *self.workers.states.get(&thread.fsbase)?;
+                    let is_its = python.is_state_of(&self.memory, tstate, thread.fsbase);
+                    is_its.then_some(tstate)
+                });
+                let tstate = listed.or_else(|| {
+                    let number = self.target.tid_in_container(tid)?;
+                    python.thread_state(&self.memory, number, None).ok()
+                })?;
                 (python.innermost_at(&self.memory, tstate)?, frame)
             }
         };
@@ -232,7 +281,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             capture
         };
         // Of threads that take turns at epoll, the first such wait is their own.
-        watched.adopt(wait::PARK, u32::MAX);
+        watched.adopt(&WaitCall::any(wait::PARK));
         watched.handed_work = u64::from(pool == Pool::Python);
         match self.source.seed(watched, capture) {
             Ok(true) => {}
@@ -252,7 +301,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
 mod tests {
     use profiler_ebpf::parks::{MAX_PARKS, Park, Parks};
     use profiler_ebpf::record::{CaptureHead, RecordHead, Registers, kind, reason};
-    use profiler_ebpf::turn::{FUTEX, Loop, phase, wait};
+    use profiler_ebpf::turn::{FUTEX, Loop, WaitCall, phase, wait};
 
     use super::{add, is_replaced};
     use crate::source::Slot;
@@ -271,14 +320,14 @@ mod tests {
         assert!(!parks.known.contains(&park(1)));
     }
 
-    /// Whoever blocked in a futex is replaced by one that waits in the same epoll instance, or has served
-    /// it since; not by one with an instance of its own, and not when it blocked in anything else.
+    /// Whoever blocked in a futex can be replaced by one that serves the same epoll instance, whatever that
+    /// does now; not by one with an instance of its own or one that is gone, and not when it blocked in
+    /// anything else.
     #[test]
     fn another_takes_over() {
-        let slot = |tid, home_fd, phase, start_ns| {
-            let mut state = Loop { tid, phase, ..Loop::default() };
-            state.adopt(wait::EPOLL, home_fd);
-            state.turn.start_ns = start_ns;
+        let slot = |tid, file, phase, left_ns| {
+            let mut state = Loop { tid, phase, left_ns, ..Loop::default() };
+            state.adopt(&WaitCall { file, ..WaitCall::any(wait::EPOLL) });
             Slot { index: tid, state }
         };
         let head = |syscall| CaptureHead {
@@ -292,7 +341,8 @@ mod tests {
         let table = [
             (FUTEX, slot(2, 7, phase::WAITING, 300), true),
             (FUTEX, slot(2, 7, phase::TURN, 600), true),
-            (FUTEX, slot(2, 7, phase::TURN, 300), false),
+            (FUTEX, slot(2, 7, phase::TURN, 300), true),
+            (FUTEX, slot(2, 7, phase::DEAD, 300), false),
             (FUTEX, slot(2, 8, phase::WAITING, 300), false),
             (0, slot(2, 7, phase::WAITING, 300), false),
         ];

@@ -1,7 +1,9 @@
 //! Frames in a row that are not the application's to one line that says whose they are.
 
-use crate::report::application::{basename, interpreter};
-use crate::report::schema::stall::Frame;
+use super::text::counted;
+use crate::report::application::{basename, interpreter, is_interpreter_library};
+use crate::report::executables::is_system_library;
+use crate::report::schema::stall::{Frame, Language};
 
 /// Packages named in one line.
 const NAMED: usize = 4;
@@ -23,23 +25,41 @@ const LOOPS: [&str; 11] = [
 
 /// `… 51 frames of fastapi, starlette`; where nobody's name is to be had, `… 3 frames, out to main`.
 pub fn told(run: &[&Frame]) -> String {
-    let mut packages: Vec<&str> = Vec::new();
-    for package in run.iter().filter_map(|frame| package(frame)) {
-        if !packages.contains(&package) {
-            packages.push(package);
+    let count = counted(run.len() as u64, "frame");
+    let names = |of: &dyn Fn(&Frame) -> Option<String>| {
+        let mut names: Vec<String> = Vec::new();
+        for name in run.iter().filter_map(|frame| of(frame)) {
+            if !names.contains(&name) {
+                names.push(name);
+            }
         }
-    }
-    let count = run.len();
+        names
+    };
+    let packages = names(&|frame| package(frame).map(str::to_owned));
+    // What is under everything is worth a word only where there is nothing else.
+    let mut names = if packages.is_empty() { names(&|frame| below(frame)) } else { packages };
     let outermost = run.last().and_then(|frame| frame.function.as_deref()).unwrap_or("?");
-    if run.iter().all(|frame| is_interpreter(frame)) {
-        format!("… {count} frames of the interpreter")
-    } else if packages.is_empty() {
-        format!("… {count} frames, out to {outermost}")
-    } else {
-        let rest = if packages.len() > NAMED { " and others" } else { "" };
-        packages.truncate(NAMED);
-        format!("… {count} frames of {}{rest}", packages.join(", "))
+    if names.is_empty() && run.iter().all(|frame| frame.function.is_none()) {
+        return format!("… {count} without a name");
     }
+    if names.is_empty() {
+        return format!("… {count}, out to {outermost}");
+    }
+    let rest = if names.len() > NAMED { " and others" } else { "" };
+    names.truncate(NAMED);
+    format!("… {count} of {}{rest}", names.join(", "))
+}
+
+/// What stands below every package: the interpreter, the kernel, or a library by its name.
+fn below(frame: &Frame) -> Option<String> {
+    if is_interpreter(frame) {
+        return Some("the interpreter".to_owned());
+    }
+    if frame.language == Language::Kernel {
+        return Some("the kernel".to_owned());
+    }
+    let (name, _) = basename(frame.module.as_deref()?).split_once(".so")?;
+    Some(name.to_owned())
 }
 
 /// Whether a frame belongs to what runs the loop.
@@ -47,15 +67,25 @@ pub fn is_of_loop(frame: &Frame) -> bool {
     package(frame).is_some_and(|package| LOOPS.contains(&package))
 }
 
-fn is_interpreter(frame: &Frame) -> bool {
+/// Whether a frame lies under every program: in the interpreter or the C library.
+pub fn is_plumbing(frame: &Frame) -> bool {
+    is_interpreter(frame) || frame.module.as_deref().is_some_and(is_system_library)
+}
+
+/// Whether a frame was built with the interpreter: itself, or an extension module of the standard library.
+pub fn is_of_python(frame: &Frame) -> bool {
     let module = frame.module.as_deref();
-    module.is_some_and(|module| {
-        interpreter(module).is_some() || basename(module).starts_with("libpython")
-    })
+    is_interpreter(frame) || module.is_some_and(|module| module.contains("/lib-dynload/"))
+}
+
+/// Whether a frame is the interpreter's own code.
+pub fn is_interpreter(frame: &Frame) -> bool {
+    let module = frame.module.as_deref();
+    module.is_some_and(|module| interpreter(module).is_some() || is_interpreter_library(module))
 }
 
 /// The package, or the module of the standard library, that a frame's code was installed with.
-fn package(frame: &Frame) -> Option<&str> {
+pub fn package(frame: &Frame) -> Option<&str> {
     let path = frame.file.as_deref().filter(|path| !path.ends_with(".c"));
     let path = path.or(frame.module.as_deref())?;
     let installed = path.split("-packages/").nth(1);
@@ -85,6 +115,7 @@ mod tests {
             in_app: false,
             address: None,
             module_offset: None,
+            left_out: 0,
         }
     }
 
@@ -106,8 +137,15 @@ mod tests {
         ];
         let all: Vec<&Frame> = run.iter().collect();
         assert_eq!(told(&all), "… 8 frames of fastapi, starlette, asyncio, uvloop");
-        assert_eq!(told(&all[1..2]), "… 1 frames of the interpreter");
-        assert_eq!(told(&all[7..]), "… 1 frames, out to _start");
+        assert_eq!(told(&all[1..2]), "… 1 frame of the interpreter");
+        assert_eq!(told(&all[7..]), "… 1 frame of libc");
+        let nameless = Frame { function: None, ..frame("", None, Some("/srv/bin/shop")) };
+        assert_eq!(told(&[&nameless]), "… 1 frame without a name");
+        let own = [frame("main", None, Some("/srv/bin/shop"))];
+        assert_eq!(told(&[&own[0], &own[0]]), "… 2 frames, out to main");
+        let kernel =
+            Frame { language: Language::Kernel, ..frame("schedule", None, Some("[kernel]")) };
+        assert_eq!(told(&[&kernel, all[7]]), "… 2 frames of the kernel, libc");
         let run = [frame("get", Some(&format!("{LIB}/socket.py")), None)];
         let more: Vec<&Frame> = all.iter().copied().chain(&run).collect();
         assert!(told(&more).ends_with("asyncio, uvloop and others"), "{}", told(&more));

@@ -1,24 +1,26 @@
 //! Who had the CPU while the loop was ready, to lines of a page.
 
 use super::page::{Page, Style};
+use crate::config::Detail;
 use crate::report::schema::stall::{Cause, CauseKind, Preemptor};
 
-/// Processes told; the rest is counted.
-const MOST: usize = 4;
+/// Processes told in brief, and with more detail; the rest is counted.
+const MOST: [usize; 2] = [2, 8];
 
 /// Names are padded up to here.
 const NAME_COLUMNS: usize = 28;
 
 /// Writes them, where the stall or a part of it is that the thread had no CPU.
-pub fn instead(page: &mut Page, cause: &Cause) {
+pub fn instead(page: &mut Page, cause: &Cause, detail: Detail) {
     let mut kinds = std::iter::once(&cause.kind).chain(cause.also.iter().map(|part| &part.kind));
     let of_kind = |kind: &CauseKind| match kind {
         CauseKind::RunQueue { preempted_by, .. } => preempted_by.clone(),
         _ => None,
     };
     let Some(preemptors) = kinds.find_map(of_kind) else { return };
+    let most = MOST[usize::from(detail != Detail::Brief)];
     let mut label = "instead";
-    for preemptor in preemptors.iter().take(MOST) {
+    for preemptor in preemptors.iter().take(most) {
         let Preemptor { pid, name, command, time_ns, .. } = preemptor;
         let name = format!("{}[{pid}]", name.as_deref().unwrap_or("process "));
         let (whole_ms, tenths) = (time_ns / 1_000_000, time_ns / 100_000 % 10);
@@ -27,11 +29,13 @@ pub fn instead(page: &mut Page, cause: &Cause) {
         if let Some(command) = command {
             page.put(Style::Dim, &format!("  {command}"));
         }
-        page.end_line();
+        page.cut_line();
         label = "";
     }
-    if preemptors.len() > MOST {
-        let told = format!("{} more of less time", preemptors.len() - MOST);
+    if preemptors.len() > most {
+        let rest = preemptors.len() - most;
+        let processes = if rest == 1 { "process" } else { "processes" };
+        let told = format!("{rest} more {processes}, each for less");
         page.label("").put(Style::Dim, &told).end_line();
     }
 }
@@ -39,6 +43,7 @@ pub fn instead(page: &mut Page, cause: &Cause) {
 #[cfg(test)]
 mod tests {
     use super::instead;
+    use crate::config::Detail;
     use crate::report::schema::stall::{Cause, CauseKind, Component, Confidence, Preemptor};
     use crate::sink::page::{Colour, Page};
 
@@ -71,6 +76,7 @@ mod tests {
             summary: String::new(),
             time_ns: 1,
             times: None,
+            waits: None,
             culprit: None,
         };
         let cause = Cause {
@@ -79,19 +85,23 @@ mod tests {
             confidence: Confidence::Likely,
             time_ns: 2,
             times: None,
+            waits: None,
+            because: Vec::new(),
+            deadlock: false,
             also: vec![also],
         };
-        let mut page = Page::new(Colour::Off);
-        instead(&mut page, &cause);
-        let text = page.into_text();
+        let told = |cause: &Cause, detail| {
+            let mut page = Page::new(Colour::Off, 80);
+            instead(&mut page, cause, detail);
+            page.into_text()
+        };
+        let text = told(&cause, Detail::Brief);
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines.len(), 5, "{text}");
+        assert_eq!(lines.len(), 3, "{text}");
         assert!(lines[0].starts_with("  instead   hog[7] "), "{text}");
         assert!(lines[0].ends_with("12.3 ms  hog \\u{1b}[2J"), "{text}");
-        assert!(lines[4].contains("2 more"), "{text}");
-
-        let mut page = Page::new(Colour::Off);
-        instead(&mut page, &Cause { also: Vec::new(), ..cause });
-        assert_eq!(page.into_text(), "");
+        assert!(lines[2].ends_with("4 more processes, each for less"), "{text}");
+        assert_eq!(told(&cause, Detail::More).lines().count(), 6);
+        assert_eq!(told(&Cause { also: Vec::new(), ..cause }, Detail::Brief), "");
     }
 }

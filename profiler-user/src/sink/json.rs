@@ -4,16 +4,18 @@ use std::io::{self, Write};
 
 use super::Sink;
 use crate::report::Report;
+use crate::report::fit::{Fitter, Limits};
 
 /// Writes JSON lines.
 #[derive(Debug)]
 pub struct JsonLines<W> {
     writer: W,
+    fitter: Fitter,
 }
 
 impl<W: Write> JsonLines<W> {
-    pub fn new(writer: W) -> Self {
-        Self { writer }
+    pub fn new(writer: W, limits: Limits) -> Self {
+        Self { writer, fitter: Fitter::new(limits) }
     }
 }
 
@@ -21,7 +23,7 @@ impl<W: Write> Sink for JsonLines<W> {
     fn accept(&mut self, report: &Report) -> io::Result<()> {
         // In one piece, so that a reader of a file or a log driver never sees half a line; at once,
         // because the stall that it tells of may still be going on.
-        self.writer.write_all(line(report)?.as_bytes())?;
+        self.writer.write_all(self.fitter.line(report)?.as_bytes())?;
         self.writer.flush()
     }
 
@@ -30,18 +32,12 @@ impl<W: Write> Sink for JsonLines<W> {
     }
 }
 
-/// The line, with its line feed.
-pub fn line(report: &Report) -> io::Result<String> {
-    let mut line = serde_json::to_string(report)?;
-    line.push('\n');
-    Ok(line)
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{self, Write};
 
     use super::JsonLines;
+    use crate::report::fit::{Fitter, Limits};
     use crate::report::{Report, sample};
     use crate::sink::Sink;
     use crate::turn::Moment;
@@ -68,7 +64,7 @@ mod tests {
     /// Every report is one line, written in one piece and flushed at once.
     #[test]
     fn line_by_line() {
-        let mut sink = JsonLines::new(Recorder::default());
+        let mut sink = JsonLines::new(Recorder::default(), Limits::default());
         sink.accept(&sample::report(Moment::Open, &sample::open_stall())).unwrap();
         sink.accept(&sample::report(Moment::End, &sample::stall())).unwrap();
         assert_eq!((sink.writer.pieces.len(), sink.writer.flushed), (2, 2));
@@ -86,7 +82,7 @@ mod tests {
         if let Report::StallEnd(line) = &mut report {
             line.common.process.name = "a\nb\u{1b}[31m\u{2028}".to_owned();
         }
-        let line = super::line(&report).unwrap();
+        let line = Fitter::new(Limits::default()).line(&report).unwrap();
         assert_eq!(line.matches('\n').count(), 1);
         assert!(line.contains(r"a\nb\u001b[31m"));
     }

@@ -1,15 +1,23 @@
 //! Reports to where they go: the contract of a sink, and the list of sinks.
 
+mod destination;
 pub mod json;
+mod culprits;
 mod fold;
+mod frames;
 mod instead;
+pub mod outbox;
 mod page;
+mod stacks;
+mod stall;
 mod statistics;
 pub mod text;
+mod time;
 
-use std::fs::File;
 use std::io::{self, Write};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use self::outbox::{Outbox, Worth};
 use crate::config::{self, Format};
 use crate::report::Report;
 
@@ -22,22 +30,95 @@ pub trait Sink {
 
     /// Everything accepted so far has left the process.
     fn flush(&mut self) -> io::Result<()>;
+
+    /// Lines that were accepted, but will not be where they should.
+    fn dropped(&self) -> u64 {
+        0
+    }
 }
 
-/// A sink that can be handed to the thread that writes.
+/// Takes reports to nowhere.
+#[derive(Debug)]
+pub struct Nowhere;
+
+impl Sink for Nowhere {
+    fn accept(&mut self, _: &Report) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A sink that can be handed to the thread that makes reports.
 pub type Output = Box<dyn Sink + Send>;
 
-/// The sink that the configuration asks for.
-pub fn open(output: &config::Output) -> io::Result<Output> {
-    let writer: Box<dyn Write + Send> = match &output.file {
-        Some(path) => Box::new(File::create(path)?),
-        None => Box::new(io::stdout()),
+/// The sink that the configuration asks for, before lines that wait to be written.
+pub fn open(output: &config::Output, outbox: Outbox) -> Output {
+    let page = Page::default();
+    let writer = page.clone();
+    let format: Output = match output.format {
+        Format::Json => Box::new(json::JsonLines::new(writer, output.limits)),
+        Format::Text(look) => {
+            let colour = match look.colour {
+                config::Colour::Always => text::Colour::On,
+                config::Colour::Never => text::Colour::Off,
+            };
+            let columns = match &output.file {
+                Some(_) => text::usual_columns,
+                None => text::terminal_columns,
+            };
+            Box::new(text::Text::new(writer, colour, look.detail, columns))
+        }
     };
-    Ok(match output.format {
-        Format::Json => Box::new(json::JsonLines::new(writer)),
-        Format::Text(config::Colour::Always) => Box::new(text::Text::new(writer, text::Colour::On)),
-        Format::Text(config::Colour::Never) => Box::new(text::Text::new(writer, text::Colour::Off)),
-    })
+    Box::new(Queued { format, page, outbox })
+}
+
+/// What one report looks like.
+#[derive(Debug, Clone, Default)]
+struct Page(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Page {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Hands over each report as a whole.
+struct Queued {
+    format: Output,
+    page: Page,
+    outbox: Outbox,
+}
+
+impl Sink for Queued {
+    fn accept(&mut self, report: &Report) -> io::Result<()> {
+        self.format.accept(report)?;
+        let line = std::mem::take(&mut *self.page.0.lock().unwrap_or_else(PoisonError::into_inner));
+        self.outbox.put(worth(report), line)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.format.flush()
+    }
+
+    fn dropped(&self) -> u64 {
+        self.outbox.dropped()
+    }
+}
+
+fn worth(report: &Report) -> Worth {
+    match report {
+        Report::SessionStart(_) | Report::SessionEnd(_) => Worth::Frame,
+        Report::StallEnd(_) => Worth::Final,
+        _ => Worth::Passing,
+    }
 }
 
 /// Whoever read our output has closed it, as `head` does: not a failure of ours.
@@ -50,8 +131,10 @@ mod tests {
     use std::io::{self, Write};
 
     use super::json::JsonLines;
-    use super::text::{Colour, Text};
+    use super::text::{Colour, Text, usual_columns};
     use super::{Sink, reader_is_gone};
+    use crate::config::Detail;
+    use crate::report::fit::Limits;
     use crate::report::sample;
     use crate::turn::Moment;
 
@@ -71,8 +154,10 @@ mod tests {
     fn failures(kind: io::ErrorKind) -> [io::Error; 2] {
         let report = sample::report(Moment::End, &sample::stall());
         [
-            JsonLines::new(Broken(kind)).accept(&report).unwrap_err(),
-            Text::new(Broken(kind), Colour::Off).accept(&report).unwrap_err(),
+            JsonLines::new(Broken(kind), Limits::default()).accept(&report).unwrap_err(),
+            Text::new(Broken(kind), Colour::Off, Detail::Brief, usual_columns)
+                .accept(&report)
+                .unwrap_err(),
         ]
     }
 

@@ -1,12 +1,12 @@
 //! A line of statistics to text for a terminal: a few lines for each loop, and one for each process that accepts.
 
 use super::page::{Page, Style};
-use super::text::{counted, list, lost, milliseconds};
+use super::text::{called, counted, list, lost, milliseconds};
 use crate::report::schema::stats::{Accepts, LoopStats, Percentiles, Stats};
 
 /// Adds the text of a line of statistics.
 pub fn stats(page: &mut Page, line: &Stats) {
-    page.put(Style::Bold, "STATS").put(Style::Plain, "  ");
+    page.put(Style::Bold, "STATS").put(Style::Plain, &" ".repeat(7));
     page.put(Style::Plain, &line.common.message).end_line();
     for one in &line.loops {
         loop_stats(page, one);
@@ -18,7 +18,7 @@ pub fn stats(page: &mut Page, line: &Stats) {
 
 fn loop_stats(page: &mut Page, one: &LoopStats) {
     let thread = &one.thread;
-    let name = thread.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+    let name = called(thread);
     let mut told = format!(
         "thread {}{name}, {}: {}, {:.1} % busy",
         thread.tid,
@@ -46,14 +46,16 @@ fn loop_stats(page: &mut Page, one: &LoopStats) {
     list(page, "events", &[events(one)]);
 }
 
-/// `p50 0.100 ms, p90 …, max 5.400 ms`; of nothing, nothing.
+/// `p50 0.100, p90 …, max 5.400 ms`; of nothing, nothing.
 fn percentiles(percentiles: &Percentiles) -> String {
     let Percentiles { p50, p90, p99, p999, max } = percentiles;
     let named = [("p50", p50), ("p90", p90), ("p99", p99), ("p99.9", p999), ("max", max)];
     let told = |(name, value): (&str, &Option<u64>)| {
-        value.map(|value| format!("{name} {}", milliseconds(value)))
+        let time = milliseconds((*value)?);
+        Some(format!("{name} {}", time.trim_end_matches(" ms")))
     };
-    named.into_iter().filter_map(told).collect::<Vec<_>>().join(", ")
+    let all: Vec<String> = named.into_iter().filter_map(told).collect();
+    if all.is_empty() { String::new() } else { format!("{} ms", all.join(", ")) }
 }
 
 /// `1.25 a wait, 12 at most, 40 wakeups for none`
@@ -81,14 +83,16 @@ fn accepts(one: &Accepts) -> String {
 #[cfg(test)]
 mod tests {
     use crate::report::sample;
-    use crate::sink::text::{Colour, render};
+    use crate::sink::text::tests::plain;
 
     const STATS: &str = "\
-STATS  uvicorn[4242]: 1 loop, 15 % busy, turns p99 1.5 ms, run-queue delay p99 0.20 ms, 1 stall; 1 of 2 processes accepted 95 % of 20 connections
+STATS       uvicorn[4242]: 1 loop, 15 % busy, turns p99 1.5 ms, run-queue delay
+            p99 0.20 ms, 1 stall; 1 of 2 processes accepted 95 % of 20
+            connections
   loop      thread 4242 (uvicorn), asyncio: 1000 turns, 15.0 % busy, 1 stall
   in turns  running 1200.000 ms, blocked 200.000 ms, ready, no CPU 100.000 ms
-  turns     p50 1.507 ms, p90 1.507 ms, p99 1.507 ms, p99.9 1.507 ms, max 9.000 ms
-  run queue p50 0.051 ms, p90 0.200 ms, p99 0.200 ms, p99.9 0.200 ms, max 0.200 ms
+  turns     p50 1.507, p90 1.507, p99 1.507, p99.9 1.507, max 9.000 ms
+  run queue p50 0.051, p90 0.200, p99 0.200, p99.9 0.200, max 0.200 ms
   events    1.25 a wait, 12 at most, 40 wakeups for none
   accepts   process 4242 (uvicorn): 19 accepted, 2 found none
             process 4243 (uvicorn): 1 accepted, 7 found none
@@ -98,13 +102,13 @@ STATS  uvicorn[4242]: 1 loop, 15 % busy, turns p99 1.5 ms, run-queue delay p99 0
     /// A whole block, as it stands on a terminal.
     #[test]
     fn a_block() {
-        assert_eq!(render(&sample::stats(), Colour::Off), STATS);
+        assert_eq!(plain(&sample::stats()), STATS);
     }
 
     /// Of a loop that did nothing, little is told.
     #[test]
     fn an_idle_loop() {
-        let text = render(&sample::stats_of(&[sample::idle_loop()]), Colour::Off);
+        let text = plain(&sample::stats_of(&[sample::idle_loop()]));
         assert!(text.contains("asyncio: 0 turns, 0.0 % busy"), "{text}");
         for label in ["in turns", "run queue", "events", "p50"] {
             assert!(!text.contains(label), "{label}: {text}");

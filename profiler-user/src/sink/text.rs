@@ -1,47 +1,42 @@
 //! One report to text for a terminal: what stalled and where on the first line, then what it rests on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Write};
+use std::time::SystemTime;
 
-use super::instead::instead;
 pub use super::page::Colour;
-use super::page::{Page, Style};
-use super::{Sink, fold, statistics};
+use super::page::{Page, Style, USUAL_COLUMNS};
+use super::{Sink, culprits::Culprits, stall, statistics};
+use crate::config::Detail;
+use crate::process::source_line::{SourceLine, SourceLines};
 use crate::report::Report;
-use crate::report::schema::session::{Probe, SessionEnd, SessionStart, TopCulprit, WaitHooks};
-use crate::report::schema::stall::{
-    Confidence, Culprit, Frame, Language, Role, Stack, StallLine, State, Task,
-};
-use crate::report::schema::{Process, Runtime, Severity};
+use crate::report::schema::session::{Probe, SessionEnd, SessionStart, WaitHooks};
+use crate::report::schema::stall::{LoopThread, StallLine};
+use crate::report::schema::{Process, Runtime};
 
-/// Stacks told in one line each, below the one that is shown whole.
-const MORE_STACKS: usize = 4;
+/// Stalls that may go on at once, each remembered by what was shown of it. Of the oldest of more, the end
+/// shows all of it again.
+const MAX_OPEN: usize = 64;
 
-/// A bar that stands for the whole stall.
-const BAR_COLUMNS: u64 = 24;
-
-/// As many frames in a row that are not the application's are told in one line.
-const FOLDED: usize = 3;
-
-/// Function names are padded up to here; longer ones push their file to the right.
-const FUNCTION_COLUMNS: usize = 40;
+/// Columns of the terminal, asked for before each report: people resize them.
+type Columns = fn() -> usize;
 
 /// Writes text.
 #[derive(Debug)]
 pub struct Text<W> {
     writer: W,
-    colour: Colour,
+    screen: Screen,
 }
 
 impl<W: Write> Text<W> {
-    pub fn new(writer: W, colour: Colour) -> Self {
-        Self { writer, colour }
+    pub fn new(writer: W, colour: Colour, detail: Detail, columns: Columns) -> Self {
+        Self { writer, screen: Screen::new(colour, detail, columns) }
     }
 }
 
 impl<W: Write> Sink for Text<W> {
     fn accept(&mut self, report: &Report) -> io::Result<()> {
-        self.writer.write_all(render(report, self.colour).as_bytes())?;
+        self.writer.write_all(self.screen.render(report).as_bytes())?;
         self.writer.flush()
     }
 
@@ -50,263 +45,183 @@ impl<W: Write> Sink for Text<W> {
     }
 }
 
-/// The text of one report.
-pub fn render(report: &Report, colour: Colour) -> String {
-    let mut page = Page::new(colour);
-    match report {
-        Report::SessionStart(line) => session_start(&mut page, line),
-        Report::StallOpen(line) => stall(&mut page, line, "STALLING"),
-        Report::StallUpdate(line) => {
-            page.put(Style::Dim, "   still  ").put(Style::Plain, &line.common.message).end_line();
+/// The columns of the terminal that standard output is, or the usual number.
+pub fn terminal_columns() -> usize {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok();
+    let columns = size.map(|size| usize::from(size.ws_col)).filter(|columns| *columns > 0);
+    columns.unwrap_or(USUAL_COLUMNS)
+}
+
+/// For a file, whose readers are not known.
+pub fn usual_columns() -> usize {
+    USUAL_COLUMNS
+}
+
+/// What has been shown so far: nothing is shown twice.
+#[derive(Debug)]
+pub struct Screen {
+    colour: Colour,
+    detail: Detail,
+    columns: Columns,
+    source: Option<SourceLines>,
+    culprits: Culprits,
+    /// Stalls that go on, the oldest first.
+    open: VecDeque<Open>,
+    /// The stall that the last text was about.
+    last: Option<String>,
+    is_begun: bool,
+    lost: BTreeMap<String, u64>,
+}
+
+/// A stall that goes on, and what its reader has seen of it.
+#[derive(Debug)]
+struct Open {
+    id: String,
+    texts: Vec<String>,
+    culprit: Option<String>,
+}
+
+impl Screen {
+    pub fn new(colour: Colour, detail: Detail, columns: Columns) -> Self {
+        Self {
+            colour,
+            detail,
+            columns,
+            source: None,
+            culprits: Culprits::default(),
+            open: VecDeque::new(),
+            last: None,
+            is_begun: false,
+            lost: BTreeMap::new(),
         }
-        Report::StallEnd(line) => stall(&mut page, line, "STALLED"),
-        Report::Stats(line) => statistics::stats(&mut page, line),
-        Report::SessionEnd(line) => session_end(&mut page, line),
     }
-    page.into_text()
+
+    /// The text of one report.
+    pub fn render(&mut self, report: &Report) -> String {
+        let mut page = Page::new(self.colour, (self.columns)());
+        let about = match report {
+            Report::StallOpen(line) | Report::StallUpdate(line) | Report::StallEnd(line) => {
+                Some(&line.stall.id)
+            }
+            _ => None,
+        };
+        // One stall's lines stand together, and apart from all others.
+        if self.is_begun && (about.is_none() || about != self.last.as_ref()) {
+            page.blank_line();
+        }
+        (self.is_begun, self.last) = (true, about.cloned());
+        match report {
+            Report::SessionStart(line) => {
+                self.source = Some(source_lines(&line.common.process));
+                session_start(&mut page, line, self.detail);
+            }
+            Report::StallOpen(line) => self.stall(&mut page, line, "STALLING"),
+            Report::StallUpdate(line) => self.update(&mut page, line),
+            Report::StallEnd(line) => {
+                self.culprits.observe(line);
+                self.stall(&mut page, line, "STALLED");
+                self.open.retain(|open| open.id != line.stall.id);
+            }
+            Report::Stats(line) => statistics::stats(&mut page, line),
+            Report::SessionEnd(line) => self.session_end(&mut page, line),
+        }
+        page.into_text()
+    }
+
+    /// Of a stall that has been told already, what is new.
+    fn stall(&mut self, page: &mut Page, line: &StallLine, word: &'static str) {
+        let source = self.source_line(line);
+        let told = stall::Told { word, detail: self.detail, source: source.as_ref() };
+        let index = self.open.iter().position(|open| open.id == line.stall.id);
+        let seen = index.and_then(|index| self.open.remove(index));
+        let mut texts = seen.map(|seen| seen.texts).unwrap_or_default();
+        for section in stall::sections(page, line, &told) {
+            if section.is_of_now || !texts.contains(&section.text) {
+                page.append(&section.text);
+            }
+            if !section.is_of_now {
+                texts.push(section.text);
+            }
+        }
+        self.lost(page, &line.lost);
+        if self.open.len() == MAX_OPEN {
+            self.open.pop_front();
+        }
+        let (id, culprit) = (line.stall.id.clone(), stall::culprit(line));
+        self.open.push_back(Open { id, texts, culprit });
+    }
+
+    /// It still goes on: one line, unless something else is to blame by now.
+    fn update(&mut self, page: &mut Page, line: &StallLine) {
+        let seen = self.open.iter().find(|open| open.id == line.stall.id);
+        let is_known = seen.is_some_and(|seen| seen.culprit == stall::culprit(line));
+        if is_known {
+            page.put(Style::Dim, "STILL").put(Style::Plain, &" ".repeat(7));
+            page.put(Style::Plain, stall::how_long(&line.common.message)).end_line();
+        } else {
+            self.stall(page, line, "STALLING");
+        }
+    }
+
+    fn source_line(&mut self, line: &StallLine) -> Option<SourceLine> {
+        let culprit = line.culprit.as_ref()?;
+        self.source.as_mut()?.get(culprit.file.as_deref()?, culprit.line?)
+    }
+
+    fn session_end(&mut self, page: &mut Page, line: &SessionEnd) {
+        page.put(Style::Bold, &line.common.message).end_line();
+        self.culprits.table(page);
+        if self.detail != Detail::Brief {
+            let had = line.frames.iter().filter(|(_, count)| **count > 0);
+            let had: Vec<String> = had.map(|(how, count)| format!("{how} {count}")).collect();
+            list(page, "frames", &[had.join(", ")]);
+        }
+        // Of stalls without a culprit the table says itself what they were.
+        let is_said = |gap: &&String| gap.starts_with("top_culprits");
+        let gaps: Vec<String> = line.gaps.iter().filter(|gap| !is_said(gap)).cloned().collect();
+        list(page, "gaps", &gaps);
+        if line.lost.values().all(|count| *count == 0) {
+            page.label("lost").put(Style::Plain, "nothing").end_line();
+        }
+        lost(page, &line.lost);
+    }
+
+    /// What was lost so far, where that has changed: the counts are the session's.
+    fn lost(&mut self, page: &mut Page, counts: &BTreeMap<String, u64>) {
+        if self.lost != *counts {
+            lost(page, counts);
+            self.lost = counts.clone();
+        }
+    }
 }
 
-fn stall(page: &mut Page, line: &StallLine, word: &str) {
-    let style = match line.common.severity {
-        Severity::Error => Style::Red,
-        Severity::Warn | Severity::Info => Style::Yellow,
-    };
-    page.put(style, word).put(Style::Plain, "  ").put(Style::Bold, &line.common.message).end_line();
-
-    page.label("began").put(Style::Plain, &line.stall.started_at);
-    page.put(Style::Plain, &format!(" in {}", place(line))).end_line();
-    match line.cause.confidence {
-        Confidence::Certain => {}
-        Confidence::Likely => page.label("cause").put(Style::Plain, "likely").end_line(),
-        Confidence::Unknown => page.label("cause").put(Style::Plain, "not certain").end_line(),
-    }
-    if let Some(advice) = &line.advice {
-        page.label("advice").put(Style::Plain, advice).end_line();
-    }
-    time(page, line);
-    instead(page, &line.cause);
-    if let Some(events) = line.stall.ready_events.filter(|events| *events > 0) {
-        let kept = format!("{} kept waiting", counted(events, "file descriptor"));
-        page.label("events").put(Style::Plain, &kept).end_line();
-    }
-    for queue in &line.stall.waiting_connections {
-        let kept = counted(queue.waiting, "connection");
-        let kept = format!("{kept} kept waiting at {}", queue.address);
-        page.label("clients").put(Style::Plain, &kept).end_line();
-    }
-    task(page, line.task.as_ref());
-    stacks(page, line);
-    list(page, "gaps", &line.gaps);
-    lost(page, &line.lost);
+fn source_lines(process: &Process) -> SourceLines {
+    let started_at = process.start_time.as_deref();
+    let started_at = started_at.and_then(|text| humantime::parse_rfc3339(text).ok());
+    SourceLines::of(process.pid, started_at.map(whole_second))
 }
 
-/// `thread 4242 (uvicorn), asyncio on cpython 3.11.2`, `thread 7 (shop), tokio 1.54.1`
-fn place(line: &StallLine) -> String {
-    let thread = &line.thread;
-    let name = thread.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
-    let kind = &thread.loop_kind;
-    let what = match &line.runtime {
-        Some(runtime) if runtime.name == *kind => version(runtime),
-        Some(runtime) => format!("{kind} on {}", version(runtime)),
-        None => kind.clone(),
-    };
-    format!("thread {}{name}, {what}", thread.tid)
+/// When a process started is known to a hundredth of a second, its files' times to less: what was written in
+/// the second before is as old.
+fn whole_second(at: SystemTime) -> SystemTime {
+    at + std::time::Duration::from_secs(1)
+}
+
+/// ` (ingest)`: what its people call a thread, or else the kernel.
+pub fn called(thread: &LoopThread) -> String {
+    let given = thread.python_name.as_ref().filter(|_| !thread.is_main);
+    given.or(thread.name.as_ref()).map(|name| format!(" ({name})")).unwrap_or_default()
 }
 
 /// `cpython 3.11.2`
-fn version(runtime: &Runtime) -> String {
+pub fn version(runtime: &Runtime) -> String {
     match &runtime.version {
         Some(version) => format!("{} {version}", runtime.name),
         None => runtime.name.clone(),
     }
 }
 
-fn time(page: &mut Page, line: &StallLine) {
-    let time = &line.stall.time;
-    let parts = [
-        ("running, user", time.running_user_ns),
-        ("running, kernel", time.running_kernel_ns),
-        ("blocked", time.blocked_ns),
-        ("ready, no CPU", time.runnable_ns),
-        ("stopped", time.stopped_ns),
-    ];
-    let mut label = "time";
-    for (name, part_ns) in parts.into_iter().filter(|(_, part_ns)| *part_ns > 0) {
-        let figures = format!("{name:<16}{:>12}  ", milliseconds(part_ns));
-        page.label(label).put(Style::Plain, &figures);
-        page.put(Style::Dim, &bar(part_ns, line.stall.duration_ns)).end_line();
-        label = "";
-    }
-}
-
-/// A part's share of the whole as a bar, rounded to the nearest column.
-fn bar(part_ns: u64, whole_ns: u64) -> String {
-    let (part, whole) = (u128::from(part_ns), u128::from(whole_ns.max(1)));
-    let columns = (part * u128::from(BAR_COLUMNS) + whole / 2) / whole;
-    "█".repeat(usize::try_from(columns).unwrap_or_default())
-}
-
-/// `pay  /srv/pay/app.py:12  (Task-7)`
-fn task(page: &mut Page, task: Option<&Task>) {
-    let Some(task) = task else { return };
-    let place = match (&task.file, task.line) {
-        (Some(file), Some(line)) => format!("  {file}:{line}"),
-        (Some(file), None) => format!("  {file}"),
-        (None, _) => String::new(),
-    };
-    let function = task.function.as_deref().unwrap_or("?");
-    page.label("task").put(Style::Plain, &format!("{function}{place}"));
-    if let Some(name) = &task.name {
-        page.put(Style::Dim, &format!("  ({name})"));
-    }
-    page.end_line();
-}
-
-/// The stack that the culprit was found in, whole; of the others the innermost of the application.
-fn stacks(page: &mut Page, line: &StallLine) {
-    let culprit = line.culprit.as_ref();
-    let holds_culprit = |stack: &&Stack| stack.frames.iter().any(|frame| is(culprit, frame));
-    let Some(shown) = line.stacks.iter().find(holds_culprit).or(line.stacks.first()) else {
-        return;
-    };
-    page.label(label(shown)).put(Style::Plain, &weight(shown)).end_line();
-    frames(page, shown, culprit);
-    if let Some(reason) = &shown.truncated {
-        page.label("").put(Style::Dim, &format!("cut here: {reason}")).end_line();
-    }
-    let (bystanders, stacks): (Vec<&Stack>, Vec<&Stack>) =
-        line.stacks.iter().partition(|stack| stack.role == Role::Other);
-    let others = stacks.into_iter().filter(|stack| !std::ptr::eq(*stack, shown));
-    for other in others.clone().take(MORE_STACKS) {
-        let told = weight(other) + &innermost(other);
-        page.label("also").put(Style::Plain, &told).end_line();
-    }
-    let untold = others.count().saturating_sub(MORE_STACKS);
-    if untold > 0 {
-        let told = format!("{} of less time", counted(untold as u64, "further stack"));
-        page.label("also").put(Style::Dim, &told).end_line();
-    }
-    for other in bystanders {
-        let told = format!("{}, {}{}", thread(other), state(other), innermost(other));
-        page.label("other").put(Style::Dim, &told).end_line();
-    }
-}
-
-/// Where a stack's innermost frame of the application is, or else its innermost named one.
-fn innermost(stack: &Stack) -> String {
-    let mut named = stack.frames.iter().filter(|frame| frame.function.is_some());
-    let first = named.clone().find(|frame| frame.in_app).or_else(|| named.next());
-    first.map(|frame| format!(", at {}  {}", function(frame), source(frame))).unwrap_or_default()
-}
-
-/// Whose stack it is.
-fn label(stack: &Stack) -> &'static str {
-    match stack.role {
-        Role::Loop => "stack",
-        Role::Holder => "holder",
-        Role::Waker => "waker",
-        Role::Other => "other",
-    }
-}
-
-/// `blocked 5000.000 ms, 1 sample`
-fn weight(stack: &Stack) -> String {
-    let state = state(stack);
-    let samples = counted(stack.samples, "sample");
-    let told = format!("{state} {}, {samples}", milliseconds(stack.time_ns));
-    match stack.role {
-        Role::Loop => told,
-        Role::Waker => {
-            let ended = milliseconds(stack.time_ns);
-            format!("{}, ended {ended} of waiting", thread(stack))
-        }
-        Role::Holder | Role::Other => format!("{}, {told}", thread(stack)),
-    }
-}
-
-fn state(stack: &Stack) -> &'static str {
-    match stack.state {
-        State::Running => "running",
-        State::Blocked => "blocked",
-        State::Runnable => "ready, no CPU",
-        State::Stopped => "stopped",
-    }
-}
-
-/// `thread 4242 (uvicorn)`
-fn thread(stack: &Stack) -> String {
-    let tid = stack.thread.tid;
-    let name = stack.thread.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
-    format!("thread {tid}{name}")
-}
-
-/// Innermost first. What is not the application's own is dimmed. Folded is what is the same in every
-/// stall: outside the culprit the plumbing of loop and framework, and between Python or
-/// JavaScript frames that of the interpreter. JSON has all of it.
-fn frames(page: &mut Page, stack: &Stack, culprit: Option<&Culprit>) {
-    let all: Vec<&Frame> = stack.kernel.iter().chain(&stack.frames).collect();
-    // Of a recursive function the innermost.
-    let blamed = all.iter().position(|frame| is(culprit, frame));
-    let innermost = blamed.or_else(|| all.iter().position(|frame| frame.in_app));
-    let names = all.iter().map(|frame| function(frame).chars().count());
-    let columns = names.max().unwrap_or_default().min(FUNCTION_COLUMNS);
-    let mut next = 0;
-    while let Some(frame) = all.get(next) {
-        let outside = innermost.is_some_and(|innermost| innermost < next);
-        let is_interpreted =
-            |frame: &&Frame| matches!(frame.language, Language::Python | Language::JavaScript);
-        let interpreted = all[..next].iter().any(is_interpreted);
-        let is_plumbing = |frame: &&&Frame| {
-            let native = frame.language == Language::Native;
-            let of_loop = innermost.is_none() && fold::is_of_loop(frame);
-            !frame.in_app && (outside || interpreted && (native || of_loop))
-        };
-        let run = all[next..].iter().take_while(is_plumbing).count();
-        if run >= FOLDED {
-            page.label("").put(Style::Dim, &fold::told(&all[next..next + run])).end_line();
-            next += run;
-            continue;
-        }
-        let style = if blamed == Some(next) {
-            page.label("        >");
-            Style::Bold
-        } else {
-            page.label("");
-            if frame.in_app { Style::Plain } else { Style::Dim }
-        };
-        let text = format!("{:<columns$}  {}", function(frame), source(frame));
-        page.put(style, &text).end_line();
-        next += 1;
-    }
-}
-
-fn is(culprit: Option<&Culprit>, frame: &Frame) -> bool {
-    culprit.is_some_and(|culprit| {
-        culprit.function == frame.function
-            && culprit.file == frame.file
-            && culprit.line == frame.line
-            && culprit.module == frame.module
-    })
-}
-
-fn function(frame: &Frame) -> &str {
-    frame.function.as_deref().unwrap_or("?")
-}
-
-/// `file:line`, else the module, with the place in it where the function has no name.
-fn source(frame: &Frame) -> String {
-    match (&frame.file, frame.line, &frame.module) {
-        (Some(file), Some(line), _) => format!("{file}:{line}"),
-        (Some(file), None, _) => file.clone(),
-        (None, _, Some(module)) => match &frame.module_offset {
-            Some(offset) if frame.function.is_none() => format!("{module}+{offset}"),
-            _ => module.clone(),
-        },
-        (None, _, None) => frame.address.clone().unwrap_or_default(),
-    }
-}
-
-fn session_start(page: &mut Page, line: &SessionStart) {
+fn session_start(page: &mut Page, line: &SessionStart, detail: Detail) {
     page.put(Style::Bold, &line.common.message).end_line();
     page.label("process").put(Style::Plain, &identity(&line.common.process));
     if let Some(runtime) = &line.runtime {
@@ -322,6 +237,10 @@ fn session_start(page: &mut Page, line: &SessionStart) {
     page.label("kernel").put(Style::Plain, &kernel).end_line();
 
     let named = |probe: &Probe| format!("{} ({})", probe.name, probe.hook);
+    if detail == Detail::Brief {
+        list(page, "gaps", &line.gaps);
+        return;
+    }
     let attached = line.probes.iter().filter(|probe| probe.attached);
     let attached: Vec<String> = attached.map(named).collect();
     list(page, "attached", &[attached.join(", ")]);
@@ -340,31 +259,8 @@ fn identity(process: &Process) -> String {
     known.unwrap_or(&process.name).clone()
 }
 
-fn session_end(page: &mut Page, line: &SessionEnd) {
-    page.put(Style::Bold, &line.common.message).end_line();
-    let told = |top: &TopCulprit| {
-        let function = top.function.as_deref().unwrap_or("?");
-        let place = match (&top.file, top.line) {
-            (Some(file), Some(line)) => format!("{file}:{line}"),
-            (Some(file), None) => file.clone(),
-            (None, _) => String::new(),
-        };
-        let (time, stalls) = (milliseconds(top.stalled_ns), counted(top.stalls, "stall"));
-        format!("{time} in {stalls}, {function}  {place}")
-    };
-    list(page, "culprits", &line.top_culprits.iter().map(told).collect::<Vec<_>>());
-    let had = line.frames.iter().filter(|(_, count)| **count > 0);
-    let had: Vec<String> = had.map(|(how, count)| format!("{how} {count}")).collect();
-    list(page, "frames", &[had.join(", ")]);
-    list(page, "gaps", &line.gaps);
-    if line.lost.values().all(|count| *count == 0) {
-        page.label("lost").put(Style::Plain, "nothing").end_line();
-    }
-    lost(page, &line.lost);
-}
-
 /// One line each, the label before the first.
-pub(super) fn list(page: &mut Page, label: &str, lines: &[String]) {
+pub fn list(page: &mut Page, label: &str, lines: &[String]) {
     let mut label = label;
     for line in lines.iter().filter(|line| !line.is_empty()) {
         page.label(label).put(Style::Plain, line).end_line();
@@ -372,145 +268,244 @@ pub(super) fn list(page: &mut Page, label: &str, lines: &[String]) {
     }
 }
 
-pub(super) fn lost(page: &mut Page, lost: &BTreeMap<String, u64>) {
+pub fn lost(page: &mut Page, lost: &BTreeMap<String, u64>) {
     let counts = lost.iter().filter(|(_, count)| **count > 0);
     let counts: Vec<String> = counts.map(|(reason, count)| format!("{reason} {count}")).collect();
     list(page, "lost", &[counts.join(", ")]);
 }
 
 /// `5000.000 ms`
-pub(super) fn milliseconds(ns: u64) -> String {
+pub fn milliseconds(ns: u64) -> String {
     let us = ns / 1000;
     format!("{}.{:03} ms", us / 1000, us % 1000)
 }
 
+/// `31 ms`, `5020 ms`, `42.0 s`: as exact as a person reads it.
+pub fn rounded(ns: u64) -> String {
+    const NS_PER_MS: u64 = 1_000_000;
+    let ms = crate::report::message::milliseconds(ns);
+    match ns {
+        0..NS_PER_MS => format!("{}.{} ms", ns / NS_PER_MS, ns / 100_000 % 10),
+        _ if ms < 10_000 => format!("{ms} ms"),
+        _ => format!("{}.{} s", ms / 1000, ms / 100 % 10),
+    }
+}
+
 /// `1 sample`, `2 samples`
-pub(super) fn counted(count: u64, noun: &str) -> String {
+pub fn counted(count: u64, noun: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
     format!("{count} {noun}{plural}")
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{Colour, Text, bar, render};
-    use crate::report::schema::stall::Task;
+pub(super) mod tests {
+    use super::{Colour, Screen, Text, rounded, usual_columns};
+    use crate::config::Detail;
+    use crate::report::schema::stall::{StallLine, Task};
     use crate::report::{Report, sample};
     use crate::sink::Sink;
-    use crate::turn::{Awaited, End, Holder, Lock, Moment, Other, Sampled, ThreadState, Waker};
+    use crate::turn::{
+        Awaited, End, Holder, Lock, Moment, Other, Sampled, Stall, ThreadState, Waker,
+    };
 
     const SESSION_START: &str = "\
 stalltrace 0.1.0 watches uvicorn[4242] for event loop stalls past 100 ms
   process   python3 -m uvicorn app:app, cpython 3.11.2
   kernel    6.1.0-49-amd64, loops' waits seen by fentry and tracepoint
-  attached  epoll_wait (fentry), poll (tracepoint)
-  missing   io_uring_enter (fentry): the kernel has no such system call
 ";
 
-    const STALL_OPEN: &str = "\
-STALLING  uvicorn[4242]: event loop stalled for 103 ms so far, blocked in recvfrom on tcp 127.0.0.1:8081, at charge_payment (app.py:31)
-  began     2026-11-21T05:20:01.000123Z in thread 4242 (uvicorn), asyncio on cpython 3.11.2
-  advice    A blocking call: use its asynchronous kin, or run it with asyncio.to_thread; with a timeout where it waits for somebody.
-  time      running, user       8.000 ms  ██
-            running, kernel     4.000 ms  █
-            blocked            91.000 ms  █████████████████████
-            ready, no CPU       0.000 ms
-  stack     blocked 91.000 ms, 1 sample
-            __schedule         [kernel]
-            tcp_recvmsg        [kernel]
-            __libc_recv        /usr/lib/x86_64-linux-gnu/libc.so.6
+    const PROBES: &str = concat!(
+        "  attached  epoll_wait (fentry), poll (tracepoint)\n",
+        "  missing   io_uring_enter (fentry): the kernel has no such system call\n",
+    );
+
+    const STALL_OPEN: &str = "
+STALLING    uvicorn[4242]: event loop stalled for 103 ms so far, blocked in
+            recvfrom on tcp 127.0.0.1:8081, at charge_payment (app.py:31)
+  advice    A blocking call: use its asynchronous kin, or run it with
+            asyncio.to_thread; with a timeout where it waits for somebody.
+  time      ░░░░░░░░░░░░░░░░░░░░░██▓  ░ blocked 91 ms  █ running 8 ms
+            ▓ in the kernel 4 ms
+  stack     … 3 frames of the kernel, libc
             SocketIO.readinto  /usr/lib/python3.11/socket.py:706
           > charge_payment     /srv/pay/app.py:31
-            Handle._run        /usr/lib/python3.11/asyncio/events.py:80
-  also      running 12.000 ms, 1 sample, at parse  /srv/pay/app.py:17
-  gaps      native frames: libfoo.so has no unwind table
+            … 1 frame of asyncio
+  also      running 12 ms, at parse  /srv/pay/app.py:17
+  began     2026-11-21 05:20:01.000 UTC in thread 4242 (uvicorn), asyncio on
+            cpython 3.11.2
+  gaps      1, shown with -v and in JSON
   lost      captures 3
 ";
 
-    const STALL_UPDATE: &str = "   \
-still  uvicorn[4242]: event loop stalled for 103 ms so far, blocked in recvfrom on tcp 127.0.0.1:8081, at charge_payment (app.py:31)
+    const STALL_UPDATE: &str = "\
+STILL       uvicorn[4242]: event loop stalled for 103 ms so far
 ";
 
+    /// What the lines above have said is not said again.
     const STALL_END: &str = "\
-STALLED  uvicorn[4242]: event loop stalled 5012 ms, blocked in recvfrom on tcp 127.0.0.1:8081, at charge_payment (app.py:31); 17 events had to wait
-  began     2026-11-21T05:20:01.000123Z in thread 4242 (uvicorn), asyncio on cpython 3.11.2
-  advice    A blocking call: use its asynchronous kin, or run it with asyncio.to_thread; with a timeout where it waits for somebody.
-  time      running, user       8.000 ms
-            running, kernel     4.000 ms
-            blocked          5000.000 ms  ████████████████████████
-            ready, no CPU       0.000 ms
-  events    17 file descriptors kept waiting
+STALLED     uvicorn[4242]: event loop stalled 5012 ms, blocked in recvfrom on
+            tcp 127.0.0.1:8081, at charge_payment (app.py:31)
+  time      ░░░░░░░░░░░░░░░░░░░░░░░░  ░ blocked 5000 ms  █ running 8 ms
+            ▓ in the kernel 4 ms
+  held up   17 events
 ";
 
-    const SESSION_END: &str = "\
-uvicorn[4242]: 1 of 1200 turns stalled, 5012 ms in all, the longest 5012 ms; the target exited after 30.0 s
-  culprits  5012.000 ms in 1 stall, charge_payment  /srv/pay/app.py:31
-  frames    by_frame_pointer 4, by_registers 2, by_unwind_table 30, nameless 1, python 20, stacks 2, stacks_truncated 1
+    const SESSION_END: &str = "
+uvicorn[4242]: 1 of 1200 turns stalled, 5012 ms in all, the longest 5012 ms; the
+            target exited after 30.0 s
+  culprits  stalls      total      worst  to blame
+                 1    5000 ms    5000 ms  charge_payment (app.py:31)
   lost      captures 3
 ";
 
-    fn plain(report: &Report) -> String {
-        render(report, Colour::Off)
+    pub fn screen(detail: Detail) -> Screen {
+        Screen::new(Colour::Off, detail, usual_columns)
     }
 
-    /// Other threads are told in a line each: what they held, that they ended the wait, or nothing but
-    /// where they were.
-    #[test]
-    fn other_threads() {
-        let mut stall = sample::stall();
-        let at = |function: &str| {
-            let seen =
-                sample::on_cpu(vec![sample::python(function, "/srv/pay/app.py", 7)], 9_000_000);
-            Sampled { state: ThreadState::Blocked, ..seen }
-        };
-        let (tid, name, held) = (7, Some("writer".to_owned()), Lock::Futex(0));
-        stall.holders = vec![Holder { tid, name, held, seen: at("flush") }];
-        let (pid, name, seen) = (4242, "writer".to_owned(), Some(at("release")));
-        stall.wakers = vec![Waker {
-            pid,
-            tid,
-            name,
-            ended_ns: 9_000_000,
-            seen,
-            awaited: Awaited::Futex,
-            ..Waker::default()
-        }];
-        stall.others = vec![Other { tid: 8, name: None, seen: at("idle") }];
-        let text = plain(&sample::report(Moment::End, &stall));
-        for line in [
-            "  also      thread 7 (writer), blocked 9.000 ms, 1 sample, at flush  /srv/pay/app.py:7\n",
-            "  also      thread 7 (writer), ended 9.000 ms of waiting, at release  /srv/pay/app.py:7\n",
-            "  other     thread 8, blocked, at idle  /srv/pay/app.py:7\n",
-        ] {
-            assert!(text.contains(line), "{line}{text}");
+    /// A report alone, in brief.
+    pub fn plain(report: &Report) -> String {
+        screen(Detail::Brief).render(report)
+    }
+
+    fn more(report: &Report) -> String {
+        screen(Detail::More).render(report)
+    }
+
+    fn end_of(stall: &Stall) -> Report {
+        sample::report(Moment::End, stall)
+    }
+
+    fn changed(change: impl FnOnce(&mut StallLine)) -> Report {
+        let mut report = end_of(&sample::stall());
+        if let Report::StallEnd(line) = &mut report {
+            change(line);
         }
+        report
     }
 
     /// The lines of a session, as they stand on a terminal.
     #[test]
     fn a_session() {
-        assert_eq!(plain(&sample::session_start()), SESSION_START);
+        let mut screen = screen(Detail::Brief);
+        assert_eq!(screen.render(&sample::session_start()), SESSION_START);
         let open = sample::open_stall();
-        assert_eq!(plain(&sample::report(Moment::Open, &open)), STALL_OPEN);
-        assert_eq!(plain(&sample::report(Moment::Update, &open)), STALL_UPDATE);
-        let end = plain(&sample::report(Moment::End, &sample::stall()));
-        assert!(end.starts_with(STALL_END), "{end}");
-        assert_eq!(plain(&sample::session_end()), SESSION_END);
+        assert_eq!(screen.render(&sample::report(Moment::Open, &open)), STALL_OPEN);
+        assert_eq!(screen.render(&sample::report(Moment::Update, &open)), STALL_UPDATE);
+        assert_eq!(screen.render(&end_of(&sample::stall())), STALL_END);
+        assert_eq!(screen.render(&sample::session_end()), SESSION_END);
+        let start = more(&sample::session_start());
+        assert_eq!(start, format!("{SESSION_START}{PROBES}"));
+    }
+
+    /// The first five rows say how long, why, which line and what to do; all of it fits a terminal of 24 rows
+    /// and 80 columns beside what was there before.
+    #[test]
+    fn fits_a_terminal() {
+        for report in [end_of(&sample::stall()), end_of(&sample::looked_at())] {
+            let text = plain(&report);
+            let first: Vec<&str> = text.lines().take(5).collect();
+            let first = first.join("\n");
+            for said in [" ms", "recvfrom", "app.py:31", "advice"] {
+                assert!(first.contains(said), "{said}: {text}");
+            }
+            assert!(text.lines().count() <= 18, "{text}");
+            assert!(text.lines().all(|row| row.chars().count() <= 80), "{text}");
+        }
+    }
+
+    /// A stall whose beginning was not told stands whole, and one that is told is told once.
+    #[test]
+    fn told_once() {
+        let alone = plain(&end_of(&sample::stall()));
+        for part in ["  advice ", "  stack ", "> charge_payment", "  began ", "  lost "] {
+            assert!(alone.contains(part), "{part}: {alone}");
+        }
+        let mut screen = screen(Detail::Brief);
+        screen.render(&sample::report(Moment::Open, &sample::open_stall()));
+        let elsewhere = changed(|line| line.stall.id = "another".to_owned());
+        let other = screen.render(&elsewhere);
+        assert!(other.starts_with("\nSTALLED ") && other.contains("  advice "), "{other}");
+        let end = screen.render(&end_of(&sample::stall()));
+        assert!(end.starts_with("\nSTALLED "), "another stall came between: {end}");
+        assert!(!end.contains("  advice "), "{end}");
+        let again = screen.render(&end_of(&sample::stall()));
+        assert!(again.contains("  advice "), "that stall is over and forgotten: {again}");
+    }
+
+    /// Where something else is to blame by now, it is told while the stall lasts.
+    #[test]
+    fn another_culprit() {
+        let mut screen = screen(Detail::Brief);
+        let open = sample::report(Moment::Open, &sample::open_stall());
+        screen.render(&open);
+        let mut update = sample::report(Moment::Update, &sample::open_stall());
+        if let Report::StallUpdate(line) = &mut update {
+            line.culprit.as_mut().unwrap().line = Some(99);
+        }
+        assert!(screen.render(&update).starts_with("STALLING "));
+        assert!(screen.render(&update).starts_with("STILL "), "once");
+    }
+
+    /// Other threads are told in a line each: what they held, that they ended the wait, or nothing but
+    /// where they were. The same line twice is one.
+    #[test]
+    fn other_threads() {
+        let mut stall = sample::stall();
+        let at = |function: &str| {
+            let seen =
+                sample::on_cpu(vec![sample::python(function, "/srv/pay/app.py", 7)], 900_000_000);
+            Sampled { state: ThreadState::Blocked, ..seen }
+        };
+        let (tid, name, held) = (7, Some("writer".to_owned()), Lock::Futex(0));
+        stall.holders = vec![Holder { tid, name, held, seen: at("flush"), collecting: 0 }];
+        let (pid, name, seen) = (4242, "writer".to_owned(), Some(at("release")));
+        stall.wakers = vec![Waker {
+            pid,
+            tid,
+            name,
+            ended_ns: 900_000_000,
+            seen,
+            awaited: Awaited::Futex,
+            ..Waker::default()
+        }];
+        stall.others =
+            [8, 9].map(|tid| Other { tid, name: None, seen: at("idle") }).into_iter().collect();
+        let text = plain(&end_of(&stall));
+        for line in [
+            "  also      thread 7 (writer), blocked 900 ms, at flush  /srv/pay/app.py:7\n",
+            "  also      thread 7 (writer), ended 900 ms of waiting, at release  /srv/pay/ap…\n",
+            "  other     2 threads, blocked, at idle  /srv/pay/app.py:7\n",
+        ] {
+            assert!(text.contains(line), "{line}{text}");
+        }
+        let text = more(&end_of(&stall));
+        assert!(text.contains("blocked 900.000 ms, 1 sample, at flush\n"), "{text}");
+        let mut report = end_of(&stall);
+        if let Report::StallEnd(line) = &mut report {
+            let twice: Vec<_> =
+                line.stacks.iter().filter(|stack| stack.thread.tid == 7).cloned().collect();
+            line.stacks.extend(twice);
+        }
+        let text = plain(&report);
+        assert_eq!(text.matches(", at flush ").count(), 1, "{text}");
+        assert!(text.contains("blocked 1800 ms, at flush"), "{text}");
     }
 
     /// Colour adds weight and nothing else: without its sequences the text is the plain one.
     #[test]
     fn colour_is_only_colour() {
-        let report = sample::report(Moment::End, &sample::stall());
-        let coloured = render(&report, Colour::On);
-        assert!(coloured.starts_with("\u{1b}[1;31mSTALLED\u{1b}[0m"), "an error is red");
-        assert!(coloured.contains("\u{1b}[1mcharge_payment"), "the culprit stands out");
-        assert!(coloured.contains("\u{1b}[2mHandle._run"), "plumbing is dimmed");
-        let mut stripped = coloured;
-        for sequence in ["1;31", "1;33", "1", "2", "0"] {
-            stripped = stripped.replace(&format!("\u{1b}[{sequence}m"), "");
+        let report = end_of(&sample::stall());
+        for detail in [Detail::Brief, Detail::More, Detail::Everything] {
+            let coloured = Screen::new(Colour::On, detail, usual_columns).render(&report);
+            assert!(coloured.starts_with("\u{1b}[1;31mSTALLED\u{1b}[0m"), "an error is red");
+            assert!(coloured.contains("\u{1b}[1;36mcharge_payment (app.py:31)"), "{coloured:?}");
+            assert!(coloured.contains("\u{1b}[1;36mcharge_payment  "), "{coloured:?}");
+            let mut stripped = coloured;
+            for sequence in ["1;31", "1;33", "1;36", "1", "2", "0"] {
+                stripped = stripped.replace(&format!("\u{1b}[{sequence}m"), "");
+            }
+            assert_eq!(stripped, screen(detail).render(&report));
         }
-        let lines = stripped.lines().map(|line| format!("{}\n", line.trim_end()));
-        assert_eq!(lines.collect::<String>(), plain(&report));
     }
 
     /// What is missing is on the page: the end of the stack, the confidence, the reason for both.
@@ -520,25 +515,47 @@ uvicorn[4242]: 1 of 1200 turns stalled, 5012 ms in all, the longest 5012 ms; the
         stall.end = End::Unseen("the thread exited".to_owned());
         // Nothing says what most of the time went into.
         stall.stacks.retain(|sampled| sampled.stack.truncated.is_some());
-        let text = plain(&sample::report(Moment::End, &stall));
+        let text = plain(&end_of(&stall));
         assert!(text.contains("  cause     not certain\n"), "{text}");
         assert!(text.contains("            cut here: the copy of the stack ends here\n"), "{text}");
+        let text = more(&end_of(&stall));
         assert!(text.contains("end: the thread exited\n"), "{text}");
-        assert!(text.contains("cause: no stack was taken of 5000000000 ns"), "{text}");
+        assert!(text.contains("cause: no stack was taken of 5000 ms"), "{text}");
+    }
+
+    /// What nobody can do anything about is not missed: names of the C library's functions.
+    #[test]
+    fn gaps_that_matter() {
+        let report = changed(|line| {
+            line.gaps = [
+                "function names in /usr/lib/x86_64-linux-gnu/libc.so.6: no symbol covers some of its frames",
+                "cause: it was not seen",
+                "callers of functions in /srv/libshop.so: it has no unwind table",
+            ]
+            .map(str::to_owned)
+            .to_vec();
+        });
+        let text = plain(&report);
+        assert!(
+            text.contains("  gaps      cause: it was not seen\n            1 more, "),
+            "{text}"
+        );
+        let text = more(&report);
+        assert!(!text.contains("libc.so.6: no") && text.contains("libshop.so: it"), "{text}");
+        let text = screen(Detail::Everything).render(&report);
+        assert!(text.contains("libc.so.6: no"), "{text}");
     }
 
     /// A loop that is its runtime is said once.
     #[test]
     fn runtime_that_is_the_loop() {
-        let mut report = sample::report(Moment::End, &sample::stall());
-        if let Report::StallEnd(line) = &mut report {
+        let report = changed(|line| {
             line.thread.loop_kind = "tokio".to_owned();
-            line.runtime = line
-                .runtime
-                .take()
-                .map(|it| super::Runtime { name: "tokio".to_owned(), version: it.version });
-        }
-        let text = plain(&report);
+            if let Some(runtime) = &mut line.runtime {
+                runtime.name = "tokio".to_owned();
+            }
+        });
+        let text = more(&report);
         assert!(text.contains("in thread 4242 (uvicorn), tokio 3.11.2\n"), "{text}");
     }
 
@@ -549,69 +566,40 @@ uvicorn[4242]: 1 of 1200 turns stalled, 5012 ms in all, the longest 5012 ms; the
         if let Some(frame) = stall.stacks.first_mut().and_then(|it| it.stack.frames.first_mut()) {
             frame.function = None;
         }
-        let text = plain(&sample::report(Moment::End, &stall));
+        let text = more(&end_of(&stall));
         let line = text.lines().find(|line| line.trim_start().starts_with('?'));
         let line = line.map(|line| line.split_whitespace().collect::<Vec<_>>());
-        assert_eq!(line, Some(vec!["?", "/usr/lib/x86_64-linux-gnu/libc.so.6+0x1234"]));
+        assert_eq!(line, Some(vec!["?", "libc.so.6+0x1234"]));
     }
 
     /// Of many stacks a few are told, and how many are not.
     #[test]
     fn many_stacks() {
-        let mut stall = sample::stall();
-        let again = stall.stacks.clone();
-        for _ in 0..4 {
-            stall.stacks.extend(again.iter().skip(1).cloned());
-        }
-        stall.stacks.extend(again.iter().skip(1).cloned());
-        let text = plain(&sample::report(Moment::End, &stall));
-        assert_eq!(text.matches("  also      running").count(), 4);
-        assert!(text.contains("  also      2 further stacks of less time\n"), "{text}");
-    }
-
-    /// Libraries' frames are folded outside the culprit, and never between it and where it is stuck.
-    #[test]
-    fn plumbing_is_folded() {
-        let mut stall = sample::stall();
-        let frames = &mut stall.stacks[0].stack.frames;
-        frames.extend(
-            ["run_once", "main", "_start"].map(|name| sample::native(name, "/usr/lib/libc.so.6")),
-        );
-        for name in ["do_recv", "ssl_read", "ssl_io"] {
-            frames.insert(1, sample::native(name, "/usr/lib/libssl.so.3"));
-        }
-        let text = plain(&sample::report(Moment::End, &stall));
-        assert!(text.contains("            … 4 frames of asyncio\n"), "{text}");
-        assert!(text.contains("ssl_read") && !text.contains("Handle._run"), "{text}");
-    }
-
-    /// Where nothing is blamed, the loop's own plumbing is folded all the same.
-    #[test]
-    fn plumbing_without_a_culprit() {
-        let mut report = sample::report(Moment::End, &sample::stall());
-        if let Report::StallEnd(line) = &mut report {
-            line.culprit = None;
-            let frames = &mut line.stacks[0].frames;
-            frames.retain(|frame| !frame.in_app);
-            for _ in 0..3 {
-                frames.extend(frames.last().cloned());
+        let report = changed(|line| {
+            let again = line.stacks.clone();
+            for n in 0..10 {
+                line.stacks.extend(again.iter().skip(1).cloned().map(|mut stack| {
+                    if let Some(frame) = stack.frames.first_mut() {
+                        frame.function = Some(format!("f{n}"));
+                    }
+                    stack
+                }));
             }
-        }
-        let text = plain(&report);
-        assert!(text.contains("            … 4 frames of asyncio\n"), "{text}");
-        assert!(text.contains("SocketIO.readinto"), "{text}");
+        });
+        let text = more(&report);
+        assert_eq!(text.matches("  also      running").count(), 8, "{text}");
+        assert!(text.contains("  also      3 further stacks of less time\n"), "{text}");
     }
 
-    /// The task is one line: where it stands, and what it is called.
+    /// The task is one line: where it stands, and what it is called; in brief only if no frame shows it.
     #[test]
     fn task_line() {
         let told = |name: Option<&str>, file: Option<&str>| {
-            let mut report = sample::report(Moment::End, &sample::stall());
-            if let Report::StallEnd(line) = &mut report {
+            let report = changed(|line| {
                 let [name, file] = [name, file].map(|text| text.map(str::to_owned));
                 let function = Some("pay".to_owned());
                 line.task = Some(Task { name, function, file, line: Some(12) });
-            }
+            });
             let text = plain(&report);
             let line = text.lines().find(|line| line.starts_with("  task"));
             line.unwrap_or_default().to_owned()
@@ -621,6 +609,29 @@ uvicorn[4242]: 1 of 1200 turns stalled, 5012 ms in all, the longest 5012 ms; the
         assert_eq!(told(None, None), "  task      pay");
         // A name may be anything, and must not move the cursor.
         assert!(!told(Some("a\u{1b}[2Jb"), None).contains('\u{1b}'));
+    }
+
+    /// The source's line is shown with its number where the file can be read, and cannot command the terminal.
+    #[test]
+    fn source_line() {
+        let path = std::env::temp_dir().join(format!("screen-{}.py", std::process::id()));
+        std::fs::write(&path, "import x\n    x.wait()  # \u{1b}[2J\n").unwrap();
+        let mut screen = screen(Detail::Brief);
+        let mut start = sample::session_start();
+        if let Report::SessionStart(line) = &mut start {
+            line.common.process.pid = std::process::id();
+        }
+        screen.render(&start);
+        let report = changed(|line| {
+            let culprit = line.culprit.as_mut().unwrap();
+            culprit.file = Some(path.to_string_lossy().into_owned());
+            culprit.line = Some(2);
+        });
+        let text = screen.render(&report);
+        std::fs::remove_file(&path).unwrap();
+        let name = path.file_name().unwrap().to_string_lossy();
+        let row = format!("\n  source  > {name}:2 │ x.wait()  # \\u{{1b}}[2J\n");
+        assert!(text.contains(&row), "{row}{text}");
     }
 
     /// Where nothing was lost, the end of a session says so.
@@ -633,14 +644,19 @@ uvicorn[4242]: 1 of 1200 turns stalled, 5012 ms in all, the longest 5012 ms; the
         assert!(plain(&report).ends_with("  lost      nothing\n"));
     }
 
-    /// A bar is as long as its share, for any numbers.
+    /// Times have the digits that a person reads.
     #[test]
-    fn bars() {
-        assert_eq!(bar(50, 100).chars().count(), 12);
-        assert_eq!(bar(100, 100).chars().count(), 24);
-        assert_eq!(bar(1, 100), "");
-        assert_eq!(bar(0, 0), "");
-        assert_eq!(bar(u64::MAX, u64::MAX).chars().count(), 24);
+    fn times() {
+        let table = [
+            (0, "0.0 ms"),
+            (420_000, "0.4 ms"),
+            (1_500_000, "2 ms"),
+            (5_012_345_678, "5012 ms"),
+            (42_040_000_000, "42.0 s"),
+        ];
+        for (ns, expected) in table {
+            assert_eq!(rounded(ns), expected);
+        }
     }
 
     /// The sink writes what is rendered.
@@ -648,7 +664,7 @@ uvicorn[4242]: 1 of 1200 turns stalled, 5012 ms in all, the longest 5012 ms; the
     fn written() {
         let mut written = Vec::new();
         let report = sample::session_start();
-        Text::new(&mut written, Colour::Off).accept(&report).unwrap();
+        Text::new(&mut written, Colour::Off, Detail::Brief, usual_columns).accept(&report).unwrap();
         assert_eq!(String::from_utf8(written).unwrap(), SESSION_START);
     }
 }

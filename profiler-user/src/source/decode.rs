@@ -1,11 +1,13 @@
 //! Record bytes to events; the only reader of the wire's layout.
 
 use profiler_ebpf::limits::{KERNEL_FRAMES, PYTHON_FRAMES, STACK_BYTES};
-use profiler_ebpf::record::{Capture, CaptureHead, Exited, Ready, RecordHead, TurnEnded, kind};
+use profiler_ebpf::record::{
+    Capture, CaptureHead, Exited, Ready, RecordHead, TurnEnded, WAITING, ended, kind,
+};
 use std::mem::offset_of;
 use zerocopy::FromBytes;
 
-use super::{Captured, Event};
+use super::{Captured, Ended, EndedBy, Event, ExitedBy, Others};
 
 /// Why bytes are no record: our own probes wrote them, so this is a bug or a mismatch, and counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,16 +21,18 @@ pub fn record(bytes: &[u8]) -> Result<Event, Malformed> {
     let head: RecordHead = prefix(bytes)?;
     match head.kind {
         kind::TURN_ENDED => {
-            let TurnEnded { head, end_ns, turn } = prefix(bytes)?;
-            Ok(Event::TurnEnded { tid: head.tid, end_ns, turn })
+            let record: TurnEnded = prefix(bytes)?;
+            let TurnEnded { head, end_ns, turn, .. } = record;
+            Ok(Event::TurnEnded { tid: head.tid, end_ns, turn, ended: ended_of(&record) })
         }
         kind::READY => {
             let Ready { head, turn_start_ns, returned } = prefix(bytes)?;
             Ok(Event::Ready { tid: head.tid, turn_start_ns, returned })
         }
         kind::EXITED => {
-            let Exited { head, at_ns, in_turn, turn } = prefix(bytes)?;
-            Ok(Event::Exited { tid: head.tid, at_ns, turn: (in_turn == 1).then_some(turn) })
+            let Exited { head, at_ns, in_turn, executed, turn } = prefix(bytes)?;
+            let by = if executed == 1 { ExitedBy::Exec } else { ExitedBy::Exit };
+            Ok(Event::Exited { tid: head.tid, at_ns, turn: (in_turn == 1).then_some(turn), by })
         }
         kind::CAPTURE => capture(bytes).map(|captured| Event::Captured(Box::new(captured))),
         kind::OTHER => capture(bytes).map(|captured| Event::Other(Box::new(captured))),
@@ -36,6 +40,19 @@ pub fn record(bytes: &[u8]) -> Result<Event, Malformed> {
         kind::RIVALS => prefix(bytes).map(|rivals| Event::Rivals(Box::new(rivals))),
         unknown => Err(Malformed::UnknownKind(unknown)),
     }
+}
+
+fn ended_of(record: &TurnEnded) -> Ended {
+    let by = match record.by {
+        ended::PARK => EndedBy::Park,
+        ended::CLOSED => EndedBy::Close,
+        _ => EndedBy::Wait,
+    };
+    let others = match record.others_left_ns {
+        WAITING => Others::Waiting,
+        left_ns => Others::LeftAt(left_ns),
+    };
+    Ended { by, left_ns: record.left_ns, others }
 }
 
 /// A capture, as a record or as it lies in its slot.
@@ -66,9 +83,11 @@ fn list<T: FromBytes>(bytes: &[u8], offset: usize, count: u32, most: usize) -> V
 mod tests {
     use super::{Malformed, record};
     use crate::hostile::{damage, rounds};
-    use crate::source::Event;
+    use crate::source::{Ended, EndedBy, Event, Others};
     use profiler_ebpf::limits::{KERNEL_FRAMES, PYTHON_FRAMES, STACK_BYTES};
-    use profiler_ebpf::record::{Capture, CaptureHead, RecordHead, TurnEnded, kind};
+    use profiler_ebpf::record::{
+        Capture, CaptureHead, RecordHead, TurnEnded, WAITING, ended, kind,
+    };
     use profiler_ebpf::turn::Turn;
     use std::mem::offset_of;
     use zerocopy::IntoBytes;
@@ -78,8 +97,20 @@ mod tests {
     fn turn_ended() {
         let turn = Turn { start_ns: 5, running_ns: 7, ..Turn::default() };
         let head = RecordHead { kind: kind::TURN_ENDED, tid: 42 };
-        let sent = TurnEnded { head, end_ns: 12, turn };
-        assert_eq!(record(sent.as_bytes()), Ok(Event::TurnEnded { tid: 42, end_ns: 12, turn }));
+        let told = |by, others_left_ns| {
+            let (end_ns, left_ns, reserved) = (12, 5, 0);
+            let sent = TurnEnded { head, end_ns, turn, left_ns, others_left_ns, by, reserved };
+            record(sent.as_bytes())
+        };
+        let ended = |by, others| Ended { by, left_ns: 5, others };
+        for (by, others_left_ns, expected) in [
+            (ended::WAIT, WAITING, ended(EndedBy::Wait, Others::Waiting)),
+            (ended::PARK, 3, ended(EndedBy::Park, Others::LeftAt(3))),
+            (ended::CLOSED, 0, ended(EndedBy::Close, Others::LeftAt(0))),
+        ] {
+            let event = Event::TurnEnded { tid: 42, end_ns: 12, turn, ended: expected };
+            assert_eq!(told(by, others_left_ns), Ok(event));
+        }
     }
 
     /// A capture carries as much stack as its head says, and a head alone carries none.

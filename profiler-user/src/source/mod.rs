@@ -15,7 +15,7 @@ use profiler_ebpf::wanted::Wanted;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A turn past the threshold is over.
-    TurnEnded { tid: u32, end_ns: u64, turn: Turn },
+    TurnEnded { tid: u32, end_ns: u64, turn: Turn, ended: Ended },
     /// What the wait after a stall returned: events, or a negative error number.
     Ready { tid: u32, turn_start_ns: u64, returned: i64 },
     /// Where a thread was at one moment of a suspected turn.
@@ -27,7 +27,43 @@ pub enum Event {
     /// Who ran while a loop's thread was ready and had no CPU; comes before the end of that turn.
     Rivals(Box<Rivals>),
     /// A loop's thread has exited, inside a turn or not.
-    Exited { tid: u32, at_ns: u64, turn: Option<Turn> },
+    Exited { tid: u32, at_ns: u64, turn: Option<Turn>, by: ExitedBy },
+}
+
+/// By what a turn ended, and how the loop's instance was served up to then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    pub by: EndedBy,
+    /// When the thread left its wait last: as the turn began, unless it has parked since.
+    pub left_ns: u64,
+    pub others: Others,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndedBy {
+    /// The loop's next wait.
+    Wait,
+    /// The thread sleeps where it waits for work.
+    Park,
+    /// The loop's instance was closed; the turn may have been a little longer than was seen.
+    Close,
+}
+
+/// How a thread left the program that it ran.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitedBy {
+    Exit,
+    /// The thread lives on, in another program.
+    Exec,
+}
+
+/// The other threads that wait on a loop's instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Others {
+    /// One of them waits.
+    Waiting,
+    /// None does; when the last of them left, 0 where there are none.
+    LeftAt(u64),
 }
 
 /// A capture, taken out of the ring or completed from a thread that cannot move.
@@ -52,7 +88,7 @@ pub struct Slot {
 impl Slot {
     /// Whether the kernel side has changed nothing since: by its count, as some fields are the daemon's own.
     pub const fn is_unchanged(&self, now: &Loop) -> bool {
-        self.state.sequence == now.sequence && self.state.tid == now.tid
+        self.state.version == now.version && self.state.tid == now.tid
     }
 }
 
@@ -74,6 +110,12 @@ pub trait EventSource {
 
     /// Every loop that is known. Costs no syscall.
     fn loops(&mut self) -> Vec<Slot>;
+
+    /// When the target executed another program, if it did: what its memory shows since is that one's. To be asked
+    /// before the records are read. Costs no syscall.
+    fn executed_ns(&mut self) -> Option<u64> {
+        None
+    }
 
     /// Whether a thread is still in the turn that began at that time.
     fn is_in_turn(&mut self, tid: u32, turn_start_ns: u64) -> bool {
@@ -99,6 +141,10 @@ pub trait EventSource {
     /// waits is its own.
     fn set_handed_work(&mut self, slot: Slot, is_handed: bool);
 
+    /// Tells the probes whether other threads wait on the instance of the thread in a slot, and nothing is known
+    /// of where it parks.
+    fn set_shares(&mut self, slot: Slot, shares: bool);
+
     /// Tells the probes where a thread keeps what they read of its interpreter.
     fn set_python(&mut self, slot: Slot, places: PythonPlaces);
 
@@ -120,6 +166,9 @@ pub trait EventSource {
 
     /// A loop's thread is gone and everything it told has been read: its slot may serve another.
     fn release(&mut self, slot: Slot);
+
+    /// A thread lives on, and is none of ours: its slot may serve another from the next look on.
+    fn unwatch(&mut self, slot: Slot);
 
     /// The sums of the thread in a slot, where statistics are wanted, and its state at the same moment.
     /// The greatest values are those since the last call.
@@ -162,10 +211,10 @@ mod tests {
     /// What the daemon itself writes is no change of the loop's; another thread in its slot is.
     #[test]
     fn changes() {
-        let state = Loop { tid: 7, sequence: 12, ..Loop::default() };
+        let state = Loop { tid: 7, version: 12, ..Loop::default() };
         let slot = Slot { index: 0, state };
         assert!(slot.is_unchanged(&Loop { python_tstate: 0x7000, ..state }));
-        assert!(!slot.is_unchanged(&Loop { sequence: 14, ..state }));
+        assert!(!slot.is_unchanged(&Loop { version: 14, ..state }));
         assert!(!slot.is_unchanged(&Loop { tid: 8, ..state }));
     }
 }

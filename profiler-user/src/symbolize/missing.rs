@@ -22,6 +22,7 @@ pub fn missing(
 ) -> Vec<Gap> {
     let mut gaps = BTreeSet::new();
     let mut without_symbol = BTreeSet::new();
+    gaps.extend(searched(modules, stack, named));
     for (frame, functions) in stack.frames.iter().zip(&named.frames) {
         let has_name = functions.iter().any(|function| function.function.is_some());
         let Some(module) = frame.module.and_then(|id| modules.get(id)) else { continue };
@@ -50,6 +51,23 @@ pub fn missing(
         gaps.insert(Gap::new(&format!("function names in {path}"), why));
     }
     gaps.into_iter().collect()
+}
+
+/// From which frame on a stack is less sure, as no table led there.
+fn searched(modules: &Modules, stack: &NativeStack, named: &NamedNativeStack) -> Option<Gap> {
+    let (from, _) = stack.searched_from()?;
+    let inner = stack.frames.get(from.checked_sub(1)?)?;
+    let module = inner.module.and_then(|id| modules.get(id));
+    let module = module.map_or("code without a file", |module| &module.path);
+    // Of several functions in one place the outermost: the others are inlined into it.
+    let names = named.frames.iter().skip(from).flatten().filter(|frame| !frame.inlined);
+    let first = names.filter_map(|frame| frame.function.as_deref()).next();
+    let what = format!("native frames from {} outwards", first.unwrap_or("a nameless one"));
+    let why = format_args!(
+        "no unwind table leads on from {module}: they are return addresses, found on the stack by the \
+         calls before them"
+    );
+    Some(Gap::new(&what, why))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //! itself by. Code moves and addresses are used again, so of what overlaps the last line counts.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
@@ -35,6 +35,8 @@ pub struct PerfMap {
     owner: u32,
     read: Option<Progress>,
     pieces: Pieces,
+    /// Why the file, or a part of it, is not read.
+    refused: Option<String>,
 }
 
 /// The file that was read, and how far: to the end of its last whole line.
@@ -55,7 +57,7 @@ impl PerfMap {
     }
 
     fn new(path: PathBuf, owner: u32) -> Self {
-        Self { path, owner, read: None, pieces: Pieces::default() }
+        Self { path, owner, read: None, pieces: Pieces::default(), refused: None }
     }
 
     /// Names those frames in code without a file that nobody else has named; says how many have no
@@ -77,15 +79,20 @@ impl PerfMap {
             // An address that is known may have been used again since.
             if !is_current {
                 is_current = true;
-                // A target without the file is the rule, and no error.
-                let _ = self.read_on();
+                self.refused = self.read_on().err();
             }
             match self.name(call) {
                 Some(found) => *shown = vec![found],
                 None => nameless += 1,
             }
         }
-        let why = "the target lists none in /tmp/perf-PID.map";
+        let why = match &self.refused {
+            Some(why) => why.clone(),
+            None if self.pieces.left_out > 0 => {
+                format!("of /tmp/perf-PID.map only the first {MAX_PIECES} pieces of code are kept")
+            }
+            None => "the target lists none in /tmp/perf-PID.map".to_owned(),
+        };
         let what = format!("names of {nameless} frames in code that was made at run time");
         (nameless > 0).then(|| Gap::new(&what, why))
     }
@@ -94,15 +101,26 @@ impl PerfMap {
         self.pieces.name(address).map(|name| frame(name, address))
     }
 
-    /// Takes in what was written since the last time.
-    fn read_on(&mut self) -> io::Result<()> {
+    /// Takes in what was written since the last time, or says why nothing, or not all, is read.
+    fn read_on(&mut self) -> Result<(), String> {
         // Not through a link, and without waiting for what is no file at all.
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
-        let mut file = OpenOptions::new().read(true).custom_flags(flags).open(&self.path)?;
-        let metadata = file.metadata()?;
-        // Whoever else may write to /tmp would tell us names of their own.
-        if !metadata.is_file() || ![0, self.owner].contains(&metadata.uid()) {
-            return Err(io::ErrorKind::PermissionDenied.into());
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(&self.path);
+        let mut file = match file {
+            Ok(file) => file,
+            // A target without the file is the rule.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err("the target lists none in /tmp/perf-PID.map".to_owned());
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
+                return Err("/tmp/perf-PID.map is a symbolic link".to_owned());
+            }
+            Err(error) => return Err(format!("/tmp/perf-PID.map cannot be read ({error})")),
+        };
+        let metadata = file.metadata().map_err(|error| error.to_string())?;
+        if let Some(why) = self.distrust(&metadata) {
+            (self.read, self.pieces) = (None, Pieces::default());
+            return Err(format!("/tmp/perf-PID.map {why}"));
         }
         let inode = metadata.ino();
         let known = self.read.filter(|known| known.inode == inode && known.bytes <= metadata.len());
@@ -111,16 +129,41 @@ impl PerfMap {
         }
         let mut progress = known.unwrap_or(Progress { inode, bytes: 0 });
         if metadata.len() > progress.bytes {
-            progress.bytes += self.pieces.read(&mut file, progress.bytes)?;
+            let read = self.pieces.read(&mut file, progress.bytes);
+            progress.bytes += read.map_err(|error| format!("/tmp/perf-PID.map: {error}"))?;
         }
         self.read = Some(progress);
+        if metadata.len() > MAX_BYTES {
+            let mebibytes = MAX_BYTES >> 20;
+            return Err(format!("of /tmp/perf-PID.map only the first {mebibytes} MiB are read"));
+        }
         Ok(())
+    }
+
+    /// Why a file is not believed: whoever else may write it would tell us names of their own.
+    fn distrust(&self, metadata: &Metadata) -> Option<String> {
+        const OTHERS_WRITE: u32 = 0o002;
+        let owner = metadata.uid();
+        if !metadata.is_file() {
+            return Some("is no regular file".to_owned());
+        }
+        if ![0, self.owner].contains(&owner) {
+            let own = self.owner;
+            return Some(format!(
+                "belongs to user {owner}, who is neither root nor the user of the process, {own}"
+            ));
+        }
+        (metadata.mode() & OTHERS_WRITE != 0).then(|| "can be written by every user".to_owned())
     }
 }
 
 /// Pieces of code that do not overlap, by their beginnings.
 #[derive(Debug, Default)]
-struct Pieces(BTreeMap<u64, Piece>);
+struct Pieces {
+    by_start: BTreeMap<u64, Piece>,
+    /// How many there was no room for.
+    left_out: u64,
+}
 
 #[derive(Debug)]
 struct Piece {
@@ -130,7 +173,7 @@ struct Piece {
 
 impl Pieces {
     fn name(&self, address: u64) -> Option<&str> {
-        let (_, piece) = self.0.range(..=address).next_back()?;
+        let (_, piece) = self.by_start.range(..=address).next_back()?;
         (address < piece.end).then_some(&*piece.name)
     }
 
@@ -157,16 +200,18 @@ impl Pieces {
         let (Some(start), Some(length)) = (number(), number()) else { return };
         let Some(name) = fields.next().filter(|name| !name.is_empty()) else { return };
         let Some(end) = start.checked_add(length).filter(|end| *end > start) else { return };
-        while let Some((&over, piece)) = self.0.range(..end).next_back() {
+        while let Some((&over, piece)) = self.by_start.range(..end).next_back() {
             if piece.end <= start {
                 break;
             }
-            self.0.remove(&over);
+            self.by_start.remove(&over);
         }
-        if self.0.len() < MAX_PIECES {
-            let name = name.chars().take(MAX_NAME).collect::<String>().into();
-            self.0.insert(start, Piece { end, name });
+        if self.by_start.len() >= MAX_PIECES {
+            self.left_out += 1;
+            return;
         }
+        let name = name.chars().take(MAX_NAME).collect::<String>().into();
+        self.by_start.insert(start, Piece { end, name });
     }
 }
 
@@ -212,7 +257,7 @@ fn javascript(name: &str) -> Option<(&str, &str, u32)> {
 mod tests {
     use std::fs::OpenOptions;
     use std::io::Write;
-    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use super::{Frame, Language, PerfMap, Pieces, frame};
 
@@ -233,7 +278,7 @@ mod tests {
         for address in [0, 0x7eff, 0x7f10, 0x8020, 0x9000, u64::MAX] {
             assert_eq!(pieces.name(address), None, "{address:#x}");
         }
-        assert_eq!(pieces.0.len(), 2);
+        assert_eq!(pieces.by_start.len(), 2);
     }
 
     /// The last line wins, over all that it overlaps.
@@ -302,22 +347,40 @@ mod tests {
         std::fs::remove_file(&map.path).unwrap();
     }
 
-    /// A file of somebody else's, a link and a device tell nothing.
+    /// A file of somebody else's or that anybody may write, a link and a device tell nothing but why.
     #[test]
     fn untrusted_files() {
         let own = std::fs::metadata("/proc/self").unwrap().uid();
         let mut map = map_of(own);
+        let refused = |map: &mut PerfMap, word: &str| {
+            let why = map.read_on().unwrap_err();
+            assert!(why.contains(word), "{why}");
+            assert_eq!(map.name(0x1000), None);
+        };
+        refused(&mut map, "lists none");
         std::os::unix::fs::symlink("/proc/self/maps", &map.path).unwrap();
-        assert!(map.read_on().is_err());
+        refused(&mut map, "symbolic link");
+        std::fs::remove_file(&map.path).unwrap();
+        write(&map, "1000 10 one\n");
+        assert!(map.read_on().is_ok() && map.name(0x1000).is_some());
+        let mode = std::fs::Permissions::from_mode;
+        std::fs::set_permissions(&map.path, mode(0o646)).unwrap();
+        refused(&mut map, "written by every user");
+        std::fs::set_permissions(&map.path, mode(0o664)).unwrap();
+        assert!(map.read_on().is_ok() && map.name(0x1000).is_some());
+        let file = OpenOptions::new().write(true).open(&map.path).unwrap();
+        file.set_len(super::MAX_BYTES + 1).unwrap();
+        assert!(map.read_on().unwrap_err().contains("only the first 64 MiB"));
+        assert!(map.name(0x1000).is_some());
         std::fs::remove_file(&map.path).unwrap();
         map.path = "/dev/zero".into();
-        assert!(map.read_on().is_err());
+        refused(&mut map, "no regular file");
         if own == 0 {
             let mut map = map_of(7);
             write(&map, "1000 10 root's\n");
             assert!(map.read_on().is_ok());
             std::os::unix::fs::chown(&map.path, Some(8), None).unwrap();
-            assert!(map.read_on().is_err());
+            refused(&mut map, "belongs to user 8");
             std::fs::remove_file(&map.path).unwrap();
         }
     }

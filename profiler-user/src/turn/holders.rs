@@ -4,11 +4,8 @@
 //! that found it standing still. The sighting counts if the loop turns out to have been waiting at
 //! that moment; the loop's own records, which come when each stretch of waiting is over, decide.
 
-use profiler_ebpf::record::Registers;
-
-use super::samples::looks_same;
-use super::{Awaited, Holder, Lock, Sampled, ThreadState};
-use crate::frame::Stack;
+use super::alike::looks_same;
+use super::{Holder, Lock, Sampled};
 
 /// Different stacks of holders kept of one turn; what exceeds them is counted.
 const MAX_STACKS: usize = 128;
@@ -22,9 +19,10 @@ pub struct Sighting {
     pub at_ns: u64,
     pub tid: u32,
     pub held: Lock,
-    pub stack: Stack,
-    pub state: ThreadState,
-    pub registers: Registers,
+    /// Where it was.
+    pub seen: Sampled,
+    /// Whether it collected garbage there.
+    pub is_collecting: bool,
     /// The time that it stands for: until the next sighting of its kind.
     pub weight_ns: u64,
 }
@@ -35,6 +33,7 @@ struct Seen {
     tid: u32,
     held: Lock,
     sampled: Sampled,
+    collecting: u64,
     weight_ns: u64,
 }
 
@@ -42,6 +41,7 @@ struct Seen {
 struct Pending {
     at_ns: u64,
     seen: usize,
+    is_collecting: bool,
     weight_ns: u64,
 }
 
@@ -57,27 +57,16 @@ pub struct Holders {
 impl Holders {
     /// A thread was seen to hold what the loop waits for, or may wait for.
     pub fn sight(&mut self, sighting: Sighting) {
-        let Sighting { at_ns, tid, held, stack, state, registers, weight_ns } = sighting;
-        let same = |seen: &Seen| {
-            (seen.tid, seen.held, seen.sampled.state) == (tid, held, state)
-                && looks_same(&seen.sampled.stack, &stack)
+        let Sighting { at_ns, tid, held, seen, is_collecting, weight_ns } = sighting;
+        let same = |known: &Seen| {
+            (known.tid, known.held, known.sampled.state) == (tid, held, seen.state)
+                && looks_same(&known.sampled.stack, &seen.stack)
         };
         let index = match self.seen.iter().position(same) {
             Some(index) => index,
             None if self.seen.len() < MAX_STACKS => {
-                let awaited = Awaited::Syscall;
-                let sampled = Sampled {
-                    stack,
-                    state,
-                    samples: 0,
-                    time_ns: 0,
-                    registers,
-                    awaited,
-                    call: None,
-                    task_state: 0,
-                    shares: Vec::new(),
-                };
-                self.seen.push(Seen { tid, held, sampled, weight_ns: 0 });
+                let sampled = Sampled { samples: 0, time_ns: 0, ..seen };
+                self.seen.push(Seen { tid, held, sampled, collecting: 0, weight_ns: 0 });
                 self.seen.len() - 1
             }
             None => {
@@ -89,7 +78,7 @@ impl Holders {
             self.dropped += 1;
             return;
         }
-        self.pending.push(Pending { at_ns, seen: index, weight_ns });
+        self.pending.push(Pending { at_ns, seen: index, is_collecting, weight_ns });
     }
 
     /// A stretch of waiting is over: what was seen in it counts, what was seen before it does not.
@@ -131,6 +120,7 @@ impl Holders {
                 name: None,
                 held: seen.held,
                 seen: Sampled { time_ns: share(seen), ..seen.sampled.clone() },
+                collecting: seen.collecting,
             })
             .collect();
         holders.sort_by_key(|holder| std::cmp::Reverse(holder.seen.time_ns));
@@ -143,6 +133,7 @@ fn count(seen: &mut [Seen], pending: Pending, from_ns: u64, awaited: Option<Lock
     let Some(seen) = seen.get_mut(pending.seen) else { return };
     if awaited == Some(seen.held) && pending.at_ns >= from_ns {
         seen.sampled.samples += 1;
+        seen.collecting += u64::from(pending.is_collecting);
         seen.weight_ns = seen.weight_ns.saturating_add(pending.weight_ns);
     }
 }
@@ -150,14 +141,18 @@ fn count(seen: &mut [Seen], pending: Pending, from_ns: u64, awaited: Option<Lock
 #[cfg(test)]
 mod tests {
     use super::{Holders, Sighting};
-    use crate::frame::Stack;
-    use crate::turn::{Lock, ThreadState};
-    use profiler_ebpf::record::Registers;
+    use crate::report::sample::on_cpu;
+    use crate::turn::Lock;
 
     fn sighting(at_ns: u64, tid: u32, held: Lock) -> Sighting {
-        let (stack, state) = (Stack::default(), ThreadState::RunningUser);
-        let registers = Registers::default();
-        Sighting { at_ns, tid, held, stack, state, registers, weight_ns: 10 }
+        Sighting {
+            at_ns,
+            tid,
+            held,
+            seen: on_cpu(Vec::new(), 0),
+            is_collecting: false,
+            weight_ns: 10,
+        }
     }
 
     fn shares(holders: &Holders, open: Option<(u64, Lock)>) -> Vec<(u32, u64, u64)> {

@@ -1,6 +1,11 @@
 //! A stall as data: what the probes told about one turn past the threshold, gathered.
 
+pub mod alike;
+mod commands;
+pub mod company;
+pub mod futex;
 pub mod holders;
+pub mod instance;
 pub mod instead;
 pub mod samples;
 pub mod tracker;
@@ -8,6 +13,7 @@ pub mod tracker;
 use profiler_ebpf::record::Registers;
 use profiler_ebpf::turn::Turn;
 
+use self::futex::FutexWaits;
 use self::instead::Instead;
 use crate::activity::Activity;
 use crate::around::Surroundings;
@@ -55,8 +61,11 @@ pub struct Sampled {
     pub state: ThreadState,
     /// How many captures showed it.
     pub samples: u64,
-    /// The part of the stall that it stands for: exact for a blocked stretch, a share for ticks.
+    /// The part of the stall that it stands for: exact for a long blocked stretch, for short ones the
+    /// time of those that went by between two captures, a share for ticks.
     pub time_ns: u64,
+    /// Which waits it stands for; of one that ran, none.
+    pub waits: StandsFor,
     /// The user registers of the last capture that showed it: which syscall it was in.
     pub registers: Registers,
     /// What it waited for, where the syscall alone does not tell.
@@ -85,6 +94,35 @@ fn activity_of(stack: &Stack, state: ThreadState) -> Option<Activity> {
     }
 }
 
+/// The waits that a blocked stack stands for: of short ones more than it was taken in, see
+/// [`profiler_ebpf::credit`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StandsFor {
+    /// The part of the stack's time that lies in other waits than those it was taken in.
+    pub others_ns: u64,
+    /// The longest of those that it was taken in.
+    pub longest_ns: u64,
+    /// How many waits there were, whatever each was for.
+    pub counted: u64,
+    /// How many there were if all were like it, in thousandths: the sums of several kinds are to each
+    /// other as the numbers of their waits, because those that last longer are taken more often.
+    pub thousandths: u64,
+}
+
+impl StandsFor {
+    /// One wait whose stack was taken.
+    pub const ITSELF: Self = Self { others_ns: 0, longest_ns: 0, counted: 1, thousandths: 1000 };
+
+    pub const fn add(&mut self, more: Self) {
+        self.others_ns = self.others_ns.saturating_add(more.others_ns);
+        if more.longest_ns > self.longest_ns {
+            self.longest_ns = more.longest_ns;
+        }
+        self.counted = self.counted.saturating_add(more.counted);
+        self.thousandths = self.thousandths.saturating_add(more.thousandths);
+    }
+}
+
 /// What a blocked thread waited for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Awaited {
@@ -95,6 +133,18 @@ pub enum Awaited {
     Gil,
     /// Another thread, by way of a futex: a lock, a condition, a semaphore.
     Futex,
+}
+
+impl Awaited {
+    /// What another thread has to give up, where a thread sleeps with these registers.
+    pub const fn lock(self, registers: &Registers) -> Option<Lock> {
+        let [futex, ..] = registers.args;
+        match self {
+            Self::Syscall => None,
+            Self::Gil => Some(Lock::Gil),
+            Self::Futex => Some(Lock::Futex(futex)),
+        }
+    }
 }
 
 /// What one thread has and another waits for.
@@ -114,6 +164,8 @@ pub struct Holder {
     pub held: Lock,
     /// One of its stacks. `time_ns` is its share of the time that the loop waited.
     pub seen: Sampled,
+    /// In how many of its samples it collected garbage.
+    pub collecting: u64,
 }
 
 /// A thread whose system call ended the loop's waits of one kind. It need not have held anything all
@@ -154,6 +206,32 @@ pub struct Other {
     pub seen: Sampled,
 }
 
+/// One thing that another thread was seen to do while the loop waited for one of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Companion {
+    pub tid: u32,
+    pub name: Option<String>,
+    /// Where it stood. `time_ns` is how long it was seen to.
+    pub seen: Sampled,
+    /// Whether it waited for work: nothing of it would end the loop's wait.
+    pub is_parked: bool,
+    /// The lock that it waited for itself, and the thread that had it.
+    pub waits_for: Option<(Lock, u32)>,
+}
+
+/// The other threads while the loop waited for one of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Company {
+    /// What each was seen to do, longest first.
+    pub threads: Vec<Companion>,
+    /// Those that ran when they were looked at.
+    pub moved: Vec<u32>,
+    /// How many others there were at most; none where nobody has looked at all of them.
+    pub others: Option<usize>,
+    /// In so many of the last looks at all of them, each waited for work.
+    pub idle_looks: u64,
+}
+
 /// How the ticks of a turn spread over calls of the loop's callbacks, as far as these were told apart.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Calls {
@@ -163,6 +241,18 @@ pub struct Calls {
     pub seen: u64,
     /// Ticks that fell into the one which had most.
     pub heaviest_ticks: u64,
+}
+
+/// Another thread of the same instance that was away from it, too, while the loop stalled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Away {
+    pub tid: u32,
+    pub name: Option<String>,
+    pub state: ThreadState,
+    /// How long it had been away by then: no less than the stall.
+    pub time_ns: u64,
+    /// Where it was, heaviest first.
+    pub stacks: Vec<Sampled>,
 }
 
 /// The owner of a lock, by the lock's own word.
@@ -208,10 +298,16 @@ pub struct Stall {
     pub owner: Option<LockOwner>,
     /// Who ran while the thread was ready and had no CPU.
     pub instead: Instead,
+    /// How the waits on futexes ended.
+    pub futexes: FutexWaits,
+    /// The other threads, where one of them was to end a wait.
+    pub company: Company,
     /// Who ended the loop's waits; the one of the longest waits first.
     pub wakers: Vec<Waker>,
     /// The other threads, where they were asked for.
     pub others: Vec<Other>,
+    /// Threads that could have served the loop's instance instead, and did not.
+    pub away: Vec<Away>,
     /// What went on around the thread meanwhile.
     pub around: Surroundings,
     /// What the wait after the stall returned: file descriptors kept waiting.

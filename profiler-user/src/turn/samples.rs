@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use profiler_ebpf::record::Registers;
+use profiler_ebpf::credit::Weight;
+use profiler_ebpf::record::{CaptureHead, Registers};
 
-use super::{Awaited, Calls, Lock, Sampled, ThreadState, Waited, activity_of};
-use crate::call::Call;
+use super::alike::{Was, is_same_entry, looks_same};
+use super::futex::{FutexWait, FutexWaits};
+use super::{Awaited, Calls, Lock, Sampled, StandsFor, ThreadState, Waited, activity_of};
+use crate::call::Timeout;
 use crate::frame::Stack;
 use crate::task::{Running, Share};
 
@@ -34,41 +37,37 @@ struct Block {
     /// Which of the stack's shares it is in.
     share: Option<usize>,
     registers: Registers,
+    /// Of a wait on a futex, as far as it was read.
+    timeout: Option<Timeout>,
     /// Unknown while it lasts.
-    blocked_ns: Option<u64>,
+    length: Option<Length>,
 }
 
-/// How a thread was when its stack was taken.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Was {
-    pub state: ThreadState,
-    pub registers: Registers,
-    pub awaited: Awaited,
-    /// As [`Sampled::task_state`].
-    pub task_state: u64,
-    /// As [`Sampled::call`].
-    pub call: Option<Call>,
+/// How long a blocked stretch was, and for how much of the turn it stands: its own length, and those of
+/// the short ones before it that nobody else stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Length {
+    own_ns: u64,
+    weight: Weight,
 }
 
-impl Was {
-    /// Whether a stack that is known was taken in the same wait, as far as that can be told without its
-    /// frames. What a lock's or the interpreter's waits are called with changes from one to the next.
-    fn is_of(&self, known: &Sampled) -> bool {
-        let [first, ..] = self.registers.args;
-        let [known_first, ..] = known.registers.args;
-        let same_call = self.awaited != Awaited::Syscall
-            || self.state != ThreadState::Blocked
-            || (self.registers.syscall, first) == (known.registers.syscall, known_first);
-        // Who was stopped differs by who stopped it.
-        let told_by =
-            |task_state: u64| if self.state == ThreadState::Stopped { task_state } else { 0 };
-        (self.state, self.awaited) == (known.state, known.awaited)
-            && told_by(self.task_state) == told_by(known.task_state)
-            && same_call
-            && match (&self.call, &known.call) {
-                (Some(call), Some(known)) => call.is_on_the_same(known),
-                _ => true,
-            }
+impl Length {
+    /// That of the stretch in a capture, once it is over.
+    pub fn of(head: &CaptureHead) -> Option<Self> {
+        let own_ns = head.blocked_ns;
+        let weight = Weight { ns: head.weight_ns.max(own_ns), waits: head.waits.max(1) };
+        (own_ns > 0).then_some(Self { own_ns, weight })
+    }
+
+    fn stands_for(self) -> StandsFor {
+        let Self { own_ns, weight } = self;
+        let thousandths = u128::from(weight.ns) * 1000 / u128::from(own_ns.max(1));
+        StandsFor {
+            others_ns: weight.ns - own_ns,
+            longest_ns: own_ns,
+            counted: u64::from(weight.waits),
+            thousandths: u64::try_from(thousandths).unwrap_or(u64::MAX),
+        }
     }
 }
 
@@ -82,11 +81,7 @@ pub struct Wait {
 impl Wait {
     /// What another thread had to give up to end it.
     pub fn lock(&self) -> Option<Lock> {
-        match self.awaited {
-            Awaited::Syscall => None,
-            Awaited::Gil => Some(Lock::Gil),
-            Awaited::Futex => Some(Lock::Futex(self.registers.args[0])),
-        }
+        self.awaited.lock(&self.registers)
     }
 }
 
@@ -124,22 +119,23 @@ impl Samples {
         );
     }
 
-    /// The thread gave up its CPU at `at_ns`; `blocked_ns` is known once it came back.
-    pub fn block(&mut self, at_ns: u64, blocked_ns: Option<u64>, stack: Stack, was: Was) {
+    /// The thread gave up its CPU at `at_ns`; for how long is known once it came back.
+    pub fn block(&mut self, at_ns: u64, length: Option<Length>, stack: Stack, was: Was) {
         let registers = was.registers;
+        let timeout = was.call.as_ref().and_then(|call| call.timeout);
         self.take_back(at_ns);
         if self.blocks.len() == MAX_BLOCKS {
             self.settle(at_ns);
         }
         if let Some((stack, share)) = self.add(stack, was) {
-            self.blocks.push(Block { at_ns, stack, share, registers, blocked_ns });
+            self.blocks.push(Block { at_ns, stack, share, registers, timeout, length });
         }
     }
 
     /// The stretch that began at `at_ns` is over. False where no stack of it is known.
-    pub fn block_ended(&mut self, at_ns: u64, blocked_ns: u64) -> bool {
+    pub fn block_ended(&mut self, at_ns: u64, length: Option<Length>) -> bool {
         let block = self.blocks.iter_mut().rev().find(|block| block.at_ns == at_ns);
-        block.map(|block| block.blocked_ns = Some(blocked_ns)).is_some()
+        block.map(|block| block.length = length).is_some()
     }
 
     /// What the thread waited for in the stretch that began at `at_ns`.
@@ -149,7 +145,7 @@ impl Samples {
 
     /// The stretch that still lasts: since when, and what for.
     pub fn open_wait(&self) -> Option<(u64, Wait)> {
-        let block = self.blocks.last().filter(|block| block.blocked_ns.is_none())?;
+        let block = self.blocks.last().filter(|block| block.length.is_none())?;
         Some((block.at_ns, self.wait(block)?))
     }
 
@@ -161,7 +157,7 @@ impl Samples {
     /// How long the thread waited for each lock up to `now_ns`, the longest first.
     pub fn waited(&self, now_ns: u64) -> Vec<Waited> {
         let mut times = self.settled.clone();
-        for (block, blocked_ns) in self.blocked(now_ns) {
+        for (block, blocked_ns, _) in self.blocked(now_ns) {
             if let Some(lock) = self.wait(block).and_then(|wait| wait.lock()) {
                 *times.entry(lock).or_default() += blocked_ns;
             }
@@ -172,13 +168,34 @@ impl Samples {
         waited
     }
 
-    /// Each blocked stretch with its length up to `now_ns`.
-    fn blocked(&self, now_ns: u64) -> impl Iterator<Item = (&Block, u64)> {
+    /// How its waits on futexes ended, by whether somebody was seen to end the one that began then.
+    pub fn futexes(&self, now_ns: u64, is_woken: impl Fn(u64) -> bool) -> FutexWaits {
+        let mut waits = FutexWaits::default();
+        for (block, weight_ns, _) in self.blocked(now_ns) {
+            if self.wait(block).is_some_and(|wait| wait.awaited == Awaited::Futex) {
+                let length_ns = block.length.map(|length| length.own_ns);
+                let is_woken = is_woken(block.at_ns);
+                waits.add(FutexWait { length_ns, weight_ns, timeout: block.timeout, is_woken });
+            }
+        }
+        waits
+    }
+
+    /// Each blocked stretch with the time and the waits that it stands for up to `now_ns`.
+    fn blocked(&self, now_ns: u64) -> impl Iterator<Item = (&Block, u64, StandsFor)> {
         let begins = self.blocks.iter().skip(1).map(|block| block.at_ns).chain([now_ns]);
-        self.blocks.iter().zip(begins).map(|(block, next_ns)| {
+        self.blocks.iter().zip(begins).map(move |(block, next_ns)| match block.length {
+            Some(length) => {
+                // The account that it is held against may have been closed before it was over.
+                let end_ns = block.at_ns.saturating_add(length.own_ns);
+                let booked_ns = length.weight.ns.saturating_sub(end_ns.saturating_sub(now_ns));
+                (block, booked_ns, length.stands_for())
+            }
             // One whose end was lost was over at the latest when the next began.
-            let until_ns = next_ns.saturating_sub(block.at_ns);
-            (block, block.blocked_ns.unwrap_or(until_ns))
+            None => {
+                let longest_ns = next_ns.saturating_sub(block.at_ns);
+                (block, longest_ns, StandsFor { longest_ns, ..StandsFor::ITSELF })
+            }
         })
     }
 
@@ -205,7 +222,7 @@ impl Samples {
     }
 
     /// The stacks as they stand at `now_ns` in a turn that ran for `running_ns`, heaviest first.
-    /// A blocked stretch counts in full; the running time is shared out over the ticks.
+    /// A blocked stretch counts with its weight; the running time is shared out over the ticks.
     pub fn stacks(&self, running_ns: u64, now_ns: u64) -> Vec<Sampled> {
         let mut stacks = self.stacks.clone();
         let ticks = self.ticks_user + self.ticks_kernel;
@@ -221,9 +238,10 @@ impl Samples {
                 }
             }
         }
-        for (block, blocked_ns) in self.blocked(now_ns) {
+        for (block, blocked_ns, waits) in self.blocked(now_ns) {
             let sampled = &mut stacks[block.stack];
             sampled.time_ns += blocked_ns;
+            sampled.waits.add(waits);
             if let Some(share) = block.share {
                 sampled.shares[share].time_ns += blocked_ns;
             }
@@ -235,12 +253,12 @@ impl Samples {
 
     /// Adds the older half of the stretches to the sums, and lets go of them.
     fn settle(&mut self, now_ns: u64) {
-        let older: Vec<(Block, u64)> = self
+        let older: Vec<(Block, u64, StandsFor)> = self
             .blocked(now_ns)
             .take(MAX_BLOCKS / 2)
-            .map(|(block, blocked_ns)| (*block, blocked_ns))
+            .map(|(block, blocked_ns, waits)| (*block, blocked_ns, waits))
             .collect();
-        for (block, blocked_ns) in &older {
+        for (block, blocked_ns, waits) in &older {
             if let Some(lock) = self.wait(block).and_then(|wait| wait.lock())
                 && (self.settled.len() < MAX_LOCKS || self.settled.contains_key(&lock))
             {
@@ -248,6 +266,7 @@ impl Samples {
             }
             let sampled = &mut self.stacks[block.stack];
             sampled.time_ns += blocked_ns;
+            sampled.waits.add(*waits);
             if let Some(share) = block.share {
                 sampled.shares[share].time_ns += blocked_ns;
             }
@@ -268,15 +287,20 @@ impl Samples {
     /// Where the stack is in the list, and in which of its shares; equal ones of the same state are one.
     fn add(&mut self, stack: Stack, was: Was) -> Option<(usize, Option<usize>)> {
         let activity = activity_of(&stack, was.state);
-        let same = |known: &Sampled| {
-            was.is_of(known)
-                && looks_same(&known.stack, &stack)
+        let alike = |known: &Sampled| {
+            looks_same(&known.stack, &stack)
                 // The same code may have been frozen, or have had to free memory, once.
                 && known.activity() == activity
                 && (!is_running(was.state) || is_same_entry(known, &stack, &was.registers))
         };
+        let same = |known: &Sampled| was.is_of(known) && alike(known);
+        let place = self.stacks.iter().position(same).or_else(|| {
+            let is_full = self.stacks.len() == MAX_STACKS;
+            let like = |known: &Sampled| was.is_like(known) && alike(known);
+            is_full.then(|| self.stacks.iter().position(like)).flatten()
+        });
         let Was { state, registers, awaited, task_state, .. } = was;
-        if let Some(index) = self.stacks.iter().position(same) {
+        if let Some(index) = place {
             let sampled = &mut self.stacks[index];
             sampled.samples += 1;
             sampled.registers = registers;
@@ -298,6 +322,7 @@ impl Samples {
             state,
             samples: 1,
             time_ns: 0,
+            waits: StandsFor::default(),
             registers,
             awaited,
             task_state,
@@ -325,27 +350,12 @@ fn is_running(state: ThreadState) -> bool {
     matches!(state, ThreadState::RunningUser | ThreadState::RunningKernel)
 }
 
-/// Whether both came into the kernel the same way: by the same system call, a fault, or not at all.
-fn is_same_entry(known: &Sampled, stack: &Stack, registers: &Registers) -> bool {
-    let entry = |stack: &Stack| stack.kernel.last().and_then(|frame| frame.function.clone());
-    known.registers.syscall == registers.syscall && entry(&known.stack) == entry(stack)
-}
-
-/// Equal to a reader: the same functions at the same lines, whatever the addresses.
-pub fn looks_same(one: &Stack, other: &Stack) -> bool {
-    one.frames.len() == other.frames.len()
-        && one.frames.iter().zip(&other.frames).all(|(a, b)| {
-            a.function == b.function
-                && a.file == b.file
-                && a.line == b.line
-                && a.module == b.module
-                && (a.function.is_some() || a.module_offset == b.module_offset)
-        })
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Awaited, Lock, MAX_BLOCKS, MAX_SHARES, Samples, Waited, Was};
+    use super::{
+        Awaited, Length, Lock, MAX_BLOCKS, MAX_SHARES, MAX_STACKS, Sampled, Samples, StandsFor,
+        Waited, Was, Weight, looks_same,
+    };
     use crate::call::{Call, Descriptor, Kind};
     use crate::frame::{Frame, Language, Stack};
     use crate::gap::Gap;
@@ -375,10 +385,40 @@ mod tests {
         call: None,
     };
 
+    /// A stretch of that length, which stands for itself.
+    fn whole(ns: u64) -> Option<Length> {
+        short(ns, ns, 1)
+    }
+
+    /// One that stands for others.
+    fn short(own_ns: u64, ns: u64, waits: u32) -> Option<Length> {
+        Some(Length { own_ns, weight: Weight { ns, waits } })
+    }
+
     /// Blocked in a read from this descriptor.
     fn reading(number: u64) -> Was {
         let registers = Registers { syscall: 0, args: [number; 6], ..Registers::default() };
         Was { registers, ..WAS }
+    }
+
+    /// What lies in the registers at a page fault is no argument; and where there is no room for another thing
+    /// that the same code works on, its time still counts as that code's.
+    #[test]
+    fn many_things_in_turn() {
+        let mut samples = Samples::default();
+        for number in 0..2 * MAX_STACKS as u64 {
+            let fault = Registers { syscall: -1, args: [number; 6], ..Registers::default() };
+            let fault = Was { registers: fault, ..WAS };
+            samples.block(1000 * number, whole(10), stack("touch", 1), fault);
+            samples.block(1000 * number + 500, whole(10), stack("read", 1), reading(number));
+        }
+        let stacks = samples.stacks(0, u64::MAX);
+        let is_of = |function| move |it: &&Sampled| looks_same(&it.stack, &stack(function, 1));
+        let sum =
+            |function| stacks.iter().filter(is_of(function)).map(|it| it.time_ns).sum::<u64>();
+        assert_eq!((stacks.len(), samples.dropped), (MAX_STACKS, 0));
+        assert_eq!(stacks.iter().filter(is_of("touch")).count(), 1);
+        assert_eq!([sum("touch"), sum("read")], [20 * MAX_STACKS as u64; 2]);
     }
 
     /// Equal stacks in calls on different things are different waits, and what was seen of a call while it
@@ -392,10 +432,10 @@ mod tests {
             Was { call: Some(call), ..reading(7) }
         };
         let mut samples = Samples::default();
-        samples.block(100, Some(50), stack("read", 1), reading(8));
-        samples.block(200, Some(40), stack("read", 1), on("pipe:[1]", true));
-        samples.block(300, Some(4), stack("read", 1), on("pipe:[1]", false));
-        samples.block(400, Some(30), stack("read", 1), on("pipe:[2]", true));
+        samples.block(100, whole(50), stack("read", 1), reading(8));
+        samples.block(200, whole(40), stack("read", 1), on("pipe:[1]", true));
+        samples.block(300, whole(4), stack("read", 1), on("pipe:[1]", false));
+        samples.block(400, whole(30), stack("read", 1), on("pipe:[2]", true));
         let stacks = samples.stacks(0, 500);
         let times: Vec<_> = stacks.iter().map(|sampled| sampled.time_ns).collect();
         assert_eq!(times, [50, 44, 30]);
@@ -404,7 +444,7 @@ mod tests {
         let mut samples = Samples::default();
         for number in [7, 8] {
             let wait = Was { awaited: Awaited::Gil, ..reading(number) };
-            samples.block(100 * number, Some(5), stack("take", 1), wait);
+            samples.block(100 * number, whole(5), stack("take", 1), wait);
         }
         assert_eq!(samples.stacks(0, 0).len(), 1);
     }
@@ -421,7 +461,7 @@ mod tests {
             (400, Blocked, 1),
             (500, Blocked, 2),
         ] {
-            samples.block(at_ns, Some(10), stack("f", 1), Was { state, task_state, ..WAS });
+            samples.block(at_ns, whole(10), stack("f", 1), Was { state, task_state, ..WAS });
         }
         let stacks = samples.stacks(0, 1000);
         let mut seen: Vec<_> = stacks.iter().map(|it| (it.task_state, it.samples)).collect();
@@ -449,9 +489,9 @@ mod tests {
     fn stretches_count_once() {
         let mut samples = Samples::default();
         samples.block(100, None, stack("libc", 1), WAS);
-        samples.block(100, Some(50), stack("handler", 1), WAS);
+        samples.block(100, whole(50), stack("handler", 1), WAS);
         samples.block(200, None, stack("lost", 1), WAS);
-        samples.block(230, Some(70), stack("handler", 1), WAS);
+        samples.block(230, whole(70), stack("handler", 1), WAS);
         let stacks = samples.stacks(0, 1000);
         let seen: Vec<_> = stacks.iter().map(|it| (it.samples, it.time_ns)).collect();
         assert_eq!(seen, [(2, 120), (1, 30)]);
@@ -464,13 +504,45 @@ mod tests {
         //       ├ blocked ──┤ running  ├ blocked ... now
         let mut samples = Samples::default();
         samples.block(100, None, stack("read", 1), WAS);
-        assert!(samples.block_ended(100, 50));
+        assert!(samples.block_ended(100, whole(50)));
         samples.tick(stack("read", 1), RunningKernel, Registers::default());
         samples.block(200, None, stack("read", 1), WAS);
         let stacks = samples.stacks(50, 260);
         let seen: Vec<_> = stacks.iter().map(|s| (s.state, s.samples, s.time_ns)).collect();
         assert_eq!(seen, [(Blocked, 2, 110), (RunningKernel, 1, 50)]);
-        assert!(!samples.block_ended(99, 1), "no stack of that stretch is known");
+        assert!(!samples.block_ended(99, whole(1)), "no stack of that stretch is known");
+    }
+
+    /// Short waits count with what they stand for, also once they are not kept one by one; how many of
+    /// each kind there were shows in how their lengths fit into their weights.
+    #[test]
+    fn short_waits_have_weights() {
+        // ms   300 of 0.9 on "get", every captured one alone; 900 of 0.1 on "set", every tenth
+        let mut samples = Samples::default();
+        let sets = (0..90).map(|at_ns| (at_ns, "set", short(100, 1000, 10)));
+        let gets = (90..390).map(|at_ns| (at_ns, "get", whole(900)));
+        for (at_ns, function, length) in sets.chain(gets) {
+            samples.block(at_ns, length, stack(function, 1), WAS);
+        }
+        let waits = |samples: &Samples| {
+            let stacks = samples.stacks(0, 10_000).into_iter();
+            stacks.map(|it| (it.samples, it.time_ns, it.waits)).collect::<Vec<_>>()
+        };
+        let get = StandsFor { others_ns: 0, longest_ns: 900, counted: 300, thousandths: 300_000 };
+        let set =
+            StandsFor { others_ns: 81_000, longest_ns: 100, counted: 900, thousandths: 900_000 };
+        let expected = [(300, 270_000, get), (90, 90_000, set)];
+        assert_eq!(waits(&samples), expected);
+        samples.settle(10_000);
+        assert_eq!(waits(&samples), expected);
+        samples.block(20_000, None, stack("get", 1), WAS);
+        let [open, _] = &samples.stacks(0, 20_500)[..] else { panic!("not two stacks") };
+        assert_eq!((open.time_ns, open.waits.counted), (270_500, 301));
+        // No more than is booked: 60 of the 100 before 9,940 lie after it.
+        let mut samples = Samples::default();
+        samples.block(9_900, short(100, 1000, 10), stack("set", 1), WAS);
+        let [cut] = &samples.stacks(0, 9_940)[..] else { panic!("not one stack") };
+        assert_eq!(cut.time_ns, 940);
     }
 
     /// However many stretches there are, few are kept, and every one counts.
@@ -481,7 +553,7 @@ mod tests {
         for number in 0..many {
             let registers = Registers { args: [0x7f10; 6], ..Registers::default() };
             let was = Was { registers, awaited: Awaited::Futex, ..WAS };
-            samples.block(number * 100, Some(7), stack("lock", 1), was);
+            samples.block(number * 100, whole(7), stack("lock", 1), was);
         }
         assert!(samples.blocks.len() <= MAX_BLOCKS);
         let [stack] = &samples.stacks(0, many * 100)[..] else { panic!("not one stack") };
@@ -512,9 +584,9 @@ mod tests {
         for frame in 0..MAX_SHARES as u64 + 5 {
             let at_ns = 100 * frame;
             let stack = seen_in(running(frame));
-            samples.block(at_ns, Some(7), stack, WAS);
+            samples.block(at_ns, whole(7), stack, WAS);
         }
-        let [stack] = &samples.stacks(0, 0)[..] else { panic!("not one stack") };
+        let [stack] = &samples.stacks(0, 10_000)[..] else { panic!("not one stack") };
         assert_eq!((stack.shares.len(), stack.samples), (MAX_SHARES, MAX_SHARES as u64 + 5));
         assert!(stack.shares.iter().all(|share| share.time_ns == 7));
         assert_eq!(stack.time_ns, 7 * (MAX_SHARES as u64 + 5));

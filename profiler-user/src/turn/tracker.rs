@@ -10,6 +10,7 @@ use super::instead::Instead;
 use super::{End, Moment, ThreadState};
 use crate::around::Surroundings;
 use crate::gap::Gap;
+use crate::source::ExitedBy;
 
 /// How long after a stall the loop may sit in its next wait before we say that nothing was ready.
 const READY_PATIENCE_NS: u64 = 20_000_000;
@@ -17,6 +18,12 @@ const READY_PATIENCE_NS: u64 = 20_000_000;
 /// The first update after `stall_open`; each further interval is twice the one before.
 const FIRST_UPDATE_NS: u64 = 1_000_000_000;
 const LONGEST_UPDATE_NS: u64 = 60_000_000_000;
+
+/// Why the end of a stall is not known exactly whose loop was closed.
+pub const CLOSED: &str = "its event loop was closed since it was last seen open";
+
+/// Why it is not known whose program gave way to another.
+pub const EXECUTED: &str = "the process executed another program";
 
 /// A line that is due.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,30 +39,44 @@ pub struct Due {
     pub around: Surroundings,
     /// For those who pass it on: who ran while the thread had no CPU.
     pub instead: Instead,
+    /// For those who pass it on: who else was away from the loop's instance.
+    pub away: Vec<AwayThread>,
+    /// For those who pass it on: another thread serves the instance, so that it is this one's work alone that
+    /// takes long.
+    pub is_work: bool,
     /// For those who pass it on: what else could not be had.
     pub gaps: Vec<Gap>,
+}
+
+/// Another thread of the instance that is in a turn, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AwayThread {
+    pub tid: u32,
+    /// Its turn's account.
+    pub turn: Turn,
+    pub state: ThreadState,
 }
 
 impl Due {
     /// The same of a turn that was over at `at_ns` already, which was found out too late. What the thread
     /// did since was to wait for work, most of it asleep.
     pub fn cut_back(mut self, at_ns: u64) -> Self {
-        let turn = &mut self.turn;
-        let mut rest_ns = turn.booked_ns().saturating_sub(at_ns.saturating_sub(turn.start_ns));
-        let parts = [
-            &mut turn.blocked_ns,
-            &mut turn.running_ns,
-            &mut turn.runnable_ns,
-            &mut turn.stopped_ns,
-        ];
-        for part in parts {
-            let taken_ns = rest_ns.min(*part);
-            *part -= taken_ns;
-            rest_ns -= taken_ns;
-        }
-        turn.preempted_ns = turn.preempted_ns.min(turn.runnable_ns);
+        cut_back(&mut self.turn, at_ns);
         Self { at_ns, ..self }
     }
+}
+
+/// Takes from an account what lies past that time, sleep first.
+fn cut_back(turn: &mut Turn, at_ns: u64) {
+    let mut rest_ns = turn.booked_ns().saturating_sub(at_ns.saturating_sub(turn.start_ns));
+    let parts =
+        [&mut turn.blocked_ns, &mut turn.running_ns, &mut turn.runnable_ns, &mut turn.stopped_ns];
+    for part in parts {
+        let taken_ns = rest_ns.min(*part);
+        *part -= taken_ns;
+        rest_ns -= taken_ns;
+    }
+    turn.preempted_ns = turn.preempted_ns.min(turn.runnable_ns);
 }
 
 /// Follows one loop.
@@ -105,6 +126,26 @@ impl Tracker {
         self.settle_now(due);
     }
 
+    /// The thread serves again at that time, or another does in its place, in the middle of the turn that is
+    /// accounted up to some time after.
+    pub fn served(&mut self, mut turn: Turn, at_ns: u64, due: &mut Vec<Due>) {
+        cut_back(&mut turn, at_ns);
+        self.ended_without_wait(turn, at_ns, due);
+    }
+
+    /// The loop is closed, and was open at least up to the end of this account.
+    pub fn closed(&mut self, turn: Turn, end_ns: u64, why: &str, due: &mut Vec<Due>) {
+        self.settle_now(due);
+        self.open = None;
+        self.over = Some(Over { turn, end_ns, end: End::Unseen(why.to_owned()), ready: None });
+        self.settle_now(due);
+    }
+
+    /// Whether the end of the turn that began then has been told.
+    pub fn has_told(&self, turn_start_ns: u64) -> bool {
+        self.last_told_ns == Some(turn_start_ns)
+    }
+
     /// What the wait after that turn returned. Errors mean that it found nothing.
     pub fn ready(&mut self, turn_start_ns: u64, returned: i64, due: &mut Vec<Due>) {
         if let Some(over) = self.over.as_mut().filter(|over| over.turn.start_ns == turn_start_ns) {
@@ -113,12 +154,16 @@ impl Tracker {
         }
     }
 
-    /// The thread has exited.
-    pub fn exited(&mut self, turn: Option<Turn>, at_ns: u64, due: &mut Vec<Due>) {
+    /// The thread has exited, or executed another program.
+    pub fn exited(&mut self, turn: Option<Turn>, at_ns: u64, by: ExitedBy, due: &mut Vec<Due>) {
         self.settle_now(due);
         let long = |turn: &Turn| self.open.is_some() || turn.booked_ns() >= self.threshold_ns;
         if let Some(turn) = turn.filter(long) {
-            let end = End::Unseen("the thread exited inside the turn".to_owned());
+            let why = match by {
+                ExitedBy::Exit => "the thread exited inside the turn",
+                ExitedBy::Exec => EXECUTED,
+            };
+            let end = End::Unseen(why.to_owned());
             self.over = Some(Over { turn, end_ns: at_ns, end, ready: None });
             self.settle_now(due);
         }
@@ -131,7 +176,9 @@ impl Tracker {
         let in_turn = seen.phase == phase::TURN;
         let start_ns = seen.turn.start_ns;
         if let Some(open) = self.open.take_if(|open| !in_turn || open.start_ns != start_ns) {
-            let end = End::Unseen("the record of its end was lost".to_owned());
+            let is_closed = seen.phase == phase::LOOPLESS && open.start_ns == start_ns;
+            let why = if is_closed { CLOSED } else { "the record of its end was lost" };
+            let end = End::Unseen(why.to_owned());
             let end_ns = open.last.start_ns + open.last.booked_ns();
             self.over = Some(Over { turn: open.last, end_ns, end, ready: None });
             self.settle_now(due);
@@ -160,6 +207,11 @@ impl Tracker {
     /// Whether a stall has been announced and not yet ended.
     pub fn is_open(&self) -> bool {
         self.open.is_some()
+    }
+
+    /// Since when that has been going on.
+    pub fn open_since(&self) -> Option<u64> {
+        self.open.as_ref().map(|open| open.start_ns)
     }
 
     fn going_on(&mut self, seen: &Loop, now_ns: u64, due: &mut Vec<Due>) {
@@ -193,6 +245,8 @@ impl Tracker {
             ready_events: None,
             around: Surroundings::default(),
             instead: Instead::default(),
+            away: Vec::new(),
+            is_work: false,
             gaps: Vec::new(),
         });
     }
@@ -227,6 +281,8 @@ impl Tracker {
             ready_events: over.ready,
             around: Surroundings::default(),
             instead: Instead::default(),
+            away: Vec::new(),
+            is_work: false,
             gaps: Vec::new(),
         });
     }
@@ -245,15 +301,16 @@ pub fn doing(scheduler_state: u32) -> ThreadState {
 
 #[cfg(test)]
 mod tests {
+    use super::ExitedBy;
     use super::{Due, FIRST_UPDATE_NS, READY_PATIENCE_NS, Tracker};
     use crate::turn::{End, Moment};
-    use profiler_ebpf::turn::{Loop, Turn, phase, wait};
+    use profiler_ebpf::turn::{Loop, Turn, WaitCall, phase, wait};
 
     const THRESHOLD: u64 = 100;
 
     fn in_turn(start_ns: u64) -> Loop {
         let mut state = Loop::default();
-        state.adopt(wait::EPOLL, 3);
+        state.adopt(&WaitCall { fd: 3, ..WaitCall::any(wait::EPOLL) });
         state.begin(start_ns, 0);
         state
     }
@@ -347,11 +404,14 @@ mod tests {
     fn exits() {
         let mut tracker = Tracker::new(THRESHOLD);
         let mut due = Vec::new();
-        tracker.exited(Some(turn(0, 50)), 50, &mut due);
-        tracker.exited(None, 50, &mut due);
+        tracker.exited(Some(turn(0, 50)), 50, ExitedBy::Exit, &mut due);
+        tracker.exited(None, 50, ExitedBy::Exit, &mut due);
         assert_eq!(due, []);
-        tracker.exited(Some(turn(100, 150)), 250, &mut due);
-        assert_eq!(moments(&due), [Moment::End]);
+        tracker.exited(Some(turn(100, 150)), 250, ExitedBy::Exit, &mut due);
+        tracker.exited(Some(turn(300, 150)), 450, ExitedBy::Exec, &mut due);
+        assert_eq!(moments(&due), [Moment::End, Moment::End]);
+        let why = |due: &Due| matches!(&due.end, End::Unseen(why) if why == super::EXECUTED);
+        assert_eq!(due.iter().map(why).collect::<Vec<_>>(), [false, true]);
     }
 
     /// What is cut off of an account is taken from its sleep first, and the rest adds up.

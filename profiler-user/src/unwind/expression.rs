@@ -4,17 +4,21 @@
 //! pointer in memory). framehop evaluates no expression that reads memory, and walks by the frame
 //! pointer instead, which such code uses for other things.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use framehop::x86_64::UnwindRegsX86_64;
 use gimli::{
-    BaseAddresses, CfaRule, EhFrame, EhFrameHdr, Encoding, EndianSlice, EvaluationResult,
+    BaseAddresses, CfaRule, CieOrFde, EhFrame, EhFrameHdr, Encoding, EndianSlice, EvaluationResult,
     Expression, Format, LittleEndian, Location, RegisterRule, UnwindContext, UnwindSection,
     UnwindTableRow, Value, X86_64,
 };
 
 /// Steps of one expression at most; those of OpenSSL have four.
 const MAX_STEPS: u32 = 1000;
+
+/// Functions of a table without an index at most.
+const MAX_FUNCTIONS: usize = 1 << 20;
 
 const ADDRESS_BYTES: u8 = 8;
 
@@ -24,10 +28,39 @@ type Bytes<'a> = EndianSlice<'a, LittleEndian>;
 #[derive(Debug)]
 pub struct Tables {
     pub eh_frame: Arc<[u8]>,
-    pub eh_frame_hdr: Arc<[u8]>,
+    pub index: Index,
     pub bases: BaseAddresses,
     /// From the addresses that the file states to those of the process.
     pub bias: u64,
+}
+
+/// By what the entry of an address is found.
+#[derive(Debug)]
+pub enum Index {
+    /// The linker's.
+    EhFrameHdr(Arc<[u8]>),
+    /// Where there is none, the bounds of all functions, as the file states them, by address. It tells
+    /// which are covered, and no more: what it takes to find one entry without an index is too much.
+    Bounds(Vec<(u64, u64)>),
+}
+
+impl Index {
+    /// The bounds of all functions of a table.
+    pub fn of_bounds(eh_frame: &[u8], bases: &BaseAddresses) -> Self {
+        let eh_frame = EhFrame::new(eh_frame, LittleEndian);
+        let mut entries = eh_frame.entries(bases);
+        let mut bounds = Vec::new();
+        while let Ok(Some(entry)) = entries.next()
+            && bounds.len() < MAX_FUNCTIONS
+        {
+            let CieOrFde::Fde(partial) = entry else { continue };
+            if let Ok(entry) = partial.parse(EhFrame::cie_from_offset) {
+                bounds.push((entry.initial_address(), entry.end_address()));
+            }
+        }
+        bounds.sort_unstable();
+        Self::Bounds(bounds)
+    }
 }
 
 /// How the caller of one frame is found.
@@ -45,19 +78,52 @@ pub enum Coverage {
     Rule,
     /// Where the caller's frame is, an expression computes.
     Expression,
+    /// It counts from a register that nothing is known of: some assembly keeps the old stack pointer in one.
+    Unknown,
 }
 
 impl Tables {
     /// What the table says of code at this address.
     pub fn coverage(&self, address: u64) -> Coverage {
-        let is_expression = |_: &EhFrame<Bytes<'_>>, row: &UnwindTableRow<usize>| {
-            matches!(row.cfa(), CfaRule::Expression(_))
+        let of_row = |_: &EhFrame<Bytes<'_>>, row: &UnwindTableRow<usize>| match row.cfa() {
+            CfaRule::Expression(_) => Coverage::Expression,
+            CfaRule::RegisterAndOffset { register: X86_64::RSP | X86_64::RBP, .. } => {
+                Coverage::Rule
+            }
+            CfaRule::RegisterAndOffset { .. } => Coverage::Unknown,
         };
-        match self.with_row(address, is_expression) {
-            None => Coverage::None,
-            Some(false) => Coverage::Rule,
-            Some(true) => Coverage::Expression,
+        if let Index::Bounds(_) = &self.index {
+            return self.function(address).map_or(Coverage::None, |_| Coverage::Rule);
         }
+        self.with_row(address, of_row).unwrap_or(Coverage::None)
+    }
+
+    /// Where the caller's frame pointer is saved, from the caller's stack pointer on.
+    pub fn saved_frame_pointer(&self, address: u64) -> Option<i64> {
+        self.with_row(address, |_, row| saved_frame_pointer(row))?
+    }
+
+    /// The bounds of the function, or of the part of one, that holds an address.
+    pub fn function(&self, address: u64) -> Option<Range<u64>> {
+        let stated = address.wrapping_sub(self.bias);
+        let (start, end) = match &self.index {
+            Index::EhFrameHdr(header) => {
+                let eh_frame = EhFrame::new(&self.eh_frame, LittleEndian);
+                let header = EhFrameHdr::new(header, LittleEndian);
+                let header = header.parse(&self.bases, ADDRESS_BYTES).ok()?;
+                let read_shared = EhFrame::cie_from_offset;
+                let table = header.table()?;
+                let entry =
+                    table.fde_for_address(&eh_frame, &self.bases, stated, read_shared).ok()?;
+                (entry.initial_address(), entry.end_address())
+            }
+            Index::Bounds(bounds) => {
+                let after = bounds.partition_point(|(start, _)| *start <= stated);
+                *bounds.get(after.checked_sub(1)?)?
+            }
+        };
+        let in_process = |address: u64| address.wrapping_add(self.bias);
+        (start..end).contains(&stated).then(|| in_process(start)..in_process(end))
     }
 
     /// The caller's registers. `address` is the instruction or, of a caller, the byte before the
@@ -85,11 +151,7 @@ impl Tables {
     fn rule(&self, address: u64) -> Option<Rule<'_>> {
         self.with_row(address, |eh_frame, row| {
             let CfaRule::Expression(expression) = row.cfa() else { return None };
-            let bp = match row.register(X86_64::RBP) {
-                Some(RegisterRule::Offset(offset)) => Some(offset),
-                _ => None,
-            };
-            Some(Rule { cfa: expression.get(eh_frame).ok()?, bp })
+            Some(Rule { cfa: expression.get(eh_frame).ok()?, bp: saved_frame_pointer(row) })
         })?
     }
 
@@ -100,7 +162,8 @@ impl Tables {
         look: impl FnOnce(&EhFrame<Bytes<'a>>, &UnwindTableRow<usize>) -> R,
     ) -> Option<R> {
         let eh_frame = EhFrame::new(&self.eh_frame, LittleEndian);
-        let header = EhFrameHdr::new(&self.eh_frame_hdr, LittleEndian);
+        let Index::EhFrameHdr(header) = &self.index else { return None };
+        let header = EhFrameHdr::new(header, LittleEndian);
         let header = header.parse(&self.bases, ADDRESS_BYTES).ok()?;
         let mut context = UnwindContext::new();
         let row = header
@@ -114,6 +177,13 @@ impl Tables {
             )
             .ok()?;
         Some(look(&eh_frame, row))
+    }
+}
+
+fn saved_frame_pointer(row: &UnwindTableRow<usize>) -> Option<i64> {
+    match row.register(X86_64::RBP) {
+        Some(RegisterRule::Offset(offset)) => Some(offset),
+        _ => None,
     }
 }
 

@@ -6,6 +6,7 @@ use profiler_ebpf::record::Registers;
 
 use super::merge::{NamedNativeStack, PythonSpan, PythonStack, merge};
 use super::native::{MAX_FRAMES, NativeUnwinder};
+use super::pairs::Hole;
 use super::pairs::Ran;
 use crate::frame::{Frame, Language};
 use crate::hostile::{MAPPED_AT, Random, damage, damaged_elf, libc, mapped, rounds};
@@ -51,6 +52,13 @@ fn unwind(
     let found = unwinder.unwind(modules, &registers, &stack);
     assert!((1..=MAX_FRAMES).contains(&found.frames.len()));
     assert!(found.truncated.as_ref().is_none_or(|why| !why.is_empty()));
+}
+
+/// Frames in the middle that are left out, now and then.
+fn any_hole(random: &mut Random, spans: usize) -> Option<Hole> {
+    let at = random.below(spans + 1);
+    let may_go_on = at > 0 && random.once_in(2);
+    random.once_in(3).then_some(Hole { at, may_go_on, left_out: 64 })
 }
 
 /// Any stack over tables as they are: the walk ends, and where it did not end at the outermost frame
@@ -177,7 +185,8 @@ fn merged_stacks() {
         let pythons: Vec<_> = spans.iter().flat_map(|span| span.frames.clone()).collect();
         let stack_pointers = (0..native.len() as u64).map(|place| place * 100).collect();
         let native = NamedNativeStack { frames: native, stack_pointers, truncated: cut(random) };
-        let python = PythonStack { spans, truncated: cut(random) };
+        let python =
+            PythonStack { hole: any_hole(random, spans.len()), spans, truncated: cut(random) };
         let (native_cut, python_cut) = (native.truncated.clone(), python.truncated.is_some());
         let merged = merge(native, python);
 

@@ -5,7 +5,7 @@
 //! Python frames. Where it is proved for which (see [`pairs`](super::pairs)), the span takes its
 //! place; otherwise the two sides are shown apart, never mixed by guess.
 
-use super::pairs::{Call, Ran, Sides, pair};
+use super::pairs::{Call, Hole, Ran, Sides, pair};
 use crate::frame::{Frame, Language, Stack};
 use crate::gap::Gap;
 
@@ -27,6 +27,8 @@ pub struct PythonStack {
     pub spans: Vec<PythonSpan>,
     /// Why the walk stopped before the outermost frame. The last span may then lack frames.
     pub truncated: Option<String>,
+    /// Where frames in the middle are left out.
+    pub hole: Option<Hole>,
 }
 
 /// The native side of a stack.
@@ -50,6 +52,7 @@ pub fn merge(native: NamedNativeStack, python: PythonStack) -> Stack {
         native_cut_at,
         spans: &ran,
         python_is_cut: python.truncated.is_some(),
+        hole: python.hole,
     });
     let mut gaps = Vec::new();
     if let Some(why) = &python.truncated {
@@ -60,15 +63,16 @@ pub fn merge(native: NamedNativeStack, python: PythonStack) -> Stack {
         Some(pairs) => gaps.extend(left_over(&calls, pairs, &python)),
     }
     let truncated = native.truncated.clone();
+    let left_out = python.hole.map_or(0, |hole| hole.left_out);
     let frames = match pairs {
         Some(pairs) => interleave(native, &calls, python, &pairs),
         None => apart(native, python),
     };
-    Stack { frames, kernel: Vec::new(), truncated, gaps, running: None, call: None }
+    Stack { frames, truncated, gaps, left_out, ..Stack::default() }
 }
 
 fn calls(native: &NamedNativeStack) -> Vec<Call> {
-    let is_call = |&(_, frames): &(usize, &Vec<Frame>)| is_eval(frames);
+    let is_call = |&(_, frames): &(usize, &Vec<Frame>)| frames.last().is_some_and(is_eval);
     let pointer = |frame: usize| native.stack_pointers.get(frame).copied();
     let call = |(frame, _)| {
         let start = pointer(frame).unwrap_or(0);
@@ -89,7 +93,7 @@ fn left_over(calls: &[Call], pairs: &[usize], python: &PythonStack) -> Option<Ga
     // The innermost call may be being entered or left, and of a walk that was cut off we have said so.
     let without = |call: &usize| *call > 0 && !pairs.contains(call);
     let without = (0..calls.len()).filter(without).count();
-    (without > 0 && python.truncated.is_none()).then(|| {
+    (without > 0 && python.truncated.is_none() && python.hole.is_none()).then(|| {
         let why = format!(
             "{without} interpreter calls in the native stack are none of those that this thread's Python frames lead to"
         );
@@ -142,8 +146,8 @@ fn apart(native: NamedNativeStack, python: PythonStack) -> Vec<Frame> {
 
 /// Whether a native frame is an eval call. Compilers split off parts of a function under names such
 /// as `_PyEval_EvalFrameDefault.cold`.
-fn is_eval(frames: &[Frame]) -> bool {
-    let Some(Frame { function: Some(name), language: Language::Native, .. }) = frames.last() else {
+pub fn is_eval(frame: &Frame) -> bool {
+    let Frame { function: Some(name), language: Language::Native, .. } = frame else {
         return false;
     };
     name.strip_prefix(EVAL).is_some_and(|suffix| suffix.is_empty() || suffix.starts_with('.'))
@@ -191,6 +195,7 @@ mod tests {
         PythonStack {
             spans: text.split_whitespace().map(span).collect(),
             truncated: truncated.map(str::to_owned),
+            hole: None,
         }
     }
 

@@ -16,7 +16,8 @@ use profiler_ebpf::record::Registers;
 use crate::process::modules::{Module, ModuleId, Modules};
 use crate::unwind::sections::{bases, check, sections};
 
-use super::expression::{Coverage, Tables};
+use super::expression::{Coverage, Index, Tables};
+use super::search::{MAX_WORDS_OF_STACK, Symbols};
 pub use super::stack::{NativeFrame, NativeStack, Reached};
 use super::step::{CapturedStack, Position, Step, by_frame_pointer, interrupted};
 
@@ -47,10 +48,14 @@ pub struct NativeUnwinder {
     unwinder: UnwinderX86_64<Arc<[u8]>>,
     cache: CacheX86_64,
     /// What was handed to `unwinder`: the bytes of the tables, or why there are none.
-    loaded: HashMap<ModuleId, Result<Loaded, String>>,
+    pub(super) loaded: HashMap<ModuleId, Result<Loaded, String>>,
     table_bytes: usize,
     sigreturns: HashMap<u64, bool>,
     coverage: HashMap<u64, Coverage>,
+    /// Of images in which a stack would end without them.
+    pub(super) functions: Symbols,
+    /// What searches may still look at in the present stack.
+    pub(super) words_left: usize,
     /// Code that no table covers and that keeps frame pointers: a file, and offsets in it.
     frame_pointer_code: Option<(String, Range<u64>)>,
 }
@@ -66,7 +71,7 @@ impl std::fmt::Debug for NativeUnwinder {
 }
 
 #[derive(Debug)]
-struct Loaded {
+pub(super) struct Loaded {
     start: u64,
     bytes: usize,
     tables: Option<Tables>,
@@ -87,6 +92,8 @@ impl NativeUnwinder {
             table_bytes: 0,
             sigreturns: HashMap::new(),
             coverage: HashMap::new(),
+            functions: Symbols::default(),
+            words_left: 0,
             frame_pointer_code: None,
         }
     }
@@ -94,6 +101,10 @@ impl NativeUnwinder {
     /// Walks by frame pointers wherever a thread is in this part of a file. Where no table covers
     /// code, a thread in its innermost frame is otherwise taken to be about to return.
     pub fn trust_frame_pointers(&mut self, path: &str, offsets: Range<u64>) {
+        if offsets.is_empty() {
+            // Of a thread whose scripts nobody asked for: what is known of the others holds.
+            return;
+        }
         let known = self.frame_pointer_code.as_ref();
         if known.is_none_or(|(known, range)| known != path || *range != offsets) {
             self.frame_pointer_code = Some((path.to_owned(), offsets));
@@ -108,6 +119,7 @@ impl NativeUnwinder {
         stack: &[u8],
     ) -> NativeStack {
         self.unload_gone(modules);
+        self.words_left = MAX_WORDS_OF_STACK;
         let mut stack = CapturedStack { start: registers.sp, bytes: stack, wanted_more: false };
         let mut frames = Vec::new();
         // The tables are the target's, and a walk by forged ones is bounded but not proved not to panic.
@@ -142,7 +154,7 @@ impl NativeUnwinder {
             address: FrameAddress::from_instruction_pointer(registers.ip),
             registers: UnwindRegsX86_64::new(registers.ip, registers.sp, registers.bp),
         };
-        let mut reached = Reached::Registers;
+        let (mut reached, mut unsure) = (Reached::Registers, false);
         loop {
             let sigreturn = self.is_sigreturn(modules, position.address);
             frames.push(NativeFrame { reached, ..frame(modules, position, sigreturn) });
@@ -153,8 +165,10 @@ impl NativeUnwinder {
                 reached = Reached::Signal;
                 interrupted(position, stack)
             } else {
-                reached = self.way_out(modules, position.address);
-                self.step(modules, position, stack)
+                unsure |= reached == Reached::Search;
+                let (step, by) = self.outwards(modules, position, stack, unsure);
+                reached = by;
+                step
             };
             match step {
                 Step::Caller(caller) => position = caller,
@@ -164,7 +178,7 @@ impl NativeUnwinder {
         }
     }
 
-    fn step(
+    pub(super) fn step(
         &mut self,
         modules: &Modules,
         position: Position,
@@ -198,7 +212,7 @@ impl NativeUnwinder {
     }
 
     /// By which means a step from here leads outwards.
-    fn way_out(&mut self, modules: &Modules, address: FrameAddress) -> Reached {
+    pub(super) fn way_out(&mut self, modules: &Modules, address: FrameAddress) -> Reached {
         let Some(module) = modules.find(address.address_for_lookup()) else {
             return Reached::FramePointer;
         };
@@ -215,8 +229,7 @@ impl NativeUnwinder {
         }
     }
 
-    /// None where the table has no index to look it up with.
-    fn coverage(&mut self, module: &Module, address: FrameAddress) -> Option<Coverage> {
+    pub(super) fn coverage(&mut self, module: &Module, address: FrameAddress) -> Option<Coverage> {
         let tables = tables_of(&self.loaded, module.id)?;
         if self.coverage.len() >= MAX_COVERAGE_ANSWERS {
             self.coverage.clear();
@@ -249,7 +262,7 @@ impl NativeUnwinder {
         }
     }
 
-    fn keeps_frame_pointer(&self, module: &Module, address: FrameAddress) -> bool {
+    pub(super) fn keeps_frame_pointer(&self, module: &Module, address: FrameAddress) -> bool {
         self.frame_pointer_code.as_ref().is_some_and(|(path, offsets)| {
             *module.path == **path
                 && offsets.contains(&module.file_offset(address.address_for_lookup()))
@@ -266,7 +279,7 @@ impl NativeUnwinder {
         matches!(found, Ok(None))
     }
 
-    fn no_caller(&self, module: Option<&Module>, position: Position) -> String {
+    pub(super) fn no_caller(&self, module: Option<&Module>, position: Position) -> String {
         let address = position.address.address();
         let Some(module) = module else {
             return format!(
@@ -287,7 +300,7 @@ impl NativeUnwinder {
         }
     }
 
-    fn is_sigreturn(&mut self, modules: &Modules, address: FrameAddress) -> bool {
+    pub(super) fn is_sigreturn(&mut self, modules: &Modules, address: FrameAddress) -> bool {
         if !address.is_return_address() {
             return false;
         }
@@ -303,7 +316,7 @@ impl NativeUnwinder {
         })
     }
 
-    fn load(&mut self, module: &Module) {
+    pub(super) fn load(&mut self, module: &Module) {
         if self.loaded.contains_key(&module.id) {
             return;
         }
@@ -347,21 +360,21 @@ impl NativeUnwinder {
     }
 }
 
-fn tables_of(
+pub(super) fn tables_of(
     loaded: &HashMap<ModuleId, Result<Loaded, String>>,
     module: ModuleId,
 ) -> Option<&Tables> {
     loaded.get(&module)?.as_ref().ok()?.tables.as_ref()
 }
 
-/// `None` without an index: what it takes to find one frame without it is too much.
 fn tables(sections: &ExplicitModuleSectionInfo<Arc<[u8]>>, bias: u64) -> Option<Tables> {
-    Some(Tables {
-        eh_frame: Arc::clone(sections.eh_frame.as_ref()?),
-        eh_frame_hdr: Arc::clone(sections.eh_frame_hdr.as_ref()?),
-        bases: bases(sections),
-        bias,
-    })
+    let eh_frame = Arc::clone(sections.eh_frame.as_ref()?);
+    let bases = bases(sections);
+    let index = match &sections.eh_frame_hdr {
+        Some(header) => Index::EhFrameHdr(Arc::clone(header)),
+        None => Index::of_bounds(&eh_frame, &bases),
+    };
+    Some(Tables { eh_frame, index, bases, bias })
 }
 
 fn frame(modules: &Modules, position: Position, sigreturn: bool) -> NativeFrame {

@@ -28,6 +28,16 @@ pub struct Ran {
     pub may_wait: bool,
 }
 
+/// Frames in the middle of Python's chain that are left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hole {
+    /// How many spans lie further in.
+    pub at: usize,
+    /// The last of these is not known to have ended: the first span further out may be of the same call.
+    pub may_go_on: bool,
+    pub left_out: u32,
+}
+
 /// Both sides of a stack, innermost first.
 #[derive(Debug)]
 pub struct Sides<'a> {
@@ -37,6 +47,7 @@ pub struct Sides<'a> {
     pub spans: &'a [Ran],
     /// Whether the walk ended before the outermost frame. The last span may then lack frames.
     pub python_is_cut: bool,
+    pub hole: Option<Hole>,
 }
 
 /// For each span the number of its call. Where there are fewer calls than spans, the remaining ones ran
@@ -47,6 +58,8 @@ pub fn pair(sides: &Sides<'_>) -> Option<Vec<usize>> {
     }
     if sides.spans.iter().any(|span| span.anchor.is_some()) {
         by_address(sides)
+    } else if let Some(hole) = sides.hole {
+        around_hole(sides, hole)
     } else if !sides.python_is_cut
         && (sides.native_cut_at.is_none() || sides.calls.len() == sides.spans.len())
     {
@@ -59,8 +72,9 @@ pub fn pair(sides: &Sides<'_>) -> Option<Vec<usize>> {
 
 fn by_address(sides: &Sides<'_>) -> Option<Vec<usize>> {
     let mut pairs: Vec<usize> = Vec::new();
-    for span in sides.spans {
-        let from = pairs.last().map_or(0, |last| last + 1);
+    for (place, span) in sides.spans.iter().enumerate() {
+        let goes_on = sides.hole.is_some_and(|hole| hole.at == place && hole.may_go_on);
+        let from = pairs.last().map_or(0, |last| last + usize::from(!goes_on));
         let found = match span.anchor {
             Some(anchor) => (from..sides.calls.len())
                 .find(|&call| sides.calls.get(call).is_some_and(|c| c.stack.contains(&anchor))),
@@ -106,6 +120,22 @@ fn by_count(calls: usize, spans: &[Ran]) -> Option<Vec<usize>> {
     Some(pairs.collect())
 }
 
+/// From both ends towards the hole: who ran what is left out is not known, but by how many calls.
+fn around_hole(sides: &Sides<'_>, hole: Hole) -> Option<Vec<usize>> {
+    let inner = sides.spans.get(..hole.at)?;
+    if sides.native_cut_at.is_some() || sides.spans.iter().any(|span| span.may_wait) {
+        return from_inside(&Sides { spans: inner, python_is_cut: true, ..*sides });
+    }
+    let (calls, outer) = (sides.calls.len(), sides.spans.len() - hole.at);
+    let least = (inner.len() + outer).saturating_sub(usize::from(hole.may_go_on));
+    let is_settled = sides.calls.first().is_none_or(|call| call.frame > 0);
+    // More calls than that: of what is left out, or an innermost one that has no frames yet.
+    if calls < least || (calls > least && !is_settled) {
+        return None;
+    }
+    Some((0..inner.len()).chain(calls.checked_sub(outer)?..calls).collect())
+}
+
 /// One side was cut off, so that the number of calls proves nothing: as far as nothing upsets the order.
 fn from_inside(sides: &Sides<'_>) -> Option<Vec<usize>> {
     let calls = sides.calls.len();
@@ -121,7 +151,7 @@ fn from_inside(sides: &Sides<'_>) -> Option<Vec<usize>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Call, Ran, Sides, pair};
+    use super::{Call, Hole, Ran, Sides, pair};
 
     /// Calls by their places among the native frames; each has 100 bytes of stack.
     fn calls(places: &[usize]) -> Vec<Call> {
@@ -137,20 +167,64 @@ mod tests {
         text.chars().map(|c| Ran { anchor: None, may_wait: c == 'w' }).collect()
     }
 
+    /// Around a hole, both ends are proved where both sides are whole: with as many calls as spans, or more,
+    /// what is left out lies between; with one fewer the hole is inside of what one call ran.
+    #[test]
+    fn around_a_hole() {
+        let paired = |places: &[usize], text: &str, native_cut_at, may_go_on| {
+            let (calls, spans) = (calls(places), spans(text));
+            let hole = Some(Hole { at: 2, may_go_on, left_out: 9 });
+            let sides =
+                Sides { calls: &calls, native_cut_at, spans: &spans, python_is_cut: false, hole };
+            pair(&sides)
+        };
+        assert_eq!(paired(&[1, 3, 5], "....", None, true), Some(vec![0, 1, 1, 2]));
+        assert_eq!(paired(&[1, 3, 5, 7], "....", None, true), Some(vec![0, 1, 2, 3]));
+        assert_eq!(paired(&[1, 3, 5, 7, 8, 9], "....", None, true), Some(vec![0, 1, 4, 5]));
+        assert_eq!(paired(&[1, 3, 5, 7, 8], "....", None, false), Some(vec![0, 1, 3, 4]));
+        assert_eq!(paired(&[1, 3, 5], "....", None, false), None, "a call is missing");
+        assert_eq!(paired(&[0, 3, 5, 7], "....", None, true), None, "is the first being entered?");
+        assert_eq!(paired(&[0, 3, 5], "....", None, true), Some(vec![0, 1, 1, 2]));
+        assert_eq!(paired(&[1, 3, 5], "....", Some(900), true), Some(vec![0, 1]));
+        assert_eq!(paired(&[1, 3, 5], ".w..", None, true), Some(vec![0]));
+    }
+
+    /// By addresses the spans on both sides of a hole may be of one call.
+    #[test]
+    fn addresses_around_a_hole() {
+        let calls = calls(&[1, 3, 5]);
+        let spans = |outer: &[u64]| [vec![Ran::default()], anchored(outer)].concat();
+        let paired = |outer: &[u64], may_go_on| {
+            let spans = spans(outer);
+            let hole = Some(Hole { at: 1, may_go_on, left_out: 9 });
+            pair(&Sides {
+                calls: &calls,
+                native_cut_at: None,
+                spans: &spans,
+                python_is_cut: false,
+                hole,
+            })
+        };
+        assert_eq!(paired(&[150, 350], true), Some(vec![0, 0, 1]));
+        assert_eq!(paired(&[350, 550], true), Some(vec![0, 1, 2]));
+        assert_eq!(paired(&[550], true), Some(vec![0, 2]));
+        assert_eq!(paired(&[150], false), None);
+    }
+
     fn anchored(anchors: &[u64]) -> Vec<Ran> {
         anchors.iter().map(|&anchor| Ran { anchor: Some(anchor), may_wait: true }).collect()
     }
 
     fn whole(calls: &[Call], spans: &[Ran]) -> Option<Vec<usize>> {
-        pair(&Sides { calls, native_cut_at: None, spans, python_is_cut: false })
+        pair(&Sides { calls, native_cut_at: None, spans, python_is_cut: false, hole: None })
     }
 
     fn native_cut(calls: &[Call], at: u64, spans: &[Ran]) -> Option<Vec<usize>> {
-        pair(&Sides { calls, native_cut_at: Some(at), spans, python_is_cut: false })
+        pair(&Sides { calls, native_cut_at: Some(at), spans, python_is_cut: false, hole: None })
     }
 
     fn python_cut(calls: &[Call], spans: &[Ran]) -> Option<Vec<usize>> {
-        pair(&Sides { calls, native_cut_at: None, spans, python_is_cut: true })
+        pair(&Sides { calls, native_cut_at: None, spans, python_is_cut: true, hole: None })
     }
 
     /// Addresses pair spans with calls, also where the innermost call is being entered.

@@ -27,6 +27,8 @@ pub enum Reached {
     Registers,
     UnwindTable,
     FramePointer,
+    /// No table led there: its address was searched for on the stack.
+    Search,
     /// The kernel saved its registers for a signal handler.
     Signal,
 }
@@ -41,6 +43,11 @@ pub struct NativeStack {
 }
 
 impl NativeStack {
+    /// The first frame that was searched for, and its place.
+    pub fn searched_from(&self) -> Option<(usize, &NativeFrame)> {
+        self.frames.iter().enumerate().find(|(_, frame)| frame.reached == Reached::Search)
+    }
+
     /// Counts how its frames were found.
     pub fn count(&self, counts: &mut Counts) {
         for frame in &self.frames {
@@ -48,6 +55,7 @@ impl NativeStack {
                 Reached::Registers => &mut counts.registers,
                 Reached::UnwindTable => &mut counts.unwind_table,
                 Reached::FramePointer => &mut counts.frame_pointer,
+                Reached::Search => &mut counts.search,
                 Reached::Signal => &mut counts.signal,
             } += 1;
         }

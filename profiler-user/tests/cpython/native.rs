@@ -3,6 +3,9 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use nix::sys::ptrace;
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 use profiler_ebpf::limits::STACK_BYTES;
 use profiler_ebpf::record::Registers;
 use stalltrace::frame::Stack;
@@ -56,17 +59,27 @@ fn regions(pid: u32) -> Vec<Region> {
     maps::parse(&fs::read_to_string(format!("/proc/{pid}/maps")).expect("the target lives"))
 }
 
-/// The registers of the main thread, once it sleeps; the frame pointer is not to be had.
+/// The registers of the main thread, once it sleeps. It is stopped for a moment: /proc has not all of them,
+/// and where code keeps frame pointers, its table counts from there.
 fn asleep(pid: u32) -> Registers {
     let until = Instant::now() + Duration::from_secs(20);
     while Instant::now() < until {
         let text = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
-        let words: Vec<_> = text.split_whitespace().collect();
-        if let [READ, .., sp, ip] = words[..] {
-            let number = |word: &str| u64::from_str_radix(&word[2..], 16).expect("a number");
-            return Registers { ip: number(ip), sp: number(sp), ..Registers::default() };
+        if text.split_whitespace().next() == Some(READ) {
+            return stopped(Pid::from_raw(pid.cast_signed())).expect("our child may be traced");
         }
         std::thread::sleep(Duration::from_millis(2));
     }
     panic!("process {pid} does not fall asleep");
+}
+
+/// Whoever is in a system call enters it again afterwards.
+fn stopped(pid: Pid) -> nix::Result<Registers> {
+    ptrace::seize(pid, ptrace::Options::empty())?;
+    ptrace::interrupt(pid)?;
+    waitpid(pid, None)?;
+    let registers = ptrace::getregs(pid)?;
+    ptrace::detach(pid, None)?;
+    let (ip, sp, bp) = (registers.rip, registers.rsp, registers.rbp);
+    Ok(Registers { ip, sp, bp, ..Registers::default() })
 }

@@ -41,6 +41,7 @@ pub struct Interpreter {
     launcher: Vec<OsString>,
     /// The folder that is the root of its file system.
     root: Option<PathBuf>,
+    with_jit: bool,
 }
 
 impl Interpreter {
@@ -52,7 +53,9 @@ impl Interpreter {
             _ => {
                 let installed = || Some(PathBuf::from(format!("/usr/bin/python{version}")));
                 let path = pyenv(version).or_else(installed).filter(|path| path.exists());
-                path.map(Self::at).or_else(|| Self::unpacked(version))
+                path.map(Self::at)
+                    .or_else(|| Self::unpacked(version))
+                    .or_else(|| Self::free_threaded(version))
             }
         };
         if found.is_none() {
@@ -62,20 +65,29 @@ impl Interpreter {
     }
 
     pub fn at(path: PathBuf) -> Self {
-        Self { launcher: vec![path.clone().into()], path, root: None }
+        Self { launcher: vec![path.clone().into()], path, root: None, with_jit: false }
+    }
+
+    /// One that was built without the interpreter's lock: `3.14t`.
+    fn free_threaded(version: &str) -> Option<Self> {
+        let path = unpacked_root(version)?.join(format!("bin/python{version}"));
+        path.exists().then(|| Self::at(path))
     }
 
     /// One that lies beside this system with a C library of its own, started by its own loader.
     fn unpacked(version: &str) -> Option<Self> {
         let root = unpacked_root(version)?;
         let path = root.join(format!("usr/bin/python{version}"));
+        if !path.exists() {
+            return None;
+        }
         let launcher = vec![
             root.join("lib64/ld-linux-x86-64.so.2").into(),
             "--library-path".into(),
             root.join("usr/lib/x86_64-linux-gnu").into(),
             path.clone().into(),
         ];
-        Some(Self { path, launcher, root: None })
+        Some(Self { path, launcher, root: None, with_jit: false })
     }
 
     /// The same with that folder as its root, so that its paths mean something else than ours. None,
@@ -91,12 +103,17 @@ impl Interpreter {
         }
         let path = PathBuf::from(format!("/usr/bin/python{version}"));
         let launcher = vec!["chroot".into(), root.clone().into(), path.clone().into()];
-        Some(Self { path, launcher, root: Some(root) })
+        Some(Self { path, launcher, root: Some(root), with_jit: false })
+    }
+
+    /// The same with code that the interpreter compiles as it runs, if it was built to.
+    pub fn with_jit(self) -> Self {
+        Self { with_jit: true, ..self }
     }
 
     fn command(&self) -> Command {
         let mut command = Command::new(&self.launcher[0]);
-        command.args(&self.launcher[1..]);
+        command.args(&self.launcher[1..]).env("PYTHON_JIT", if self.with_jit { "1" } else { "0" });
         command
     }
 
@@ -119,7 +136,7 @@ impl Interpreter {
 const SCRIPTS: [&str; 2] = ["shapes.py", "callbacks.py"];
 
 /// What `cargo xtask setup targets` unpacks: all as Debian builds them, each with its own C library.
-pub const UNPACKED: [&str; 3] = ["3.9", "3.13", "3.14"];
+pub const UNPACKED: [&str; 4] = ["3.9", "3.13", "3.14", "3.15"];
 
 fn unpacked_root(version: &str) -> Option<PathBuf> {
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");

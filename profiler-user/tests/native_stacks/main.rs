@@ -67,6 +67,9 @@ int main(int count, char **words) {
 /// `clock_nanosleep`, in which `nanosleep` and `time.sleep` end up.
 const CLOCK_NANOSLEEP: &str = "230";
 
+/// The call that musl's make.
+const NANOSLEEP: &str = "35";
+
 struct Target(Child);
 
 impl Drop for Target {
@@ -92,7 +95,7 @@ impl Target {
             for entry in fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap().flatten() {
                 let text = fs::read_to_string(entry.path().join("syscall")).unwrap_or_default();
                 let words: Vec<_> = text.split_whitespace().collect();
-                if let [CLOCK_NANOSLEEP, .., sp, ip] = words[..] {
+                if let [CLOCK_NANOSLEEP | NANOSLEEP, .., sp, ip] = words[..] {
                     let number = |word: &str| u64::from_str_radix(&word[2..], 16).unwrap();
                     let tid = entry.file_name().to_string_lossy().parse().unwrap();
                     return (
@@ -201,16 +204,20 @@ impl Look {
 
 /// The program compiled with the given flags; `None`, with a line that says so, without a compiler.
 fn compile(name: &str, flags: &[&str]) -> Option<PathBuf> {
+    compile_with("gcc", name, flags)
+}
+
+fn compile_with(compiler: &str, name: &str, flags: &[&str]) -> Option<PathBuf> {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     let source = folder.join(format!("{name}.c"));
     let binary = folder.join(name);
     fs::write(&source, PROGRAM).unwrap();
-    let mut command = Command::new("gcc");
+    let mut command = Command::new(compiler);
     command.args(["-O2", "-fomit-frame-pointer", "-pthread"]).args(flags);
     match command.arg(&source).arg("-o").arg(&binary).status() {
         Ok(status) => assert!(status.success()),
         Err(error) => {
-            println!("skipped: gcc: {error}");
+            println!("skipped: {compiler}: {error}");
             return None;
         }
     }
@@ -302,6 +309,30 @@ fn signal_handler() {
     assert_eq!(ours[..2], ["inner", "handler"]);
     let middle = ours.iter().position(|function| *function == "middle").unwrap();
     assert_eq!(ours[middle..middle + 3], ["middle", "outer", "main"]);
+}
+
+/// musl has no unwind tables: the callers of its functions are searched for on the stack, whatever else
+/// lies there, and from them on the tables lead.
+#[test]
+fn without_unwind_tables() {
+    for (name, flags) in [("musl", &[][..]), ("musl-static", &["-static"])] {
+        let Some(binary) = compile_with("musl-gcc", name, &[&["-g"], flags].concat()) else {
+            return;
+        };
+        for (mode, caller) in [("m", "main"), ("t", "worker")] {
+            let target = Target::start(Command::new(&binary).arg(mode)).unwrap();
+            let look = target.look();
+            look.show(name);
+            let functions = look.functions();
+            let ours = from_inner_to_main(&functions);
+            assert_eq!(ours[..4], ["inner", "middle", "outer", caller], "{name} {mode}");
+            let (from, _) = look.stack.searched_from().unwrap();
+            let inner = look.stack.frames.iter().zip(&look.frames).position(|(_, frames)| {
+                frames.iter().any(|frame| frame.function.as_deref() == Some("inner"))
+            });
+            assert!(from <= inner.unwrap(), "{name} {mode}: by a table out of musl");
+        }
+    }
 }
 
 /// Every prefix of a stack gives the first frames of the whole one, and says that more is missing.

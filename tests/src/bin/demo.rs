@@ -224,7 +224,8 @@ fn conclude(stalls: &[&Truth], said: &[Said], healthy: &[Exchange], elapsed: Dur
         let seconds = truth.duration_ns() as f64 / 1e9;
         format!("the worst held up {} other requests for up to {seconds:.1} s", held_up(&truth))
     });
-    let so_many = format!("{} stalls in {:.0} s", stalls.len(), elapsed.as_secs_f64());
+    let stalled = if stalls.len() == 1 { "stall" } else { "stalls" };
+    let so_many = format!("{} {stalled} in {:.0} s", stalls.len(), elapsed.as_secs_f64());
     let sentence = if unnamed.is_empty() {
         let when = match while_frozen {
             all if all == named.len() => "all named while the loop was still frozen".to_owned(),
@@ -291,7 +292,7 @@ mod tests {
         assert!(seen.is_complete);
         assert_eq!(
             seen.sentence,
-            "1 stalls in 15 s, all named while the loop was still frozen: charge_payment (service.py:49); \
+            "1 stall in 15 s, all named while the loop was still frozen: charge_payment (service.py:49); \
              the worst held up 2 other requests for up to 1.5 s."
         );
         let silent = conclude(&[&stall], &[], &healthy, Duration::from_secs(15));

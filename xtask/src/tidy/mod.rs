@@ -26,15 +26,17 @@ const KNOW_AYA: [&str; 3] =
     ["profiler-user/src/source/kernel/", "profiler-ebpf/src/", "tests/src/"];
 
 /// The only files with unsafe code; each block in them says why it is sound.
-const UNSAFE: [&str; 11] = [
+const UNSAFE: [&str; 13] = [
     "profiler-ebpf/src/capture.rs",
     "profiler-ebpf/src/emit.rs",
+    "profiler-ebpf/src/instance.rs",
     "profiler-ebpf/src/main.rs",
     "profiler-ebpf/src/maps.rs",
     "profiler-ebpf/src/sched.rs",
     "profiler-ebpf/src/others.rs",
     "profiler-ebpf/src/park.rs",
     "profiler-ebpf/src/runnable.rs",
+    "profiler-ebpf/src/sample.rs",
     "profiler-ebpf/src/task.rs",
     "profiler-ebpf/src/wait.rs",
     "profiler-user/src/source/kernel/table.rs",

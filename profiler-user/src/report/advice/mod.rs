@@ -8,23 +8,28 @@ mod table;
 #[cfg(test)]
 mod document;
 #[cfg(test)]
+mod rows;
+#[cfg(test)]
 mod tests;
 
 use serde_json::{Map, Value};
 
 use self::pattern::{FramePattern, any_is_like};
 pub use self::peers::Peers;
-use self::table::{Family, Rule, TABLE};
+use self::table::{Doing, Family, Rule, TABLE};
 use super::application::{Origin, Owner, basename, inside_callback};
 use super::cause::Verdict;
 use super::culprit::whole;
 use super::facts::{Context, ProcessFacts};
 use super::schema::stall::{Cause, Confidence};
 use crate::frame::Frame;
-use crate::turn::Sampled;
+use crate::turn::{Sampled, ThreadState};
 
 /// Frames tell what it was where they are on the stacks of as much of the time.
 const MOST_PERCENT: u64 = 50;
+
+/// From so many waits in one turn on, it is their number that is the fault.
+const MANY_ROUND_TRIPS: u64 = 10;
 
 /// What people do about this cause, in one or two sentences; `None` where no rule fits.
 pub fn find(verdict: &Verdict<'_>, owner: &Owner<'_>, context: &Context<'_>) -> Option<String> {
@@ -32,7 +37,10 @@ pub fn find(verdict: &Verdict<'_>, owner: &Owner<'_>, context: &Context<'_>) -> 
     let family = TABLE.family(&context.thread.loop_kind);
     let rule = rule(verdict, &cause, owner, context);
     let advice = rule.and_then(|rule| rule.text(family));
-    match (advice, context.peers.again(&cause)) {
+    // A peer that is asked a hundred times is not slow.
+    let is_slow = waits(&verdict.cause) < MANY_ROUND_TRIPS;
+    let again = context.peers.again(&cause).filter(|_| is_slow);
+    match (advice, again) {
         (Some(advice), Some(again)) => Some(format!("{advice} {again}")),
         (advice, again) => advice.or(again),
     }
@@ -55,18 +63,29 @@ fn rule(
         rule.is_about(kind, family)
             && is_program(rule, &context.session.process)
             && rule.cause.are_like(cause)
+            && waits(&verdict.cause) >= rule.waits
             && is_on_most(&rule.frames, verdict, inside)
             && is_on_most(&rule.called, verdict, |sampled| called(sampled, owner))
+            && (rule.unless.is_empty() || !is_on_most(&rule.unless, verdict, inside))
+            && rule.state.is_none_or(|state| is_mostly(state, verdict))
             && rule.text(family).is_some()
     })
 }
 
-/// A cause as reports have it.
+/// How many waits it is of, where they were many.
+fn waits(cause: &Cause) -> u64 {
+    cause.waits.map_or(0, |waits| waits.count)
+}
+
+/// A cause as reports have it, with its kind's own fields and the pause that it is of beside the others.
 fn fields(cause: &Cause) -> Map<String, Value> {
-    match serde_json::to_value(cause) {
-        Ok(Value::Object(fields)) => fields,
-        _ => Map::new(),
+    let Ok(Value::Object(mut fields)) = serde_json::to_value(cause) else { return Map::new() };
+    if let Some(Value::Object(detail)) = fields.remove("detail") {
+        fields.extend(detail);
     }
+    let pause = fields.get("stop_the_world").and_then(|pause| pause.get("pause")).cloned();
+    fields.extend(pause.map(|pause| ("pause".to_owned(), pause)));
+    fields
 }
 
 fn is_program(rule: &Rule, process: &ProcessFacts) -> bool {
@@ -95,6 +114,15 @@ fn is_on_most<'a>(
     let whole: u128 = verdict.evidence.iter().map(weight).sum();
     let part: u128 = verdict.evidence.iter().filter(has_one).map(weight).sum();
     part > 0 && part * 100 >= whole * u128::from(MOST_PERCENT)
+}
+
+/// Whether whoever is to blame did this for most of the time.
+fn is_mostly(state: Doing, verdict: &Verdict<'_>) -> bool {
+    let weight = |sampled: &&&Sampled| u128::from(sampled.time_ns) + u128::from(sampled.samples);
+    let is_blocked = |sampled: &&&Sampled| sampled.state == ThreadState::Blocked;
+    let whole: u128 = verdict.evidence.iter().map(|sampled| weight(&sampled)).sum();
+    let blocked: u128 = verdict.evidence.iter().filter(is_blocked).map(|it| weight(&it)).sum();
+    whole > 0 && (blocked * 2 > whole) == (state == Doing::Blocked)
 }
 
 /// The frames inside the loop's callback.

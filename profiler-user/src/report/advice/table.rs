@@ -47,13 +47,30 @@ pub struct Rule {
     pub program: Vec<Pattern>,
     #[serde(default)]
     pub cause: Fields,
+    /// The least number of waits that the cause must be of; 0: also none.
+    #[serde(default)]
+    pub waits: u64,
     #[serde(default)]
     pub called: Vec<FramePattern>,
     #[serde(default)]
     pub frames: Vec<FramePattern>,
+    /// None of these may be on as many stacks.
+    #[serde(default)]
+    pub unless: Vec<FramePattern>,
+    /// What the thread of the stacks that show it was doing, for most of the time.
+    #[serde(default)]
+    pub state: Option<Doing>,
     /// With words in braces, for [`Rule::text`] to put in.
     pub advice: String,
     pub links: Vec<String>,
+}
+
+/// What a thread was doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Doing {
+    Running,
+    Blocked,
 }
 
 /// What is added where one peer has stalled the loop again and again.

@@ -19,45 +19,49 @@ const PUBLISHED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/advice.md"
 /// Set to write the document instead of comparing with it.
 const BLESS: &str = "STALLTRACE_BLESS";
 
-const LIB: &str = "/usr/lib/python3.11";
-const SITE: &str = "/v/lib/python3.11/site-packages";
-const PYTHON: &str = "/usr/bin/python3.11";
-const REDIS: &str = "/usr/bin/redis-server";
-const NODE: &str = "/usr/bin/node";
+pub(super) const LIB: &str = "/usr/lib/python3.11";
+pub(super) const SITE: &str = "/v/lib/python3.11/site-packages";
+pub(super) const PYTHON: &str = "/usr/bin/python3.11";
+pub(super) const REDIS: &str = "/usr/bin/redis-server";
+pub(super) const NODE: &str = "/usr/bin/node";
 
-const RECV: i64 = 45;
-const FUTEX: i64 = 202;
-const SLEEP: i64 = 230;
-const READ: i64 = 0;
-const WRITE: i64 = 1;
-const WAIT4: i64 = 61;
-const FLOCK: i64 = 73;
+pub(super) const RECV: i64 = 45;
+pub(super) const FUTEX: i64 = 202;
+pub(super) const SLEEP: i64 = 230;
+pub(super) const READ: i64 = 0;
+pub(super) const WRITE: i64 = 1;
+pub(super) const WAIT4: i64 = 61;
+pub(super) const FLOCK: i64 = 73;
 
 /// A program, and how it is watched.
 #[derive(Clone, Copy)]
-struct Watched {
-    exe: &'static str,
-    loop_kind: &'static str,
+pub(super) struct Watched {
+    pub exe: &'static str,
+    pub loop_kind: &'static str,
 }
 
-const ASYNCIO: Watched = Watched { exe: PYTHON, loop_kind: "asyncio" };
+pub(super) const ASYNCIO: Watched = Watched { exe: PYTHON, loop_kind: "asyncio" };
 
-fn of(loop_kind: &'static str) -> Watched {
+pub(super) fn of(loop_kind: &'static str) -> Watched {
     Watched { exe: PYTHON, loop_kind }
 }
 
 /// The rule, and what it says, for a turn with these stacks.
 fn advice(watched: Watched, stacks: Vec<Sampled>) -> Option<(String, String)> {
+    advice_on(watched, &stall_of(stacks))
+}
+
+/// A turn with these stacks.
+pub(super) fn stall_of(stacks: Vec<Sampled>) -> Stall {
     let part = |running: bool| {
         let of = stacks.iter().filter(|it| (it.state == ThreadState::RunningUser) == running);
         of.map(|sampled| sampled.time_ns).sum()
     };
     let turn = Turn { running_ns: part(true), blocked_ns: part(false), ..Turn::default() };
-    let stall = Stall { turn, stacks, ..sample::stall() };
-    advice_on(watched, &stall)
+    Stall { turn, stacks, ..sample::stall() }
 }
 
-fn advice_on(watched: Watched, stall: &Stall) -> Option<(String, String)> {
+pub(super) fn advice_on(watched: Watched, stall: &Stall) -> Option<(String, String)> {
     let mut session: SessionFacts = sample::session();
     session.process.exe = Some(watched.exe.to_owned());
     session.process.name = "shop".to_owned();
@@ -79,7 +83,8 @@ fn advice_on(watched: Watched, stall: &Stall) -> Option<(String, String)> {
         gaps: &[],
     };
     let owner = Owner::new(&session.process);
-    let verdict = cause::judge(stall, &descriptors);
+    let mut verdict = cause::judge(stall, &descriptors);
+    cause::chain::attach(&mut verdict, stall, &owner);
     let rule = rule(&verdict, &fields(&verdict.cause), &owner, &context)?;
     let text = super::find(&verdict, &owner, &context).unwrap();
     Some((rule.id.clone(), text))
@@ -92,21 +97,21 @@ fn in_callback(mut inner: Vec<Frame>) -> Vec<Frame> {
     inner
 }
 
-fn blocked(syscall: i64, fd: u64, inner: Vec<Frame>) -> Vec<Sampled> {
+pub(super) fn blocked(syscall: i64, fd: u64, inner: Vec<Frame>) -> Vec<Sampled> {
     let mut sampled = blocked_in(syscall, [fd, 0, 0, 0, 0, 0], 90);
     sampled.stack.frames = in_callback(inner);
     vec![sampled]
 }
 
 /// A call that has no timeout.
-fn endless(syscall: i64, fd: u64) -> Vec<Sampled> {
+pub(super) fn endless(syscall: i64, fd: u64) -> Vec<Sampled> {
     let mut stacks = blocked(syscall, fd, Vec::new());
     let call = Call { is_seen: true, timeout: Some(Timeout::None), ..Call::default() };
     stacks[0].call = Some(Box::new(call));
     stacks
 }
 
-fn running(inner: Vec<Frame>) -> Vec<Sampled> {
+pub(super) fn running(inner: Vec<Frame>) -> Vec<Sampled> {
     vec![on_cpu(in_callback(inner), 90)]
 }
 
@@ -184,6 +189,37 @@ fn blocking_calls_of_asyncio() {
     for (stacks, expected) in table {
         assert_eq!(id(ASYNCIO, stacks).as_deref(), Some(expected));
     }
+}
+
+/// Many short waits have another remedy than a long one of the same kind: fewer of them.
+#[test]
+fn many_short_waits() {
+    const FSYNC: i64 = 74;
+    let site = |file: &str| vec![python("f", &format!("{SITE}/{file}"), 3)];
+    let sqlite = || vec![native("sqlite3_step", "/usr/lib/libsqlite3.so.0")];
+    let table = [
+        (RECV, 7, site("redis/connection.py"), "python-redis-commands", "python-redis"),
+        (RECV, 7, site("psycopg/waiting.py"), "python-queries", "python-postgres"),
+        (RECV, 7, site("requests/sessions.py"), "python-http-requests", "python-http"),
+        (RECV, 7, Vec::new(), "round-trips", "python-blocking"),
+        (FSYNC, 9, sqlite(), "python-sqlite-commits", "python-sqlite"),
+        (FSYNC, 9, Vec::new(), "python-file-syncs", "python-file"),
+        (SLEEP, 0, Vec::new(), "python-sleep", "python-sleep"),
+        (READ, 5, Vec::new(), "python-blocking", "python-blocking"),
+    ];
+    for (syscall, fd, inner, of_many, of_few) in table {
+        let short = |waits| {
+            let mut stacks = blocked(syscall, fd, inner.clone());
+            let many = sample::in_short_waits(syscall, [fd, 0, 0, 0, 0, 0], waits);
+            (stacks[0].waits, stacks[0].time_ns) = (many.waits, many.time_ns);
+            stacks
+        };
+        assert_eq!(id(ASYNCIO, short(300)).as_deref(), Some(of_many));
+        assert_eq!(id(ASYNCIO, short(4)).as_deref(), Some(of_few));
+    }
+    let own = Watched { exe: "/srv/server", loop_kind: "epoll" };
+    let many = sample::in_short_waits(RECV, [7, 0, 0, 0, 0, 0], 300);
+    assert_eq!(id(own, vec![many]).as_deref(), Some("round-trips"));
 }
 
 /// What kept the CPU of an asyncio loop.
@@ -295,7 +331,7 @@ fn page_faults() {
 fn interpreter_lock() {
     let mut waiting = blocked(FUTEX, 0, Vec::new());
     waiting[0].awaited = Awaited::Gil;
-    assert_eq!(id(ASYNCIO, waiting).as_deref(), Some("python-gil"));
+    assert_eq!(id(ASYNCIO, waiting).as_deref(), Some("python-gil-unseen"));
 }
 
 /// Commands of Redis, by what the server ran.
@@ -357,6 +393,18 @@ fn node() {
     ];
     for (inner, expected) in table {
         assert_eq!(id(node, computing(inner)).as_deref(), Some(expected));
+    }
+    // What a worker thread does holds up no event loop but its own, and is there already.
+    let worker = Watched { exe: NODE, loop_kind: "worker_threads" };
+    let regex = || vec![native("Builtins_RegExpPrototypeTest", NODE)];
+    for (inner, expected) in [
+        (regex(), "node-worker-regex"),
+        (builtin("execSync", "node:child_process"), "node-worker"),
+        (Vec::new(), "node-worker"),
+    ] {
+        let (id, text) = advice(worker, computing(inner)).unwrap();
+        assert_eq!(id, expected);
+        assert!(!text.contains("in a worker thread") && !text.contains("to a worker"), "{text}");
     }
     // The application's own function of such a name.
     assert_eq!(id(node, computing(builtin("execSync", "/srv/x.js"))).as_deref(), Some("node-cpu"));

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::woken;
+use super::{futex, woken};
 use crate::call::{self, Timeout, is_remote};
 use crate::gap::Gap;
 use crate::report::message::milliseconds;
@@ -25,8 +25,14 @@ pub fn target(
 ) -> Option<String> {
     let call = sampled.call.as_deref();
     let operand = syscalls::operand(&sampled.registers);
-    let for_child = !matches!(operand, Operand::Child(_))
-        && purpose::of(&sampled.registers, &sampled.stack.frames) == Some(Purpose::ChildProcess);
+    let purpose = purpose::of(&sampled.registers, &sampled.stack.frames);
+    if purpose == Some(Purpose::ProgramStart) {
+        if call.is_none_or(|call| call.child.is_none()) {
+            gaps.push(Gap::new("target", "no child was seen on its way to its program"));
+        }
+        return call.and_then(|call| call.path.clone());
+    }
+    let for_child = !matches!(operand, Operand::Child(_)) && purpose == Some(Purpose::ChildProcess);
     if for_child {
         // The pipe or loop that it waits at says nothing; the child may.
         let known = call.and_then(|call| call.child.as_ref());
@@ -192,6 +198,7 @@ pub fn sleep(sampled: &Sampled, syscall: String, gaps: &mut Vec<Gap>) -> CauseKi
         purpose,
         path: seen.and_then(|seen| seen.database.clone()),
         held_by: seen.map(|seen| &seen.held_by).into_iter().flatten().map(Party::from).collect(),
+        ran_out_ns: Vec::new(),
     }
 }
 
@@ -211,6 +218,7 @@ fn descriptor(seen: &call::Descriptor) -> schema::Descriptor {
         local: seen.local.clone(),
         peer: seen.peer.clone(),
         state: seen.state.map(str::to_owned),
+        is_inbound: seen.is_inbound,
         path: seen.path.clone(),
         file_system: seen.file_system.clone(),
         process: seen.process.as_ref().map(Party::from),
@@ -262,6 +270,9 @@ pub fn phrase(kind: &CauseKind) -> String {
         CauseKind::Sleep { purpose: Some(Purpose::SqliteBusy), path, held_by, .. } => {
             sqlite(path.as_deref(), held_by)
         }
+        CauseKind::Sleep { purpose: Some(Purpose::TimedWait), ran_out_ns, asked_ns, .. } => {
+            futex::ran_out(ran_out_ns, *asked_ns)
+        }
         CauseKind::Sleep { syscall, asked_ns: Some(asked_ns), .. } => {
             format!("asleep in {syscall} ({} ms asked for)", milliseconds(*asked_ns))
         }
@@ -279,14 +290,38 @@ fn blocked(syscall: &str, target: Option<&str>, call: &Call) -> String {
         }
         Some(Purpose::SqliteBusy) => sqlite(call.path.as_deref(), &call.held_by),
         Some(Purpose::FileLock) => format!("waiting for a file lock{on}{}", held(&call.held_by)),
+        Some(Purpose::ProgramStart) => starting(call),
         Some(Purpose::ChildProcess) => {
             format!("waiting for {}", target.unwrap_or("a child process"))
         }
-        None => {
+        Some(Purpose::TimedWait) | None if is_inbound(call) => {
+            let missing = if syscall.starts_with("send") || syscall.starts_with("write") {
+                "a client takes no more of its response"
+            } else {
+                "a client's request does not come"
+            };
+            format!("blocked in {syscall}{on}: {missing}{}", limit(call))
+        }
+        Some(Purpose::TimedWait) | None => {
             let (elsewhere, connecting) = (elsewhere(call), connecting(call));
             let partner = partner(syscall, call);
             format!("blocked in {syscall}{on}{elsewhere}{partner}{connecting}{}", limit(call))
         }
+    }
+}
+
+/// Whether all that it waits for are clients, which connected to the process.
+fn is_inbound(call: &Call) -> bool {
+    let mut seen = call.descriptor.iter().chain(&call.polled).peekable();
+    seen.peek().is_some() && call.polled_more == 0 && seen.all(|it| it.is_inbound)
+}
+
+/// `starting ./tool, whose exec takes long`; where no child was seen in its exec, it may be the fork that does.
+fn starting(call: &Call) -> String {
+    match (&call.path, &call.child) {
+        (Some(path), _) => format!("starting {path}, whose exec takes long"),
+        (None, Some(child)) => format!("starting {}, whose exec takes long", words_of(child)),
+        (None, None) => "starting a program".to_owned(),
     }
 }
 
@@ -413,6 +448,23 @@ mod tests {
         let pipe = Some(Descriptor::new(3, Kind::Pipe, "pipe"));
         let call = Call { descriptor: pipe, timeout, ..Call::default() };
         assert_eq!(told(&seen(0, [3, 0, 0, 0, 0, 0], call)).0, "blocked in read on pipe");
+    }
+
+    /// A client that connected is told from a server that is asked.
+    #[test]
+    fn clients() {
+        let client = Descriptor { is_inbound: true, ..socket(7) };
+        let call = |timeout| Call { descriptor: Some(client.clone()), timeout, ..Call::default() };
+        let on = "on tcp 10.0.0.7:443";
+        let receiving = told(&seen(RECVFROM, [7, 0, 0, 0, 0, 0], call(Some(Timeout::None)))).0;
+        let expected = format!("blocked in recvfrom {on}: a client's request does not come");
+        assert_eq!(receiving, format!("{expected}, without a timeout"));
+        let sending = told(&seen(44, [7, 0, 0, 0, 0, 0], call(None))).0;
+        let expected = format!("blocked in sendto {on}: a client takes no more of its response");
+        assert_eq!(sending, expected);
+        let polled = Call { polled: vec![client, socket(8)], ..Call::default() };
+        let polling = told(&seen(POLL, [0x7000, 2, 0, 0, 0, 0], polled)).0;
+        assert_eq!(polling, "blocked in poll on tcp 10.0.0.7:443 and another");
     }
 
     /// A call that was over before it was looked at says so.

@@ -1,9 +1,10 @@
 //! A loop that waited for another thread: which one, in the words of a report, and which stacks show why.
 
-use super::{is_percent, woken};
+use super::{futex, is_percent, woken};
 use crate::gap::Gap;
 use crate::report::hexadecimal;
-use crate::report::schema::stall::{CauseKind, Holder, Thread, Waker};
+use crate::report::message::short_milliseconds;
+use crate::report::schema::stall::{CauseKind, Holder, Thread};
 use crate::report::syscalls;
 use crate::turn::{self, Awaited, End, Lock, Sampled, Stall, Waited};
 
@@ -19,7 +20,7 @@ pub fn gil(stall: &Stall, gaps: &mut Vec<Gap>) -> CauseKind {
         gaps.push(Gap::new("holder_thread", reason));
     }
     let holder_thread = holders.first().map(|holder| thread(holder.tid, &holder.name));
-    CauseKind::Gil { holder_thread, holders }
+    CauseKind::Gil { holder_thread, holders, stop_the_world: None }
 }
 
 /// The lock that a stack of such a wait is told about: of several the one that was waited for longest.
@@ -46,8 +47,10 @@ pub fn is_all(stall: &Stall, kind: &CauseKind, whole_ns: u64, gaps: &mut Vec<Gap
         let others = stall.waited.iter().filter(|waited| waited.lock != Lock::Gil).count() - 1;
         let rest_ns = whole_ns.saturating_sub(longest.time_ns);
         let reason = format!(
-            "{rest_ns} of {whole_ns} ns went into waits for other locks ({others} at least), \
-             and this is only who had the one that was waited for longest"
+            "{} of {} ms went into waits for other locks ({others} at least), and this is only who had \
+             the one that was waited for longest",
+            short_milliseconds(rest_ns),
+            short_milliseconds(whole_ns)
         );
         gaps.push(Gap::new("owner_thread", reason));
     }
@@ -73,7 +76,15 @@ pub fn lock(stall: &Stall, futex: u64, gaps: &mut Vec<Gap>) -> CauseKind {
         let reason = "the wait was not seen to be ended by another thread's futex call";
         gaps.push(Gap::new("woken_by", reason));
     }
-    CauseKind::Lock { address: hexadecimal(futex), owner_thread, holders, woken_by }
+    let address = hexadecimal(futex);
+    CauseKind::Lock {
+        address,
+        owner_thread,
+        holders,
+        woken_by,
+        awaited: None,
+        stop_the_world: None,
+    }
 }
 
 /// The stacks that show why it took so long, and whose they are, where they are another thread's. The
@@ -107,18 +118,15 @@ pub fn evidence<'a>(
 /// `waiting for a lock held by thread 77 (reports)`
 pub fn phrase(kind: &CauseKind) -> String {
     match kind {
-        CauseKind::Gil { holder_thread: Some(holder), holders } => {
+        CauseKind::Gil { holder_thread: Some(holder), holders, .. } => {
             format!("waiting for the GIL, held by {}", in_turn(holder, holders))
         }
         CauseKind::Gil { holder_thread: None, .. } => "waiting for the GIL".to_owned(),
         CauseKind::Lock { owner_thread: Some(owner), holders, .. } => {
             format!("waiting for a lock held by {}", in_turn(owner, holders))
         }
-        CauseKind::Lock { woken_by: Some(waker), .. } => {
-            let Waker { tid, name, .. } = waker;
-            format!("waiting for another thread (futex), released by thread {tid} ({name})")
-        }
-        _ => "waiting for another thread (futex)".to_owned(),
+        CauseKind::Lock { woken_by, awaited, .. } => futex::phrase(woken_by.as_ref(), *awaited),
+        _ => String::new(),
     }
 }
 
@@ -130,7 +138,7 @@ fn in_turn(most: &Thread, holders: &[Holder]) -> String {
     }
 }
 
-fn words(thread: &Thread) -> String {
+pub fn words(thread: &Thread) -> String {
     match &thread.name {
         Some(name) => format!("thread {} ({name})", thread.tid),
         None => format!("thread {}", thread.tid),
@@ -166,7 +174,7 @@ mod tests {
 
     fn holder(tid: u32, held: Lock, function: &str, time_ns: u64) -> Holder {
         let seen = on_cpu(vec![python(function, "/srv/app.py", 7)], time_ns);
-        Holder { tid, name: Some(format!("t{tid}")), held, seen }
+        Holder { tid, name: Some(format!("t{tid}")), held, seen, collecting: 0 }
     }
 
     fn waker(tid: u32) -> Waker {
@@ -245,7 +253,7 @@ mod tests {
     fn several_locks() {
         let mut stall = sample::stall();
         let waited = |futex, time_ns| Waited { lock: Lock::Futex(futex), time_ns };
-        stall.waited = vec![waited(ADDRESS, 60), waited(0x7f20, 40)];
+        stall.waited = vec![waited(ADDRESS, 60_000_000), waited(0x7f20, 40_000_000)];
         stall.owner = Some(LockOwner { futex: 0x7f20, tid: 7, name: None });
         stall.holders = vec![holder(9, Lock::Futex(0x7f20), "other", 40)];
         assert_eq!(lock_of(&stall).0, "waiting for another thread (futex)");
@@ -254,8 +262,8 @@ mod tests {
         let kind = lock(&stall, ADDRESS, &mut Vec::new());
         assert_eq!(phrase(&kind), "waiting for a lock held by thread 8 (t8)");
         let mut gaps = Vec::new();
-        assert!(is_all(&stall, &kind, 80, &mut gaps) && gaps.is_empty());
-        assert!(!is_all(&stall, &kind, 100, &mut gaps));
-        assert!(gaps[0].0.starts_with("owner_thread: 40 of 100 ns"), "{gaps:?}");
+        assert!(is_all(&stall, &kind, 80_000_000, &mut gaps) && gaps.is_empty());
+        assert!(!is_all(&stall, &kind, 100_000_000, &mut gaps));
+        assert!(gaps[0].0.starts_with("owner_thread: 40 of 100 ms"), "{gaps:?}");
     }
 }

@@ -6,13 +6,17 @@
 //! does.
 
 mod called;
+pub mod chain;
 mod cpu;
+mod futex;
 mod held;
 mod memory;
+mod pause;
 mod phrase;
 mod quota;
 mod run_queue;
 mod stopped;
+mod times;
 mod wait;
 mod woken;
 
@@ -22,7 +26,8 @@ use profiler_ebpf::turn::START_UNKNOWN;
 
 use self::wait::Wait;
 use super::account::Part;
-use super::message::milliseconds;
+use super::message::{milliseconds, short_milliseconds};
+use super::schema::call::Call;
 use super::schema::stall::{self, Cause, CauseKind, Confidence, MemoryActivity};
 use crate::activity::Activity;
 use crate::gap::Gap;
@@ -119,24 +124,29 @@ pub fn judge<'a>(stall: &'a Stall, descriptors: &BTreeMap<u32, String>) -> Verdi
     let also = mentioned
         .map(|other| {
             let explanation = explain(other, stall, descriptors);
+            let times = times::of(other, stall);
             let part = stall::Component {
                 summary: words(&explanation.kind, other),
                 kind: explanation.kind,
                 time_ns: other.time_ns,
-                times: other.times(),
+                times: times.few,
+                waits: times.many,
                 culprit: None,
             };
             (part, (explanation.evidence, explanation.blamed))
         })
         .collect();
     let explanation = explain(largest, stall, descriptors);
-    let is_largest = is_whole(stall) && is_percent(largest.time_ns, whole_ns, CERTAIN_PERCENT);
+    let measured_ns = largest.time_ns.saturating_sub(largest.inferred_ns());
+    let is_largest = is_whole(stall) && is_percent(measured_ns, whole_ns, CERTAIN_PERCENT);
     let confidence = match explanation.basis {
         Basis::Measured if is_largest => Confidence::Certain,
         Basis::Measured | Basis::Sampled => Confidence::Likely,
         Basis::Missing => Confidence::Unknown,
     };
     let mut verdict = verdict(explanation, confidence, Some(largest), also);
+    let times = times::of(largest, stall);
+    (verdict.cause.times, verdict.cause.waits) = (times.few, times.many);
     verdict.cause.summary.push_str(&steal(largest.nature, stall).unwrap_or_default());
     verdict
 }
@@ -150,16 +160,33 @@ fn verdict<'a>(
     let Explanation { kind, evidence, blamed, gaps, .. } = explanation;
     let summary = component.map_or_else(|| phrase::phrase(&kind), |it| words(&kind, it));
     let time_ns = component.map_or(0, |component| component.time_ns);
-    let times = component.and_then(Component::times);
     let (parts, also) = also.into_iter().unzip();
-    let cause = Cause { kind, summary, confidence, time_ns, times, also: parts };
+    let cause = Cause {
+        kind,
+        summary,
+        confidence,
+        time_ns,
+        times: None,
+        waits: None,
+        because: Vec::new(),
+        deadlock: false,
+        also: parts,
+    };
     Verdict { cause, evidence, blamed, also, gaps }
 }
 
 /// A part in words: also of one whose cause is unknown, what is known.
 fn words(kind: &CauseKind, component: &Component<'_>) -> String {
-    match component.nature {
-        Nature::Unseen => "blocked where no stack was taken".to_owned(),
+    match (component.nature, kind) {
+        (Nature::Unseen, _) => "blocked where no stack was taken".to_owned(),
+        // How long one of many short waits might have lasted is no news.
+        (_, CauseKind::Syscall { syscall, args, target, call })
+            if component.is_mostly_inferred() =>
+        {
+            let call = Box::new(Call { timeout: None, ..(**call).clone() });
+            let (syscall, args) = (syscall.clone(), args.clone());
+            phrase::phrase(&CauseKind::Syscall { syscall, args, target: target.clone(), call })
+        }
         _ => phrase::phrase(kind),
     }
 }
@@ -186,9 +213,9 @@ fn explain<'a>(
         Nature::Running => cpu::explain(component, stall),
         Nature::Waiting(_) => wait::explain(component, stall, descriptors),
         Nature::Unseen => {
-            let ns = component.time_ns;
             let reason = format!(
-                "no stack was taken of {ns} ns of blocked time; each block may have been too short"
+                "no stack was taken of {} ms of blocked time; each block may have been too short",
+                short_milliseconds(component.time_ns)
             );
             Explanation::missing(stall.tid, &reason)
         }
@@ -307,16 +334,14 @@ fn shown(stall: &Stall, part: Part) -> Vec<&Sampled> {
 }
 
 impl Component<'_> {
-    /// How often it waited; unknown where stacks are taken by the clock.
-    fn times(&self) -> Option<u64> {
-        let is_wait = match self.nature {
-            Nature::Waiting(_) => true,
-            // One that was frozen in its sleep left no stack of it.
-            Nature::Stopped => !self.stacks.is_empty(),
-            Nature::Memory(_) => self.stacks.iter().all(|sampled| Part::Blocked.shows(sampled)),
-            _ => false,
-        };
-        is_wait.then(|| self.stacks.iter().map(|sampled| sampled.samples).sum())
+    /// The part of its time that lies in short waits for which others' stacks stand.
+    fn inferred_ns(&self) -> u64 {
+        let others = self.stacks.iter().map(|sampled| sampled.waits.others_ns);
+        others.fold(0, u64::saturating_add)
+    }
+
+    fn is_mostly_inferred(&self) -> bool {
+        self.inferred_ns() > self.time_ns / 2
     }
 }
 

@@ -1,6 +1,6 @@
 //! Time in which the thread was ready, and its control group had used up its CPU quota, to a cause.
 
-use super::{Basis, Component, Explanation, is_percent, run_queue};
+use super::{Basis, Component, Explanation, is_percent};
 use crate::around::Quota;
 use crate::report::schema::stall::CauseKind;
 use crate::turn::Stall;
@@ -41,8 +41,7 @@ pub fn explain<'a>(component: &Component<'a>, stall: &Stall, quota: &Quota) -> E
         true => Basis::Measured,
         false => Basis::Sampled,
     };
-    let gaps = vec![run_queue::no_culprit()];
-    Explanation { gaps, ..Explanation::new(kind, basis, Vec::new(), stall.tid) }
+    Explanation::new(kind, basis, Vec::new(), stall.tid)
 }
 
 /// Whether it was the thread's own CPU on which the quota was used up. The kernel does not tell; but who

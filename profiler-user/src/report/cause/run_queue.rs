@@ -4,7 +4,7 @@ use profiler_ebpf::limits::MAX_WAITERS;
 
 use super::{Basis, Component, Explanation, is_percent};
 use crate::gap::Gap;
-use crate::report::message::milliseconds;
+use crate::report::message::{milliseconds, short_milliseconds};
 use crate::report::schema::stall::{CauseKind, Preemptor};
 use crate::turn::instead::{Instead, Ran};
 use crate::turn::{End, Stall, ThreadState};
@@ -21,26 +21,31 @@ const UNKNOWN_PERCENT: u64 = 1;
 pub fn explain<'a>(component: &Component<'a>, stall: &Stall) -> Explanation<'a> {
     let (turn, instead) = (&stall.turn, &stall.instead);
     let whole_ns = turn.runnable_ns;
+    let whole_ms = short_milliseconds(whole_ns);
     let preemptors = preemptors(instead);
     let unknown_ns = turn.runnable_ns.saturating_sub(instead.sum_ns());
     let mut gaps = missing(stall);
     if is_percent(unknown_ns, turn.runnable_ns, UNKNOWN_PERCENT) {
         let reason = format!(
-            "who had the CPU for {unknown_ns} of {whole_ns} ns is not known: the thread was moved \
-             to another CPU meanwhile, nothing was switched there since it was woken, or more than \
-             {MAX_WAITERS} loops waited there"
+            "who had the CPU for {} of {whole_ms} ms is not known: the thread was moved to another CPU \
+             meanwhile, nothing was switched there since it was woken, or more than {MAX_WAITERS} \
+             loops waited there",
+            short_milliseconds(unknown_ns)
         );
         gaps.push(Gap::new("preempted_by", reason));
     }
     if is_percent(instead.others_ns, turn.runnable_ns, UNKNOWN_PERCENT) {
-        let reason = format!("{} ns were had by more tasks than are told apart", instead.others_ns);
+        let others_ms = short_milliseconds(instead.others_ns);
+        let reason =
+            format!("more tasks ran than are told apart: {others_ms} ms are of the others");
         gaps.push(Gap::new("preempted_by", reason));
     }
     let throttled_ns = whole_ns.saturating_sub(component.time_ns);
     if is_percent(throttled_ns, whole_ns, UNKNOWN_PERCENT) {
         let reason = format!(
-            "for {throttled_ns} of {whole_ns} ns the quota was used up, and when that was is not told: \
-             these times are of both"
+            "for {} of {whole_ms} ms the quota was used up, and the kernel does not say when: these times \
+             are of both",
+            short_milliseconds(throttled_ns)
         );
         gaps.push(Gap::new("preempted_by", reason));
     }
@@ -54,15 +59,9 @@ pub fn explain<'a>(component: &Component<'a>, stall: &Stall) -> Explanation<'a> 
         allowed_cpus: cpus.map(|cpus| cpus.allowed),
         confined_to: confined.map(|cpus| cpus.list.clone()),
     };
-    gaps.push(no_culprit());
+    // No line of the program is to blame for what others do with its CPU: it could have been any.
     let basis = if may_be_quota(stall) { Basis::Sampled } else { Basis::Measured };
     Explanation { gaps, ..Explanation::new(kind, basis, Vec::new(), stall.tid) }
-}
-
-/// No line of the program is to blame for what others do with its CPU: it could have been any.
-pub fn no_culprit() -> Gap {
-    let reason = "the thread was ready and had no CPU; the stack only says where it was";
-    Gap::new("culprit", reason)
 }
 
 /// Whether the quota may have been used up without having been counted.
@@ -212,7 +211,7 @@ mod tests {
         let verdict = judge(stall, &BTreeMap::new());
         assert!(verdict.evidence.is_empty(), "no line is to blame");
         let gaps = verdict.gaps.into_iter().map(|gap| gap.0);
-        (verdict.cause.summary, gaps.filter(|gap| !gap.starts_with("culprit")).collect())
+        (verdict.cause.summary, gaps.collect())
     }
 
     /// How the CPU was lost and who had it most, in words; nothing is missing where all is known.
@@ -290,7 +289,7 @@ mod tests {
     fn unknown_time() {
         let (_, gaps) = told(&stall(100, 0, 0, vec![ran(50, 50, "cron", 90)]));
         assert_eq!(gaps.len(), 1);
-        assert!(gaps[0].contains("10000000 of 100000000 ns"), "{gaps:?}");
+        assert!(gaps[0].contains("10 of 100 ms"), "{gaps:?}");
         let nobody = stall(100, 0, 0, Vec::new());
         let verdict = judge(&nobody, &BTreeMap::new());
         assert_eq!(verdict.cause.summary, "ready, but without a CPU: preempted 100 ms");

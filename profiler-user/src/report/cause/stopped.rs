@@ -36,8 +36,6 @@ pub fn explain<'a>(component: &Component<'a>, stall: &Stall) -> Explanation<'a> 
         gaps.push(Gap::new("tracer", "it had gone before it was asked for"));
     }
     // No line of the program is to blame: it could have been any.
-    let reason = "the thread was stopped from outside; the stack only says where it was";
-    gaps.push(Gap::new("culprit", reason));
     let tracer = tracer.map(|it| Tracer { pid: it.pid, name: it.name.clone() });
     let kind = CauseKind::Stopped { by, tracer };
     Explanation { gaps, ..Explanation::new(kind, basis, Vec::new(), stall.tid) }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use profiler_ebpf::record::Registers;
 
-use super::{Basis, Component, Explanation, called, held};
+use super::{Basis, Component, Explanation, called, futex, held};
 use crate::call::is_remote;
 use crate::gap::Gap;
 use crate::report::hexadecimal;
@@ -66,6 +66,7 @@ pub fn explain<'a>(
     });
     let basis = match kind {
         CauseKind::Unknown => Basis::Missing,
+        _ if futex::is_guess(&kind) => Basis::Sampled,
         _ if held::is_all(stall, &kind, component.time_ns, &mut gaps) => Basis::Measured,
         _ => Basis::Sampled,
     };
@@ -77,7 +78,7 @@ pub fn explain<'a>(
 }
 
 /// What a blocked stack was waiting for. `others` is on how many more things the same call waited.
-fn wait_kind(
+pub fn wait_kind(
     stall: &Stall,
     sampled: &Sampled,
     others: usize,
@@ -103,7 +104,7 @@ fn wait_kind(
     }
     match held::lock_of(stall, sampled) {
         Some(Lock::Gil) => return held::gil(stall, gaps),
-        Some(Lock::Futex(futex)) => return held::lock(stall, futex, gaps),
+        Some(Lock::Futex(futex)) => return futex::explain(stall, sampled, futex, gaps),
         None => {}
     }
     let target = called::target(sampled, &syscall, descriptors, gaps);

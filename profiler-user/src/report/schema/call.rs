@@ -45,6 +45,8 @@ pub struct Descriptor {
     pub peer: Option<String>,
     /// Of TCP: `established`, `syn_sent`, `listen`, …
     pub state: Option<String>,
+    /// Of TCP: the peer is a client, which connected to a port that is listened at.
+    pub is_inbound: bool,
     /// Of a file, a device or a terminal.
     pub path: Option<String>,
     /// Of a file, the type of its file system: `ext4`, `nfs4`, `fuse.sshfs`.
@@ -79,7 +81,8 @@ pub enum DescriptorKind {
 pub struct Party {
     pub pid: u32,
     pub name: Option<String>,
-    /// The command line, arguments separated by spaces; its beginning, if it is long.
+    /// The command line, arguments separated by spaces; its beginning, if it is long. `null` without
+    /// `--show-commands`.
     pub command: Option<String>,
 }
 
@@ -106,4 +109,8 @@ pub enum Purpose {
     FileLock,
     /// A child process was to end.
     ChildProcess,
+    /// It waited for something that another thread might have done, and its time ran out.
+    TimedWait,
+    /// A child process was to become its program: `path`, where it was seen on its way there.
+    ProgramStart,
 }

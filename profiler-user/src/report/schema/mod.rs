@@ -68,13 +68,18 @@ pub struct Common {
     /// When the line was made: RFC 3339, UTC, µs.
     pub timestamp: String,
     pub severity: Severity,
-    /// One sentence for a person.
+    /// One sentence for a person. Characters that command a terminal are escaped: `\u{1b}`.
     pub message: String,
     /// The attachment: the same on every line of it.
     pub session: String,
     /// Host name.
     pub host: String,
     pub process: Process,
+    /// How much was left out for the line to be short enough, by what: `frames` and `stacks`, of these `stacks_told`
+    /// that an earlier line of the stall had; entries of the list or object of that name; `texts` that were cut, which
+    /// end in `…`; `command_bytes` of the command line. Absent where nothing was.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub omitted: BTreeMap<String, u64>,
 }
 
 /// The target.
@@ -88,14 +93,18 @@ pub struct Process {
     pub name: String,
     /// Path of the executable.
     pub exe: Option<String>,
-    /// The command line, arguments separated by spaces.
+    /// The command line, arguments separated by spaces; its first 256 bytes.
     pub command: Option<String>,
     /// RFC 3339, UTC, µs.
     pub start_time: Option<String>,
     /// `null` outside containers.
     pub container_id: Option<String>,
     pub cgroup: Option<String>,
-    /// Given by the user, and Kubernetes' own.
+    /// What people call it: the systemd unit that it runs in, without `.service`; else the container, where its control
+    /// group has the name (LXC, systemd-nspawn); else what its command line runs: the application that a server is
+    /// given (`shop.main` of `uvicorn shop.main:app`), the script, the module or the program.
+    pub service: Option<String>,
+    /// Given by the user (`--label`), and Kubernetes' own.
     pub labels: BTreeMap<String, String>,
 }
 
@@ -121,7 +130,7 @@ impl Report {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use schemars::generate::SchemaSettings;
     use serde_json::Value;
 
@@ -134,7 +143,7 @@ mod tests {
     /// Set to write the published schema instead of comparing with it.
     const BLESS: &str = "STALLTRACE_BLESS";
 
-    fn schema() -> Value {
+    pub fn schema() -> Value {
         // As written, not as read: what may be null is there all the same.
         let settings = SchemaSettings::draft2020_12().for_serialize();
         settings.into_generator().into_root_schema_for::<Report>().to_value()
@@ -153,7 +162,7 @@ mod tests {
     }
 
     /// Whether a value is what a schema says, by the keywords that these schemas use.
-    fn is_valid(value: &Value, schema: &Value, root: &Value) -> bool {
+    pub fn is_valid(value: &Value, schema: &Value, root: &Value) -> bool {
         let Some(schema) = schema.as_object() else { return schema == &Value::Bool(true) };
         schema.iter().all(|(keyword, rule)| match (keyword.as_str(), rule) {
             ("$ref", Value::String(pointer)) => {

@@ -65,6 +65,21 @@ pub struct Configuration {
     pub stats_interval_ns: Option<u64>,
     /// Samples a second of running time, while a stall is suspected.
     pub sample_frequency_hz: u64,
+    /// The most bytes of a line of JSON, with its line feed; `null` for no limit.
+    pub line_limit_bytes: Option<u64>,
+    pub stacks: Stacks,
+}
+
+/// How much of stacks is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Stacks {
+    /// All frames of all stacks, on every line; where the line's limit has no room for them, what `app` has.
+    Full,
+    /// Of the stack that the culprit is on what matters, of others the frame to look at first.
+    App,
+    None,
 }
 
 /// What was seen, and what was lost.
@@ -80,8 +95,9 @@ pub struct SessionEnd {
     /// Most stalled time first.
     pub top_culprits: Vec<TopCulprit>,
     /// How stacks and their frames were had: `stacks`, of these `stacks_truncated`; native frames
-    /// `by_registers` (the innermost), `by_unwind_table`, `by_frame_pointer`, `by_signal`; frames of
-    /// `python` and `javascript`; and `nameless` ones of any kind.
+    /// `by_registers` (the innermost), `by_unwind_table`, `by_frame_pointer`, `by_search` (of the
+    /// stack, where no table leads on), `by_signal`; frames of `python` and `javascript`; and `nameless`
+    /// ones of any kind.
     pub frames: BTreeMap<String, u64>,
     /// Everything that could not be had, with its reason.
     pub gaps: Vec<String>,
@@ -95,6 +111,9 @@ pub struct SessionEnd {
 #[serde(rename_all = "snake_case")]
 pub enum EndReason {
     Detached,
+    /// The process executed another program, which a session of its own follows: its `session_start` is the next
+    /// line, unless it cannot be watched.
+    Executed,
     TargetExited,
     DurationOver,
     Signal,
@@ -119,5 +138,6 @@ pub struct TopCulprit {
     /// Of its longest stall; of a JavaScript function, the line on which it is defined.
     pub line: Option<u32>,
     pub stalls: u64,
+    /// Of these stalls the parts for which it stands: less than their durations where others had the rest.
     pub stalled_ns: u64,
 }

@@ -20,18 +20,20 @@ pub struct StallLine {
     /// The language runtime, where one was recognised.
     pub runtime: Option<Runtime>,
     pub cause: Cause,
-    /// The frame to look at first.
+    /// The frame to look at first: of the longest part of the stall that has a line, where that is the cause
+    /// or lasted for half the threshold and a tenth of the stall. `null` where all of it is somebody else's.
     pub culprit: Option<Culprit>,
     /// The task that ran, where that could be proved; null without a gap where it was none but a plain
     /// callback.
     pub task: Option<Task>,
     /// What people do about this cause.
     pub advice: Option<String>,
-    /// Heaviest first.
+    /// Heaviest first. On `stall_open` and `stall_update` without those that an earlier line of the same stall had.
     pub stacks: Vec<Stack>,
     /// Everything that could not be had, with its reason.
     pub gaps: Vec<String>,
-    /// Records, samples and reports lost so far in this session, by reason.
+    /// Records, samples and reports lost so far in this session, by reason; unless all stacks are written, without
+    /// those that are 0.
     pub lost: BTreeMap<String, u64>,
 }
 
@@ -41,6 +43,10 @@ pub struct StallLine {
 pub struct Stall {
     /// The same on all lines of one stall.
     pub id: String,
+    /// The same for the same culprit and cause in the same code, across restarts and hosts: what to group
+    /// by. Made of the cause's kind, and of function, file name and language of the culprit and of its three
+    /// nearest callers in the application; of the program's file where there is no culprit.
+    pub signature: String,
     /// RFC 3339, UTC, µs.
     pub started_at: String,
     /// `CLOCK_MONOTONIC`: comparable with the target's own clock.
@@ -60,9 +66,25 @@ pub struct Stall {
     /// What the hypervisor took from the machine's CPUs meanwhile, at most: on which of them the thread
     /// was is not recorded.
     pub steal_ns: Option<u64>,
+    /// The other threads of the same epoll instance or ring, none of which waited on it meanwhile. The line is
+    /// told by the one that had left last.
+    pub away: Vec<Away>,
     /// Connections that waited to be accepted by the process while the loop stalled, the most that were
     /// seen at once. Of TCP only; looked for when the stall is first told, and at growing intervals.
     pub waiting_connections: Vec<WaitingConnections>,
+}
+
+/// A thread that could have served the loop instead, and did not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Away {
+    pub thread: Thread,
+    /// How it was when the line was made.
+    pub state: State,
+    /// How long it had been away by then.
+    pub time_ns: u64,
+    /// The frame to look at first; `null` where no stack of it was taken, or no frame has a name.
+    pub culprit: Option<Culprit>,
 }
 
 /// Connections that nobody had accepted.
@@ -103,9 +125,14 @@ pub struct Switches {
 pub struct LoopThread {
     pub tid: u32,
     pub tid_in_container: Option<u32>,
+    /// As the kernel has it: 15 bytes at most, and the program's own where nobody gave it another.
     pub name: Option<String>,
+    /// As Python's `threading` has it; null where that does not know the thread.
+    pub python_name: Option<String>,
+    /// Whether it is the main thread of its process.
+    pub is_main: bool,
     /// `asyncio`, `uvloop`, `trio`, `gevent`, `libuv`, `tokio`, `epoll`, …; of a worker its pool: `thread-pool`,
-    /// `uwsgi`, `tokio`.
+    /// `uwsgi`, `tokio`, `worker_threads`.
     #[serde(rename = "loop")]
     pub loop_kind: String,
 }
@@ -129,10 +156,66 @@ pub struct Cause {
     pub confidence: Confidence,
     /// The part of the stall that went into it: no other part is larger.
     pub time_ns: u64,
-    /// How often the thread waited so, as far as that was seen; `null` for what is sampled by the clock.
+    /// How often the thread waited so, as far as that was seen; `null` for what is sampled by the clock,
+    /// and where `waits` tells.
     pub times: Option<u64>,
+    /// The same where it was many times.
+    pub waits: Option<Waits>,
+    /// What kept the one that was waited for, link by link: the first is the thread that has what the loop
+    /// waits for, the next what that one waits for. Empty where nobody was seen.
+    pub because: Vec<Link>,
+    /// It waits for itself, or those in `because` wait for each other: it will not go on by itself.
+    pub deadlock: bool,
     /// What else a tenth of the stall or more went into, longest first.
     pub also: Vec<Component>,
+}
+
+/// One of a chain of threads that wait for each other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Link {
+    pub thread: Thread,
+    /// A phrase for a person: what it did, or waited for.
+    pub doing: String,
+    /// What its system call works on: `unix`, `tcp 10.0.0.5:443`, `pipe`.
+    pub target: Option<String>,
+    /// The frame to look at first; `null` where no frame of it has a name.
+    pub function: Option<String>,
+    pub file: Option<String>,
+    pub line: Option<u32>,
+    /// How long it was seen to do so, at least.
+    pub time_ns: u64,
+}
+
+/// A pause of everything that a runtime runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct StopTheWorld {
+    pub pause: Pause,
+    /// The thread that it was done in, where that was seen.
+    pub thread: Option<Thread>,
+    /// The thread that asked for it, or whose allocation did.
+    pub set_off_by: Option<Thread>,
+}
+
+/// What for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Pause {
+    GarbageCollection,
+    /// Of a JVM, for whatever needs all its threads to stand still.
+    Safepoint,
+}
+
+/// Many waits of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Waits {
+    pub count: u64,
+    pub mean_ns: u64,
+    /// Waits of other kinds came between, and how many were of this is estimated from samples.
+    pub is_estimate: bool,
 }
 
 /// Another part of the same stall.
@@ -146,6 +229,7 @@ pub struct Component {
     pub time_ns: u64,
     /// As in the cause itself.
     pub times: Option<u64>,
+    pub waits: Option<Waits>,
     /// The frame to look at first for this part; `null` where no stack shows it.
     pub culprit: Option<Culprit>,
 }
@@ -163,10 +247,11 @@ pub enum Confidence {
     Certain,
 }
 
-/// The kinds of cause, each with what belongs to it.
+/// The kinds of cause. What belongs to one kind stands in `detail`, so that a table of all of them has few
+/// columns; `unknown` has none.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(test, derive(JsonSchema))]
-#[serde(tag = "kind", rename_all = "snake_case")]
+#[serde(tag = "kind", content = "detail", rename_all = "snake_case")]
 pub enum CauseKind {
     /// One piece of code kept the CPU.
     Cpu {
@@ -213,6 +298,8 @@ pub enum CauseKind {
         path: Option<String>,
         /// Who has locked it.
         held_by: Vec<Party>,
+        /// Of waits in a futex whose time ran out: the times.
+        ran_out_ns: Vec<u64>,
     },
     /// Waiting in a futex for another thread.
     Lock {
@@ -225,6 +312,10 @@ pub enum CauseKind {
         /// Who ended the longest of the waits: it may have held the lock all the time, or only last.
         /// `null` while the wait lasts, and where a timeout or a signal ended it.
         woken_by: Option<Waker>,
+        /// What the thread was to give, where its stack tells.
+        awaited: Option<AwaitedOf>,
+        /// A collection or another pause of the whole runtime that it waited for.
+        stop_the_world: Option<StopTheWorld>,
     },
     /// Waiting for Python's global interpreter lock.
     Gil {
@@ -232,6 +323,8 @@ pub enum CauseKind {
         holder_thread: Option<Thread>,
         /// Everybody who was seen to hold it meanwhile, longest first.
         holders: Vec<Holder>,
+        /// The collection that the holder did.
+        stop_the_world: Option<StopTheWorld>,
     },
     /// Uninterruptible I/O, or a page that had to come from a file.
     Disk {
@@ -286,7 +379,59 @@ pub enum CauseKind {
     Unknown,
 }
 
+/// What a thread waits for that waits for another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum AwaitedOf {
+    /// The result of work that was handed over.
+    Result,
+    /// The thread's end.
+    End,
+    /// Something out of a queue, or room in it.
+    Queue,
+    /// A module that another thread imports.
+    Import,
+    /// An event, a condition or a barrier.
+    Event,
+}
+
 impl CauseKind {
+    /// As `kind` has it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Cpu { .. } => "cpu",
+            Self::Saturated { .. } => "saturated",
+            Self::Syscall { .. } => "syscall",
+            Self::Sleep { .. } => "sleep",
+            Self::Lock { .. } => "lock",
+            Self::Gil { .. } => "gil",
+            Self::Disk { .. } => "disk",
+            Self::Memory { .. } => "memory",
+            Self::RunQueue { .. } => "run_queue",
+            Self::CpuQuota { .. } => "cpu_quota",
+            Self::Stopped { .. } => "stopped",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// The pause of the whole runtime that was waited for, if it was one.
+    pub fn stop_the_world(&self) -> Option<&StopTheWorld> {
+        match self {
+            Self::Lock { stop_the_world, .. } | Self::Gil { stop_the_world, .. } => {
+                stop_the_world.as_ref()
+            }
+            _ => None,
+        }
+    }
+
+    /// Says which pause it was. Only who waits for another thread waits for one.
+    pub fn set_stop_the_world(&mut self, pause: StopTheWorld) {
+        if let Self::Lock { stop_the_world, .. } | Self::Gil { stop_the_world, .. } = self {
+            *stop_the_world = Some(pause);
+        }
+    }
+
     /// Whether no line of the program is to blame: it was kept from running, wherever it was.
     pub fn is_from_outside(&self) -> bool {
         matches!(self, Self::RunQueue { .. } | Self::CpuQuota { .. } | Self::Stopped { .. })
@@ -375,7 +520,7 @@ pub struct Waker {
     /// The thread's, at that moment.
     pub name: String,
     /// Of its process, if that is another than the target and has not exited; the beginning, if it is
-    /// long.
+    /// long. `null` without `--show-commands`.
     pub command: Option<String>,
 }
 
@@ -398,7 +543,8 @@ pub struct Preemptor {
     pub tid: Option<u32>,
     /// That thread's name, or the process's.
     pub name: Option<String>,
-    /// The beginning of its command line; `null` of kernel threads, and where the process is gone.
+    /// The beginning of its command line; `null` without `--show-commands`, of kernel threads, and where the
+    /// process is gone.
     pub command: Option<String>,
     pub container_id: Option<String>,
     /// Measured.
@@ -421,6 +567,22 @@ pub struct Culprit {
     pub language: Language,
     /// May be another thread than the loop's.
     pub thread: u32,
+    /// How long the part of the stall lasted that it stands for.
+    pub time_ns: u64,
+    pub part: PartOfStall,
+}
+
+/// What the loop's thread was in that part of the stall for which a culprit stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum PartOfStall {
+    /// On a CPU: the culprit is what ran.
+    Running,
+    /// Blocked: the culprit is what waited, or what it waited for.
+    Blocked,
+    /// Ready, but without a CPU: of a thread that was away from its loop, where it was then.
+    Runnable,
 }
 
 /// A task of the loop. Function, file and line are of the application's outermost code in it: of a web
@@ -450,12 +612,19 @@ pub struct Stack {
     /// its share of the time that the loop waited, of a waker what the waits had lasted that it ended,
     /// of others 0.
     pub time_ns: u64,
-    /// Innermost first; empty where the thread was in user code.
+    /// Innermost first; absent where the thread was in user code.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub kernel: Vec<Frame>,
-    /// Innermost first; frames of all languages in true calling order.
+    /// Innermost first; frames of all languages in true calling order. By default all that matters of the
+    /// stack that the culprit is on, and of others the frame to look at first: see `left_out`.
     pub frames: Vec<Frame>,
-    /// Why it stops before its outermost frame, where it does.
+    /// Why it stops before its outermost frame; absent where it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub truncated: Option<String>,
+    /// Frames of `frames` that are left out: those that the line has no room for or that lead nowhere, and of a
+    /// deep stack an interpreter's between its innermost and its outermost ones. Absent where there are none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub left_out: u32,
 }
 
 /// What a stack's thread has to do with the stall.
@@ -484,26 +653,48 @@ pub enum State {
     Stopped,
 }
 
-/// One frame.
+/// One frame. What is not known, or not so, is absent: there are many of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Frame {
     /// Demangled, or Python's qualified name.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub function: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
     /// Of a JavaScript function, the line on which it is defined.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub line: Option<u32>,
     /// The mapped file that holds the code; Python and JavaScript frames have none.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub module: Option<String>,
     pub language: Language,
     /// The compiler put it into its caller.
+    #[serde(skip_serializing_if = "is_false")]
     pub inlined: bool,
     /// Whether it is the application's own code, not a library's or the runtime's.
+    #[serde(skip_serializing_if = "is_false")]
     pub in_app: bool,
-    /// Hexadecimal; Python and JavaScript frames have none.
+    /// Hexadecimal; Python and JavaScript frames have none. Only with `--stacks full`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
-    /// Hexadecimal, relative to the beginning of the module's file: for symbolizing later.
+    /// Hexadecimal, relative to the beginning of the module's file: for symbolizing later. Only with `--stacks full`,
+    /// and of code without a name.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub module_offset: Option<String>,
+    /// Frames left out between this one and the next that is listed, its callers.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub left_out: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(value: &u32) -> bool {
+    *value == 0
 }
 
 /// What a frame's code was written in.

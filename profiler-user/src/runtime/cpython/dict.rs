@@ -9,8 +9,8 @@ pub const MAX_ENTRIES: u64 = 1 << 16;
 /// The slots of the index table lie below this power of two, which no real dictionary reaches.
 const MAX_LOG2_BYTES: u8 = 40;
 
-/// `PyDictObject.ma_keys`, the same from 3.8 to 3.14.
-const KEYS: u64 = 32;
+/// `PyDictObject.ma_keys`, the same from 3.8 to 3.15.
+pub const KEYS: u64 = 32;
 
 /// How a version lays out `PyDictKeysObject`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +19,18 @@ pub enum Form {
     Sized,
     /// From 3.11: the index's size as a power of two; where all keys are text, entries lack the hash.
     Logarithmic,
+    /// The same behind the longer header of free-threaded builds.
+    LogarithmicAfterLonger,
+}
+
+impl Form {
+    /// Where `ma_keys` lies.
+    fn keys(self) -> u64 {
+        match self {
+            Self::Sized | Self::Logarithmic => KEYS,
+            Self::LogarithmicAfterLonger => KEYS + 16,
+        }
+    }
 }
 
 /// Why a dictionary could not be read.
@@ -50,7 +62,14 @@ pub fn entries(
     form: Form,
     dict: u64,
 ) -> Result<Vec<(u64, u64)>, NoDict> {
-    let keys = memory.read_u64(dict.wrapping_add(KEYS))?;
+    let keys = memory.read_u64(dict.wrapping_add(form.keys()))?;
+    let pairs = table(memory, form, keys)?;
+    // What was deleted leaves an entry without a value.
+    Ok(pairs.into_iter().filter(|&(key, value)| key != 0 && value != 0).collect())
+}
+
+/// All that a table of keys has, in its order: the keys that objects share have no values here.
+pub fn table(memory: &dyn TargetMemory, form: Form, keys: u64) -> Result<Vec<(u64, u64)>, NoDict> {
     let word = |offset: u64| memory.read_u64(keys.wrapping_add(offset));
     let (begin, count, entry_bytes) = match form {
         Form::Sized => {
@@ -63,7 +82,7 @@ pub fn entries(
             let index_bytes = slots.checked_mul(slot_bytes).ok_or(NoDict::Implausible)?;
             (index_bytes.checked_add(40), word(32)?, 24)
         }
-        Form::Logarithmic => {
+        Form::Logarithmic | Form::LogarithmicAfterLonger => {
             let [_, log2_bytes, kind, ..] = word(8)?.to_le_bytes();
             if log2_bytes > MAX_LOG2_BYTES || kind > 2 {
                 return Err(NoDict::Implausible);
@@ -84,9 +103,7 @@ pub fn entries(
         let [.., key, value] = words else { return None };
         Some((u64::from_le_bytes(*key), u64::from_le_bytes(*value)))
     };
-    let pairs = bytes.chunks_exact(entry_bytes).filter_map(pair);
-    // What was deleted leaves an entry without a value.
-    Ok(pairs.filter(|&(key, value)| key != 0 && value != 0).collect())
+    Ok(bytes.chunks_exact(entry_bytes).filter_map(pair).collect())
 }
 
 /// The value of a text key. A text that cannot be read is not the one looked for.
@@ -123,13 +140,18 @@ pub mod tests {
     pub fn put_dict(pages: &mut Pages, form: Form, kind: u8, dict: u64, pairs: &[(u64, u64)]) {
         let keys = dict + 0x100;
         pages.put_u64(dict + 32, keys);
+        put_table(pages, form, kind, keys, pairs);
+    }
+
+    /// Puts a table of keys there.
+    pub fn put_table(pages: &mut Pages, form: Form, kind: u8, keys: u64, pairs: &[(u64, u64)]) {
         let begin = match form {
             Form::Sized => {
                 pages.put_u64(keys + 8, 8);
                 pages.put_u64(keys + 32, pairs.len() as u64);
                 keys + 40 + 8
             }
-            Form::Logarithmic => {
+            Form::Logarithmic | Form::LogarithmicAfterLonger => {
                 pages.put(keys + 8, &[3, 3, kind, 0, 0, 0, 0, 0]);
                 pages.put_u64(keys + 24, pairs.len() as u64);
                 keys + 32 + 8

@@ -1,6 +1,6 @@
 //! A thread state to its chain of raw frames: the probes' walk, for a thread that stands still.
 
-use profiler_ebpf::limits::PYTHON_FRAMES;
+use profiler_ebpf::limits::{INNER_PYTHON_FRAMES, PYTHON_FRAMES, PYTHON_STRIDE, PYTHON_STRIDES};
 use profiler_ebpf::python::{ABSENT, PythonFrame, PythonLayout, PythonWalk, code_check};
 
 use super::object::{Object, Width};
@@ -73,16 +73,48 @@ fn follow(
     mut address: u64,
     frames: &mut Vec<PythonFrame>,
 ) -> Result<PythonWalk, Unreadable> {
+    let mut left_out = 0;
     while address != 0 {
-        // Also what ends a walk around a ring of frames.
         if frames.len() == PYTHON_FRAMES {
             return Ok(PythonWalk::TooDeep);
+        }
+        if frames.len() == INNER_PYTHON_FRAMES {
+            match outer_end(memory, layout.frame_previous, address)? {
+                Some((end, strides)) => (address, left_out) = (end, strides * PYTHON_STRIDE),
+                None => return Ok(PythonWalk::TooDeep),
+            }
         }
         let (frame, previous) = read(memory, layout, address)?;
         frames.push(frame);
         address = previous;
     }
-    Ok(PythonWalk::Complete)
+    Ok(match u32::try_from(left_out) {
+        Ok(0) => PythonWalk::Complete,
+        Ok(left_out) => PythonWalk::Shortened(left_out),
+        Err(_) => PythonWalk::TooDeep,
+    })
+}
+
+/// The frame from which on all that is left is kept, and how many strides lie before it. Also what ends a walk
+/// around a ring of frames.
+fn outer_end(
+    memory: &dyn TargetMemory,
+    previous: u32,
+    first: u64,
+) -> Result<Option<(u64, usize)>, Unreadable> {
+    // Two marks, one stride apart: between the outer one and the end there is less than a stride.
+    let (mut inner, mut outer, mut strides) = (first, first, 0);
+    for stride in 0..PYTHON_STRIDES {
+        let mut frame = outer;
+        for _ in 0..PYTHON_STRIDE {
+            frame = memory.read_u64(frame.wrapping_add(previous.into()))?;
+            if frame == 0 {
+                return Ok(Some((inner, strides)));
+            }
+        }
+        (inner, outer, strides) = (outer, frame, stride);
+    }
+    Ok(None)
 }
 
 /// One frame, and the address of its caller's.
@@ -120,6 +152,11 @@ fn read(
     Ok((frame, object.u64(layout.frame_previous)?))
 }
 
+/// Whether a frame has no caller. One that cannot be read any more is taken for one that has.
+pub fn is_outermost(memory: &dyn TargetMemory, layout: &PythonLayout, frame: u64) -> bool {
+    memory.read_u64(frame.wrapping_add(layout.frame_previous.into())) == Ok(0)
+}
+
 /// The check word of the code object that lies at an address now. Of a shim frame, whose code is
 /// no code object from 3.13 on, it is made of whatever lies there.
 pub fn check_of(
@@ -148,12 +185,12 @@ mod tests {
     use super::walk;
     use crate::runtime::cpython::layout::of_minor;
     use crate::runtime::cpython::pages::Pages;
-    use profiler_ebpf::limits::PYTHON_FRAMES;
+    use profiler_ebpf::limits::{INNER_PYTHON_FRAMES, PYTHON_STRIDE, PYTHON_STRIDES};
     use profiler_ebpf::python::{ABSENT, PythonLayout, PythonWalk, code_check};
 
     const TSTATE: u64 = 0x10_0000;
     const CFRAME: u64 = 0x11_0000;
-    const FRAMES: u64 = 0x20_0000;
+    const FRAMES: u64 = 0x4000_0000;
     const CODE: u64 = 0x30_0000;
     const THREAD: u64 = 0x7f00_1234;
 
@@ -201,7 +238,7 @@ mod tests {
     /// In every version the chain is followed to its end and each field lands where it belongs.
     #[test]
     fn whole_chain() {
-        for minor in 8..=14 {
+        for minor in 8..=15 {
             let layout = layout(minor);
             let pages = thread(&layout, 3, 0);
             let (frames, end) = walk(&pages, &layout, TSTATE, Some(THREAD));
@@ -256,6 +293,30 @@ mod tests {
     fn ring() {
         let layout = layout(12);
         let (frames, end) = walk(&thread(&layout, 2, frame(0)), &layout, TSTATE, None);
-        assert_eq!((frames.len(), end), (PYTHON_FRAMES, PythonWalk::TooDeep));
+        assert_eq!((frames.len(), end), (INNER_PYTHON_FRAMES, PythonWalk::TooDeep));
+    }
+
+    /// Of a deep chain both ends are kept, and how many lie between is known exactly.
+    #[test]
+    fn both_ends_of_a_deep_chain() {
+        let layout = layout(12);
+        let deepest = (INNER_PYTHON_FRAMES + PYTHON_STRIDES * PYTHON_STRIDE) as u64;
+        for depth in [128, 129, 192, 255, 256, 319, 320, 321, 1_700, 10_007, deepest] {
+            let (frames, end) = walk(&thread(&layout, depth, 0), &layout, TSTATE, None);
+            let left_out = depth - frames.len() as u64;
+            match end {
+                PythonWalk::Complete => assert_eq!(left_out, 0, "{depth}"),
+                PythonWalk::Shortened(told) => assert_eq!(left_out, u64::from(told), "{depth}"),
+                other => unreachable!("{other:?} of {depth}"),
+            }
+            let inner = depth.min(INNER_PYTHON_FRAMES as u64);
+            let outer = depth - (frames.len() as u64 - inner)..depth;
+            let found: Vec<u64> = frames.iter().map(|raw| raw.frame).collect();
+            assert_eq!(found, (0..inner).chain(outer).map(frame).collect::<Vec<_>>(), "{depth}");
+            assert!(left_out == 0 || frames.len() >= INNER_PYTHON_FRAMES + PYTHON_STRIDE);
+        }
+        let beyond = deepest + 1;
+        let (frames, end) = walk(&thread(&layout, beyond, 0), &layout, TSTATE, None);
+        assert_eq!((frames.len(), end), (INNER_PYTHON_FRAMES, PythonWalk::TooDeep));
     }
 }

@@ -2,17 +2,19 @@
 
 use std::path::PathBuf;
 
-use profiler_ebpf::limits::PYTHON_FRAMES;
+use profiler_ebpf::limits::{PYTHON_FRAMES, PYTHON_STRIDE, PYTHON_STRIDES};
 use profiler_ebpf::python::{PythonFrame, PythonWalk};
 
 use super::detect::{Image, images};
 use super::dict::MAX_ENTRIES;
-use super::layout::{DEBUG_COOKIE, DEBUG_WORDS, Layout, of_minor};
+use super::layout::{Layout, of_minor};
 use super::lines::{Format, LineTable};
 use super::names::{MAX_LINE_TABLE_BYTES, MAX_STACK_TABLE_BYTES, Names};
 use super::object::MAX_BYTES;
+use super::published::{DEBUG_COOKIE, DEBUG_WORDS};
 use super::strings::MAX_CHARACTERS;
 use super::tasks::{MAX_CURRENT, Tasks};
+use super::threading::Threading;
 use super::threads::{self, MAX_INTERPRETERS, MAX_THREAD_STATES};
 use super::{Gil, Python, frames, version};
 use crate::hostile::{
@@ -27,8 +29,9 @@ const MOST_LIST_READS: u64 = 1 + 2 * MAX_INTERPRETERS as u64 + MAX_THREAD_STATES
 /// a thread is looked for by two witnesses.
 const MOST_SEARCH_READS_PER_STATE: u64 = 6;
 
-/// Two structures of each frame, and at the beginning the thread's identity and two words.
-const MOST_WALK_READS: u64 = 3 + 2 * PYTHON_FRAMES as u64;
+/// Two structures of each frame, a word of each that is passed over, and at the beginning the thread's identity
+/// and two words.
+const MOST_WALK_READS: u64 = 3 + (2 * PYTHON_FRAMES + PYTHON_STRIDE * PYTHON_STRIDES) as u64;
 
 /// The code object, its check word before and after, two texts and the line table in two pieces each.
 const MOST_NAME_READS: u64 = 3 + 3 * 2;
@@ -43,7 +46,7 @@ const MOST_TASK_READS: u64 = 2 * (4 * MAX_ENTRIES + 16) + 16 * MAX_CURRENT as u6
 const MOST_LOCK_READS: u64 = 4;
 
 fn any_layout(random: &mut Random) -> Layout {
-    of_minor(8 + random.below(7) as u8).expect("known")
+    of_minor(8 + random.below(8) as u8).expect("known")
 }
 
 fn any_memory(random: &mut Random) -> HostileMemory {
@@ -59,6 +62,7 @@ fn python(layout: Layout, runtime: u64, code_type: Option<u64>) -> Python {
         layout,
         names: Names::default(),
         tasks: Tasks::default(),
+        threading: Threading::default(),
     }
 }
 
@@ -173,13 +177,30 @@ fn running_tasks() {
         for frame in &mut named {
             frame.is_coroutine = random.once_in(2);
         }
-        let walk = *random.pick(&[PythonWalk::Complete, PythonWalk::TooDeep]);
+        let walk =
+            *random.pick(&[PythonWalk::Complete, PythonWalk::TooDeep, PythonWalk::Shortened(9)]);
         let tstate = random.once_in(2).then(|| memory.place(random));
         for _ in 0..3 {
             memory.forget_counts();
             let running = python.running(&memory, &raw, &named, walk, tstate);
             let ran = running.is_some_and(|running| running.task.is_ok());
             assert!(!ran || named.iter().any(|frame| frame.is_coroutine), "a task of nobody's");
+            let (reads, _) = memory.counts();
+            assert!(reads <= MOST_TASK_READS, "{reads} reads");
+        }
+    });
+}
+
+/// The names of threads: through the names of all modules, of one module, and all threads.
+#[test]
+fn thread_names() {
+    rounds(60, |random| {
+        let (layout, memory) = (any_layout(random), any_memory(random));
+        let mut python = python(layout, memory.place(random), None);
+        let tstate = memory.place(random);
+        for _ in 0..3 {
+            memory.forget_counts();
+            let _ = python.thread_name(&memory, tstate);
             let (reads, _) = memory.counts();
             assert!(reads <= MOST_TASK_READS, "{reads} reads");
         }

@@ -1,6 +1,6 @@
 //! The global interpreter lock: whether a thread waits for it, and who holds it.
 //!
-//! Offsets from 3.8 to 3.14, by `offsetof` over each version's internal headers: `_gil_runtime_state`
+//! Offsets from 3.8 to 3.15, by `offsetof` over each version's internal headers: `_gil_runtime_state`
 //! (Include/internal/pycore_gil.h) has kept its form throughout.
 
 use super::layout::Layout;
@@ -16,6 +16,9 @@ const LOCKED: u64 = 16;
 /// them waits for the lock. The last is followed by nothing.
 const WAITED_ON: std::ops::Range<u64> = 32..208;
 
+/// `enabled`, an `int`, and what aligns the rest.
+const IN_USE_BYTES: u64 = 8;
+
 /// Where a version keeps the lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
@@ -23,6 +26,8 @@ pub enum Place {
     Runtime(u32),
     /// Behind a pointer in the interpreter, at this offset.
     Interpreter(u32),
+    /// The same in a free-threaded build: before it stands whether it is in use.
+    Optional(u32),
 }
 
 /// The lock of the first interpreter.
@@ -32,18 +37,25 @@ pub struct Gil {
 }
 
 impl Gil {
-    /// None where the runtime cannot be read. Sub-interpreters may have locks of their own from 3.12
+    /// None where the runtime cannot be read, or a free-threaded build does without. Sub-interpreters may have locks of their own from 3.12
     /// on; a wait for one of those is not recognised.
     pub fn locate(memory: &dyn TargetMemory, layout: &Layout, runtime: u64) -> Option<Self> {
         let address = match layout.gil {
             Place::Runtime(offset) => runtime.checked_add(offset.into())?,
-            Place::Interpreter(offset) => {
+            Place::Interpreter(offset) | Place::Optional(offset) => {
                 let head = runtime.checked_add(layout.runtime_interpreters.into())?;
                 let interpreter = memory.read_u64(head).ok().filter(|address| *address != 0)?;
                 memory.read_u64(interpreter.checked_add(offset.into())?).ok()?
             }
         };
-        (address != 0).then_some(Self { address })
+        if address == 0 {
+            return None;
+        }
+        match layout.gil {
+            Place::Optional(_) if memory.read_u32(address).ok()? == 0 => None,
+            Place::Optional(_) => Some(Self { address: address.checked_add(IN_USE_BYTES)? }),
+            Place::Runtime(_) | Place::Interpreter(_) => Some(Self { address }),
+        }
     }
 
     #[cfg(test)]

@@ -1,4 +1,4 @@
-//! CPython 3.8 to 3.14: from a process to the functions, files and lines of its Python frames.
+//! CPython 3.8 to 3.15: from a process to the functions, files and lines of its Python frames.
 //!
 //! Python frames replace `_PyEval_EvalFrameDefault` in the native stack. One call of that C function
 //! runs one or more Python frames, so whoever puts both stacks together needs to know where the
@@ -18,6 +18,7 @@
 //! is one exception to the rule before 3.12, generators that `throw()` passes over: see
 //! [`pairs`](crate::unwind::pairs).
 
+mod attributes;
 mod collecting;
 mod detect;
 mod dict;
@@ -25,12 +26,15 @@ mod frames;
 mod gil;
 mod layout;
 mod lines;
+mod modules;
 mod names;
 mod object;
+mod published;
 mod rlock;
 mod spans;
 mod strings;
 mod tasks;
+mod threading;
 mod threads;
 mod version;
 #[cfg(test)]
@@ -53,6 +57,7 @@ use detect::Image;
 use layout::Layout;
 use names::Names;
 use tasks::{Seen, Tasks};
+use threading::Threading;
 
 pub use gil::Gil;
 pub use names::{FrameKind, NamedFrame};
@@ -67,6 +72,7 @@ pub struct Python {
     layout: Layout,
     names: Names,
     tasks: Tasks,
+    threading: Threading,
 }
 
 impl Python {
@@ -96,7 +102,8 @@ impl Python {
 
     fn attach(memory: &dyn TargetMemory, image: Image) -> Result<Self, Gap> {
         let (version, layout) = version::of(memory, &image)?;
-        Ok(Self { image, version, layout, names: Names::default(), tasks: Tasks::default() })
+        let (names, tasks, threading) = Default::default();
+        Ok(Self { image, version, layout, names, tasks, threading })
     }
 
     /// False also while the interpreter is still being started.
@@ -172,6 +179,12 @@ impl Python {
         )
     }
 
+    /// Whether a state that was listed a while ago still is the thread's with this thread pointer.
+    pub fn is_state_of(&self, memory: &dyn TargetMemory, tstate: u64, thread_id: u64) -> bool {
+        let at = tstate.wrapping_add(self.layout.walk.tstate_thread_id.into());
+        memory.read_u64(at) == Ok(thread_id)
+    }
+
     /// All thread states, or why not all could be reached. Threads that come and go meanwhile may
     /// break the list; asking again is then worthwhile.
     pub fn thread_states(&self, memory: &dyn TargetMemory) -> Result<Vec<ThreadState>, Gap> {
@@ -225,6 +238,15 @@ impl Python {
         let code_type = self.image.code_type;
         self.names.begin_stack();
         frames.iter().map(|raw| self.names.decode(memory, &self.layout, code_type, raw)).collect()
+    }
+
+    /// What Python's `threading` calls the thread with this state; `None` where it does not know it.
+    pub fn thread_name(
+        &mut self,
+        memory: &dyn TargetMemory,
+        tstate: u64,
+    ) -> Result<Option<String>, Gap> {
+        self.threading.name(memory, &self.layout, tstate)
     }
 
     /// Whose coroutine ran in this thread when the frames were captured.

@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 
 use profiler_ebpf::python::PythonFrame;
 
-use super::frames::check_of;
+use super::frames::{check_of, is_outermost};
 use super::layout::{Layout, Shims};
 use super::lines::LineTable;
 use super::object::{Object, Width};
@@ -19,6 +19,12 @@ pub(super) const MAX_LINE_TABLE_BYTES: u64 = 1 << 20;
 /// Bytes of line tables read for one stack at most, so that naming it does not take seconds: the
 /// tables of ordinary functions have a few hundred.
 pub(super) const MAX_STACK_TABLE_BYTES: u64 = 4 << 20;
+
+/// Copies of one code object's bytecode looked at: there is one a thread at most.
+const MAX_COPIES: usize = 8192;
+
+/// `PyVarObject.ob_size`: of a code object its instructions, of two bytes each.
+const CODE_UNITS: u64 = 16;
 
 /// Bytes of decoded code objects past which all are forgotten: some ten thousand ordinary functions.
 /// Those of stalls are few and soon back.
@@ -40,6 +46,8 @@ pub enum FrameKind {
     Shown,
     /// Where C code called the interpreter. Not to be shown.
     CallBoundary,
+    /// What a thread's chain ends in from 3.15 on, a part of its state: no call has put it there.
+    Base,
 }
 
 /// What a raw frame turned out to be. Whatever is None of a shown frame, `gap` says why.
@@ -94,6 +102,8 @@ struct Code {
     first_line: u32,
     flags: u32,
     lines: LineTable,
+    /// How long its bytecode is, where threads may have copies of it.
+    bytecode_bytes: u64,
 }
 
 impl Code {
@@ -127,7 +137,10 @@ impl Names {
         raw: &PythonFrame,
     ) -> NamedFrame {
         if is_boundary(layout.shims, raw.owner) {
-            return NamedFrame::without_names(raw, FrameKind::CallBoundary, true, None);
+            let is_base = layout.shims == Shims::ThreeAndBase
+                && is_outermost(memory, &layout.walk, raw.frame);
+            let kind = if is_base { FrameKind::Base } else { FrameKind::CallBoundary };
+            return NamedFrame::without_names(raw, kind, !is_base, None);
         }
         let ends_eval = ends_eval(layout, raw);
         if !OWNERS.contains(&raw.owner) {
@@ -136,7 +149,10 @@ impl Names {
             return NamedFrame::without_names(raw, FrameKind::Shown, ends_eval, Some(gap));
         }
         match self.code(memory, layout, code_type, raw) {
-            Ok(code) => named(code, raw, offset(layout, raw), ends_eval),
+            Ok(code) => {
+                let offset = offset(memory, layout, raw, code.bytecode_bytes);
+                named(code, raw, offset, ends_eval)
+            }
             Err(gap) => NamedFrame::without_names(raw, FrameKind::Shown, ends_eval, Some(gap)),
         }
     }
@@ -166,7 +182,7 @@ impl Names {
 fn is_boundary(shims: Shims, owner: u8) -> bool {
     match shims {
         Shims::None => false,
-        Shims::Three => owner == 3,
+        Shims::Three | Shims::ThreeAndBase => owner == 3,
         Shims::ThreeAndFour => owner == 3 || owner == 4,
     }
 }
@@ -182,11 +198,14 @@ fn ends_eval(layout: &Layout, raw: &PythonFrame) -> bool {
 }
 
 /// How far into the bytecode a frame is, in bytes.
-fn offset(layout: &Layout, raw: &PythonFrame) -> i64 {
+fn offset(memory: &dyn TargetMemory, layout: &Layout, raw: &PythonFrame, bytes: u64) -> i64 {
     match layout.code_bytecode {
         Some(bytecode) => {
             let begin = raw.code.wrapping_add(bytecode.into());
-            raw.instruction.wrapping_sub(begin).cast_signed()
+            let offset = raw.instruction.wrapping_sub(begin);
+            let in_copy = || in_copy(memory, raw, layout.code_copies?, bytes);
+            let in_copy = if offset < bytes { None } else { in_copy() };
+            in_copy.unwrap_or(offset).cast_signed()
         }
         // A signed number of 32 bits: -1 before the first instruction.
         None => {
@@ -194,6 +213,18 @@ fn offset(layout: &Layout, raw: &PythonFrame) -> i64 {
             i64::from(i32::from_le_bytes([a, b, c, d])) * layout.index_bytes
         }
     }
+}
+
+/// The same in the copy of the bytecode that the frame's thread has of its own.
+fn in_copy(memory: &dyn TargetMemory, raw: &PythonFrame, copies: u32, bytes: u64) -> Option<u64> {
+    let word = u64::BITS as usize / 8;
+    let list = memory.read_u64(raw.code.wrapping_add(copies.into())).ok()?;
+    let count = usize::try_from(memory.read_u64(list).ok()?).ok()?.min(MAX_COPIES);
+    let mut begins = vec![0; count * word];
+    memory.read(list.wrapping_add(word as u64), &mut begins).ok()?;
+    let (begins, _) = begins.as_chunks();
+    let offsets = begins.iter().map(|&it| raw.instruction.wrapping_sub(u64::from_le_bytes(it)));
+    offsets.into_iter().find(|&offset| offset < bytes)
 }
 
 fn named(code: &Code, raw: &PythonFrame, offset: i64, ends_eval: bool) -> NamedFrame {
@@ -252,6 +283,13 @@ fn read(
         let address = object.u64(at).map_err(unreadable)?;
         strings::read(memory, &layout.text, address, what)
     };
+    let bytecode_bytes = match layout.code_copies {
+        Some(_) => {
+            let units = memory.read_u64(raw.code.wrapping_add(layout.in_object(CODE_UNITS)));
+            units.map_err(unreadable)?.saturating_mul(2)
+        }
+        None => 0,
+    };
     let first_line = object.u32(layout.walk.code_firstlineno).map_err(unreadable)?;
     let table = object.u64(layout.walk.code_linetable).map_err(unreadable)?;
     let code = Code {
@@ -260,6 +298,7 @@ fn read(
         first_line,
         flags: object.u32(layout.code_flags).map_err(unreadable)?,
         lines: line_table(memory, layout, first_line, table, table_bytes)?,
+        bytecode_bytes,
     };
     still_there()?;
     Ok(code)
@@ -370,7 +409,7 @@ mod tests {
     /// In every version a frame gets its function, file and line.
     #[test]
     fn names_a_frame() {
-        for minor in 8..=14 {
+        for minor in 8..=15 {
             let layout = layout(minor);
             let pages = target(&layout);
             let named = decode(&layout, &pages, &frame(&layout, &pages, 0));
@@ -381,6 +420,30 @@ mod tests {
             assert!(named.is_coroutine);
             assert_eq!(named.gap, None);
         }
+    }
+
+    /// A thread of a free-threaded build runs a copy of the bytecode of its own; an instruction in none of the
+    /// copies has no line.
+    #[test]
+    fn copies_of_bytecode() {
+        let layout = Layout { code_copies: Some(224), ..layout(15) };
+        let mut pages = target(&layout);
+        pages.put_u64(CODE + 16, 5);
+        let (list, copy) = (0x50_0000, 0x51_0000);
+        pages.put_u64(CODE + 224, list);
+        for (word, value) in [2, CODE + 208, copy].into_iter().enumerate() {
+            pages.put_u64(list + 8 * word as u64, value);
+        }
+        let line_at = |instruction| {
+            let raw = PythonFrame { instruction, ..frame(&layout, &pages, 0) };
+            decode(&layout, &pages, &raw).line
+        };
+        assert_eq!(line_at(CODE + 208 + 4), Some(22), "its own");
+        assert_eq!((line_at(copy), line_at(copy + 4)), (Some(21), Some(22)));
+        assert_eq!(line_at(copy + 10), None);
+        pages.put_u64(list, u64::MAX);
+        let raw = PythonFrame { instruction: copy + 4, ..frame(&layout, &pages, 0) };
+        assert_eq!(decode(&layout, &pages, &raw).line, None, "more copies than are read");
     }
 
     /// A frame that has not begun stands at its function's first line.

@@ -1,6 +1,13 @@
 //! The address of one of the interpreter's structures to its fields, in a single read.
 
+use super::layout::Layout;
 use crate::process::{TargetMemory, Unreadable};
+
+/// `PyTypeObject.tp_flags`, and what it says of subclasses of `int`, `str` and `dict`: public since 2.6.
+pub const TYPE_FLAGS: u64 = 168;
+pub const IS_INT: u64 = 1 << 24;
+pub const IS_TEXT: u64 = 1 << 28;
+pub const IS_DICT: u64 = 1 << 29;
 
 /// More than any structure is read of at once: a thread state up to its identity is the longest
 /// with under 200 bytes, and published offsets stay below 1024.
@@ -57,6 +64,16 @@ pub enum Width {
     Byte = 1,
     Half = 4,
     Word = 8,
+}
+
+/// An object's type, and that type's flags.
+pub fn type_of(
+    memory: &dyn TargetMemory,
+    layout: &Layout,
+    object: u64,
+) -> Result<(u64, u64), Unreadable> {
+    let kind = memory.read_u64(object.wrapping_add(layout.object_type.into()))?;
+    Ok((kind, memory.read_u64(kind.wrapping_add(layout.in_object(TYPE_FLAGS)))?))
 }
 
 #[cfg(test)]

@@ -36,7 +36,8 @@ pub fn read(
             .map_err(|error| gap(&error))?;
     let length = header.u64(layout.length).map_err(|error| gap(&error))?;
     let state = header.u32(layout.state).map_err(|error| gap(&error))?;
-    let (kind, ascii) = kind_of(state).ok_or_else(|| gap(&"no text lies where it should"))?;
+    let (kind, ascii) =
+        kind_of(state, layout.interned_bits).ok_or_else(|| gap(&"no text lies where it should"))?;
 
     let whole = usize::try_from(length).unwrap_or(usize::MAX);
     let characters = whole.min(MAX_CHARACTERS);
@@ -55,12 +56,13 @@ pub fn read(
     Ok(text)
 }
 
-/// Reads the bits of `state`: two of interning, then three of the kind, one each for compact and
+/// Reads the bits of `state`: those of interning, two or eight, then three of the kind, one each for compact and
 /// ASCII. None where they contradict each other, as they do in memory that is no `str`.
-fn kind_of(state: u32) -> Option<(Kind, bool)> {
-    let compact = state >> 5 & 1 == 1;
-    let ascii = state >> 6 & 1 == 1;
-    let kind = match state >> 2 & 7 {
+fn kind_of(state: u32, interned_bits: u32) -> Option<(Kind, bool)> {
+    let state = state.checked_shr(interned_bits)?;
+    let compact = state >> 3 & 1 == 1;
+    let ascii = state >> 4 & 1 == 1;
+    let kind = match state & 7 {
         1 => Kind::One,
         2 => Kind::Two,
         4 => Kind::Four,
@@ -115,7 +117,7 @@ mod tests {
     /// All four forms, in the short and the long header, before and after 3.12.
     #[test]
     fn every_form() {
-        for minor in [8, 11, 12, 13, 14] {
+        for minor in [8, 11, 12, 13, 14, 15] {
             let text = |state, length, data: &[u8]| {
                 read_back(minor, state, length, data).expect("readable")
             };

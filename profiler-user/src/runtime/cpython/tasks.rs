@@ -7,25 +7,15 @@
 
 use profiler_ebpf::python::{PythonFrame, PythonWalk};
 
-use super::dict::{self, Form};
+use super::dict;
 use super::layout::Layout;
+use super::modules::ModuleDict;
 use super::names::{FrameKind, NamedFrame};
+use super::object::{IS_INT, IS_TEXT, type_of};
 use super::strings;
 use crate::gap::Gap;
 use crate::process::{TargetMemory, Unreadable};
 use crate::task::{Running, Task};
-
-/// `PyThreadState.interp`, the same from 3.8 to 3.14.
-const TSTATE_INTERPRETER: u64 = 16;
-
-/// `PyModuleObject.md_dict`, the same from 3.8 to 3.14.
-const MODULE_DICT: u64 = 16;
-
-/// `PyTypeObject.tp_flags`, and what it says of subclasses of `int`, `str` and `dict`: public since 2.6.
-const TYPE_FLAGS: u64 = 168;
-const IS_INT: u64 = 1 << 24;
-const IS_TEXT: u64 = 1 << 28;
-const IS_DICT: u64 = 1 << 29;
 
 /// An `int` of 3.12 and later: how many digits it has, and those, 30 bits each.
 const INT_TAG: u64 = 16;
@@ -35,18 +25,11 @@ const DIGIT_BITS: u32 = 30;
 /// Digits of a task's number, which is of 64 bits.
 const MAX_DIGITS: u64 = 3;
 
-/// `PyTupleObject.ob_item`, the same from 3.8 to 3.14.
-const TUPLE_ITEMS: u64 = 24;
-
 /// Parameters of one function looked at.
 const MAX_PARAMETERS: u32 = 16;
 
 /// Current tasks looked at: there is one a loop, and a loop has a thread of its own.
 pub const MAX_CURRENT: usize = 1024;
-
-/// Stacks with coroutines between two searches for a table that was not found: a search reads
-/// through the names of all modules.
-const SEARCH_EVERY: u32 = 100;
 
 /// Where a version keeps what leads from a thread to its task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,8 +49,8 @@ pub struct TaskLayout {
 /// Where asyncio keeps which task is current.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Current {
-    /// In a dictionary of its module, found by way of the interpreter's `modules`, at this offset.
-    Table { modules: u32, form: Form },
+    /// In a dictionary of its module.
+    Table,
     /// In the thread's state, at this offset.
     Thread(u32),
 }
@@ -81,21 +64,16 @@ pub enum FrameOf {
     Inside(u32),
 }
 
-/// Where the tasks of a process are to be found, once that is known.
-#[derive(Debug, Default)]
+/// Where the tasks of a process are to be found.
+#[derive(Debug)]
 pub struct Tasks {
-    table: Option<Table>,
-    /// Stacks seen since the last fruitless search.
-    since_search: Option<u32>,
+    table: ModuleDict,
 }
 
-/// `_current_tasks` of one interpreter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Table {
-    interpreter: u64,
-    dict: u64,
-    /// What it was of when it was found: memory that was freed since has another.
-    kind: u64,
+impl Default for Tasks {
+    fn default() -> Self {
+        Self { table: ModuleDict::new("asyncio.tasks", "_current_tasks") }
+    }
 }
 
 /// The frames of one capture.
@@ -150,9 +128,7 @@ impl Tasks {
                 let task = memory.read_u64(tstate.wrapping_add(offset.into())).map_err(no_task)?;
                 if task == 0 { Vec::new() } else { vec![task] }
             }
-            Current::Table { modules, form } => {
-                self.listed(memory, layout, tstate, modules, form)?
-            }
+            Current::Table => self.listed(memory, layout, tstate)?,
         };
         let how_many = current.len();
         for task in current {
@@ -178,57 +154,17 @@ impl Tasks {
         Err(Gap::new("task", why))
     }
 
-    /// The current tasks of all loops, by the table that is known, or else is searched for.
+    /// The current tasks of all loops.
     fn listed(
         &mut self,
         memory: &dyn TargetMemory,
         layout: &Layout,
         tstate: u64,
-        modules: u32,
-        form: Form,
     ) -> Result<Vec<u64>, Gap> {
-        let interpreter =
-            memory.read_u64(tstate.wrapping_add(TSTATE_INTERPRETER)).map_err(no_task)?;
-        let holds = |table: &Table| {
-            let kind = memory.read_u64(table.dict.wrapping_add(layout.object_type.into()));
-            table.interpreter == interpreter && kind == Ok(table.kind)
-        };
-        self.table = self.table.filter(holds);
-        if self.table.is_none() {
-            self.table = self.search(memory, layout, interpreter, modules, form)?;
-        }
-        let table = self.table.ok_or_else(not_found)?;
-        let pairs = dict::entries(memory, form, table.dict).map_err(no_task)?;
+        let table = self.table.locate(memory, layout, tstate).map_err(no_task)?;
+        let table = table.ok_or_else(not_found)?;
+        let pairs = dict::entries(memory, layout.dict, table).map_err(no_task)?;
         Ok(pairs.into_iter().map(|(_, task)| task).take(MAX_CURRENT).collect())
-    }
-
-    fn search(
-        &mut self,
-        memory: &dyn TargetMemory,
-        layout: &Layout,
-        interpreter: u64,
-        modules: u32,
-        form: Form,
-    ) -> Result<Option<Table>, Gap> {
-        if let Some(since) = &mut self.since_search {
-            *since += 1;
-            if *since < SEARCH_EVERY {
-                return Ok(None);
-            }
-        }
-        self.since_search = Some(0);
-        let value_of =
-            |dict, name| dict::value_of(memory, form, &layout.text, dict, name).map_err(no_task);
-        let modules = memory.read_u64(interpreter.wrapping_add(modules.into())).map_err(no_task)?;
-        let Some(module) = value_of(modules, "asyncio.tasks")? else { return Ok(None) };
-        let names = memory.read_u64(module.wrapping_add(MODULE_DICT)).map_err(no_task)?;
-        let Some(dict) = value_of(names, "_current_tasks")? else { return Ok(None) };
-        let (kind, flags) = type_of(memory, layout, dict).map_err(no_task)?;
-        if flags & IS_DICT == 0 {
-            return Ok(None);
-        }
-        self.since_search = None;
-        Ok(Some(Table { interpreter, dict, kind }))
     }
 }
 
@@ -268,7 +204,7 @@ fn has_parameter(
     let by_keyword = memory.read_u32(count.wrapping_add(8))?;
     let names = memory.read_u64(code.wrapping_add(layout.tasks.code_names.into()))?;
     for place in 0..positional.saturating_add(by_keyword).min(MAX_PARAMETERS) {
-        let item = TUPLE_ITEMS + 8 * u64::from(place);
+        let item = u64::from(layout.tuple_items) + 8 * u64::from(place);
         let name = memory.read_u64(names.wrapping_add(item))?;
         if dict::is_text(memory, &layout.text, name, wanted) {
             return Ok(true);
@@ -315,16 +251,6 @@ fn frame_of(memory: &dyn TargetMemory, frame: FrameOf, coroutine: u64) -> Result
     }
 }
 
-/// An object's type, and that type's flags.
-fn type_of(
-    memory: &dyn TargetMemory,
-    layout: &Layout,
-    object: u64,
-) -> Result<(u64, u64), Unreadable> {
-    let kind = memory.read_u64(object.wrapping_add(layout.object_type.into()))?;
-    Ok((kind, memory.read_u64(kind.wrapping_add(TYPE_FLAGS))?))
-}
-
 /// A task's name: a text, or the number that `Task-N` will be made of.
 fn name(memory: &dyn TargetMemory, layout: &Layout, object: u64) -> Result<String, Gap> {
     const WHAT: &str = "task.name";
@@ -334,7 +260,7 @@ fn name(memory: &dyn TargetMemory, layout: &Layout, object: u64) -> Result<Strin
         return strings::read(memory, &layout.text, object, WHAT);
     }
     if layout.tasks.lazy_names && flags & IS_INT != 0 {
-        let number = number(memory, object).map_err(unreadable)?;
+        let number = number(memory, layout, object).map_err(unreadable)?;
         let number = number.ok_or_else(|| Gap::new(WHAT, "its number makes no sense"))?;
         return Ok(format!("Task-{number}"));
     }
@@ -342,8 +268,12 @@ fn name(memory: &dyn TargetMemory, layout: &Layout, object: u64) -> Result<Strin
 }
 
 /// A positive `int`. None where it is not one of 64 bits.
-fn number(memory: &dyn TargetMemory, object: u64) -> Result<Option<u64>, Unreadable> {
-    let tag = memory.read_u64(object.wrapping_add(INT_TAG))?;
+fn number(
+    memory: &dyn TargetMemory,
+    layout: &Layout,
+    object: u64,
+) -> Result<Option<u64>, Unreadable> {
+    let tag = memory.read_u64(object.wrapping_add(layout.in_object(INT_TAG)))?;
     // The lowest bits are the sign, of which 0 is plus; the third is a flag.
     let (count, sign) = (tag >> 3, tag & 3);
     if !(1..=MAX_DIGITS).contains(&count) || sign != 0 {
@@ -351,7 +281,8 @@ fn number(memory: &dyn TargetMemory, object: u64) -> Result<Option<u64>, Unreada
     }
     let mut number = 0_u128;
     for place in (0..count).rev() {
-        let digit = memory.read_u32(object.wrapping_add(INT_DIGITS + 4 * place))?;
+        let digit =
+            memory.read_u32(object.wrapping_add(layout.in_object(INT_DIGITS + 4 * place)))?;
         number = number << DIGIT_BITS | u128::from(digit);
     }
     Ok(u64::try_from(number).ok())
@@ -361,11 +292,12 @@ fn number(memory: &dyn TargetMemory, object: u64) -> Result<Option<u64>, Unreada
 mod tests {
     use profiler_ebpf::python::{PythonFrame, PythonWalk};
 
-    use super::{Current, FrameOf, IS_DICT, IS_INT, IS_TEXT, SEARCH_EVERY, Seen, Tasks};
-    use crate::runtime::cpython::dict::Form;
+    use super::{Current, FrameOf, Seen, Tasks};
     use crate::runtime::cpython::dict::tests::{put_dict, put_text};
     use crate::runtime::cpython::layout::{Layout, of_minor};
+    use crate::runtime::cpython::modules::SEARCH_EVERY;
     use crate::runtime::cpython::names::{FrameKind, NamedFrame};
+    use crate::runtime::cpython::object::{IS_DICT, IS_INT, IS_TEXT};
     use crate::runtime::cpython::pages::Pages;
     use crate::task::{Running, Task};
 
@@ -399,15 +331,16 @@ mod tests {
             target.pages.put_u64(TSTATE + 16, INTERPRETER);
             match layout.tasks.current {
                 Current::Thread(offset) => target.pages.put_u64(TSTATE + u64::from(offset), TASK),
-                Current::Table { modules, form } => target.put_table(modules, form),
+                Current::Table => target.put_table(),
             }
             target.put_task(TASK, COROUTINE, "billing");
             target
         }
 
-        fn put_table(&mut self, modules: u32, form: Form) {
-            let Self { pages, minor, .. } = self;
-            pages.put_u64(INTERPRETER + u64::from(modules), MODULES);
+        fn put_table(&mut self) {
+            let Self { pages, minor, layout, .. } = self;
+            let form = layout.dict;
+            pages.put_u64(INTERPRETER + u64::from(layout.modules), MODULES);
             let texts = ["sys", "asyncio.tasks", "all_tasks", "_current_tasks"];
             let [sys, tasks, other, current] = [0, 1, 2, 3].map(|at| TEXTS + at * 0x100);
             for (address, text) in [sys, tasks, other, current].into_iter().zip(texts) {
@@ -478,7 +411,7 @@ mod tests {
     /// its coroutine is among the frames that are shown.
     #[test]
     fn every_version() {
-        for minor in 8..=14 {
+        for minor in 8..=15 {
             let target = Target::new(minor);
             let root = frame_of(&target, COROUTINE);
             let frames =

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use super::frames::innermost;
-use super::layout::Layout;
+use super::frames::{innermost, is_outermost};
+use super::layout::{Layout, Shims};
 use super::object::{Object, Width};
 use crate::gap::Gap;
 use crate::process::{TargetMemory, Unreadable};
@@ -13,8 +13,8 @@ use crate::process::{TargetMemory, Unreadable};
 /// application.
 pub(super) const MAX_INTERPRETERS: usize = 256;
 
-/// Thread states walked at most, of all interpreters together. Thread pools of a thousand exist.
-pub(super) const MAX_THREAD_STATES: usize = 8192;
+/// Thread states walked at most, of all interpreters together: as many as threads are looked at.
+pub(super) const MAX_THREAD_STATES: usize = 16 * 1024;
 
 /// `PID_MAX_LIMIT` (include/linux/threads.h).
 const MAX_TID: u32 = 4 * 1024 * 1024;
@@ -113,9 +113,7 @@ pub fn of_thread(
     tid: u32,
     fsbase: Option<u64>,
 ) -> Option<u64> {
-    let has_frames = |state: &&ThreadState| {
-        innermost(memory, &layout.walk, state.address).is_ok_and(|frame| frame != 0)
-    };
+    let has_frames = |state: &&ThreadState| is_in_use(memory, layout, state.address);
     let find = |matches: &dyn Fn(&ThreadState) -> bool| {
         let bound = states.iter().filter(|state| state.thread_id != 0);
         let mut found = bound.filter(|state| matches(state)).peekable();
@@ -131,6 +129,14 @@ pub fn of_thread(
     }
 }
 
+/// Whether a state has frames. From 3.15 on it is never without its own, the outermost.
+fn is_in_use(memory: &dyn TargetMemory, layout: &Layout, state: u64) -> bool {
+    let Ok(frame) = innermost(memory, &layout.walk, state) else { return false };
+    let is_base =
+        || layout.shims == Shims::ThreeAndBase && is_outermost(memory, &layout.walk, frame);
+    frame != 0 && !is_base()
+}
+
 /// The state of each thread, by its thread pointer; of several the one with frames.
 pub fn by_thread(
     memory: &dyn TargetMemory,
@@ -144,7 +150,7 @@ pub fn by_thread(
                 entry.insert(state.address);
             }
             Entry::Occupied(mut entry) => {
-                let in_use = |state| innermost(memory, &layout.walk, state).is_ok_and(|at| at != 0);
+                let in_use = |state| is_in_use(memory, layout, state);
                 if !in_use(*entry.get()) && in_use(state.address) {
                     entry.insert(state.address);
                 }
@@ -176,6 +182,7 @@ mod tests {
 
     const RUNTIME: u64 = 0x1_0000;
     const FRAME: u64 = 0x9_0000;
+    const BASE: u64 = 0xa_0000;
 
     /// Interpreters with thread states: (descriptor, kernel's number, whether it has frames).
     fn process(layout: &Layout, interpreters: &[&[(u64, u32, bool)]]) -> Pages {
@@ -211,7 +218,7 @@ mod tests {
     /// All threads of all interpreters are listed, in every version.
     #[test]
     fn lists_every_thread() {
-        for minor in [8, 10, 13, 14] {
+        for minor in [8, 10, 13, 14, 15] {
             let layout = of_minor(minor).expect("known");
             let memory = process(&layout, &[&[(0x7000, 11, true), (0x8000, 12, true)], &[]]);
             let (states, gap) = list(&memory, &layout, RUNTIME);
@@ -242,9 +249,21 @@ mod tests {
     /// Of several states of one thread the one with frames counts; a state without a thread never.
     #[test]
     fn prefers_the_state_in_use() {
-        let layout = of_minor(13).expect("known");
-        let memory =
+        for minor in [13, 15] {
+            prefers_the_state_in_use_of(minor);
+        }
+    }
+
+    fn prefers_the_state_in_use_of(minor: u8) {
+        let layout = of_minor(minor).expect("known");
+        let mut memory =
             process(&layout, &[&[(0x7000, 11, false)], &[(0x7000, 11, true), (0, 0, true)]]);
+        if minor >= 15 {
+            memory.put_u64(FRAME + u64::from(layout.walk.frame_previous), BASE);
+            memory.put_u64(BASE + u64::from(layout.walk.frame_previous), 0);
+            let unused = list(&memory, &layout, RUNTIME).0[0].address;
+            memory.put_u64(unused + u64::from(layout.walk.tstate_frame), BASE);
+        }
         let (states, _) = list(&memory, &layout, RUNTIME);
         let used = states.get(1).map(|state| state.address);
         assert_eq!(of_thread(&memory, &layout, &states, 11, None), used);

@@ -1,10 +1,8 @@
 //! An image of the interpreter to its version, and to the layout that goes with it.
 
 use super::detect::{Image, minor_of_name};
-use super::layout::{
-    DEBUG_COOKIE, DEBUG_WORDS, FIRST_WITH_DEBUG_OFFSETS, Layout, WORD_FREE_THREADED, WORD_VERSION,
-    of_minor,
-};
+use super::layout::{Layout, of_minor};
+use super::published::{DEBUG_COOKIE, DEBUG_WORDS, FIRST_WITH_DEBUG_OFFSETS, WORD_VERSION};
 use crate::gap::Gap;
 use crate::process::TargetMemory;
 
@@ -13,11 +11,12 @@ pub fn of(memory: &dyn TargetMemory, image: &Image) -> Result<(String, Layout), 
     let version = find(memory, image)?;
     let mut layout = of_minor(version.minor)?;
     if version.minor >= FIRST_WITH_DEBUG_OFFSETS {
-        let words = debug_words(memory, image)?;
-        if words.get(WORD_FREE_THREADED).is_some_and(|&word| word != 0) {
-            let why = format_args!("CPython {version} is a free-threaded build, which is not read");
+        if version.is_unsettled() {
+            let why =
+                format_args!("CPython {version} is a pre-release, whose offsets nobody knows");
             return Err(Gap::new("Python frames", why));
         }
+        let words = debug_words(memory, image)?;
         layout = layout.with_debug_offsets(version.minor, &words)?;
     }
     Ok((version.to_string(), layout))
@@ -29,20 +28,36 @@ struct Version {
     minor: u8,
     /// Before 3.11 nothing in memory tells it.
     micro: Option<u8>,
+    /// `PY_RELEASE_LEVEL` and `PY_RELEASE_SERIAL`, of a half byte each.
+    stage: u8,
 }
+
+/// `PY_RELEASE_LEVEL_ALPHA`, `_BETA` and, from which on nothing moves, `_GAMMA`: a release candidate.
+const ALPHA: u8 = 0xa;
+const BETA: u8 = 0xb;
 
 impl std::fmt::Display for Version {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(formatter, "3.{}", self.minor)?;
-        self.micro.map_or(Ok(()), |micro| write!(formatter, ".{micro}"))
+        self.micro.map_or(Ok(()), |micro| write!(formatter, ".{micro}"))?;
+        match self.stage >> 4 {
+            ALPHA => write!(formatter, "a{}", self.stage & 0xf),
+            BETA => write!(formatter, "b{}", self.stage & 0xf),
+            _ => Ok(()),
+        }
     }
 }
 
 impl Version {
+    /// Whether fields may still move before it is released.
+    fn is_unsettled(self) -> bool {
+        matches!(self.stage >> 4, ALPHA | BETA)
+    }
+
     /// Major, minor, micro and release level, one byte each.
     fn of_word(word: u32) -> Result<Self, Gap> {
         match word.to_be_bytes() {
-            [3, minor, micro, _] => Ok(Self { minor, micro: Some(micro) }),
+            [3, minor, micro, stage] => Ok(Self { minor, micro: Some(micro), stage }),
             _ => Err(Gap::new(
                 "Python frames",
                 format_args!("the interpreter's version number {word:#x} makes no sense"),
@@ -68,7 +83,7 @@ fn find(memory: &dyn TargetMemory, image: &Image) -> Result<Version, Gap> {
         return Version::of_word(read(image.runtime.wrapping_add(word as u64))?);
     }
     match minor_of_name(&image.path) {
-        Some(minor) => Ok(Version { minor, micro: None }),
+        Some(minor) => Ok(Version { minor, micro: None, stage: 0 }),
         None => Err(Gap::new(
             "Python frames",
             format_args!("nothing tells which CPython is inside {}", image.path.display()),
@@ -100,7 +115,6 @@ mod tests {
     use crate::gap::Gap;
     use crate::process::TargetMemory;
     use crate::runtime::cpython::detect::Image;
-    use crate::runtime::cpython::layout::{DEBUG_COOKIE, DEBUG_WORDS};
     use crate::runtime::cpython::pages::Pages;
     use std::path::PathBuf;
 
@@ -134,7 +148,8 @@ mod tests {
         let mut pages = Pages::default();
         pages.put(RUNTIME, &[0; 1024]);
         for (word, reason) in [
-            (0x030f_02f0_u32, "CPython 3.15"),
+            (0x0310_02f0_u32, "CPython 3.16"),
+            (0x030f_00a7, "3.15.0a7 is a pre-release"),
             (0x0307_10f0, "CPython 3.7"),
             (0x0207_12f0, "makes no sense"),
             (0x030d_00f0, "table of offsets"),
@@ -143,17 +158,5 @@ mod tests {
             let gap = refused(&pages, &image("/usr/bin/python3", Some(VERSION)));
             assert!(gap.0.contains(reason), "{gap}");
         }
-    }
-
-    /// A build without the global interpreter lock has other offsets: it is recognised and refused.
-    #[test]
-    fn refuses_free_threaded_builds() {
-        let mut pages = Pages::default();
-        pages.put(RUNTIME, &[0; 8 * (DEBUG_WORDS + 1)]);
-        pages.put(RUNTIME, &DEBUG_COOKIE);
-        pages.put_u64(RUNTIME + 8, 0x030d_05f0);
-        pages.put_u64(RUNTIME + 16, 1);
-        let gap = refused(&pages, &image("/usr/bin/python3.13t", None));
-        assert!(gap.0.contains("3.13.5 is a free-threaded build"), "{gap}");
     }
 }

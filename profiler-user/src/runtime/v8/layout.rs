@@ -10,7 +10,7 @@ use std::ops::{Range, RangeInclusive};
 use super::symbols::Symbols;
 use crate::process::TargetMemory;
 
-/// Major versions whose objects are known to be as this reader expects: node 18 to 25.
+/// Major versions whose objects are known to be as this reader expects: node 18 to 26.
 pub const VERSIONS: RangeInclusive<u32> = 10..=14;
 
 /// No field that is read lies further from an object's beginning.

@@ -1,4 +1,4 @@
-//! V8 10 to 14, as node 18 to 25 have it: from a copied stack to functions, files and lines.
+//! V8 10 to 14, as node 18 to 26 have it: from a copied stack to functions, files and lines.
 //!
 //! JavaScript runs in three places: in code that V8 made at run time, which no file backs; in its
 //! interpreter, which is one of its builtins; and in other builtins. All of it keeps frame pointers,
@@ -133,6 +133,11 @@ impl V8 {
             is_node: found.is_node,
             code: Arc::new(code),
         }))
+    }
+
+    /// Whether it is Node's, which has a version of its own.
+    pub fn is_node(&self) -> bool {
+        self.is_node
     }
 
     /// What reports call this runtime.

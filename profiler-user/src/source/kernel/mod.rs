@@ -3,17 +3,22 @@
 pub mod attach;
 pub mod layout;
 mod accepts;
+mod interrupt;
+mod load;
 mod others;
 pub mod preflight;
+pub mod probed;
+mod refusal;
 mod table;
 pub mod ticks;
 
 use std::io::Read;
+use std::thread::ScopedJoinHandle;
 
 use anyhow::{Context, anyhow};
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, Queue, RingBuf};
 use aya::programs::Iter;
-use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
+use aya::{Btf, BtfError, Ebpf, EbpfLoader, include_bytes_aligned};
 use profiler_ebpf::counter::Counter;
 use profiler_ebpf::limits::{MAX_LOOPS, MAX_WAITERS};
 use profiler_ebpf::param::Params;
@@ -26,10 +31,10 @@ use profiler_ebpf::turn::{Loop, phase};
 use profiler_ebpf::wanted::Wanted;
 use zerocopy::{FromBytes, IntoBytes};
 
-use self::attach::{Probe, WaitHooks, Waits};
-use self::layout::KernelLayout;
-use self::preflight::{Check, State};
+use self::attach::{Hooks, Probe, WaitHooks, Waits};
+use self::layout::{BTF_PATH, KernelLayout};
 use self::table::Table;
+use self::ticks::SampleHooks;
 use super::{Captured, Event, EventSource, PythonPlaces, Slot, decode};
 use crate::error::Failure;
 
@@ -37,7 +42,7 @@ use crate::error::Failure;
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probes"));
 
 /// Threads of one process looked at when we attach; a bound for a target with very many.
-const MAX_THREADS: usize = 16 * 1024;
+pub const MAX_THREADS: usize = 16 * 1024;
 
 /// What to watch, in the kernel's numbers.
 #[derive(Debug, Clone, Copy)]
@@ -46,8 +51,11 @@ pub struct Watch {
     pub threshold_ns: u64,
     pub waits: Waits,
     pub hooks: WaitHooks,
+    pub samples: SampleHooks,
     /// Whether statistics are wanted.
     pub stats: bool,
+    /// Whether threads that are handed work are watched.
+    pub workers: bool,
 }
 
 /// The probes, attached. Dropping it takes all of them out of the kernel.
@@ -63,96 +71,96 @@ pub struct KernelSource {
     ticks: ticks::Ticks,
     others: others::Others,
     accepts: accepts::AcceptCounts,
+    /// Threads that asked for a slot before there were any.
+    without_slot: u64,
     malformed: u64,
+    /// Slots of threads that are watched no more. A hook under way may write to them for a moment yet: they serve
+    /// others from the next look on.
+    retired: Vec<Slot>,
     probes: Vec<Probe>,
     #[cfg(feature = "probe-log")]
     log: aya_log::EbpfLogger<&'static dyn log::Log>,
     ebpf: Ebpf,
 }
 
-/// Loads every probe against a process that is none, and says how each hook would be taken here.
-pub fn probe_machine() -> Vec<Check> {
-    let waits = Waits { poll: true, io_uring: true };
-    let hooks = WaitHooks::Best;
-    let watch = Watch { tgid: 0, threshold_ns: u64::MAX, waits, hooks, stats: true };
-    let source = KernelSource::attach(watch);
-    let source = match source {
-        Ok(source) => source,
-        Err(error) => {
-            return vec![Check { what: "probes", state: State::Missing(format!("{error:#}")) }];
-        }
-    };
-    let check = |probe: &Probe| {
-        let state = match (probe.hook, &probe.reason) {
-            (Some(hook), None) => State::Fine(format!("by {hook}")),
-            (Some(hook), Some(reason)) => State::Worse(format!("by {hook}, because {reason}")),
-            (None, reason) => State::Worse(reason.clone().unwrap_or_default()),
+/// The probes, loaded and not attached. Dropping it costs nothing, while hooks take long to go.
+#[allow(missing_debug_implementations, reason = "aya's maps have none")]
+pub struct Loaded {
+    ebpf: Ebpf,
+    refused: load::Refused,
+    watch: Watch,
+}
+
+impl Loaded {
+    /// Hooks whatever was loaded.
+    pub fn attach(self) -> anyhow::Result<KernelSource> {
+        let Self { mut ebpf, refused, watch } = self;
+        let mut hooks = Hooks { ebpf: &mut ebpf, refused: &refused, wanted: watch.hooks };
+        let mut probes = hooks.attach_all(&watch)?;
+        let (ticks, sampling) = ticks::Ticks::new(&refused, watch.samples);
+        probes.push(sampling);
+        let mut source = KernelSource {
+            table: table(&ebpf, &watch)?,
+            ring: take(&mut ebpf, "RECORDS")?.try_into()?,
+            slots: take(&mut ebpf, "SLOTS")?.try_into()?,
+            free: take(&mut ebpf, "FREE_SLOTS")?.try_into()?,
+            python: take(&mut ebpf, "PYTHON")?.try_into()?,
+            counters: take(&mut ebpf, "COUNTERS")?.try_into()?,
+            ticks,
+            others: others::Others::new(&mut ebpf)?,
+            accepts: accepts::AcceptCounts::new(&mut ebpf)?,
+            without_slot: 0,
+            malformed: 0,
+            retired: Vec::new(),
+            probes,
+            #[cfg(feature = "probe-log")]
+            log: aya_log::EbpfLogger::init(&mut ebpf)?,
+            ebpf,
         };
-        Check { what: probe.name, state }
-    };
-    source.probes().iter().map(check).collect()
+        source.hand_out_slots()?;
+        Ok(source)
+    }
 }
 
 impl KernelSource {
-    /// Loads and attaches the probes.
-    pub fn attach(watch: Watch) -> anyhow::Result<Self> {
+    /// Has the kernel verify the probes. Nothing is hooked yet.
+    pub fn load(watch: Watch) -> anyhow::Result<Loaded> {
         if OBJECT.is_empty() {
             return Err(Failure::unsupported(
                 "this stalltrace was built without its probes: build it with `cargo xtask build`",
             )
             .into());
         }
-        let layout = KernelLayout::of_running_kernel()?;
-        let params = Params {
-            tgid: u64::from(watch.tgid),
-            threshold_ns: watch.threshold_ns,
-            suspect_ns: watch.threshold_ns / 2,
-            poll_waits: u64::from(watch.waits.poll),
-            switch_has_state: u64::from(layout.switch_has_state),
-            stats: u64::from(watch.stats),
-            offset: layout.offsets,
-        };
-        let readings = if watch.stats { MAX_LOOPS } else { 1 };
-        let mut ebpf = EbpfLoader::new()
-            .override_global("PARAMS", params.as_bytes(), true)
-            .map_max_entries("READINGS", readings)
-            .load(OBJECT)
-            .context("cannot load the probes")
-            .map_err(|error| Failure::unsupported(format!("{error:#}")))?;
-        let mut free: Queue<_, u32> = take(&mut ebpf, "FREE_SLOTS")?.try_into()?;
+        let (btf, ebpf) = std::thread::scope(|scope| {
+            // For itself, aya reads the types once more.
+            let btf = scope.spawn(Btf::from_sys_fs);
+            let layout = KernelLayout::of_running_kernel()
+                .map_err(|error| Failure::unsupported(format!("{error:#}")));
+            let ebpf = layout.and_then(|layout| objects(&watch, &layout));
+            (joined(btf), ebpf)
+        });
+        let (btf, mut ebpf) = (btf?, ebpf?);
+        let programs = ebpf.programs_mut().map(|(name, program)| (name.to_owned(), program));
+        let refused = load::load(programs, attach::tasks(&btf, &watch));
+        if let Some(error) = refused.get(attach::THREADS) {
+            return Err(refusal::of_program(attach::THREADS, error).into());
+        }
+        Ok(Loaded { ebpf, refused, watch })
+    }
+
+    /// Threads are watched from now on. Before, all hooks are there, so that no wait is seen to begin and not to
+    /// end, or the other way round.
+    fn hand_out_slots(&mut self) -> anyhow::Result<()> {
         for slot in 0..MAX_LOOPS {
-            free.push(slot, 0)?;
+            self.free.push(slot, 0)?;
         }
-        let [loops, captures, parks, rivals] =
-            ["LOOPS", "CAPTURES", "PARKS", "RIVALS"].map(|name| descriptor(&ebpf, name));
-        let mut table = Table::new(loops?, captures?, parks?, rivals?, MAX_LOOPS)?;
-        if watch.stats {
-            table.add_readings(descriptor(&ebpf, "READINGS")?, readings)?;
-        }
-        let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF")?;
-        let mut probes = attach::all(&mut ebpf, &btf, watch.waits, watch.hooks)?;
-        if watch.stats {
-            probes.extend(attach::accepts(&mut ebpf, &btf, watch.hooks));
-        }
-        let threads: &mut Iter =
-            ebpf.program_mut("threads").context("no program `threads`")?.try_into()?;
-        threads.load("task", &btf)?;
-        Ok(Self {
-            table,
-            ring: take(&mut ebpf, "RECORDS")?.try_into()?,
-            slots: take(&mut ebpf, "SLOTS")?.try_into()?,
-            free,
-            python: take(&mut ebpf, "PYTHON")?.try_into()?,
-            counters: take(&mut ebpf, "COUNTERS")?.try_into()?,
-            ticks: ticks::Ticks::default(),
-            others: others::Others::new(&mut ebpf)?,
-            accepts: accepts::AcceptCounts::new(&mut ebpf)?,
-            malformed: 0,
-            probes,
-            #[cfg(feature = "probe-log")]
-            log: aya_log::EbpfLogger::init(&mut ebpf)?,
-            ebpf,
-        })
+        self.without_slot = self.count(Counter::NoSlot);
+        Ok(())
+    }
+
+    fn count(&self, counter: Counter) -> u64 {
+        let values = self.counters.get(&(counter as u32), 0);
+        values.map_or(0, |values| values.iter().sum())
     }
 
     /// What is attached and what is not.
@@ -172,6 +180,9 @@ impl EventSource for KernelSource {
     fn drain(&mut self) -> Vec<Event> {
         #[cfg(feature = "probe-log")]
         self.log.flush();
+        for slot in std::mem::take(&mut self.retired) {
+            self.release(slot);
+        }
         let mut events = Vec::new();
         while let Some(bytes) = self.ring.next() {
             match decode::record(&bytes) {
@@ -186,7 +197,12 @@ impl EventSource for KernelSource {
         (0..MAX_LOOPS)
             .filter_map(|index| self.table.state(index).map(|state| Slot { index, state }))
             .filter(|slot| slot.state.phase != phase::NEW)
+            .filter(|slot| !self.retired.iter().any(|retired| retired.index == slot.index))
             .collect()
+    }
+
+    fn executed_ns(&mut self) -> Option<u64> {
+        self.table.executed_ns()
     }
 
     fn last_block(&mut self, slot: Slot) -> Option<Captured> {
@@ -246,6 +262,10 @@ impl EventSource for KernelSource {
         self.table.set_handed_work(slot.index, is_handed);
     }
 
+    fn set_shares(&mut self, slot: Slot, shares: bool) {
+        self.table.set_shares(slot.index, shares);
+    }
+
     fn set_python(&mut self, slot: Slot, places: PythonPlaces) {
         self.table.set_python(slot.index, places);
     }
@@ -294,16 +314,65 @@ impl EventSource for KernelSource {
         let _ = self.free.push(slot.index, 0);
     }
 
+    fn unwatch(&mut self, slot: Slot) {
+        // It is there, unless the thread has just exited.
+        let _ = self.slots.remove(&slot.state.tid);
+        self.retired.push(slot);
+    }
+
     fn losses(&mut self) -> Vec<(&'static str, u64)> {
         let mut losses: Vec<_> = Counter::ALL
             .into_iter()
             .map(|counter| {
-                let values = self.counters.get(&(counter as u32), 0);
-                (counter.name(), values.map_or(0, |values| values.iter().sum()))
+                let before = if counter == Counter::NoSlot { self.without_slot } else { 0 };
+                (counter.name(), self.count(counter).saturating_sub(before))
             })
             .collect();
         losses.push(("malformed_records", self.malformed));
         losses
+    }
+}
+
+/// The maps, made, and the programs, read.
+fn objects(watch: &Watch, layout: &KernelLayout) -> Result<Ebpf, Failure> {
+    let params = Params {
+        tgid: u64::from(watch.tgid),
+        threshold_ns: watch.threshold_ns,
+        suspect_ns: watch.threshold_ns / 2,
+        poll_waits: u64::from(watch.waits.poll),
+        switch_has_state: u64::from(layout.switch_has_state),
+        stats: u64::from(watch.stats),
+        field: layout.fields,
+    };
+    let ebpf = EbpfLoader::new()
+        .override_global("PARAMS", params.as_bytes(), true)
+        .override_global("INTERRUPTS", layout.interrupts.as_bytes(), true)
+        .map_max_entries("READINGS", readings(watch))
+        .load(OBJECT);
+    ebpf.map_err(|error| refusal::of_object(&error.into()))
+}
+
+/// Slots with statistics; an array without elements cannot be made.
+fn readings(watch: &Watch) -> u32 {
+    if watch.stats { MAX_LOOPS } else { 1 }
+}
+
+fn table(ebpf: &Ebpf, watch: &Watch) -> anyhow::Result<Table> {
+    let [loops, captures, parks, rivals, executed] =
+        ["LOOPS", "CAPTURES", "PARKS", "RIVALS", "EXECUTED"].map(|name| descriptor(ebpf, name));
+    let mut table = Table::new(loops?, captures?, parks?, rivals?, executed?, MAX_LOOPS)?;
+    if watch.stats {
+        table.add_readings(descriptor(ebpf, "READINGS")?, readings(watch))?;
+    }
+    Ok(table)
+}
+
+/// The kernel's types, or why they cannot be had.
+fn joined(btf: ScopedJoinHandle<'_, Result<Btf, BtfError>>) -> Result<Btf, Failure> {
+    let refused = |why: String| Failure::unsupported(format!("cannot read {BTF_PATH}: {why}"));
+    match btf.join() {
+        Ok(btf) => btf.map_err(|error| refused(format!("{:#}", anyhow!(error)))),
+        Err(_) => Err(refused("its reader failed; its message stands above".to_owned())),
     }
 }
 
@@ -315,5 +384,45 @@ fn descriptor<'a>(ebpf: &'a Ebpf, name: &str) -> anyhow::Result<&'a aya::maps::M
     match ebpf.map(name) {
         Some(Map::Array(data)) => Ok(data.fd()),
         _ => Err(anyhow!("the probes have no array `{name}`")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use aya::Btf;
+
+    use super::layout::KernelLayout;
+    use super::{OBJECT, attach, load, objects, probed, refusal};
+
+    /// A field that is not where the probes are told makes this kernel's own verifier refuse them: in one sentence, with
+    /// its log in a file that only we can read.
+    #[test]
+    fn a_refused_program() {
+        if !nix::unistd::geteuid().is_root() || OBJECT.is_empty() {
+            println!("skipped: it takes root, and probes");
+            return;
+        }
+        let watch = probed::everything();
+        let mut layout = KernelLayout::of_running_kernel().unwrap();
+        layout.fields.task_state.offset = 1 << 20;
+        layout.switch_has_state = false;
+        let mut ebpf = objects(&watch, &layout).unwrap();
+        let btf = Btf::from_sys_fs().unwrap();
+        let programs = ebpf.programs_mut().map(|(name, program)| (name.to_owned(), program));
+        let refused = load::load(programs, attach::tasks(&btf, &watch));
+        let error = refused.get("sched_switch").expect("it reads that field");
+        let message = refusal::of_program("sched_switch", error).message;
+        println!("{message}");
+        assert!(
+            message.contains("one of its fields is not what stalltrace takes it for"),
+            "{message}"
+        );
+        assert!(message.len() < 600 && message.lines().count() == 1, "{message}");
+        let file = message.rsplit_once("log is in ").unwrap().1.trim_end_matches(')');
+        assert_eq!(std::fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(std::fs::read_to_string(file).unwrap().contains("task_struct"));
+        std::fs::remove_file(file).unwrap();
     }
 }

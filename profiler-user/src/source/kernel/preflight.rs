@@ -1,6 +1,9 @@
 //! What this machine and these privileges lack, and what to do about each: asked before anything is loaded.
 
-use std::path::Path;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -35,7 +38,7 @@ pub enum State {
 
 /// Everything that must be so before the probes can be loaded.
 pub fn machine() -> Vec<Check> {
-    vec![architecture(), capabilities(), btf(), tracefs()]
+    vec![architecture(), capabilities(), namespace(), btf(), tracepoints()]
 }
 
 fn architecture() -> Check {
@@ -48,16 +51,22 @@ fn architecture() -> Check {
 }
 
 fn capabilities() -> Check {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let state = match effective(&status) {
+        _ if is_in_user_namespace() => State::Missing(
+            "stalltrace runs in a user namespace, whose capabilities do not count for BPF: run it as root of \
+             the host, or in a container that is not rootless"
+                .to_owned(),
+        ),
         None => {
             State::Missing("/proc/self/status has no CapEff line: is /proc mounted?".to_owned())
         }
         Some(set) => match missing(set).as_slice() {
             [] => State::Fine("sufficient".to_owned()),
             names => State::Missing(format!(
-                "the capabilities {} are missing: run as root (sudo), or as a container with --privileged",
-                names.join(", ")
+                "{} {} missing: run as root (sudo), or as a container with --privileged",
+                names.join(", "),
+                if names.len() == 1 { "is" } else { "are" }
             )),
         },
     };
@@ -85,39 +94,124 @@ fn missing(set: u64) -> Vec<&'static str> {
     names
 }
 
+fn namespace() -> Check {
+    let state = match kernel_numbers_are_ours() {
+        Ok(()) => State::Fine("the host's".to_owned()),
+        Err(why) => State::Missing(why),
+    };
+    Check { what: "PID namespace", state }
+}
+
 fn btf() -> Check {
-    let state = if Path::new(BTF_PATH).exists() {
-        State::Fine(BTF_PATH.to_owned())
-    } else {
-        State::Missing(format!(
-            "{BTF_PATH} is not there: the kernel must be built with CONFIG_DEBUG_INFO_BTF=y \
-             (Debian 11, Ubuntu 20.10, Fedora 31 and later have it)"
-        ))
+    let state = match File::open(BTF_PATH) {
+        Ok(_) => State::Fine(BTF_PATH.to_owned()),
+        Err(error) if error.kind() == ErrorKind::NotFound => State::Missing(format!(
+            "{BTF_PATH} is not there: the kernel must be built with CONFIG_DEBUG_INFO_BTF=y, as those of the \
+             distributions are"
+        )),
+        Err(error) => State::Missing(format!("{BTF_PATH} cannot be opened: {error}")),
     };
     Check { what: "kernel types (BTF)", state }
 }
 
-fn tracefs() -> Check {
-    let state = match tracefs_path() {
-        Some(path) => State::Fine(path.to_owned()),
-        None => State::Worse(
-            "not mounted: it is mounted for stalltrace alone where fentry cannot be used"
-                .to_owned(),
-        ),
+fn tracepoints() -> Check {
+    let state = match tracefs() {
+        Tracefs::At(path) => State::Fine(path.to_owned()),
+        missing => State::Worse(format!("needed where fentry cannot be used: {missing}")),
     };
     Check { what: "tracefs", state }
 }
 
-/// Where tracefs is mounted, if it is.
-pub fn tracefs_path() -> Option<&'static str> {
-    TRACEFS.into_iter().find(|path| Path::new(path).join("events/syscalls").exists())
+/// Whether a status of /proc tells of a seccomp filter: mode 2.
+pub(super) fn has_seccomp(status: &str) -> bool {
+    status.lines().any(|line| line.strip_prefix("Seccomp:").is_some_and(|mode| mode.trim() == "2"))
+}
+
+/// The kernel's inode of the first user namespace (`PROC_USER_INIT_INO`, include/linux/proc_ns.h).
+const FIRST_USER_NAMESPACE: &str = "user:[4026531837]";
+
+/// The kernel gives programs only to who has the capabilities in its first user namespace.
+pub(super) fn is_in_user_namespace() -> bool {
+    // Kernels without such namespaces have no link.
+    fs::read_link("/proc/self/ns/user").is_ok_and(|link| link.as_os_str() != FIRST_USER_NAMESPACE)
+}
+
+/// What perf events need here besides CAP_PERFMON, if the kernel says so: Debian's and Ubuntu's know levels of
+/// `perf_event_paranoid` past 2, where many of their releases ask for CAP_SYS_ADMIN alone.
+pub fn perf_event_help() -> Option<String> {
+    let level = fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").ok()?;
+    let level: i32 = level.trim().parse().ok()?;
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let is_admin = effective(&status)? & (1 << SYS_ADMIN) != 0;
+    Some(match level {
+        3.. if !is_admin => format!(
+            "kernel.perf_event_paranoid is {level}, where CAP_PERFMON is not enough on this kernel: \
+             sysctl kernel.perf_event_paranoid=2, or give CAP_SYS_ADMIN"
+        ),
+        _ => "a seccomp filter or a security module may forbid perf_event_open".to_owned(),
+    })
+}
+
+/// The tracepoints' numbers, as far as we may read them.
+#[derive(Debug)]
+pub enum Tracefs {
+    At(&'static str),
+    /// It may be there, but this cannot be opened.
+    Closed(PathBuf, io::Error),
+    Absent,
+}
+
+impl fmt::Display for Tracefs {
+    /// What is missing, and what helps.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::At(path) => formatter.write_str(path),
+            Self::Closed(file, error) => write!(
+                formatter,
+                "{} cannot be opened ({error}): give CAP_DAC_READ_SEARCH, or let a group read it \
+                 (mount -o remount,gid=GROUP,mode=750 {})",
+                file.display(),
+                TRACEFS[0]
+            ),
+            Self::Absent => write!(
+                formatter,
+                "tracefs is not mounted, and without CAP_SYS_ADMIN stalltrace cannot mount it for itself: \
+                 mount -t tracefs tracefs {} (or give it to the container)",
+                TRACEFS[0]
+            ),
+        }
+    }
+}
+
+/// Where tracefs is. What lies behind debugfs is mounted as it is asked for.
+pub fn tracefs() -> Tracefs {
+    among(&TRACEFS)
+}
+
+fn among(folders: &[&'static str]) -> Tracefs {
+    let mut found = Tracefs::Absent;
+    for folder in folders {
+        let file = Path::new(folder).join("events/syscalls/sys_enter_epoll_wait/id");
+        match File::open(&file) {
+            Ok(_) => return Tracefs::At(folder),
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                if matches!(found, Tracefs::Absent) {
+                    found = Tracefs::Closed(file, error);
+                }
+            }
+            Err(_) => {}
+        }
+    }
+    found
 }
 
 /// Mounts tracefs where nobody else sees it, if it is mounted nowhere: in a mount namespace of our
 /// own. Must be called before other threads exist. Says why where it cannot.
 pub fn mount_tracefs_privately() -> Result<(), String> {
-    if tracefs_path().is_some() {
-        return Ok(());
+    match tracefs() {
+        Tracefs::At(_) => return Ok(()),
+        closed @ Tracefs::Closed(..) => return Err(closed.to_string()),
+        Tracefs::Absent => {}
     }
     unshare(CloneFlags::CLONE_NEWNS).map_err(|error| format!("unshare: {error}"))?;
     let none: Option<&str> = None;
@@ -133,7 +227,7 @@ const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 
 /// The probes see the kernel's own process numbers; ours must be the same.
 pub fn kernel_numbers_are_ours() -> Result<(), String> {
-    match std::fs::read_link("/proc/self/ns/pid") {
+    match fs::read_link("/proc/self/ns/pid") {
         Ok(link) if link.as_os_str() == FIRST_PID_NAMESPACE => Ok(()),
         _ => {
             Err("stalltrace runs in a PID namespace of its own, where process numbers differ from \
@@ -145,7 +239,7 @@ pub fn kernel_numbers_are_ours() -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{effective, missing};
+    use super::{Tracefs, among, effective, has_seccomp, missing};
 
     /// Root lacks nothing, nobody lacks all three, and the new capabilities do without SYS_ADMIN.
     #[test]
@@ -156,5 +250,17 @@ mod tests {
         assert_eq!(missing(0), ["CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE"]);
         assert!(missing(1 << 39 | 1 << 38 | 1 << 19).is_empty());
         assert_eq!(missing(1 << 21), ["CAP_SYS_PTRACE"]);
+    }
+    /// A filter is mode 2; the strict mode 1 would not let us run at all.
+    #[test]
+    fn seccomp_by_status() {
+        assert!(has_seccomp("Name:\tx\nSeccomp:\t2\nSeccomp_filters:\t1\n"));
+        assert!(!has_seccomp("Seccomp:\t0\nSeccomp_filters:\t0\n"));
+    }
+
+    /// What is mounted nowhere is not called forbidden.
+    #[test]
+    fn tracefs_nowhere() {
+        assert!(matches!(among(&["/nowhere", "/dev/null"]), Tracefs::Absent));
     }
 }

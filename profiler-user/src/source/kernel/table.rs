@@ -14,6 +14,7 @@ use profiler_ebpf::reading::Reading;
 use profiler_ebpf::record::{Capture, CaptureHead};
 use profiler_ebpf::rivals::Rivals;
 use profiler_ebpf::turn::Loop;
+use profiler_ebpf::version;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::source::PythonPlaces;
@@ -52,17 +53,17 @@ impl Mapped {
         Some(unsafe { self.start.add(offset) }.cast())
     }
 
-    /// A copy of an element that the kernel did not change meanwhile, by the element's sequence.
-    fn whole<T: FromBytes>(&self, index: u32, sequence: impl Fn(&T) -> u64) -> Option<T> {
+    /// A copy of an element that the kernel did not change meanwhile, by the element's version.
+    fn whole<T: FromBytes>(&self, index: u32, version: impl Fn(&T) -> u64) -> Option<T> {
         let at = self.at::<T>(index)?;
         for _ in 0..MAX_TRIES {
             // SAFETY: within the mapping; any bytes are a valid `T`. Volatile, because the kernel
-            // writes at the same time; whether it did is what the sequence tells.
+            // writes at the same time; whether it did is what the version tells.
             let first = unsafe { at.read_volatile() };
             fence(Ordering::Acquire);
             // SAFETY: as above.
             let again = unsafe { at.read_volatile() };
-            if sequence(&first).is_multiple_of(2) && sequence(&first) == sequence(&again) {
+            if version::is_whole(version(&first)) && version(&first) == version(&again) {
                 return Some(first);
             }
         }
@@ -94,6 +95,7 @@ pub struct Table {
     captures: Mapped,
     parks: Mapped,
     rivals: Mapped,
+    executed: Mapped,
     /// Where they are wanted.
     readings: Option<Mapped>,
 }
@@ -104,9 +106,11 @@ impl Table {
         captures: impl AsFd,
         parks: impl AsFd,
         rivals: impl AsFd,
+        executed: impl AsFd,
         entries: u32,
     ) -> anyhow::Result<Self> {
         Ok(Self {
+            executed: Mapped::new::<u64>(executed, 1)?,
             loops: Mapped::new::<Loop>(loops, entries)?,
             captures: Mapped::new::<Capture>(captures, entries)?,
             parks: Mapped::new::<Parks>(parks, entries)?,
@@ -122,12 +126,22 @@ impl Table {
 
     /// A whole state of the loop, or none if the kernel kept changing it.
     pub fn state(&self, slot: u32) -> Option<Loop> {
-        self.loops.whole(slot, |state: &Loop| state.sequence)
+        self.loops.whole(slot, |state: &Loop| state.version)
     }
 
     /// Who has run instead of the slot's thread, whole; none if the kernel kept changing it.
     pub fn rivals(&self, slot: u32) -> Option<Rivals> {
-        self.rivals.whole(slot, |rivals: &Rivals| rivals.sequence)
+        self.rivals.whole(slot, |rivals: &Rivals| rivals.version)
+    }
+
+    /// When the target executed another program, if it did.
+    pub fn executed_ns(&self) -> Option<u64> {
+        let at = self.executed.at::<u64>(0)?;
+        // SAFETY: within the mapping and aligned. Volatile, because the kernel writes it.
+        let at_ns = unsafe { at.read_volatile() };
+        // What the probes told before is there, too.
+        fence(Ordering::Acquire);
+        (at_ns != 0).then_some(at_ns)
     }
 
     /// Writes a loop that the probes do not know yet: before its thread's entry is made.
@@ -165,7 +179,7 @@ impl Table {
             // writes at the same time: every sum is a word of its own.
             let reading = unsafe { at.read_volatile() };
             let is_whole = reading.turns.count() == before.turns;
-            if is_whole && self.state(slot)?.sequence == before.sequence {
+            if is_whole && self.state(slot)?.version == before.version {
                 return Some((before, reading));
             }
             last = Some((before, reading));
@@ -197,6 +211,10 @@ impl Table {
 
     pub fn set_handed_work(&self, slot: u32, is_handed: bool) {
         self.set_word(slot, offset_of!(Loop, handed_work), u64::from(is_handed));
+    }
+
+    pub fn set_shares(&self, slot: u32, shares: bool) {
+        self.set_word(slot, offset_of!(Loop, shares), u64::from(shares));
     }
 
     /// Writes a field that is the daemon's own.

@@ -1,6 +1,7 @@
 //! The benchmark: what being watched costs, with and without by turns, as one table.
 
 mod arms;
+mod attach;
 mod cpu;
 mod echo;
 mod empty;
@@ -29,7 +30,7 @@ Figures are taken with and without by turns; a result is the median over the rou
 (or difference) within a round, its quartiles beside it. Nothing else should be busy meanwhile.
 
 Examples:
-  bench                          everything, in about four minutes
+  bench                          everything, in about five minutes
   bench --quick                  the same in about one, with wider quartiles
   bench --only redis --only probes
   bench --json bench.json        every figure of every round
@@ -69,6 +70,7 @@ enum Measurement {
     Probes,
     Syscalls,
     Daemon,
+    Attach,
 }
 
 impl Measurement {
@@ -79,6 +81,7 @@ impl Measurement {
             Self::Probes => "probes",
             Self::Syscalls => "unrelated syscalls",
             Self::Daemon => "the daemon on a healthy service",
+            Self::Attach => "attaching, by threads",
         }
     }
 
@@ -94,6 +97,7 @@ impl Measurement {
             Self::Probes => events::measure(rounds(7, 3), milliseconds(1000, 400)),
             Self::Syscalls => syscalls::measure(rounds(9, 3), milliseconds(300, 150)),
             Self::Daemon => healthy::measure(milliseconds(20_000, 8_000)),
+            Self::Attach => attach::measure(rounds(20, 5)),
         }
     }
 }

@@ -3,10 +3,12 @@
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use nix::unistd::gettid;
 use profiler_tests::clock::monotonic_ns;
 
 /// Writes down each stall as one line of JSON.
@@ -32,7 +34,7 @@ impl Recorder {
         let Place { kind, function, first, last } = place;
         let record = serde_json::json!({
             "kind": kind, "function": format!("tokio_target::block::{function}"),
-            "file": file!(), "line": first, "last_line": last,
+            "file": file!(), "line": first, "last_line": last, "thread": gettid().as_raw(),
             "start_ns": start_ns, "end_ns": end_ns,
         });
         // In one piece: the reader may come at any time. What cannot be written, the test will miss.
@@ -101,4 +103,26 @@ pub async fn read_pipe(duration: Duration, recorder: &Recorder) {
     let function = "read_pipe::{{closure}}";
     recorder.write(&Place { kind: "read", function, first, last: first }, start_ns);
     let _ = sender.join();
+}
+
+/// Blocks all workers at once, each 150 ms longer than the one before it: the first is back after `duration`.
+pub async fn hold_all(duration: Duration, workers: usize, recorder: &Recorder) {
+    let gate = Arc::new((Barrier::new(workers), AtomicU32::new(0)));
+    for _ in 1..workers {
+        let (gate, recorder) = (Arc::clone(&gate), recorder.clone());
+        tokio::spawn(async move { hold(duration, &gate, &recorder) });
+    }
+    // Nobody takes the task that was spawned last from a worker that is blocked.
+    tokio::spawn(async {});
+    hold(duration, &gate, recorder);
+}
+
+#[inline(never)]
+fn hold(duration: Duration, gate: &(Barrier, AtomicU32), recorder: &Recorder) {
+    let rank = gate.1.fetch_add(1, Ordering::Relaxed);
+    gate.0.wait();
+    let start_ns = monotonic_ns();
+    let first = line!() + 1;
+    std::thread::sleep(duration + rank * Duration::from_millis(150));
+    recorder.write(&Place { kind: "all", function: "hold", first, last: first }, start_ns);
 }

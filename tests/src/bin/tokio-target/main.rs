@@ -2,7 +2,8 @@
 //!
 //! `tokio-target --flavour current_thread|multi_thread --truth FILE`. It prints `ready PORT`. What is
 //! asked for with `/offload` blocks where it may, on a thread of the blocking pool; with `/handover`,
-//! which only the multi-threaded flavour allows, after others have taken the worker's place.
+//! which only the multi-threaded flavour allows, after others have taken the worker's place. `/all` blocks
+//! all workers at once; `/turns` is how often the first worker has parked.
 
 mod block;
 
@@ -13,7 +14,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 
 use block::Recorder;
 
@@ -41,7 +42,7 @@ struct Options {
 fn main() -> Result<()> {
     let options = Options::parse();
     let recorder = Recorder::create(&options.truth)?;
-    runtime(&options)?.block_on(serve(recorder))
+    runtime(&options)?.block_on(serve(options.workers, recorder))
 }
 
 fn runtime(options: &Options) -> Result<Runtime> {
@@ -52,18 +53,18 @@ fn runtime(options: &Options) -> Result<Runtime> {
     builder.worker_threads(options.workers).enable_all().build().context("no runtime")
 }
 
-async fn serve(recorder: Recorder) -> Result<()> {
+async fn serve(workers: usize, recorder: Recorder) -> Result<()> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
     println!("ready {}", listener.local_addr()?.port());
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
-        tokio::spawn(connection(stream, recorder.clone()));
+        tokio::spawn(connection(stream, workers, recorder.clone()));
     }
 }
 
 /// Answers one request after the other until the client goes away.
-async fn connection(mut stream: TcpStream, recorder: Recorder) -> Result<()> {
+async fn connection(mut stream: TcpStream, workers: usize, recorder: Recorder) -> Result<()> {
     let mut received = Vec::new();
     loop {
         let Some(end) = received.windows(4).position(|four| four == b"\r\n\r\n") else {
@@ -76,11 +77,21 @@ async fn connection(mut stream: TcpStream, recorder: Recorder) -> Result<()> {
             continue;
         };
         let head: Vec<u8> = received.drain(..end + 4).collect();
+        let mut body = "ok".to_owned();
         let status = match std::str::from_utf8(&head).ok().and_then(request) {
+            Some(("/all", milliseconds)) => {
+                block::hold_all(milliseconds, workers, &recorder).await;
+                "200 OK"
+            }
+            Some(("/turns", _)) => {
+                body = Handle::current().metrics().worker_park_count(0).to_string();
+                "200 OK"
+            }
             Some((path, milliseconds)) => answer(path, milliseconds, &recorder).await,
             None => "400 Bad Request",
         };
-        let text = format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nok");
+        let length = body.len();
+        let text = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n{body}");
         stream.write_all(text.as_bytes()).await?;
     }
 }

@@ -1,0 +1,65 @@
+//! A loop's thread to what reports say of it and of those away with it, and whether anybody wants to hear of it.
+
+use profiler_ebpf::turn::SINCE_BIRTH;
+
+use super::Analyst;
+use crate::gap::Gap;
+use crate::gathered::Gathered;
+use crate::report::facts::ThreadFacts;
+use crate::runtime::pool::Pool;
+use crate::turn::Away;
+use crate::turn::tracker::{AwayThread, Due};
+
+impl Analyst {
+    /// Work that a pool was handed may take its time, unless the user says otherwise.
+    pub(super) fn is_wanted(&self, tid: u32) -> bool {
+        let pool = self.loops.get(&tid).and_then(|gathered| gathered.pool);
+        let may_take_its_time = pool.is_some_and(Pool::may_take_its_time);
+        self.config.watch_workers || !may_take_its_time
+    }
+
+    pub(super) fn thread_facts(&self, tid: u32) -> (ThreadFacts, Vec<Gap>) {
+        let name = self.target.thread_name(tid);
+        let mut gaps = Vec::new();
+        if name.is_none() {
+            gaps.push(Gap::new("thread.name", "the thread has exited"));
+        }
+        let gathered = self.loops.get(&tid);
+        let kind = gathered.and_then(Gathered::kind).unwrap_or("epoll");
+        let is_worker = gathered.is_some_and(|gathered| gathered.pool.is_some());
+        let (python_name, nameless) = gathered.map(Gathered::python_name).unwrap_or_default();
+        gaps.extend(nameless);
+        let thread = ThreadFacts {
+            tid,
+            tid_in_container: self.target.tid_in_container(tid),
+            name,
+            python_name,
+            is_main: tid == self.target.pid(),
+            loop_kind: kind.to_owned(),
+            is_worker,
+        };
+        (thread, gaps)
+    }
+
+    /// Who else was away from the loop's instance, with where they were.
+    pub(super) fn away(&self, threads: &[AwayThread], now_ns: u64) -> Vec<Away> {
+        let away = |away: &AwayThread| {
+            let AwayThread { tid, turn, state } = *away;
+            let gathered = self.loops.get(&tid);
+            let gathered = gathered.filter(|it| it.turn_start_ns() == turn.start_ns);
+            let stacks = gathered.map(|it| it.samples.stacks(turn.running_ns, now_ns));
+            let name = self.target.thread_name(tid);
+            // Nobody came back before the stall was over.
+            let time_ns = now_ns.saturating_sub(turn.start_ns);
+            Away { tid, name, state, time_ns, stacks: stacks.unwrap_or_default() }
+        };
+        threads.iter().map(away).collect()
+    }
+
+    /// Whether a turn is one of a loop, or a piece of work: a thread that was born, and has never been seen to wait or to be handed work, may
+    /// do what it likes.
+    pub(super) fn is_turn(&self, tid: u32, due: &Due) -> bool {
+        let is_known = || self.loops.get(&tid).is_some_and(|gathered| gathered.pool.is_some());
+        !self.facts.has_no_loops() && (due.turn.flags & SINCE_BIRTH == 0 || is_known())
+    }
+}

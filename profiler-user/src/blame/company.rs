@@ -1,0 +1,133 @@
+//! The other threads of a process whose loop waits for one of them: what each does, seen from outside while it lasts.
+//!
+//! Who ends a wait is known when it is over. What they were blocked in until then is not: so it is looked
+//! at while they stand still.
+
+use profiler_ebpf::record::ThreadSnapshot;
+
+use super::{Blame, Outside};
+use crate::job::{Bystander, Job, OthersSeen, PythonFrames};
+use crate::process::TargetMemory;
+use crate::process::arguments;
+use crate::report::syscalls;
+use crate::source::{Captured, EventSource};
+use crate::standing::{self, Standing};
+
+/// Threads that wait for each other in a row, followed at most.
+const MAX_CHAIN: usize = 4;
+
+/// What a look is made for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Look {
+    pub loop_tid: u32,
+    pub turn_start_ns: u64,
+    pub now_ns: u64,
+    pub weight_ns: u64,
+}
+
+impl Blame {
+    /// Everybody who may end the wait of a loop, where nothing tells who will.
+    pub(super) fn everybody<S: EventSource, M: TargetMemory>(
+        &mut self,
+        outside: &mut Outside<'_, S, M>,
+        look: Look,
+        jobs: &mut Vec<Job>,
+    ) {
+        let is_other = |thread: &ThreadSnapshot| thread.tid != look.loop_tid;
+        let mut read_before = self.company.remove(&look.loop_tid).unwrap_or_default();
+        let python = outside.python.as_deref();
+        let before = Some(&mut read_before);
+        let found =
+            standing::read(outside.source, outside.memory, python, is_other, before, look.now_ns);
+        self.company.insert(look.loop_tid, read_before);
+        match found {
+            Ok(found) => {
+                let Standing { still, moving, unmoved, left_out } = found;
+                for tid in still.iter().map(|thread| thread.head.head.tid).chain(moving.clone()) {
+                    self.name(outside, tid, jobs);
+                }
+                let still = still.into_iter().map(|it| self.bystander(outside, it)).collect();
+                jobs.push(look.seen(still, unmoved, moving, Some(left_out)));
+            }
+            Err(error) => self.refused = Some(format!("{error:#}")),
+        }
+    }
+
+    /// Whoever has what a thread waits for, whoever has what that one waits for, and so on.
+    pub(super) fn chain<S: EventSource, M: TargetMemory>(
+        &mut self,
+        outside: &mut Outside<'_, S, M>,
+        look: Look,
+        mut next: Option<u32>,
+        jobs: &mut Vec<Job>,
+    ) {
+        let mut still: Vec<Bystander> = Vec::new();
+        for _ in 0..MAX_CHAIN {
+            let is_known = |tid| still.iter().any(|known| known.captured.head.head.tid == tid);
+            let Some(tid) = next.filter(|tid| *tid != look.loop_tid && !is_known(*tid)) else {
+                break;
+            };
+            let Some(found) = self.standing(outside, tid, look.now_ns) else { break };
+            self.name(outside, tid, jobs);
+            next = found.waits_for.map(|(_, tid)| tid);
+            still.push(found);
+        }
+        if !still.is_empty() {
+            jobs.push(look.seen(still, Vec::new(), Vec::new(), None));
+        }
+    }
+
+    /// A thread that stood still, with what its memory tells of it.
+    pub(super) fn bystander<S: EventSource, M: TargetMemory>(
+        &self,
+        outside: &mut Outside<'_, S, M>,
+        captured: Captured,
+    ) -> Bystander {
+        let python = PythonFrames::of(&captured, outside.python.as_deref_mut(), outside.memory);
+        let registers = &captured.head.registers;
+        let arguments = syscalls::name(registers.syscall)
+            .map(|name| arguments::read(outside.memory, name, registers, captured.head.at_ns));
+        let awaited = self.awaited_in(registers);
+        let waits_for = awaited.lock(registers).zip(self.holder(outside, awaited, &captured));
+        Bystander { captured, python, arguments, awaited, waits_for }
+    }
+
+    /// Has the analyst know what Python calls a thread; once in each stall.
+    pub fn name<S, M: TargetMemory>(
+        &mut self,
+        outside: &mut Outside<'_, S, M>,
+        tid: u32,
+        jobs: &mut Vec<Job>,
+    ) {
+        let Some(python) = outside.python.as_deref_mut() else { return };
+        if !self.named.insert(tid) {
+            return;
+        }
+        let number = outside.target.tid_in_container(tid);
+        let state =
+            number.and_then(|number| python.thread_state(outside.memory, number, None).ok());
+        let name = state.and_then(|state| python.thread_name(outside.memory, state).ok().flatten());
+        jobs.extend(name.map(|name| Job::Called { tid, name }));
+    }
+}
+
+impl Look {
+    fn seen(
+        self,
+        still: Vec<Bystander>,
+        unmoved: Vec<u32>,
+        moving: Vec<u32>,
+        left_out: Option<usize>,
+    ) -> Job {
+        let Self { loop_tid, turn_start_ns, weight_ns, .. } = self;
+        Job::Others(Box::new(OthersSeen {
+            loop_tid,
+            turn_start_ns,
+            weight_ns,
+            still,
+            unmoved,
+            moving,
+            left_out,
+        }))
+    }
+}

@@ -1,0 +1,43 @@
+//! Node's worker threads by their own frames: that a thread is one, and whether it waits for its pool's next work.
+//!
+//! There is nothing to read in the target: the native stack tells it. Node exports the function in which
+//! such a thread runs from its beginning to its end, also where its own symbols were stripped.
+
+use crate::frame::{Frame, Language};
+use crate::unwind::merge::NamedNativeStack;
+
+/// In whose call a worker thread runs.
+const RUN: &str = "node::worker::Worker::Run(";
+
+/// In what it sleeps in `Atomics.wait`.
+const ATOMICS_WAIT: &str = "v8::internal::FutexEmulation::Wait";
+
+/// What sleeps on behalf of its caller.
+const SLEEP: [&str; 4] = ["v8::base::", "std::", "uv_cond_", "uv_sem_"];
+
+/// Whether the stack is a worker thread's.
+pub fn runs_in(named: &NamedNativeStack) -> bool {
+    named.frames.iter().flatten().any(|frame| begins_with(frame, RUN))
+}
+
+/// Which frame of the stack is inside `Atomics.wait`, innermost first.
+pub fn atomics_wait(named: &NamedNativeStack) -> Option<usize> {
+    named.frames.iter().position(|inlined| inlined.iter().any(|it| begins_with(it, ATOMICS_WAIT)))
+}
+
+/// Whether nothing tells on whose behalf a thread sleeps: V8's functions have no names where symbols were
+/// stripped.
+pub fn sleeps_namelessly(named: &NamedNativeStack) -> bool {
+    let sleeps = |frame: &&Frame| {
+        let module = frame.module.as_deref().unwrap_or_default();
+        let of_libc = module.contains("/libc.so") || module.contains("/ld-musl");
+        of_libc || SLEEP.iter().any(|beginning| begins_with(frame, beginning))
+    };
+    let caller = named.frames.iter().flatten().find(|frame| !sleeps(frame));
+    caller.is_none_or(|frame| frame.function.as_deref().unwrap_or_default().is_empty())
+}
+
+fn begins_with(frame: &Frame, beginning: &str) -> bool {
+    let function = frame.function.as_deref().unwrap_or_default();
+    frame.language == Language::Native && function.starts_with(beginning)
+}
