@@ -56,8 +56,8 @@ fn holder_is_blamed(interpreter: &Interpreter) -> Result<()> {
         ensure!(holder.any(is_native), "no stack of the holder down to the call into C");
         tally.compared();
     }
-    let own = finished.own_ends().count();
-    ensure!(own <= 3, "{own} stalls instead of three");
+    let told = finished.told();
+    ensure!(told.len() <= 3, "more stalls than three:\n{}", told.join("\n"));
     tally.must_be(3)
 }
 

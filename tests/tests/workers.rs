@@ -19,8 +19,6 @@ use profiler_tests::target::{
 use profiler_tests::tracer::{Finished, Tracer};
 
 const WATCH_WORKERS: &[&str] = &["--watch-workers"];
-/// Workers are searched for once a second.
-const UNTIL_FOUND: Duration = Duration::from_millis(2500);
 /// What measuring from outside and inside may differ by: the server's own part of a request.
 const APART_NS: u64 = 60_000_000;
 
@@ -163,6 +161,11 @@ impl Held {
     }
 }
 
+/// Leaves the time in which workers are found: they are searched for once a second.
+fn until_found() {
+    std::thread::sleep(Duration::from_millis(2500) * slowdown());
+}
+
 /// The words of the target's line as numbers.
 fn numbers(line: &str) -> Vec<u64> {
     line.split_whitespace().filter_map(|word| word.parse().ok()).collect()
@@ -177,7 +180,7 @@ fn ends(finished: &Finished) -> Result<Vec<&StallLine>> {
 /// Every thread that is held is reported, once each, and nothing else is.
 fn held_threads_are_reported(server: &Server, how: &str) -> Result<()> {
     let (tracer, _) = Tracer::attach(server.worker, WATCH_WORKERS)?;
-    std::thread::sleep(UNTIL_FOUND);
+    until_found();
     let mut all = Vec::new();
     for ms in [250, 400] {
         all.extend(server.hold_all(how, ms)?);
@@ -203,7 +206,7 @@ fn held_threads_are_reported(server: &Server, how: &str) -> Result<()> {
 /// Short requests, and the waiting between them, are no stalls.
 fn short_requests_are_none(server: &Server) -> Result<()> {
     let (tracer, _) = Tracer::attach(server.worker, WATCH_WORKERS)?;
-    std::thread::sleep(UNTIL_FOUND);
+    until_found();
     for _ in 0..40 {
         Client::connect(server.port)?.get("/")?;
         std::thread::sleep(Duration::from_millis(20));
@@ -269,7 +272,7 @@ fn a_shutdown_that_hangs_names_the_thread() -> Result<()> {
     let &[tid, line] = &server.words.next("hanging")?[..] else { anyhow::bail!("an odd line") };
     std::thread::sleep(Duration::from_millis(300));
     let (tracer, _) = Tracer::attach(server.worker, WATCH_WORKERS)?;
-    std::thread::sleep(UNTIL_FOUND);
+    until_found();
     send(server.worker, Signal::SIGTERM)?;
     let is_it = |line: &Line| line.stall().is_some_and(|stall| u64::from(stall.thread.tid) == tid);
     let found = tracer.wait_for(is_it, patience(40))?;
@@ -293,7 +296,7 @@ fn a_full_queue_does_not_join_its_work() -> Result<()> {
     let target = Target::program(command)?;
     target.line_starting("ready", patience(60))?;
     let (tracer, _) = Tracer::attach(target.pid(), WATCH_WORKERS)?;
-    std::thread::sleep(UNTIL_FOUND);
+    until_found();
     target.signal(Signal::SIGUSR1)?;
     let finished = tracer.finish()?;
     let ends = ends(&finished)?;

@@ -114,4 +114,5 @@ STALLS = {
 
 def announce():
     """Tells the one who started this in which process the loop runs."""
-    print("serving %d" % os.getpid(), flush=True)
+    # One write, so that the lines of several workers do not mix.
+    print("serving %d\n" % os.getpid(), end="", flush=True)
