@@ -68,16 +68,17 @@ fn real() -> Result<()> {
         Job::new(&program.name, move |log| {
             // Before others: on a crowded machine a target that computes would else mostly wait, and say nothing of itself.
             let mut command = Command::new("nice");
-            command.args(["-n", "-5"]).arg(path).arg("--test-threads=1");
-            command.env(skips::COLLECTED, tally).env("STALLTRACE_BIN", daemon);
+            command.args(["-n", "-5"]).arg(&path).arg("--test-threads=1");
+            command.env(skips::COLLECTED, &tally).env("STALLTRACE_BIN", &daemon);
             command.current_dir(workspace().join("tests"));
             run(command.stdout(log.try_clone()?).stderr(log.try_clone()?))
         })
     };
     let (alone, others): (Vec<_>, Vec<_>) =
         programs.iter().partition(|program| ALONE.contains(&program.name.as_str()));
-    let first = lanes::run(others.into_iter().map(job).collect(), LANES);
-    let second = lanes::run(alone.into_iter().map(job).collect(), 1);
+    let jobs = |programs: Vec<&Program>| programs.into_iter().map(job).collect::<Vec<_>>();
+    let first = lanes::run(&jobs(others), LANES);
+    let second = lanes::run(&jobs(alone), 1);
     skips::show(&tally);
     first.and(second)
 }
@@ -85,7 +86,7 @@ fn real() -> Result<()> {
 /// The guests' tests, side by side.
 fn guests() -> Result<()> {
     let job = |guest: &'static Guest| Job::new(guest.name, |log| vm::test(guest, log));
-    lanes::run(GUESTS.iter().map(job).collect(), AT_ONCE)
+    lanes::run(&GUESTS.iter().map(job).collect::<Vec<_>>(), AT_ONCE)
 }
 
 /// What ran so far.

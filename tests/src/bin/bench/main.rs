@@ -9,6 +9,7 @@ mod events;
 mod healthy;
 mod paired;
 mod redis;
+mod stalls;
 mod stats;
 mod syscalls;
 mod table;
@@ -71,6 +72,7 @@ enum Measurement {
     Syscalls,
     Daemon,
     Attach,
+    Stalls,
 }
 
 impl Measurement {
@@ -82,6 +84,7 @@ impl Measurement {
             Self::Syscalls => "unrelated syscalls",
             Self::Daemon => "the daemon on a healthy service",
             Self::Attach => "attaching, by threads",
+            Self::Stalls => "telling stalls",
         }
     }
 
@@ -98,6 +101,7 @@ impl Measurement {
             Self::Syscalls => syscalls::measure(rounds(9, 3), milliseconds(300, 150)),
             Self::Daemon => healthy::measure(milliseconds(20_000, 8_000)),
             Self::Attach => attach::measure(rounds(20, 5)),
+            Self::Stalls => stalls::measure(rounds(12, 4)),
         }
     }
 }
