@@ -299,6 +299,12 @@ impl Blame {
         self.chain(&mut outside, look, next, jobs);
     }
 
+    /// When to look next for the holder of the lock that a loop waits for, if it waits for one.
+    pub fn next_look_ns(&self, loop_tid: u32) -> Option<u64> {
+        let wait = self.waits.get(&loop_tid).filter(|wait| wait.gil || wait.futex);
+        wait.map(|wait| wait.next_look_ns)
+    }
+
     /// The thread that holds what is waited for, now.
     fn holder<S, M: TargetMemory>(
         &self,

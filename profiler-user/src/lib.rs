@@ -12,6 +12,7 @@ pub mod check;
 pub mod watch;
 pub mod succession;
 pub mod stop;
+pub mod alarm;
 pub mod attached;
 pub mod start;
 pub mod queue;

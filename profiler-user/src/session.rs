@@ -19,7 +19,7 @@ use std::sync::Arc;
 use profiler_ebpf::rivals::{Rivals, TaskId};
 use profiler_ebpf::turn::{phase, state};
 
-use self::followed::Followed;
+use self::followed::{CLOSE_LOOK_NS, Followed};
 use self::instances::Instances;
 use self::shown::Shown;
 use self::statistics::Statistics;
@@ -36,9 +36,6 @@ use crate::runtime::v8::V8;
 use crate::source::{Event, EventSource, ExitedBy, PythonPlaces, Slot, Ticks};
 use crate::turn::Moment;
 use crate::turn::tracker::{Due, Tracker};
-
-/// Between two looks while a turn is suspected.
-const CLOSE_LOOK_NS: u64 = 10_000_000;
 
 /// Ticks stay on so long after the last suspicion: switching on the first one takes 13 ms.
 const TICKS_LINGER_NS: u64 = 250_000_000;
@@ -164,7 +161,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
                     self.suspected_ns = now_ns;
                     suspected.push((slot.state.tid, slot.state.turn.start_ns));
                     self.complete_block(whole, now_ns, jobs);
-                    next_ns = next_ns.min(now_ns + CLOSE_LOOK_NS);
+                    next_ns = next_ns.min(self.next_look_ns(&slot, &instances, now_ns));
                     if is_silent || self.may_be_closed(&whole, now_ns) {
                         continue;
                     }
@@ -184,6 +181,17 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         self.sample_running(wants_ticks, now_ns);
         self.show_waiting(&slots, now_ns, jobs);
         next_ns.min(self.tell_statistics(&slots, now_ns, jobs))
+    }
+
+    /// When to look again at a suspected turn.
+    fn next_look_ns(&mut self, slot: &Slot, instances: &Instances, now_ns: u64) -> u64 {
+        let others_are_watched = self.blame.wants_ticks() || instances.is_shared(slot);
+        let followed = self.followed(slot.state.tid);
+        let pause_ns = followed.pause_ns(&slot.state, others_are_watched);
+        let line_ns = followed.tracker.next_line_ns(slot.state.turn.start_ns);
+        let holder_ns = self.blame.next_look_ns(slot.state.tid);
+        let due = [Some(line_ns), holder_ns].into_iter().flatten().filter(|due| *due > now_ns);
+        due.fold(now_ns + pause_ns, u64::min)
     }
 
     /// Closes whatever is open: we are about to detach, or the target is gone.

@@ -15,12 +15,17 @@ use crate::report::schema::session::EndReason;
 use crate::sink::outbox::Outbox;
 
 /// Becomes readable when the process exits.
+pub fn exit_of(target: &Target) -> io::Result<AsyncFd<OwnedFd>> {
+    readable(target.exit()?)
+}
+
+/// A descriptor that is waited for to become readable.
 #[expect(
     deprecated,
     reason = "what takes its place is unsafe, and asks for a descriptor that stays the same, as an owned one does"
 )]
-pub fn exit_of(target: &Target) -> io::Result<AsyncFd<OwnedFd>> {
-    AsyncFd::with_interest(target.exit()?, Interest::READABLE)
+pub fn readable(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(descriptor, Interest::READABLE)
 }
 
 /// Everything that may ask us to stop.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use crate::alarm::Alarm;
 use crate::attached;
 use crate::cli::Attach;
 use crate::clock::monotonic_ns;
@@ -133,6 +134,7 @@ impl Watched {
         stop: &mut Stop,
     ) -> anyhow::Result<EndReason> {
         let exit = exit_of(&self.target)?;
+        let mut alarm = Alarm::new()?;
         loop {
             if self.target.has_exited() {
                 return Ok(EndReason::TargetExited);
@@ -153,7 +155,7 @@ impl Watched {
                 }
             };
             tokio::select! {
-                () = tokio::time::sleep(Duration::from_nanos(pause_ns)) => {}
+                rung = alarm.after(Duration::from_nanos(pause_ns)) => rung?,
                 _ = exit.readable() => {}
                 () = started => {
                     queue.started = None;

@@ -20,6 +20,11 @@ const GLANCE_EVERY_NS: u64 = 1_000_000_000;
 const FIRST_COUNT_NS: u64 = 100_000_000;
 const LONGEST_COUNT_NS: u64 = 10_000_000_000;
 
+/// Between two looks at a suspected turn. Where the thread sleeps on in the same wait, and nobody else is watched for
+/// it, each pause is twice the one before: the records tell when it goes on.
+pub const CLOSE_LOOK_NS: u64 = 10_000_000;
+const CALM_LOOK_NS: u64 = 4 * CLOSE_LOOK_NS;
+
 /// When to count next in the turn that stalls.
 #[derive(Debug, Default)]
 struct Counting {
@@ -42,6 +47,8 @@ pub struct Followed {
     pub callback_at: u64,
     next_search_ns: u64,
     next_glance_ns: u64,
+    /// The sleep that the last close look found it in, by its beginning, and the pause after that look.
+    calm: (u64, u64),
     counting: Counting,
     pub turns: u64,
     /// The sleep that was found to be a park, by its beginning.
@@ -74,6 +81,7 @@ impl Followed {
             callback_at: 0,
             next_search_ns: 0,
             next_glance_ns: 0,
+            calm: (0, CLOSE_LOOK_NS),
             counting: Counting::default(),
             turns: 0,
             parked_ns: None,
@@ -111,6 +119,17 @@ impl Followed {
             self.next_glance_ns = now_ns + GLANCE_EVERY_NS;
         }
         due
+    }
+
+    /// How long to pause after a close look, which found it in this state.
+    pub fn pause_ns(&mut self, seen: &Loop, others_are_watched: bool) -> u64 {
+        let is_calm = seen.state == state::BLOCKED && !others_are_watched;
+        let (sleep_ns, pause_ns) = self.calm;
+        self.calm = match is_calm && sleep_ns == seen.booked_until_ns {
+            true => (sleep_ns, CALM_LOOK_NS.min(pause_ns * 2)),
+            false => (if is_calm { seen.booked_until_ns } else { 0 }, CLOSE_LOOK_NS),
+        };
+        self.calm.1
     }
 
     /// A tracer may be gone by the time that the stall which it caused is told.
@@ -159,6 +178,8 @@ impl Followed {
 
 #[cfg(test)]
 mod tests {
+    use profiler_ebpf::turn::{Loop, state};
+
     use super::Followed;
 
     const MS: u64 = 1_000_000;
@@ -173,6 +194,22 @@ mod tests {
         };
         assert_eq!(counted(1, 0), [0, 100 * MS, 300 * MS, 700 * MS]);
         assert_eq!(counted(2, 100), [1000 * MS, 1100 * MS, 1300 * MS, 1700 * MS]);
+    }
+
+    /// Looks become rare where a thread sleeps on in one wait, and close again where anything else is to be seen.
+    #[test]
+    fn calm_sleep() {
+        let mut followed = Followed::new(100 * MS);
+        let seen = |state, booked_until_ns| Loop { state, booked_until_ns, ..Loop::default() };
+        let mut pause_ms = |seen: Loop, watched| followed.pause_ns(&seen, watched) / MS;
+        let asleep = seen(state::BLOCKED, 7);
+        let pauses: Vec<_> = (0..5).map(|_| pause_ms(asleep, false)).collect();
+        assert_eq!(pauses, [10, 20, 40, 40, 40]);
+        assert_eq!(pause_ms(seen(state::BLOCKED, 8), false), 10, "another wait");
+        assert_eq!(pause_ms(seen(state::BLOCKED, 8), true), 10);
+        assert_eq!(pause_ms(seen(state::BLOCKED, 8), false), 10);
+        assert_eq!(pause_ms(seen(state::RUNNING, 9), false), 10);
+        assert_eq!(pause_ms(seen(state::RUNNING, 9), false), 10);
     }
 
     /// A thread whose interpreter state was not found is searched for again, however often it is

@@ -45,7 +45,7 @@ impl Instances {
     }
 
     /// Whether other threads wait on the same instance.
-    fn is_shared(&self, slot: &Slot) -> bool {
+    pub fn is_shared(&self, slot: &Slot) -> bool {
         let own = Stand::of(&slot.state);
         self.stands.iter().any(|other| own.shares(other))
     }

@@ -214,6 +214,14 @@ impl Tracker {
         self.open.as_ref().map(|open| open.start_ns)
     }
 
+    /// When a line is due about the turn that began then, if it goes on: past the threshold, and now and then after.
+    pub fn next_line_ns(&self, turn_start_ns: u64) -> u64 {
+        match &self.open {
+            Some(open) if open.start_ns == turn_start_ns => open.next_update_ns,
+            _ => turn_start_ns.saturating_add(self.threshold_ns),
+        }
+    }
+
     fn going_on(&mut self, seen: &Loop, now_ns: u64, due: &mut Vec<Due>) {
         let turn = seen.account(now_ns);
         let moment = match &mut self.open {
