@@ -3,6 +3,9 @@
 /// Event loops watched in one process. A server that shards by thread runs one loop per core.
 pub const MAX_LOOPS: u32 = 64;
 
+/// Threads that are known to be one too many; those beyond are not even counted.
+pub const MAX_SLOTLESS: u32 = 512;
+
 /// Bytes of user stack copied at most, from the stack pointer upwards. Measured use: 1.5 to 3 KB
 /// under asyncio, 2 to 10 KB in redis. A power of two, because the verifier follows masks.
 pub const STACK_BYTES: usize = 64 * 1024;

@@ -4,7 +4,7 @@ use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, Queue, RingBuf};
 use profiler_ebpf::counter::Counter;
-use profiler_ebpf::limits::{MAX_ACCEPTORS, MAX_DESKS, MAX_LOOPS, RING_BYTES};
+use profiler_ebpf::limits::{MAX_ACCEPTORS, MAX_DESKS, MAX_LOOPS, MAX_SLOTLESS, RING_BYTES};
 use profiler_ebpf::param::{Field, Params};
 use profiler_ebpf::parks::Parks;
 use profiler_ebpf::python::PythonLayout;
@@ -69,6 +69,10 @@ static SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_LOOPS, 0);
 /// Slots not in use. Filled by the daemon, because programs have no atomic counter to draw from.
 #[map]
 static FREE_SLOTS: Queue<u32> = Queue::with_max_entries(MAX_LOOPS, 0);
+
+/// Threads that waited like event loops while every slot was taken, each counted once; the daemon names them.
+#[map]
+static SLOTLESS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_SLOTLESS, 0);
 
 /// One loop per slot; the daemon maps it and looks without a syscall.
 #[map]
@@ -145,7 +149,10 @@ pub fn take_slot(tid: u32) -> Option<u32> {
         return None;
     }
     let Ok(Some(slot)) = FREE_SLOTS.pop() else {
-        count(Counter::NoSlot);
+        const ONLY_IF_NEW: u64 = 1;
+        if SLOTLESS.insert(tid, 0, ONLY_IF_NEW).is_ok() {
+            count(Counter::NoSlot);
+        }
         return None;
     };
     let state = loop_at(slot)?;

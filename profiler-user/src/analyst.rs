@@ -29,7 +29,7 @@ use crate::process::modules::Modules;
 use crate::process::queues::waiting;
 use crate::process::target::Target;
 use crate::report::advice::Peers;
-use crate::report::application::interpreter;
+use crate::report::application::{interpreter, is_interpreters};
 use crate::report::facts::{Context, RuntimeFacts, SessionFacts};
 use crate::report::group::Tally;
 use crate::report::{Finish, Report};
@@ -83,9 +83,14 @@ impl Analyst {
         sink: Box<dyn Sink + Send>,
     ) -> Self {
         let program = facts.process.exe.clone().filter(|exe| interpreter(exe).is_none());
+        let mut symbolizer = NativeSymbolizer::of_process(target.pid(), program);
+        if !config.output.shows_all() {
+            // What an interpreter does inside is told by its functions.
+            symbolizer = symbolizer.without_lines_of(is_interpreters);
+        }
         let mut analyst = Self {
             memory: LiveMemory::new(target.pid()),
-            symbolizer: NativeSymbolizer::of_process(target.pid(), program),
+            symbolizer,
             perf_map: PerfMap::of(&target),
             target,
             modules: Modules::of_program(facts.process.exe.clone()),

@@ -58,6 +58,16 @@ pub struct Output {
     pub limits: Limits,
 }
 
+impl Output {
+    /// Whether every frame is shown with all that is known of it.
+    pub fn shows_all(&self) -> bool {
+        match self.format {
+            Format::Json => self.limits.stacks == Stacks::Full,
+            Format::Text(look) => look.detail == Detail::Everything,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     Json,

@@ -1,5 +1,7 @@
 //! A frame with its names, and the stack that it is part of: what unwinding and symbolization arrive at.
 
+use std::sync::Arc;
+
 use crate::gap::Gap;
 use crate::task::Running;
 
@@ -12,17 +14,17 @@ pub enum Language {
     Kernel,
 }
 
-/// One frame. What is `None` could not be had; the stack's gaps say why.
+/// One frame, cheap to copy: hundreds of samples have the same names. What is `None` could not be had; the stack's gaps say why.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Frame {
     /// The demangled name, or Python's qualified name.
-    pub function: Option<String>,
+    pub function: Option<Arc<str>>,
     /// The source file, as the code or its debug information names it.
-    pub file: Option<String>,
+    pub file: Option<Arc<str>>,
     /// Of JavaScript functions, that of their definition.
     pub line: Option<u32>,
     /// The mapped file that holds the code: a path as the target sees it, `[vdso]`, `[kernel]`.
-    pub module: Option<String>,
+    pub module: Option<Arc<str>>,
     pub language: Language,
     /// The frame has no stack frame of its own: the compiler put it into its caller.
     pub inlined: bool,

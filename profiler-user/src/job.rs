@@ -224,6 +224,11 @@ impl Job {
                 | Self::Successor(_)
         )
     }
+
+    /// Whether somebody waits for what comes of it: who reads the lines, or the session, to know where a thread parks.
+    pub const fn is_urgent(&self) -> bool {
+        self.is_line() || matches!(self, Self::Look { .. })
+    }
 }
 
 /// What the analyst made of a thread's stack.

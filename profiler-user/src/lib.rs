@@ -16,6 +16,7 @@ pub mod alarm;
 pub mod attached;
 pub mod start;
 pub mod queue;
+pub mod urgency;
 pub mod lookout;
 pub mod detected;
 pub mod session;

@@ -19,6 +19,7 @@ use crate::report::facts::SessionFacts;
 use crate::sink::outbox::Outbox;
 use crate::sink::{self, reader_is_gone};
 use crate::turn::Moment;
+use crate::urgency::Urgency;
 
 /// With nothing to name for so long, the analyst gives back what it can read again.
 const REST_AFTER: Duration = Duration::from_secs(30);
@@ -51,6 +52,7 @@ pub struct Queue {
     /// What the analyst lets the session know.
     pub verdicts: Receiver<Verdict>,
     pub outbox: Outbox,
+    urgency: Urgency,
     /// Told once, when the session's first line is made.
     pub started: Option<oneshot::Receiver<()>>,
     ending: SyncSender<Ending>,
@@ -69,23 +71,29 @@ impl Queue {
         let (end, ended) = sync_channel(1);
         let (tell_started, started) = oneshot::channel();
         let hurry = Arc::new(OnceLock::new());
+        let urgency = Urgency::default();
         let (config, analysts, hurried) = (config.clone(), outbox.clone(), Arc::clone(&hurry));
+        let own = urgency.clone();
         thread::spawn(move || {
+            own.begin();
             // Made here, because what names symbols cannot move between threads.
             let sink = sink::open(&config.output, analysts);
             let analyst = Analyst::new(target, facts, config, tell, sink);
-            let _ = end.send(work(analyst, (&jobs, &last), tell_started, &hurried));
+            let pace = (&own, &*hurried);
+            let _ = end.send(work(analyst, (&jobs, &last), tell_started, pace));
         });
         let backlog = Backlog::default();
         let started = Some(started);
-        Self { channel, backlog, verdicts, outbox, started, ending, hurry, ended }
+        Self { channel, backlog, verdicts, outbox, urgency, started, ending, hurry, ended }
     }
 
     /// Never blocks: the target may be frozen, and its next stall does not wait for a slow reader.
     pub fn hand_over(&mut self, jobs: &mut Vec<Job>) -> Reader {
         self.backlog.jobs.extend(jobs.drain(..));
         while let Some(job) = self.backlog.jobs.pop_front() {
+            let is_urgent = job.is_urgent();
             match self.channel.try_send(self.backlog.dropped.told(job)) {
+                Ok(()) if is_urgent => self.urgency.hurry(),
                 Ok(()) => {}
                 Err(TrySendError::Full(job)) => {
                     self.backlog.jobs.push_front(job);
@@ -121,6 +129,7 @@ impl Queue {
     ) -> anyhow::Result<u64> {
         let hurry = Hurry::until(leave_by);
         let _ = self.hurry.set(hurry);
+        self.urgency.hurry();
         self.backlog.jobs.extend(jobs);
         while let Some(job) = self.backlog.jobs.pop_front() {
             match self.channel.try_send(self.backlog.dropped.told(job)) {
@@ -253,13 +262,17 @@ fn work(
     mut analyst: Analyst,
     (jobs, last): (&Receiver<Job>, &Receiver<Ending>),
     started: oneshot::Sender<()>,
-    hurry: &OnceLock<Hurry>,
+    (urgency, hurry): (&Urgency, &OnceLock<Hurry>),
 ) -> io::Result<Dropped> {
     let mut started = Some(started);
     let mut skipped = Dropped::default();
     let mut rest_at = Instant::now() + REST_AFTER;
     loop {
-        match jobs.recv_timeout(rest_at.saturating_duration_since(Instant::now())) {
+        let next = jobs.try_recv().or_else(|_| {
+            urgency.rest();
+            jobs.recv_timeout(rest_at.saturating_duration_since(Instant::now()))
+        });
+        match next {
             Ok(job) if hurry.get().is_some_and(|hurry| !hurry.has_time_for(&job)) => {
                 skipped.count(&job);
             }

@@ -10,6 +10,7 @@ mod followed;
 mod instances;
 mod items;
 mod shown;
+mod slotless;
 mod statistics;
 mod workers;
 
@@ -22,6 +23,7 @@ use profiler_ebpf::turn::{phase, state};
 use self::followed::{CLOSE_LOOK_NS, Followed};
 use self::instances::Instances;
 use self::shown::Shown;
+use self::slotless::Slotless;
 use self::statistics::Statistics;
 use self::workers::Workers;
 use crate::blame::Blame;
@@ -58,6 +60,7 @@ pub struct Session<S, M> {
     ticks_refused: Option<String>,
     workers: Workers,
     shown: Shown,
+    slotless: Slotless,
     /// Where they are wanted.
     statistics: Option<Statistics>,
     around: Watch,
@@ -86,6 +89,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             ticks_refused: None,
             workers: Workers::default(),
             shown: Shown::default(),
+            slotless: Slotless::default(),
             statistics: None,
         }
     }
@@ -180,6 +184,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let wants_ticks = wants_ticks || self.blame.wants_ticks();
         self.sample_running(wants_ticks, now_ns);
         self.show_waiting(&slots, now_ns, jobs);
+        self.tell_slotless(now_ns);
         next_ns.min(self.tell_statistics(&slots, now_ns, jobs))
     }
 

@@ -1,7 +1,7 @@
 //! A stack's frames to whose code they are: the application's, a library's, or plumbing.
 
 use super::executables::is_system_library;
-pub use super::executables::{interpreter, is_interpreter_library};
+pub use super::executables::{interpreter, is_interpreter_library, is_interpreters};
 use super::facts::{Libc, ProcessFacts};
 use super::foreign::{is_compiled_in, is_waiter};
 use super::libc_names::is_of_libc;
@@ -367,7 +367,7 @@ mod tests {
     #[test]
     fn linked_with_libc() {
         const EXE: &str = "/srv/server";
-        let lined = |function| Frame { file: Some("pay.c".to_owned()), ..native(function, EXE) };
+        let lined = |function| Frame { file: Some("pay.c".into()), ..native(function, EXE) };
         for (has_lines, frame, expected) in [
             (true, lined("charge_card"), Application),
             (true, lined("poll"), Application),
@@ -398,10 +398,10 @@ mod tests {
             "/rustc/5980/library/core/src/ops/function.rs",
             "/home/dev/.rustup/toolchains/1.95/lib/rustlib/src/rust/library/core/src/str/mod.rs",
         ] {
-            frame.file = Some(file.to_owned());
+            frame.file = Some(file.into());
             assert_eq!(Owner::new(&process).of(&frame), Library, "{file}");
         }
-        frame.file = Some("/srv/cargo/src/main.rs".to_owned());
+        frame.file = Some("/srv/cargo/src/main.rs".into());
         assert_eq!(Owner::new(&process).of(&frame), Application);
     }
 

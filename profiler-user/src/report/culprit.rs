@@ -33,10 +33,10 @@ pub fn find(evidence: &[&Sampled], owner: &Owner<'_>, portion: Portion) -> Optio
     // Among equals the first: stacks come heaviest first.
     let heaviest = weighed.into_iter().rev().max_by_key(|(_, time_ns)| *time_ns);
     heaviest.filter(|(_, time_ns)| *time_ns >= unknown_ns).map(|(frame, _)| Culprit {
-        function: frame.function.clone(),
-        file: frame.file.clone(),
+        function: frame.function.as_deref().map(str::to_owned),
+        file: frame.file.as_deref().map(str::to_owned),
         line: frame.line,
-        module: frame.module.clone(),
+        module: frame.module.as_deref().map(str::to_owned),
         language: frame.language.into(),
         thread: portion.tid,
         time_ns: portion.time_ns,
@@ -82,9 +82,9 @@ pub fn callers<'a>(
     let frames = &whole(seen, evidence).stack.frames;
     let inside = frames.get(..inside_callback(frames)).unwrap_or_default();
     let is_it = |frame: &Frame| {
-        frame.function == culprit.function
-            && frame.file == culprit.file
-            && frame.module == culprit.module
+        frame.function.as_deref() == culprit.function.as_deref()
+            && frame.file.as_deref() == culprit.file.as_deref()
+            && frame.module.as_deref() == culprit.module.as_deref()
     };
     let Some(place) = inside.iter().position(is_it) else { return Vec::new() };
     let mut callers: Vec<&Frame> = Vec::new();
@@ -101,9 +101,9 @@ pub fn callers<'a>(
 /// Whether this is the frame that a stack has to look at first, or another line of its function.
 pub fn is_in(culprit: &Culprit, sampled: &Sampled, owner: &Owner<'_>) -> bool {
     of_stack(&sampled.stack.frames, owner).is_some_and(|frame| {
-        frame.function == culprit.function
-            && frame.file == culprit.file
-            && frame.module == culprit.module
+        frame.function.as_deref() == culprit.function.as_deref()
+            && frame.file.as_deref() == culprit.file.as_deref()
+            && frame.module.as_deref() == culprit.module.as_deref()
     })
 }
 

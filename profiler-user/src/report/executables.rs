@@ -81,6 +81,11 @@ pub fn interpreter(exe: &str) -> Option<&'static str> {
     INTERPRETERS.iter().find(is_it).map(|(_, family)| *family)
 }
 
+/// Whether a mapped file is an interpreter, or the library of one.
+pub fn is_interpreters(path: &str) -> bool {
+    interpreter(path).is_some() || is_interpreter_library(path)
+}
+
 /// Whether a mapped file is the library of an interpreter.
 pub fn is_interpreter_library(path: &str) -> bool {
     is_library(path, &INTERPRETER_LIBRARIES)

@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn sources_of_others() {
         let of = |file: &str| {
-            let file = Some(file.to_owned());
+            let file = Some(file.into());
             is_compiled_in(&Frame { file, ..native("sort<int*>", "/srv/shop") })
         };
         for file in [

@@ -360,10 +360,10 @@ fn stack(sampled: &Sampled, thread: Thread, role: Role, owner: &Owner<'_>) -> St
 
 fn frame(seen: &frame::Frame, owner: &Owner<'_>) -> Frame {
     Frame {
-        function: seen.function.clone(),
-        file: seen.file.clone(),
+        function: seen.function.as_deref().map(str::to_owned),
+        file: seen.file.as_deref().map(str::to_owned),
         line: seen.line,
-        module: seen.module.clone(),
+        module: seen.module.as_deref().map(str::to_owned),
         language: seen.language.into(),
         inlined: seen.inlined,
         in_app: owner.of(seen) == Origin::Application,

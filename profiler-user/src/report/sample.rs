@@ -29,10 +29,10 @@ const LIBC: &str = "/usr/lib/x86_64-linux-gnu/libc.so.6";
 
 pub fn native(function: &str, module: &str) -> Frame {
     Frame {
-        function: Some(function.to_owned()),
+        function: Some(function.into()),
         file: None,
         line: None,
-        module: Some(module.to_owned()),
+        module: Some(module.into()),
         language: Language::Native,
         inlined: false,
         address: Some(0x7f00_0000_1234),
@@ -46,8 +46,8 @@ pub fn kernel(function: &str) -> Frame {
 
 pub fn python(function: &str, file: &str, line: u32) -> Frame {
     Frame {
-        function: Some(function.to_owned()),
-        file: Some(file.to_owned()),
+        function: Some(function.into()),
+        file: Some(file.into()),
         line: Some(line),
         module: None,
         language: Language::Python,

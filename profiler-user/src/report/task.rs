@@ -181,8 +181,8 @@ fn described(task: &Proved, sampled: &Sampled, owner: &Owner<'_>) -> Task {
     let place = own.or_else(|| called_last(&inside)).or(inside.last().copied());
     Task {
         name: task.name.clone().ok(),
-        function: place.and_then(|frame| frame.function.clone()),
-        file: place.and_then(|frame| frame.file.clone()),
+        function: place.and_then(|frame| frame.function.as_deref()).map(str::to_owned),
+        file: place.and_then(|frame| frame.file.as_deref()).map(str::to_owned),
         line: place.and_then(|frame| frame.line),
     }
 }

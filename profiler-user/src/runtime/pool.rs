@@ -252,6 +252,9 @@ fn of_tokio(
     named: &NamedNativeStack,
 ) -> Option<Posture> {
     let all = || named.frames.iter().flatten();
+    if !all().any(tokio::may_be_of) {
+        return None;
+    }
     if tokio::is_off_duty(all()) {
         return Some(Posture::OffDuty);
     }
@@ -325,8 +328,8 @@ mod tests {
         let named = frames.iter().map(|(function, file)| NamedFrame {
             address: 0,
             is_resumable: false,
-            function: Some((*function).to_owned()),
-            file: Some((*file).to_owned()),
+            function: Some((*function).into()),
+            file: Some((*file).into()),
             line: Some(1),
             first_line: Some(1),
             is_coroutine: false,
@@ -361,10 +364,10 @@ mod tests {
                 file_offset: None,
             });
             named.frames.push(vec![Frame {
-                function: Some((*function).to_owned()),
+                function: Some((*function).into()),
                 file: None,
                 line: None,
-                module: Some((*module).to_owned()),
+                module: Some((*module).into()),
                 language: Language::Native,
                 inlined: false,
                 address: Some(address),

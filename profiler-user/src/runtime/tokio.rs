@@ -20,6 +20,13 @@ pub fn recognise(frames: &[Frame]) -> Option<Tokio> {
     Some(Tokio { version })
 }
 
+/// Whether a frame may have to do with the runtime, at the price of one look: most processes have no such frame.
+pub fn may_be_of(frame: &Frame) -> bool {
+    let mentions = |text: Option<&str>| text.is_some_and(|text| text.contains("tokio"));
+    frame.language == Language::Native
+        && (mentions(frame.file.as_deref()) || mentions(frame.function.as_deref()))
+}
+
 /// Whether a frame is the runtime's own, rather than of what it runs.
 pub fn is_runtime(frame: &Frame) -> bool {
     is_of(frame, "")
@@ -162,10 +169,10 @@ mod tests {
 
     fn frame(function: &str, file: Option<&str>) -> Frame {
         Frame {
-            function: Some(function.to_owned()),
-            file: file.map(|file| format!("{REGISTRY}/{file}")),
+            function: Some(function.into()),
+            file: file.map(|file| format!("{REGISTRY}/{file}").into()),
             line: None,
-            module: Some("/srv/server".to_owned()),
+            module: Some("/srv/server".into()),
             language: Language::Native,
             inlined: false,
             address: None,
@@ -188,7 +195,7 @@ mod tests {
         let ours = frame("tokio_target::tokio::runtime::poll", None);
         assert_eq!(version(&[other, lock, ours]), None);
         let vendored = Frame {
-            file: Some("/build/vendor/tokio/src/runtime/task/raw.rs".to_owned()),
+            file: Some("/build/vendor/tokio/src/runtime/task/raw.rs".into()),
             ..frame("poll", None)
         };
         assert_eq!(version(&[vendored]), Some(None));

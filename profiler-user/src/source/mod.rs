@@ -191,6 +191,12 @@ pub trait EventSource {
         None
     }
 
+    /// Threads that wait like event loops and are not watched, because too many are; none where no other has come
+    /// since the last call.
+    fn slotless(&mut self) -> Vec<u32> {
+        Vec::new()
+    }
+
     /// What was lost so far, by name.
     fn losses(&mut self) -> Vec<(&'static str, u64)>;
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::sync::Arc;
 
 use crate::frame::{Frame, Language};
 use crate::gap::Gap;
@@ -34,7 +35,7 @@ pub struct KernelSymbols {
     symbols: Vec<Symbol>,
     /// Names, each ended by a line break.
     text: String,
-    modules: Vec<String>,
+    modules: Vec<Arc<str>>,
 }
 
 impl KernelSymbols {
@@ -47,7 +48,7 @@ impl KernelSymbols {
     /// Reads lines of the form of `/proc/kallsyms`.
     pub fn parse(mut lines: impl BufRead) -> Result<Self, Gap> {
         let mut symbols =
-            Self { symbols: Vec::new(), text: String::new(), modules: vec![KERNEL.to_owned()] };
+            Self { symbols: Vec::new(), text: String::new(), modules: vec![KERNEL.into()] };
         let mut hidden = 0;
         let mut line = String::new();
         while symbols.symbols.len() < MAX_SYMBOLS {
@@ -101,10 +102,10 @@ impl KernelSymbols {
 
     /// The index of a module's name. A module's functions stand together in the list.
     fn module(&mut self, name: &str) -> Option<u16> {
-        let index = match self.modules.iter().rposition(|known| known == name) {
+        let index = match self.modules.iter().rposition(|known| **known == *name) {
             Some(index) => index,
             None => {
-                self.modules.push(name.to_owned());
+                self.modules.push(name.into());
                 self.modules.len() - 1
             }
         };
@@ -132,10 +133,10 @@ impl KernelSymbols {
         });
         let module = found.and_then(|symbol| self.modules.get(usize::from(symbol.module)));
         Frame {
-            function: name.map(str::to_owned),
+            function: name.map(Into::into),
             file: None,
             line: None,
-            module: module.cloned().or_else(|| Some(KERNEL.to_owned())),
+            module: module.cloned().or_else(|| Some(KERNEL.into())),
             language: Language::Kernel,
             inlined: false,
             address: Some(address),
@@ -160,10 +161,10 @@ fn stack_line(line: &str) -> Option<Frame> {
     // Kernels since 4.19 print 0 in place of the address.
     let address = u64::from_str_radix(address, 16).ok().filter(|address| *address != 0);
     Some(Frame {
-        function: Some(function.to_owned()),
+        function: Some(function.into()),
         file: None,
         line: None,
-        module: Some(module.to_owned()),
+        module: Some(module.into()),
         language: Language::Kernel,
         inlined: false,
         address,
@@ -187,7 +188,7 @@ ffffffff81002000 T __sched_text_start
 ffffffff82000000 t nf_hook\t[nf_tables]
 ";
 
-    fn functions(symbols: &KernelSymbols, addresses: &[u64]) -> Vec<Option<String>> {
+    fn functions(symbols: &KernelSymbols, addresses: &[u64]) -> Vec<Option<Arc<str>>> {
         symbols.name(addresses).into_iter().map(|frame| frame.function).collect()
     }
 
@@ -196,7 +197,7 @@ ffffffff82000000 t nf_hook\t[nf_tables]
     fn label_of_a_section_is_no_function() {
         let symbols = KernelSymbols::parse(KALLSYMS.as_bytes()).unwrap();
         let found = functions(&symbols, &[0xffff_ffff_8100_2010]);
-        assert_eq!(found, [Some("io_schedule_timeout".to_owned())]);
+        assert_eq!(found, [Some("io_schedule_timeout".into())]);
     }
 
     /// A return address behind a function's last call still belongs to the caller, an interrupted
@@ -205,7 +206,7 @@ ffffffff82000000 t nf_hook\t[nf_tables]
     fn addresses_to_functions() {
         let symbols = KernelSymbols::parse(KALLSYMS.as_bytes()).unwrap();
         let named = functions(&symbols, &[0xffff_ffff_8100_1100, 0xffff_ffff_8100_1100]);
-        assert_eq!(named, [Some("second".to_owned()), Some("first".to_owned())]);
+        assert_eq!(named, [Some("second".into()), Some("first".into())]);
         let frame = &symbols.name(&[0xffff_ffff_8200_0010])[0];
         assert_eq!(frame.function.as_deref(), Some("nf_hook"));
         assert_eq!(frame.module.as_deref(), Some("[nf_tables]"));
@@ -239,10 +240,7 @@ ffffffff82000000 t nf_hook\t[nf_tables]
         let text = std::fs::read_to_string("/proc/kallsyms").unwrap();
         let line = text.lines().find(|line| line.ends_with(" vfs_read")).unwrap();
         let address = u64::from_str_radix(line.split(' ').next().unwrap(), 16).unwrap();
-        assert_eq!(
-            functions(&symbols, &[address, address + 5]),
-            vec![Some("vfs_read".to_owned()); 2]
-        );
+        assert_eq!(functions(&symbols, &[address, address + 5]), vec![Some("vfs_read".into()); 2]);
     }
 
     /// The text of a blocked thread, with the forms that kernels have used.

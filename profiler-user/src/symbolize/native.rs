@@ -60,6 +60,8 @@ pub struct NativeSymbolizer {
     debug_files: DebugFiles,
     /// The path of the main executable, unless that is an interpreter.
     program: Option<String>,
+    /// Files whose source lines nobody wants: debug information is not read for them.
+    is_lineless: Option<fn(&str) -> bool>,
     /// Why names could not be had, by image.
     gaps: HashMap<Identity, BTreeSet<Gap>>,
 }
@@ -75,6 +77,11 @@ impl NativeSymbolizer {
     /// `program` is the file whose source lines are worth most, as the target sees it.
     pub fn of_process(pid: u32, program: Option<String>) -> Self {
         Self { debug_files: DebugFiles::of_process(pid), program, ..Self::default() }
+    }
+
+    /// Names functions alone of the files of which this is true.
+    pub fn without_lines_of(self, is_lineless: fn(&str) -> bool) -> Self {
+        Self { is_lineless: Some(is_lineless), ..self }
     }
 
     /// A whole stack, ready to be merged with a runtime's frames.
@@ -99,7 +106,7 @@ impl NativeSymbolizer {
             function: name.function.clone(),
             file: name.file.clone(),
             line: name.line,
-            module: module.map(|module| module.path.to_string()),
+            module: module.map(|module| Arc::clone(&module.path)),
             language: Language::Native,
             inlined: name.inlined,
             address: Some(frame.address),
@@ -152,7 +159,7 @@ impl NativeSymbolizer {
             vec![NAMELESS]
         });
         if names == [NAMELESS] && self.is_eval_part(image, offset) {
-            return vec![Name { function: Some(format!("{EVAL}.cold")), ..NAMELESS }];
+            return vec![Name { function: Some(format!("{EVAL}.cold").into()), ..NAMELESS }];
         }
         names
     }
@@ -259,6 +266,9 @@ impl NativeSymbolizer {
     /// Whether the debug information of `file`, the image itself or its separate debug file, is there
     /// and to be read; where it is there and not to be read, a gap says so.
     fn reads_debug(&mut self, module: &Module, image: &Image, file: &Image) -> bool {
+        if self.is_lineless.is_some_and(|is_lineless| is_lineless(&module.path)) {
+            return false;
+        }
         let (all, inflated) = (file.debug_bytes(), file.compressed_debug_bytes());
         let small = all <= MAX_DEBUG_BYTES && inflated <= self.most_inflated(module);
         let readable = small && !self.symbols_only.contains(image.identity());

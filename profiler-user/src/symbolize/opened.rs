@@ -12,8 +12,8 @@ use crate::symbolize::snapshot::Snapshot;
 /// One function at one place: the frame's own, or one that was inlined there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Name {
-    pub function: Option<String>,
-    pub file: Option<String>,
+    pub function: Option<Arc<str>>,
+    pub file: Option<Arc<str>>,
     pub line: Option<u32>,
     pub inlined: bool,
 }
@@ -111,8 +111,8 @@ fn names(symbol: &Sym<'_>) -> Option<Vec<Name>> {
         return None;
     }
     let name = |function: &str, code: Option<&CodeInfo<'_>>, inlined| Name {
-        function: (!function.is_empty()).then(|| public_name(function).to_owned()),
-        file: code.map(|code| code.to_path().to_string_lossy().into_owned()),
+        function: (!function.is_empty()).then(|| public_name(function).into()),
+        file: code.map(|code| code.to_path().to_string_lossy().into()),
         line: code.and_then(|code| code.line),
         inlined,
     };
@@ -138,7 +138,7 @@ pub fn dynamic_symbol(bytes: &[u8], address: Option<u64>) -> Name {
             (symbol.address()..end).contains(&address)
         };
         let symbol = file.dynamic_symbols().find(covers)?;
-        Some(symbol.name().ok()?.to_owned())
+        Some(symbol.name().ok()?.into())
     };
     Name { function: found(), ..NAMELESS }
 }
@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn names_without_path() {
         let lacks = |function: &str, file: &str| {
-            let (function, file) = (Some(function.to_owned()), Some(file.to_owned()));
+            let (function, file) = (Some(function.into()), Some(file.into()));
             lacks_path(&Name { function, file, ..NAMELESS })
         };
         assert!(lacks("{async_fn#0}", "/srv/main.rs"));

@@ -217,7 +217,7 @@ impl Pieces {
 
 fn frame(name: &str, address: u64) -> Frame {
     let native = Frame {
-        function: Some(name.to_owned()),
+        function: Some(name.into()),
         file: None,
         line: None,
         module: None,
@@ -228,8 +228,8 @@ fn frame(name: &str, address: u64) -> Frame {
     };
     match javascript(name) {
         Some((function, file, line)) => Frame {
-            function: Some(function.to_owned()),
-            file: Some(file.strip_prefix("file://").unwrap_or(file).to_owned()),
+            function: Some(function.into()),
+            file: Some(file.strip_prefix("file://").unwrap_or(file).into()),
             line: Some(line),
             language: Language::JavaScript,
             address: None,
@@ -297,7 +297,7 @@ mod tests {
             (function.unwrap(), file, line, language)
         };
         let script = |function: &str, file: &str, line| {
-            (function.to_owned(), Some(file.to_owned()), Some(line), Language::JavaScript)
+            (function.into(), Some(file.into()), Some(line), Language::JavaScript)
         };
         assert_eq!(of("JS:*handle /srv/my app.js:12:8"), script("handle", "/srv/my app.js", 12));
         assert_eq!(
@@ -308,7 +308,7 @@ mod tests {
             of("JS:^listOnTimeout node:internal/timers:524:25"),
             script("listOnTimeout", "node:internal/timers", 524)
         );
-        let native = |name: &str| (name.to_owned(), None, None, Language::Native);
+        let native = |name: &str| (name.into(), None, None, Language::Native);
         assert_eq!(of("Builtin:ArrayMap"), native("Builtin:ArrayMap"));
         assert_eq!(of("JS:no place"), native("JS:no place"));
         assert_eq!(of("void App::run(int)"), native("void App::run(int)"));

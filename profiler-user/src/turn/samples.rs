@@ -365,7 +365,7 @@ mod tests {
 
     fn stack(function: &str, address: u64) -> Stack {
         let frame = Frame {
-            function: Some(function.to_owned()),
+            function: Some(function.into()),
             file: None,
             line: Some(3),
             module: None,

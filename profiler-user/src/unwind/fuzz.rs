@@ -152,7 +152,7 @@ fn damaged_headers() {
 fn any_frame(random: &mut Random, language: Language) -> Frame {
     let names = ["_PyEval_EvalFrameDefault", "_PyEval_EvalFrameDefault.cold", "f", ""];
     Frame {
-        function: (!random.once_in(4)).then(|| (*random.pick(&names)).to_owned()),
+        function: (!random.once_in(4)).then(|| (*random.pick(&names)).into()),
         file: None,
         line: None,
         module: None,

@@ -4,6 +4,8 @@
 //! pointers. Only in V8's own code does a frame pointer mean that: what C++ has at the same place
 //! below it is left over from others.
 
+use std::sync::Arc;
+
 use profiler_ebpf::record::Registers;
 
 use crate::frame::{Frame, Language};
@@ -35,7 +37,7 @@ pub fn place(
             // `RegExp` code, WebAssembly and V8's own stubs are of no function.
             match context.and_then(|context| script.code.frame_type(context)) {
                 Some(name) => shown.iter_mut().for_each(|shown| {
-                    shown.function = Some(format!("v8::internal::{name}"));
+                    shown.function = Some(format!("v8::internal::{name}").into());
                 }),
                 None => nameless += 1,
             }
@@ -75,7 +77,7 @@ fn kind(frame: &NativeFrame, modules: &Modules, script: &ScriptFrames) -> Option
 
 fn shown_as(found: &ScriptFrame) -> Frame {
     Frame {
-        function: Some(found.function.name.clone()),
+        function: Some(Arc::clone(&found.function.name)),
         file: found.function.file.clone(),
         line: found.function.line,
         module: None,
@@ -150,7 +152,7 @@ mod tests {
             native.iter().map(|(address, bp)| frame_at(&modules, *address, *bp)).collect();
         let native = NativeStack { frames, truncated: None };
         let shown = |frame: &NativeFrame| {
-            let function = frame.module.map(|_| "native".to_owned());
+            let function = frame.module.map(|_| "native".into());
             vec![Frame {
                 function,
                 file: None,
@@ -170,7 +172,7 @@ mod tests {
         let function = |(frame_pointer, without_bytecode): &(u64, bool)| ScriptFrame {
             frame_pointer: *frame_pointer,
             function: Arc::new(Function {
-                name: format!("f{frame_pointer:x}"),
+                name: format!("f{frame_pointer:x}").into(),
                 file: None,
                 line: Some(3),
             }),
@@ -184,7 +186,7 @@ mod tests {
         let stack: Vec<u8> = words.iter().flat_map(|word: &u64| word.to_le_bytes()).collect();
         let registers = Registers { sp: SP, ..Registers::default() };
         let gaps = place(&mut named, &native, &modules, &script, (&registers, &stack));
-        let name = |frame: &Frame| frame.function.clone().unwrap_or_else(|| "?".to_owned());
+        let name = |frame: &Frame| frame.function.as_deref().unwrap_or("?").to_owned();
         (named.frames.iter().flatten().map(name).collect(), gaps)
     }
 

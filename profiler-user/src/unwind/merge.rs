@@ -159,7 +159,7 @@ mod tests {
 
     fn frame(function: &str, language: Language) -> Frame {
         Frame {
-            function: Some(function.to_owned()),
+            function: Some(function.into()),
             file: None,
             line: None,
             module: None,

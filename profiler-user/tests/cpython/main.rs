@@ -62,8 +62,8 @@ fn assert_same(reading: &Reading, truth: &Truth, context: &str) {
         .map(|frame| {
             assert_eq!(frame.gap, None, "{context}");
             (
-                frame.function.clone().unwrap_or_default(),
-                frame.file.clone().unwrap_or_default(),
+                frame.function.as_deref().unwrap_or_default(),
+                frame.file.as_deref().unwrap_or_default(),
                 frame.line,
                 frame.first_line,
                 frame.is_coroutine,
@@ -75,8 +75,8 @@ fn assert_same(reading: &Reading, truth: &Truth, context: &str) {
         .iter()
         .map(|frame| {
             (
-                frame.function.clone(),
-                frame.file.clone(),
+                frame.function.as_str(),
+                frame.file.as_str(),
                 Some(frame.line),
                 Some(frame.first_line),
                 frame.is_coroutine,

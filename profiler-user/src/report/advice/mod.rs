@@ -46,6 +46,30 @@ pub fn find(verdict: &Verdict<'_>, owner: &Owner<'_>, context: &Context<'_>) -> 
     }
 }
 
+/// One stack that shows the cause, and which of its frames count. Found once: there are many rules.
+struct Evidence<'a> {
+    /// Its part of the cause's time; where no time is known yet, samples count.
+    weight: u128,
+    is_blocked: bool,
+    /// The frames inside the loop's callback.
+    inside: &'a [Frame],
+    /// Of these, what the application's innermost code had called, and that code itself: what lies further
+    /// out has only led there. All of them where none is the application's.
+    called: &'a [Frame],
+}
+
+impl<'a> Evidence<'a> {
+    fn of(sampled: &'a Sampled, verdict: &Verdict<'a>, owner: &Owner<'_>) -> Self {
+        // As the culprit is found: the stack of a hand-written loop may be cut off right above it.
+        let frames = &whole(sampled, &verdict.evidence).stack.frames;
+        let inside = frames.get(..inside_callback(frames)).unwrap_or_default();
+        let own = inside.iter().position(|frame| owner.of(frame) == Origin::Application);
+        let called = own.and_then(|own| inside.get(..=own)).unwrap_or(inside);
+        let weight = u128::from(sampled.time_ns) + u128::from(sampled.samples);
+        Self { weight, is_blocked: sampled.state == ThreadState::Blocked, inside, called }
+    }
+}
+
 /// The first rule that fits.
 fn rule(
     verdict: &Verdict<'_>,
@@ -57,6 +81,8 @@ fn rule(
     if verdict.cause.confidence == Confidence::Unknown {
         return None;
     }
+    let evidence = verdict.evidence.iter().map(|sampled| Evidence::of(sampled, verdict, owner));
+    let evidence: Vec<_> = evidence.collect();
     let kind = &context.thread.loop_kind;
     let family: Option<&Family> = TABLE.family(kind);
     TABLE.rules.iter().find(|rule| {
@@ -64,10 +90,10 @@ fn rule(
             && is_program(rule, &context.session.process)
             && rule.cause.are_like(cause)
             && waits(&verdict.cause) >= rule.waits
-            && is_on_most(&rule.frames, verdict, inside)
-            && is_on_most(&rule.called, verdict, |sampled| called(sampled, owner))
-            && (rule.unless.is_empty() || !is_on_most(&rule.unless, verdict, inside))
-            && rule.state.is_none_or(|state| is_mostly(state, verdict))
+            && is_on_most(&rule.frames, &evidence, |it| it.inside)
+            && is_on_most(&rule.called, &evidence, |it| it.called)
+            && (rule.unless.is_empty() || !is_on_most(&rule.unless, &evidence, |it| it.inside))
+            && rule.state.is_none_or(|state| is_mostly(state, &evidence))
             && rule.text(family).is_some()
     })
 }
@@ -98,43 +124,25 @@ fn is_program(rule: &Rule, process: &ProcessFacts) -> bool {
 /// Whether stacks of most of the cause's time have one of these frames among those that count.
 fn is_on_most<'a>(
     patterns: &[FramePattern],
-    verdict: &Verdict<'a>,
-    counting: impl Fn(&'a Sampled) -> &'a [Frame],
+    evidence: &[Evidence<'a>],
+    counting: impl Fn(&Evidence<'a>) -> &'a [Frame],
 ) -> bool {
     if patterns.is_empty() {
         return true;
     }
-    let has_one = |sampled: &&&'a Sampled| {
-        // As the culprit is found: the stack of a hand-written loop may be cut off right above it.
-        let frames = counting(whole(sampled, &verdict.evidence)).iter();
-        frames.into_iter().any(|frame| patterns.iter().any(|pattern| pattern.is_like(frame)))
+    let has_one = |it: &&Evidence<'a>| {
+        counting(it).iter().any(|frame| patterns.iter().any(|pattern| pattern.is_like(frame)))
     };
-    // Where no time is known yet, samples count.
-    let weight = |sampled: &&Sampled| u128::from(sampled.time_ns) + u128::from(sampled.samples);
-    let whole: u128 = verdict.evidence.iter().map(weight).sum();
-    let part: u128 = verdict.evidence.iter().filter(has_one).map(weight).sum();
-    part > 0 && part * 100 >= whole * u128::from(MOST_PERCENT)
+    let part = sum(evidence.iter().filter(has_one));
+    part > 0 && part * 100 >= sum(evidence.iter()) * u128::from(MOST_PERCENT)
 }
 
 /// Whether whoever is to blame did this for most of the time.
-fn is_mostly(state: Doing, verdict: &Verdict<'_>) -> bool {
-    let weight = |sampled: &&&Sampled| u128::from(sampled.time_ns) + u128::from(sampled.samples);
-    let is_blocked = |sampled: &&&Sampled| sampled.state == ThreadState::Blocked;
-    let whole: u128 = verdict.evidence.iter().map(|sampled| weight(&sampled)).sum();
-    let blocked: u128 = verdict.evidence.iter().filter(is_blocked).map(|it| weight(&it)).sum();
+fn is_mostly(state: Doing, evidence: &[Evidence<'_>]) -> bool {
+    let (whole, blocked) = (sum(evidence.iter()), sum(evidence.iter().filter(|it| it.is_blocked)));
     whole > 0 && (blocked * 2 > whole) == (state == Doing::Blocked)
 }
 
-/// The frames inside the loop's callback.
-fn inside(sampled: &Sampled) -> &[Frame] {
-    let frames = &sampled.stack.frames;
-    frames.get(..inside_callback(frames)).unwrap_or_default()
-}
-
-/// Of these, what the application's innermost code had called, and that code itself: what lies further
-/// out has only led there. All of them where none is the application's.
-fn called<'a>(sampled: &'a Sampled, owner: &Owner<'_>) -> &'a [Frame] {
-    let inside = inside(sampled);
-    let own = inside.iter().position(|frame| owner.of(frame) == Origin::Application);
-    own.and_then(|own| inside.get(..=own)).unwrap_or(inside)
+fn sum<'a, 'b: 'a>(evidence: impl Iterator<Item = &'a Evidence<'b>>) -> u128 {
+    evidence.map(|it| it.weight).sum()
 }

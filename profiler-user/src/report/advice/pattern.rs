@@ -1,5 +1,7 @@
 //! Patterns of the advice table: names in which `*` stands for anything, and frames as `FUNCTION in PLACE`.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 
 use crate::frame::Frame;
@@ -51,7 +53,7 @@ impl TryFrom<String> for FramePattern {
 impl FramePattern {
     /// A frame without a name is like `*` only: its place may tell enough.
     pub fn is_like(&self, frame: &Frame) -> bool {
-        let is_place = |place: &Option<String>| {
+        let is_place = |place: &Option<Arc<str>>| {
             place.as_deref().is_some_and(|place| self.place.is_like(place))
         };
         let in_place = self.place.0 == "*" || is_place(&frame.file) || is_place(&frame.module);

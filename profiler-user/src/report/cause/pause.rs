@@ -51,8 +51,8 @@ pub fn attach<'a>(verdict: &mut Verdict<'a>, stall: &'a Stall) -> bool {
 }
 
 fn calls(frames: &[Frame], known: &[&str]) -> bool {
-    let is_known = |name: &String| known.iter().any(|start| name.starts_with(start));
-    frames.iter().any(|frame| frame.function.as_ref().is_some_and(is_known))
+    let is_known = |name: &str| known.iter().any(|start| name.starts_with(start));
+    frames.iter().any(|frame| frame.function.as_deref().is_some_and(is_known))
 }
 
 fn is_made_at_run_time(frame: &Frame) -> bool {

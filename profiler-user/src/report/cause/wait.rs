@@ -148,8 +148,8 @@ fn is_disk(sampled: &Sampled) -> bool {
 }
 
 fn has_kernel_frame(sampled: &Sampled, prefix: &str) -> bool {
-    let named = |name: &String| name.starts_with(prefix);
-    sampled.stack.kernel.iter().any(|frame| frame.function.as_ref().is_some_and(named))
+    let named = |name: &str| name.starts_with(prefix);
+    sampled.stack.kernel.iter().any(|frame| frame.function.as_deref().is_some_and(named))
 }
 
 fn syscall_name(registers: &Registers) -> String {

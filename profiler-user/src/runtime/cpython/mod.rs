@@ -216,8 +216,8 @@ impl Python {
     /// in one place.
     pub fn callback_at(&self, raw: &[PythonFrame], named: &[NamedFrame]) -> Option<u64> {
         let runs_callback = |frame: &NamedFrame| {
-            let is = |text: &Option<String>, end| text.as_ref().is_some_and(|it| it.ends_with(end));
-            is(&frame.file, "/asyncio/events.py") && is(&frame.function, "_run")
+            let is = |text: Option<&str>, end| text.is_some_and(|it| it.ends_with(end));
+            is(frame.file.as_deref(), "/asyncio/events.py") && is(frame.function.as_deref(), "_run")
         };
         let at = named.iter().position(runs_callback)?;
         Some(raw.get(at)?.frame.wrapping_add(self.layout.frame_variables.into()))

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::Arc;
 
 use profiler_ebpf::python::PythonFrame;
 
@@ -55,9 +56,9 @@ pub enum FrameKind {
 pub struct NamedFrame {
     pub kind: FrameKind,
     /// The qualified name (`Class.method`) since 3.11, before that the bare name.
-    pub function: Option<String>,
+    pub function: Option<Arc<str>>,
     /// As the code object has it: mostly absolute, else relative to where the target was started.
-    pub file: Option<String>,
+    pub file: Option<Arc<str>>,
     pub line: Option<u32>,
     /// Where the function begins; of a decorated one, its first decorator.
     pub first_line: Option<u32>,
@@ -97,8 +98,8 @@ impl NamedFrame {
 /// A code object, read out.
 #[derive(Debug)]
 struct Code {
-    function: String,
-    file: String,
+    function: Arc<str>,
+    file: Arc<str>,
     first_line: u32,
     flags: u32,
     lines: LineTable,
@@ -293,8 +294,8 @@ fn read(
     let first_line = object.u32(layout.walk.code_firstlineno).map_err(unreadable)?;
     let table = object.u64(layout.walk.code_linetable).map_err(unreadable)?;
     let code = Code {
-        function: text(layout.code_function, what)?,
-        file: text(layout.code_filename, "Python file name")?,
+        function: text(layout.code_function, what)?.into(),
+        file: text(layout.code_filename, "Python file name")?.into(),
         first_line,
         flags: object.u32(layout.code_flags).map_err(unreadable)?,
         lines: line_table(memory, layout, first_line, table, table_bytes)?,

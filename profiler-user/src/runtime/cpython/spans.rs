@@ -83,7 +83,7 @@ mod tests {
     fn frame(function: &str, ends_eval: bool) -> NamedFrame {
         NamedFrame {
             kind: FrameKind::Shown,
-            function: Some(function.to_owned()),
+            function: Some(function.into()),
             file: None,
             line: None,
             first_line: None,

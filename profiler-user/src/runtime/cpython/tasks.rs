@@ -216,7 +216,7 @@ fn has_parameter(
 /// `Handle._run`: what lies further out called the loop, perhaps from another one's coroutine.
 fn runs_callbacks(frame: &NamedFrame) -> bool {
     let (Some(function), Some(file)) = (&frame.function, &frame.file) else { return false };
-    (function == "Handle._run" || function == "_run") && file.ends_with("asyncio/events.py")
+    matches!(&**function, "Handle._run" | "_run") && file.ends_with("asyncio/events.py")
 }
 
 fn no_task(why: impl std::fmt::Display) -> Gap {
@@ -397,8 +397,8 @@ mod tests {
             address: 0,
             is_resumable: false,
             kind: if name == "shim" { FrameKind::CallBoundary } else { FrameKind::Shown },
-            function: Some(name.to_owned()),
-            file: Some(file.to_owned()),
+            function: Some(name.into()),
+            file: Some(file.into()),
             line: Some(1),
             first_line: Some(1),
             is_coroutine: name.starts_with("co_"),

@@ -39,9 +39,9 @@ const MAX_MAPS: usize = 4096;
 /// What a function is called in the stack traces of the target itself, and where it is defined.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Function {
-    pub name: String,
+    pub name: Arc<str>,
     /// A path, or a name such as `node:fs`.
-    pub file: Option<String>,
+    pub file: Option<Arc<str>>,
     /// Counted from 1.
     pub line: Option<u32>,
 }
@@ -171,7 +171,11 @@ impl Names {
         let (file, line) = self.place(heap, script, scope.start)?;
         let name = scope.name.filter(|name| !name.is_empty());
         let name = name.unwrap_or_else(|| "(anonymous)".to_owned());
-        Some(Named::Script(Arc::new(Function { name, file, line })))
+        Some(Named::Script(Arc::new(Function {
+            name: name.into(),
+            file: file.map(Into::into),
+            line,
+        })))
     }
 
     /// A script's name, and the line of a position in it.
@@ -325,11 +329,8 @@ mod tests {
     fn whole_function() {
         let mut objects = Objects::default();
         let tagged = objects.function("handle", "file:///srv/my%20app.mjs", SOURCE, (31, 54));
-        let expected = Function {
-            name: "handle".to_owned(),
-            file: Some("/srv/my app.mjs".to_owned()),
-            line: Some(3),
-        };
+        let expected =
+            Function { name: "handle".into(), file: Some("/srv/my app.mjs".into()), line: Some(3) };
         let mut names = Names::default();
         assert_eq!(function(&objects, &mut names, tagged), Some(expected.clone()));
         // And again, from what is remembered.
@@ -356,7 +357,7 @@ mod tests {
             objects.variables = count;
             let tagged = objects.function("handle", "/srv/app.js", SOURCE, (31, 54));
             let found = function(&objects, &mut Names::default(), tagged).unwrap();
-            assert_eq!((found.name.as_str(), found.line), ("handle", Some(3)), "{count}");
+            assert_eq!((&*found.name, found.line), ("handle", Some(3)), "{count}");
         }
     }
 
@@ -368,7 +369,7 @@ mod tests {
         let tagged = objects.anonymous("", "/srv/app.js", SOURCE, (31, 54));
         objects.append_to_scope(tagged, stranger);
         let found = function(&objects, &mut Names::default(), tagged).unwrap();
-        assert_eq!((found.name.as_str(), found.line), ("(anonymous)", Some(3)));
+        assert_eq!((&*found.name, found.line), ("(anonymous)", Some(3)));
     }
 
     /// A module's own code has no name, but a place.
@@ -377,7 +378,7 @@ mod tests {
         let mut objects = Objects::default();
         let tagged = objects.module("/srv/app.mjs", SOURCE, (0, 54));
         let found = function(&objects, &mut Names::default(), tagged).unwrap();
-        assert_eq!((found.name.as_str(), found.line), ("(anonymous)", Some(1)));
+        assert_eq!((&*found.name, found.line), ("(anonymous)", Some(1)));
     }
 
     /// Since 12.8, the position stands before the variables.
@@ -390,7 +391,7 @@ mod tests {
         let layout = Layout { fixed_positions: true, scope_variables: 5, ..layout() };
         let named = Names::default().function(&objects.memory, &layout, tagged);
         let Some(Named::Script(found)) = named else { panic!("{named:?}") };
-        assert_eq!((found.name.as_str(), found.line), ("handle", Some(3)));
+        assert_eq!((&*found.name, found.line), ("handle", Some(3)));
     }
 
     /// V8's own functions have no script; what has been moved, or is something else, is nothing.
@@ -417,7 +418,7 @@ mod tests {
         let tagged = objects.function("handle", "/srv/app.js", SOURCE, (31, 54));
         objects.memory.put_u64(before - 1, tagged - 1);
         let found = function(&objects, &mut Names::default(), before).unwrap();
-        assert_eq!((found.name.as_str(), found.line), ("handle", Some(3)));
+        assert_eq!((&*found.name, found.line), ("handle", Some(3)));
     }
 
     /// Another function that the collector moved to a known place is read anew.
@@ -426,10 +427,10 @@ mod tests {
         let mut objects = Objects::default();
         let tagged = objects.function("first", "/srv/app.js", SOURCE, (31, 54));
         let mut names = Names::default();
-        assert_eq!(function(&objects, &mut names, tagged).unwrap().name, "first");
+        assert_eq!(function(&objects, &mut names, tagged).unwrap().name.as_ref(), "first");
         let other = objects.function("second", "/srv/app.js", SOURCE, (31, 54));
         objects.replace_shared(tagged, other);
-        assert_eq!(function(&objects, &mut names, tagged).unwrap().name, "second");
+        assert_eq!(function(&objects, &mut names, tagged).unwrap().name.as_ref(), "second");
     }
 
     /// Any byte of a function's objects may be garbage: there is an answer all the same.
