@@ -1,4 +1,6 @@
-"""An event loop that idles beside as many sleeping threads as asked for; with `--busy` one that turns all the time."""
+"""An event loop that idles beside as many sleeping threads as asked for; with `--busy` one that turns all the time,
+with `--loops` as many loops as threads.
+"""
 
 import asyncio
 import socket
@@ -11,6 +13,10 @@ SMALL_STACK = 64 * 1024
 
 async def idle():
     print("ready", flush=True)
+    await turn()
+
+
+async def turn():
     while True:
         await asyncio.sleep(0.05)
 
@@ -29,9 +35,13 @@ async def busy():
 
 
 def main():
-    threading.stack_size(SMALL_STACK)
-    for _ in range(int(sys.argv[1]) - 1):
-        threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+    if "--loops" not in sys.argv:
+        threading.stack_size(SMALL_STACK)
+    target, args = time.sleep, (3600,)
+    if "--loops" in sys.argv:
+        target, args = lambda: asyncio.run(turn()), ()
+    for number in range(int(sys.argv[1]) - 1):
+        threading.Thread(target=target, args=args, daemon=True, name=f"reader-{number}").start()
     asyncio.run(busy() if "--busy" in sys.argv else idle())
 
 

@@ -90,6 +90,23 @@ fn short_sessions_lose_nothing() -> Result<()> {
     Ok(())
 }
 
+/// Of more loops than there is room for, each that is left out is counted once, and said.
+#[test]
+fn more_loops_than_slots() -> Result<()> {
+    let _machine = alone();
+    require_root()?;
+    let target = target_with(70, &["--loops"])?;
+    let (tracer, _) = Tracer::attach(target.pid(), &[])?;
+    // Each waits twenty times a second, and they are looked for once a second.
+    std::thread::sleep(Duration::from_millis(2500) * slowdown());
+    let finished = tracer.interrupt()?;
+    let lost = finished.lost().context("no end")?;
+    ensure!(lost.get("loops_without_slot") == Some(&6), "{lost:?}");
+    let said = "6 threads are not watched, as 64 event loops of a process are at most: ";
+    ensure!(finished.logs.contains(said), "{}", finished.logs);
+    Ok(())
+}
+
 /// The duration counts from the first line on, however long attaching took.
 #[test]
 fn a_duration_counts_from_the_first_line() -> Result<()> {

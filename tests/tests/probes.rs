@@ -2,6 +2,7 @@
 //! allow, and report one stall. Times are not judged: the machine may be emulated.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::clock::{MILLISECOND, patience};
@@ -57,6 +58,8 @@ fn one_stall_is_reported() -> Result<()> {
         },
         patience(50),
     );
+    // The loop waits once more, and wakes up: the statistics are of that, too.
+    std::thread::sleep(Duration::from_millis(200));
     let finished = tracer.interrupt()?;
     ensure!(finished.code == Some(0), "exit code {:?}\n{}", finished.code, finished.logs);
     let ended = ended.with_context(|| finished.logs.clone())?;
