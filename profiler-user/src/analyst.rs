@@ -296,7 +296,7 @@ impl Analyst {
             if is_collecting(head, &stack) {
                 gathered.samples.collecting();
             }
-            gathered.samples.tick(stack, tick_state(head.in_user), head.registers);
+            gathered.samples.tick(head.at_ns, stack, tick_state(head.in_user), head.registers);
         } else {
             let registers = head.registers;
             let (tid, frames) = (head.head.tid, &stack.frames);

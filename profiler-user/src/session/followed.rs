@@ -20,10 +20,11 @@ const GLANCE_EVERY_NS: u64 = 1_000_000_000;
 const FIRST_COUNT_NS: u64 = 100_000_000;
 const LONGEST_COUNT_NS: u64 = 10_000_000_000;
 
-/// Between two looks at a suspected turn. Where the thread sleeps on in the same wait, and nobody else is watched for
-/// it, each pause is twice the one before: the records tell when it goes on.
+/// Between two looks at a suspected turn.
 pub const CLOSE_LOOK_NS: u64 = 10_000_000;
-const CALM_LOOK_NS: u64 = 4 * CLOSE_LOOK_NS;
+/// The same where the thread sleeps on in one wait, and nobody else is watched for it. A look finds out that it runs
+/// again, and has it sampled: not too late for a part of a stall that is told, half a threshold.
+const CALM_LOOK_NS: u64 = 20_000_000;
 
 /// When to count next in the turn that stalls.
 #[derive(Debug, Default)]
@@ -47,8 +48,8 @@ pub struct Followed {
     pub callback_at: u64,
     next_search_ns: u64,
     next_glance_ns: u64,
-    /// The sleep that the last close look found it in, by its beginning, and the pause after that look.
-    calm: (u64, u64),
+    /// The sleep, by its beginning, that the last close look found it in.
+    asleep_since_ns: Option<u64>,
     counting: Counting,
     pub turns: u64,
     /// The sleep that was found to be a park, by its beginning.
@@ -81,7 +82,7 @@ impl Followed {
             callback_at: 0,
             next_search_ns: 0,
             next_glance_ns: 0,
-            calm: (0, CLOSE_LOOK_NS),
+            asleep_since_ns: None,
             counting: Counting::default(),
             turns: 0,
             parked_ns: None,
@@ -124,12 +125,10 @@ impl Followed {
     /// How long to pause after a close look, which found it in this state.
     pub fn pause_ns(&mut self, seen: &Loop, others_are_watched: bool) -> u64 {
         let is_calm = seen.state == state::BLOCKED && !others_are_watched;
-        let (sleep_ns, pause_ns) = self.calm;
-        self.calm = match is_calm && sleep_ns == seen.booked_until_ns {
-            true => (sleep_ns, CALM_LOOK_NS.min(pause_ns * 2)),
-            false => (if is_calm { seen.booked_until_ns } else { 0 }, CLOSE_LOOK_NS),
-        };
-        self.calm.1
+        let since_ns = is_calm.then_some(seen.booked_until_ns);
+        let sleeps_on = since_ns.is_some() && self.asleep_since_ns == since_ns;
+        self.asleep_since_ns = since_ns;
+        if sleeps_on { CALM_LOOK_NS } else { CLOSE_LOOK_NS }
     }
 
     /// A tracer may be gone by the time that the stall which it caused is told.
@@ -196,15 +195,15 @@ mod tests {
         assert_eq!(counted(2, 100), [1000 * MS, 1100 * MS, 1300 * MS, 1700 * MS]);
     }
 
-    /// Looks become rare where a thread sleeps on in one wait, and close again where anything else is to be seen.
+    /// Looks are fewer where a thread sleeps on in one wait, and close again where anything else is to be seen.
     #[test]
     fn calm_sleep() {
         let mut followed = Followed::new(100 * MS);
         let seen = |state, booked_until_ns| Loop { state, booked_until_ns, ..Loop::default() };
         let mut pause_ms = |seen: Loop, watched| followed.pause_ns(&seen, watched) / MS;
         let asleep = seen(state::BLOCKED, 7);
-        let pauses: Vec<_> = (0..5).map(|_| pause_ms(asleep, false)).collect();
-        assert_eq!(pauses, [10, 20, 40, 40, 40]);
+        let pauses: Vec<_> = (0..3).map(|_| pause_ms(asleep, false)).collect();
+        assert_eq!(pauses, [10, 20, 20]);
         assert_eq!(pause_ms(seen(state::BLOCKED, 8), false), 10, "another wait");
         assert_eq!(pause_ms(seen(state::BLOCKED, 8), true), 10);
         assert_eq!(pause_ms(seen(state::BLOCKED, 8), false), 10);

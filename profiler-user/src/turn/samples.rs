@@ -41,6 +41,8 @@ struct Block {
     timeout: Option<Timeout>,
     /// Unknown while it lasts.
     length: Option<Length>,
+    /// It was over by then, as the thread was found on a CPU.
+    over_by_ns: u64,
 }
 
 /// How long a blocked stretch was, and for how much of the turn it stands: its own length, and those of
@@ -102,8 +104,11 @@ pub struct Samples {
 }
 
 impl Samples {
-    /// A tick found the thread on a CPU.
-    pub fn tick(&mut self, stack: Stack, state: ThreadState, registers: Registers) {
+    /// A tick found the thread on a CPU at that time.
+    pub fn tick(&mut self, at_ns: u64, stack: Stack, state: ThreadState, registers: Registers) {
+        if let Some(block) = self.blocks.last_mut().filter(|block| block.at_ns <= at_ns) {
+            block.over_by_ns = block.over_by_ns.min(at_ns);
+        }
         match state {
             ThreadState::RunningUser => self.ticks_user += 1,
             _ => self.ticks_kernel += 1,
@@ -128,7 +133,8 @@ impl Samples {
             self.settle(at_ns);
         }
         if let Some((stack, share)) = self.add(stack, was) {
-            self.blocks.push(Block { at_ns, stack, share, registers, timeout, length });
+            let over_by_ns = u64::MAX;
+            self.blocks.push(Block { at_ns, stack, share, registers, timeout, length, over_by_ns });
         }
     }
 
@@ -145,7 +151,8 @@ impl Samples {
 
     /// The stretch that still lasts: since when, and what for.
     pub fn open_wait(&self) -> Option<(u64, Wait)> {
-        let block = self.blocks.last().filter(|block| block.length.is_none())?;
+        let lasts = |block: &&Block| block.length.is_none() && block.over_by_ns == u64::MAX;
+        let block = self.blocks.last().filter(lasts)?;
         Some((block.at_ns, self.wait(block)?))
     }
 
@@ -191,9 +198,9 @@ impl Samples {
                 let booked_ns = length.weight.ns.saturating_sub(end_ns.saturating_sub(now_ns));
                 (block, booked_ns, length.stands_for())
             }
-            // One whose end was lost was over at the latest when the next began.
+            // One whose end was lost was over at the latest when the next began, or the thread was seen to run.
             None => {
-                let longest_ns = next_ns.saturating_sub(block.at_ns);
+                let longest_ns = next_ns.min(block.over_by_ns).saturating_sub(block.at_ns);
                 (block, longest_ns, StandsFor { longest_ns, ..StandsFor::ITSELF })
             }
         })
@@ -474,9 +481,9 @@ mod tests {
     fn equal_stacks_are_one() {
         let mut samples = Samples::default();
         for address in 0..3 {
-            samples.tick(stack("hot", address), RunningUser, Registers::default());
+            samples.tick(address, stack("hot", address), RunningUser, Registers::default());
         }
-        samples.tick(stack("cold", 9), RunningUser, Registers::default());
+        samples.tick(9, stack("cold", 9), RunningUser, Registers::default());
         let stacks = samples.stacks(400, 1000);
         let seen: Vec<_> = stacks.iter().map(|s| (s.samples, s.time_ns)).collect();
         assert_eq!(seen, [(3, 300), (1, 100)]);
@@ -497,6 +504,25 @@ mod tests {
         assert_eq!(seen, [(2, 120), (1, 30)]);
     }
 
+    /// A stretch whose end was lost ends where the thread is first seen to run.
+    #[test]
+    fn a_lost_end() {
+        let mut samples = Samples::default();
+        samples.block(100, None, stack("read", 1), WAS);
+        assert!(samples.open_wait().is_some());
+        for at_ns in [180, 400] {
+            samples.tick(at_ns, stack("parse", 2), RunningUser, Registers::default());
+        }
+        assert!(samples.open_wait().is_none());
+        let stacks = samples.stacks(300, 500);
+        let seen: Vec<_> = stacks.iter().map(|s| (s.state, s.time_ns)).collect();
+        assert_eq!(seen, [(RunningUser, 300), (Blocked, 80)]);
+        // A tick of before it, which comes later, says nothing of it.
+        samples.block(500, None, stack("read", 1), WAS);
+        samples.tick(450, stack("parse", 2), RunningUser, Registers::default());
+        assert!(samples.open_wait().is_some());
+    }
+
     /// A block counts in full, also while it lasts; the same code on a CPU is another entry.
     #[test]
     fn blocks_count_exactly() {
@@ -505,7 +531,7 @@ mod tests {
         let mut samples = Samples::default();
         samples.block(100, None, stack("read", 1), WAS);
         assert!(samples.block_ended(100, whole(50)));
-        samples.tick(stack("read", 1), RunningKernel, Registers::default());
+        samples.tick(170, stack("read", 1), RunningKernel, Registers::default());
         samples.block(200, None, stack("read", 1), WAS);
         let stacks = samples.stacks(50, 260);
         let seen: Vec<_> = stacks.iter().map(|s| (s.state, s.samples, s.time_ns)).collect();
@@ -574,7 +600,7 @@ mod tests {
         let mut samples = Samples::default();
         for frame in [Some(1), Some(2), Some(1), None] {
             let stack = seen_in(frame.and_then(running));
-            samples.tick(stack, RunningUser, Registers::default());
+            samples.tick(1, stack, RunningUser, Registers::default());
         }
         let [stack] = &samples.stacks(400, 0)[..] else { panic!("not one stack") };
         let shares: Vec<_> = stack.shares.iter().map(|it| (it.samples, it.time_ns)).collect();
