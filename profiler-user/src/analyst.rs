@@ -286,13 +286,14 @@ impl Analyst {
         let (head, pid) = (&captured.head, self.target.pid());
         let at_wall_ns = self.facts.anchor.wall_ns(head.at_ns);
         // Descriptors of another program are others. Of a process that has exited, what was read of the call is left.
-        let is_there = self.target.has_exited() || self.target.runs_same_program();
+        let is_tick = head.reason == reason::TICK;
+        let is_there = !is_tick && (self.target.has_exited() || self.target.runs_same_program());
         let gathered = self.gathered(head.head.tid, head.turn_start_ns);
         gathered.loop_kind = gathered.loop_kind.or(loop_kind);
         if gathered.is_idle_at(head.at_ns) {
             return;
         }
-        if head.reason == reason::TICK {
+        if is_tick {
             if is_collecting(head, &stack) {
                 gathered.samples.collecting();
             }

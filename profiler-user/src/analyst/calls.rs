@@ -4,7 +4,7 @@
 //! later: it counts only if the thread is in the same call after it was asked as before.
 
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read as _};
 
 use profiler_ebpf::record::Registers;
 
@@ -89,8 +89,9 @@ impl Caller<'_> {
     /// Whether the thread is in the same call still: the number, the arguments and the place are equal.
     fn is_still_inside(self) -> Result<bool, Unlisted> {
         let path = format!("/proc/{}/task/{}/syscall", self.pid, self.tid);
-        match fs::read_to_string(&path) {
-            Ok(text) => Ok(syscalls::is_inside(&text, self.registers)),
+        let mut text = String::with_capacity(256);
+        match fs::File::open(&path).and_then(|mut file| file.read_to_string(&mut text)) {
+            Ok(_) => Ok(syscalls::is_inside(&text, self.registers)),
             Err(error) if error.kind() == ErrorKind::PermissionDenied => {
                 Err(Unlisted::new(&path, error))
             }

@@ -289,7 +289,8 @@ pub(crate) fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
 const MAX_AUXILIARY: u64 = 4096;
 
 fn auxiliary(pid: u32) -> Vec<u8> {
-    let mut bytes = Vec::new();
+    // With room for all of it, it is read at once.
+    let mut bytes = Vec::with_capacity(1024);
     let read = fs::File::open(format!("/proc/{pid}/auxv"))
         .and_then(|file| file.take(MAX_AUXILIARY).read_to_end(&mut bytes));
     read.map(|_| bytes).unwrap_or_default()

@@ -14,7 +14,6 @@ mod place;
 mod quota;
 mod thread;
 
-use std::fs;
 use std::path::Path;
 
 use self::counter::Counter;
@@ -107,8 +106,8 @@ impl Watch {
         let is_new = quotas.len() < self.quotas.len();
         let too_new =
             || Gap::new("cpu_quota", "what was used up of it was not read before the stall began");
-        let status = fs::read_to_string(format!("/proc/{}/task/{tid}/status", self.pid));
-        let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+        let status = text(format!("/proc/{}/task/{tid}/status", self.pid)).unwrap_or_default();
+        let online = text("/sys/devices/system/cpu/online".to_owned()).unwrap_or_default();
         let pressure = self.pressure.as_ref().and_then(|(of, _)| {
             Some(Pressure { of: *of, waited: self.waited.growth(from_ns, until_ns)? })
         });
@@ -117,11 +116,11 @@ impl Watch {
             // Each group counts only what its own quota did. Among equals the innermost.
             quota: quotas.into_iter().rev().max_by_key(|quota| quota.throttled.at_most_ns),
             quota_gap: self.quota_gap.clone().or_else(|| is_new.then(too_new)),
-            cpus: status.ok().and_then(|status| thread::cpus(&status, &online)),
+            cpus: thread::cpus(&status, &online),
             stolen: self.stolen.growth(from_ns, until_ns),
             pressure,
             frozen_ns: frozen.map_or(0, |frozen| frozen.at_most_ns),
-            tracer: tracer(self.pid, tid),
+            tracer: tracer_by(&status),
         }
     }
 
@@ -177,12 +176,16 @@ impl Watch {
 
 /// Who traces a thread now.
 pub fn tracer(pid: u32, tid: u32) -> Option<Tracer> {
-    let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
+    tracer_by(&text(format!("/proc/{pid}/task/{tid}/status"))?)
+}
+
+/// The same by the thread's status.
+fn tracer_by(status: &str) -> Option<Tracer> {
     // The kernel names the thread that traces.
-    let tid = thread::tracer(&status)?;
-    let status = fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
+    let tid = thread::tracer(status)?;
+    let status = text(format!("/proc/{tid}/status")).unwrap_or_default();
     let pid = thread::process(&status).unwrap_or(tid);
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok();
+    let name = text(format!("/proc/{pid}/comm"));
     Some(Tracer { pid, name: name.map(|name| name.trim_end().to_owned()) })
 }
 
