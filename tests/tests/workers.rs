@@ -163,7 +163,7 @@ impl Held {
 
 /// Leaves the time in which workers are found: they are searched for once a second.
 fn until_found() {
-    std::thread::sleep(Duration::from_millis(2500) * slowdown());
+    std::thread::sleep(Duration::from_millis(2500) * slowdown().min(4));
 }
 
 /// The words of the target's line as numbers.
