@@ -256,13 +256,16 @@ fn a_few_are_no_stall() -> Result<()> {
     let _machine = alone();
     let servers = Servers::start()?;
     let watched = servers.watch(100, HEALTHY, &KINDS)?;
-    for waited in &watched.turns {
-        let long = waited.end_ns - waited.start_ns >= 100 * MILLISECOND;
-        let stall = watched.finished.stall_in(waited.start_ns, waited.end_ns);
-        ensure!(long || stall.is_none(), "{waited:?}: {stall:?}");
-    }
-    let ours = |end: &&StallLine| !end.is_starved();
-    let told: Vec<_> = watched.finished.ends().filter(ours).map(|end| &end.cause).collect();
+    // A disk that was slow meanwhile made a turn long, by the target's own word.
+    let is_long = |waited: &&Waited| waited.end_ns - waited.start_ns >= 100 * MILLISECOND;
+    let long: Vec<_> = watched.turns.iter().filter(is_long).collect();
+    let is_of_one = |end: &StallLine| {
+        let start_ns = end.stall.start_monotonic_ns;
+        long.iter().any(|long| start_ns < long.end_ns && end.end_ns() > long.start_ns)
+    };
+    let invented = |end: &&StallLine| !end.is_starved() && !is_of_one(end);
+    let told: Vec<_> = watched.finished.ends().filter(invented).map(|end| &end.cause).collect();
     ensure!(told.is_empty(), "{told:?}");
+    ensure!(long.len() < watched.turns.len() / 2, "{} of the turns were long", long.len());
     Ok(())
 }
