@@ -190,7 +190,11 @@ fn held_threads_are_reported(server: &Server, how: &str) -> Result<()> {
     let ends = ends(&finished)?;
     for held in &all {
         let mut stalls = ends.iter().filter(|stall| held.is_in(stall));
-        let stall = stalls.next().with_context(|| format!("{held:?} was missed"))?;
+        let missed = || {
+            let (told, lost) = (finished.told(), finished.lost());
+            format!("{held:?} was missed; lost {lost:?}; told\n{}", told.join("\n"))
+        };
+        let stall = stalls.next().with_context(missed)?;
         held.must_be(stall, how)?;
     }
     // Where it was held by the machine, which had no CPU for it, that is true.
