@@ -96,7 +96,7 @@ pub struct Call {
     pub timeout: Option<Timeout>,
     /// How long a sleep was asked for.
     pub asked_ns: Option<u64>,
-    /// Who has the file lock that it waited for.
+    /// Who has the file lock that it waited for, or checks the file on access.
     pub held_by: Vec<Party>,
     /// The child that it waited for.
     pub child: Option<Party>,

@@ -81,6 +81,13 @@ fn at_disk(syscall: i64, fd: u64, inner: Vec<Frame>) -> Stall {
     stall_of(stacks)
 }
 
+/// A file that another process checks before it is read.
+fn checked(inner: Vec<Frame>) -> Stall {
+    let mut stacks = blocked(READ, 9, inner);
+    stacks[0].stack.kernel = vec![kernel("fanotify_handle_event"), kernel("vfs_read")];
+    stall_of(stacks)
+}
+
 fn in_kernel(functions: &[&str], inner: Vec<Frame>) -> Stall {
     let mut stacks = running(inner);
     stacks[0].state = ThreadState::RunningKernel;
@@ -267,6 +274,12 @@ fn of_anybody() -> Vec<Row> {
             (ASYNCIO, waits(VFORK, 0, [fork(), asyncio].concat())),
             (ASYNCIO, waits(WAIT4, 77, lib("Popen._wait", "subprocess.py"))),
         ),
+        (
+            "python-access-check",
+            (ASYNCIO, checked(Vec::new())),
+            (ASYNCIO, waits(READ, 9, Vec::new())),
+        ),
+        ("access-check", (LIBUV, checked(Vec::new())), (LIBUV, waits(READ, 9, Vec::new()))),
         (
             "python-logging",
             (ASYNCIO, waits(WRITE, 5, lib("StreamHandler.emit", "logging/__init__.py"))),

@@ -36,6 +36,11 @@ fn blocked(syscall: &str, target: Option<&str>, call: &Call) -> String {
         Some(Purpose::SqliteBusy) => sqlite(call.path.as_deref(), &call.held_by),
         Some(Purpose::FileLock) => format!("waiting for a file lock{on}{}", held(&call.held_by)),
         Some(Purpose::ProgramStart) => starting(call),
+        Some(Purpose::AccessCheck) => {
+            let on =
+                target.map_or_else(|| " on a file".to_owned(), |target| format!(" on {target}"));
+            format!("blocked in {syscall}{on}{}, {}", elsewhere(call), checked(&call.held_by))
+        }
         Some(Purpose::ChildProcess) => {
             format!("waiting for {}", target.unwrap_or("a child process"))
         }
@@ -63,11 +68,21 @@ fn is_inbound(call: &Call) -> bool {
 
 /// `starting ./tool, whose exec takes long`; where no child was seen in its exec, it may be the fork that does.
 fn starting(call: &Call) -> String {
+    let why = match call.held_by.as_slice() {
+        [] => "whose exec takes long".to_owned(),
+        held_by => checked(held_by),
+    };
     match (&call.path, &call.child) {
-        (Some(path), _) => format!("starting {path}, whose exec takes long"),
-        (None, Some(child)) => format!("starting {}, whose exec takes long", words_of(child)),
+        (Some(path), _) => format!("starting {path}, {why}"),
+        (None, Some(child)) => format!("starting {}, {why}", words_of(child)),
         (None, None) => "starting a program".to_owned(),
     }
+}
+
+/// `which process 4711 (scanner) checks on access`
+fn checked(held_by: &[Party]) -> String {
+    let who = held_by.first().map_or_else(|| "another process".to_owned(), words_of);
+    format!("which {who} checks on access")
 }
 
 /// `, without a timeout`, or ` (timeout 800 ms)`, where one can be set.

@@ -24,7 +24,7 @@ pub fn target(
 ) -> Option<String> {
     let call = sampled.call.as_deref();
     let operand = syscalls::operand(&sampled.registers);
-    let purpose = purpose::of(&sampled.registers, &sampled.stack.frames);
+    let purpose = purpose::of(&sampled.registers, &sampled.stack);
     if purpose == Some(Purpose::ProgramStart) {
         if call.is_none_or(|call| call.child.is_none()) {
             gaps.push(Gap::new("target", "no child was seen on its way to its program"));
@@ -162,7 +162,7 @@ fn by_kernel(sampled: &Sampled) -> Option<&'static str> {
 
 /// The fields of a blocked call.
 pub fn call(stall: &Stall, sampled: &Sampled, gaps: &mut Vec<Gap>) -> Call {
-    let purpose = purpose::of(&sampled.registers, &sampled.stack.frames);
+    let purpose = purpose::of(&sampled.registers, &sampled.stack);
     let Some(seen) = sampled.call.as_deref() else {
         return Call { purpose, ..Call::default() };
     };
@@ -188,7 +188,7 @@ pub fn call(stall: &Stall, sampled: &Sampled, gaps: &mut Vec<Gap>) -> Call {
 
 /// The fields of a sleep.
 pub fn sleep(sampled: &Sampled, syscall: String, gaps: &mut Vec<Gap>) -> CauseKind {
-    let purpose = purpose::of(&sampled.registers, &sampled.stack.frames);
+    let purpose = purpose::of(&sampled.registers, &sampled.stack);
     let seen = sampled.call.as_deref();
     gaps.extend(seen.into_iter().flat_map(|seen| seen.gaps.iter().cloned()));
     CauseKind::Sleep {
@@ -267,7 +267,7 @@ mod tests {
     use super::super::blocked::phrase;
     use super::{call, sleep, target};
     use crate::call::{Call, Descriptor, Kind, Party, Timeout};
-    use crate::report::sample::{self, blocked_in, native, python};
+    use crate::report::sample::{self, blocked_in, kernel, native, python};
     use crate::report::schema::stall::CauseKind;
     use crate::turn::{End, Sampled, Stall};
 
@@ -413,6 +413,36 @@ mod tests {
         assert_eq!(told(&busy).0, expected);
         busy.stack.frames.clear();
         assert_eq!(told(&busy).0, "asleep in clock_nanosleep");
+    }
+
+    /// Who checks a file on access is told, also of a program that is started; and where nobody was found, that
+    /// it is another process.
+    #[test]
+    fn checks_on_access() {
+        let scanner = Party {
+            pid: 4711,
+            name: Some("scanner".to_owned()),
+            command: Some("scand".to_owned()),
+        };
+        let opening = |path: Option<&str>, held_by: &[Party]| {
+            let (path, held_by) = (path.map(str::to_owned), held_by.to_vec());
+            let mut opening = seen(257, [0; 6], Call { path, held_by, ..Call::default() });
+            opening.stack.kernel = vec![kernel("fanotify_handle_event"), kernel("fsnotify")];
+            told(&opening).0
+        };
+        let scanner = [scanner];
+        assert_eq!(
+            opening(Some("/srv/x.csv"), &scanner),
+            "blocked in openat on /srv/x.csv, which process 4711 (scanner) checks on access"
+        );
+        let nobody = "blocked in openat on /srv/x.csv, which another process checks on access";
+        assert_eq!(opening(Some("/srv/x.csv"), &[]), nobody);
+        let nameless = "blocked in openat on a file, which another process checks on access";
+        assert_eq!(opening(None, &[]), nameless);
+        let path = Some("./tool".to_owned());
+        let call = Call { path, held_by: scanner.to_vec(), ..Call::default() };
+        let starting = "starting ./tool, which process 4711 (scanner) checks on access";
+        assert_eq!(told(&seen(58, [0; 6], call)).0, starting);
     }
 
     /// A file that is elsewhere says where, and its path is whole.

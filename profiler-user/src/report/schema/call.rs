@@ -24,7 +24,7 @@ pub struct Call {
     pub timeout: Option<Timeout>,
     /// What it was for, by the functions that made it.
     pub purpose: Option<Purpose>,
-    /// Who has the file lock that it waited for.
+    /// Who has the file lock that it waited for, or checks the file on access.
     pub held_by: Vec<Party>,
     /// The child process that it waited for.
     pub child: Option<Party>,
@@ -113,4 +113,6 @@ pub enum Purpose {
     TimedWait,
     /// A child process was to become its program: `path`, where it was seen on its way there.
     ProgramStart,
+    /// Another process was asked whether the file may be opened, read or executed: a scanner, by fanotify.
+    AccessCheck,
 }
