@@ -1,13 +1,14 @@
-//! Who is behind a call that neither its arguments nor its descriptor tell: a process that checks files.
+//! Who is behind a call that neither its arguments nor its descriptor tell: a process that checks files, a connection.
 //!
-//! It outlasts the call: what is found is told of one that is over, too.
+//! Both outlast the call: what is found is told of one that is over, too.
 
 use super::calls::Caller;
 use super::programs::Starting;
-use crate::call::Call;
+use crate::call::{Call, Descriptor};
 use crate::gap::Gap;
 use crate::known::Known;
-use crate::process::fanotify;
+use crate::process::descriptors::other_end;
+use crate::process::{fanotify, grpc};
 use crate::report::purpose::{self, Purpose};
 
 impl Caller<'_> {
@@ -18,6 +19,7 @@ impl Caller<'_> {
                 let path = call.path.clone().or(of_descriptor);
                 self.checker(self.pid, path.as_deref(), call, known);
             }
+            Some(Purpose::CompletionQueue) => self.connection(call, known),
             _ => {}
         }
     }
@@ -34,6 +36,21 @@ impl Caller<'_> {
         match known.end_of(&link, || fanotify::checker(pid, path).map(Some)) {
             Ok(checker) => call.held_by.extend(checker),
             Err(why) => call.gaps.push(Gap::new("held_by", why)),
+        }
+    }
+
+    fn connection(self, call: &mut Call, known: &mut Known) {
+        let found = known.connection_behind(|| grpc::connection(self.pid));
+        let end = |descriptor: &Descriptor| other_end(self.pid, descriptor, true);
+        match found {
+            Ok(mut found) => {
+                match known.end_of(&found.link, || end(&found)) {
+                    Ok(process) => found.process = process,
+                    Err(why) => call.gaps.push(Gap::new("process at the other end", why)),
+                }
+                call.connection = Some(found);
+            }
+            Err(why) => call.gaps.push(Gap::new("connection", why)),
         }
     }
 }

@@ -59,6 +59,7 @@ impl Caller<'_> {
             let says = call.descriptor.is_some()
                 || !call.polled.is_empty()
                 || !call.held_by.is_empty()
+                || call.connection.is_some()
                 || call.timeout.is_some()
                 || !call.gaps.is_empty();
             return says.then_some(call);

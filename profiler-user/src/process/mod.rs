@@ -12,6 +12,7 @@ pub mod sockets;
 pub mod parties;
 pub mod queues;
 pub mod fanotify;
+pub mod grpc;
 pub mod file_locks;
 pub mod borrowed;
 pub mod descriptors;

@@ -29,6 +29,13 @@ const SQLITE: [&str; 5] =
 const WAITS_FOR_OUTPUT: [&str; 7] =
     ["read", "poll", "ppoll", "select", "pselect6", "epoll_wait", "epoll_pwait"];
 
+/// Calls that gRPC waits with until something comes into a completion queue.
+const WAITS_OF_GRPC: [&str; 5] = ["epoll_wait", "epoll_pwait", "epoll_pwait2", "poll", "ppoll"];
+
+/// gRPC's core by its libraries (C++, Python, Ruby), and by its functions where it is part of a program.
+const GRPC_LIBRARIES: [&str; 3] = ["libgrpc", "cygrpc.", "grpc_c."];
+const GRPC_FUNCTIONS: [&str; 2] = ["grpc_completion_queue_next", "grpc_completion_queue_pluck"];
+
 /// The kernel's functions that wait until a process has said whether a file may be opened, read or executed
 /// (fs/notify/fanotify/fanotify.c). Compilers put the second into the first. Beginnings.
 const CHECKS: [&str; 2] = ["fanotify_handle_event", "fanotify_get_response"];
@@ -54,6 +61,8 @@ pub fn of(registers: &Registers, stack: &Stack) -> Option<Purpose> {
         Some(Purpose::FileLock)
     } else if starts_program(registers, frames) {
         Some(Purpose::ProgramStart)
+    } else if is_of_grpc(registers, frames) {
+        Some(Purpose::CompletionQueue)
     } else if matches!(operand(registers), Operand::Child(_))
         || (syscalls::name(registers.syscall).is_some_and(|it| WAITS_FOR_OUTPUT.contains(&it))
             && frames.iter().any(spawns))
@@ -69,6 +78,21 @@ pub fn of(registers: &Registers, stack: &Stack) -> Option<Purpose> {
 /// Whether a thread with this kernel stack waits for a process that checks files on access.
 pub fn is_checked(kernel: &[Frame]) -> bool {
     kernel.iter().any(|frame| CHECKS.iter().any(|known| name(frame).starts_with(known)))
+}
+
+/// Whether gRPC itself waits: what it calls back, and what has called it, does not count.
+fn is_of_grpc(registers: &Registers, frames: &[Frame]) -> bool {
+    let is_native = |frame: &&Frame| frame.language == Language::Native;
+    syscalls::name(registers.syscall).is_some_and(|it| WAITS_OF_GRPC.contains(&it))
+        && frames.iter().take_while(is_native).any(is_grpc)
+}
+
+/// Whether it is native code of gRPC's core.
+pub fn is_grpc(frame: &Frame) -> bool {
+    let module = frame.module.as_deref().unwrap_or_default();
+    let file = module.rsplit('/').next().unwrap_or_default();
+    GRPC_LIBRARIES.iter().any(|library| file.starts_with(library))
+        || GRPC_FUNCTIONS.contains(&name(frame))
 }
 
 /// `CLONE_VFORK` (include/uapi/linux/sched.h): whoever calls waits until the child has become its program.
@@ -238,5 +262,26 @@ mod tests {
         assert_eq!(of_kernel(read, &reading), Some(Purpose::AccessCheck));
         assert_eq!(of_kernel(read, &["fanotify_read", "vfs_read"]), None);
         assert_eq!(of_kernel(futex, &opening), None);
+    }
+
+    /// gRPC waits for its completion queue where its own code is innermost.
+    #[test]
+    fn completion_queues() {
+        let (epoll_wait, poll, read) = (232, 7, 0);
+        let with = |syscall, frames: &[Frame]| {
+            let libc = [native("__poll", "/lib/libc.so.6")];
+            let frames = [&libc, frames].concat();
+            of(&Registers { syscall, args: [3; 6], ..Registers::default() }, &stack(&frames))
+        };
+        let cython = "/v/grpc/_cython/cygrpc.cpython-311-x86_64-linux-gnu.so";
+        let nameless = || Frame { function: None, ..native("", cython) };
+        let calling = || python("_UnaryUnaryMultiCallable._blocking", "/v/grpc/_channel.py", 1162);
+        let queue = Some(Purpose::CompletionQueue);
+        assert_eq!(with(epoll_wait, &[nameless(), calling()]), queue);
+        assert_eq!(with(poll, &[native("cq_next", "/usr/lib/libgrpc.so.29")]), queue);
+        assert_eq!(with(poll, &[native("grpc_completion_queue_next", "/srv/shop")]), queue);
+        assert_eq!(with(read, &[nameless()]), None);
+        let called_back = [python("on_state", "/srv/app.py", 7), nameless()];
+        assert_eq!(with(poll, &called_back), None);
     }
 }

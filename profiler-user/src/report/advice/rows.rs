@@ -361,6 +361,7 @@ fn of_clients() -> Vec<Row> {
     let (aws, kafka) =
         (|| site("send", "botocore/httpsession.py"), || site("poll", "kafka/client_async.py"));
     let mail = || lib("SMTP.getreply", "smtplib.py");
+    let grpc = || site("_UnaryUnaryMultiCallable._blocking", "grpc/_channel.py");
     vec![
         ("python-resolve", recv(of_libc("getaddrinfo")), recv(Vec::new())),
         (
@@ -389,6 +390,8 @@ fn of_clients() -> Vec<Row> {
         ("python-http-requests", many(requests()), recv(requests())),
         ("python-http-no-timeout", (ASYNCIO, forever(RECV, requests())), recv(requests())),
         ("python-http", recv(requests()), (ASYNCIO, runs(requests()))),
+        ("python-grpc", recv(grpc()), (ASYNCIO, runs(grpc()))),
+        ("python-grpc-thread", (of("trio"), waits(RECV, 7, grpc())), recv(grpc())),
         ("python-mail", recv(mail()), (ASYNCIO, runs(mail()))),
         ("round-trips", many(Vec::new()), recv(Vec::new())),
         (

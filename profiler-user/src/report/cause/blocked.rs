@@ -41,6 +41,10 @@ fn blocked(syscall: &str, target: Option<&str>, call: &Call) -> String {
                 target.map_or_else(|| " on a file".to_owned(), |target| format!(" on {target}"));
             format!("blocked in {syscall}{on}{}, {}", elsewhere(call), checked(&call.held_by))
         }
+        Some(Purpose::CompletionQueue) => {
+            let peer = target.map(|target| format!(", peer {target}")).unwrap_or_default();
+            format!("waiting for gRPC's completion queue{peer}")
+        }
         Some(Purpose::ChildProcess) => {
             format!("waiting for {}", target.unwrap_or("a child process"))
         }

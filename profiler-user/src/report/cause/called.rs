@@ -31,6 +31,10 @@ pub fn target(
         }
         return call.and_then(|call| call.path.clone());
     }
+    if purpose == Some(Purpose::CompletionQueue) {
+        // It has an epoll instance or an eventfd of gRPC's own, which says nothing.
+        return call.and_then(|call| call.connection.as_ref()).map(|it| it.text.clone());
+    }
     let for_child = !matches!(operand, Operand::Child(_)) && purpose == Some(Purpose::ChildProcess);
     if for_child {
         // The pipe or loop that it waits at says nothing; the child may.
@@ -178,6 +182,7 @@ pub fn call(stall: &Stall, sampled: &Sampled, gaps: &mut Vec<Gap>) -> Call {
         polled_more: seen.more_polled,
         path: seen.path.clone().or_else(|| seen.database.clone()),
         file_system: seen.file_system.clone(),
+        connection: seen.connection.as_ref().map(descriptor),
         timeout: seen.timeout.map(schema::Timeout::from),
         purpose,
         held_by: seen.held_by.iter().map(Party::from).collect(),
@@ -443,6 +448,21 @@ mod tests {
         let call = Call { path, held_by: scanner.to_vec(), ..Call::default() };
         let starting = "starting ./tool, which process 4711 (scanner) checks on access";
         assert_eq!(told(&seen(58, [0; 6], call)).0, starting);
+    }
+
+    /// gRPC's own epoll instance is not told, but its peer, where there is one.
+    #[test]
+    fn completion_queues() {
+        let waiting = |connection| {
+            let descriptor = Some(Descriptor::new(3, Kind::Epoll, "eventpoll"));
+            let call = Call { descriptor, connection, ..Call::default() };
+            let mut waiting = seen(232, [3, 0x7000, 100, 201, 0, 0], call);
+            waiting.stack.frames = vec![native("cq_next", "/usr/lib/libgrpc.so.29")];
+            told(&waiting).0
+        };
+        let expected = "waiting for gRPC's completion queue, peer tcp 10.0.0.7:443";
+        assert_eq!(waiting(Some(socket(7))), expected);
+        assert_eq!(waiting(None), "waiting for gRPC's completion queue");
     }
 
     /// A file that is elsewhere says where, and its path is whole.

@@ -20,6 +20,8 @@ pub struct Call {
     pub path: Option<String>,
     /// The type of the file system that the path is on.
     pub file_system: Option<String>,
+    /// Of gRPC's completion queue: the process's only connection of gRPC's that it opened itself.
+    pub connection: Option<Descriptor>,
     /// How long it may wait: its own timeout, or that of its socket.
     pub timeout: Option<Timeout>,
     /// What it was for, by the functions that made it.
@@ -115,4 +117,6 @@ pub enum Purpose {
     ProgramStart,
     /// Another process was asked whether the file may be opened, read or executed: a scanner, by fanotify.
     AccessCheck,
+    /// Something was to come into a completion queue of gRPC's.
+    CompletionQueue,
 }
