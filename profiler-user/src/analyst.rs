@@ -3,6 +3,7 @@
 //! Runs in a thread of its own. It may be slow (a first look at a large binary takes a tenth of a
 //! second): the event path does not wait for it.
 
+mod behind;
 mod calls;
 mod other_threads;
 mod programs;
@@ -300,8 +301,8 @@ impl Analyst {
             gathered.samples.tick(head.at_ns, stack, tick_state(head.in_user), head.registers);
         } else {
             let registers = head.registers;
-            let (tid, frames) = (head.head.tid, &stack.frames);
-            let caller = Caller { pid, tid, registers: &registers, at_wall_ns, frames };
+            let tid = head.head.tid;
+            let caller = Caller { pid, tid, registers: &registers, at_wall_ns, stack: &stack };
             let call = is_there.then(|| caller.look(arguments, &mut gathered.known)).flatten();
             let (state, task_state) = (doing(head.state), head.task_state);
             let was = Was { state, registers, awaited, task_state, call };

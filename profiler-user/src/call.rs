@@ -96,7 +96,9 @@ pub struct Call {
     pub timeout: Option<Timeout>,
     /// How long a sleep was asked for.
     pub asked_ns: Option<u64>,
-    /// Who has the file lock that it waited for.
+    /// The connection behind gRPC's completion queue, where exactly one can be.
+    pub connection: Option<Descriptor>,
+    /// Who has the file lock that it waited for, or checks the file on access.
     pub held_by: Vec<Party>,
     /// The child that it waited for.
     pub child: Option<Party>,

@@ -28,6 +28,8 @@ pub struct Known {
     connections: BTreeMap<String, Descriptor>,
     /// Who has the other ends of pipes and connections, by their links.
     ends: BTreeMap<String, OtherEnd>,
+    /// The connection behind gRPC's completion queue, or why it cannot be told.
+    connection: Option<Result<Descriptor, String>>,
     lookups: usize,
 }
 
@@ -80,6 +82,14 @@ impl Known {
     /// The connection with this link, if it is remembered.
     pub fn connection(&self, link: &str) -> Option<&Descriptor> {
         self.connections.get(link)
+    }
+
+    /// The connection behind gRPC's completion queue: searched for once in a turn.
+    pub fn connection_behind(
+        &mut self,
+        search: impl FnOnce() -> Result<Descriptor, String>,
+    ) -> Result<Descriptor, String> {
+        self.connection.get_or_insert_with(search).clone()
     }
 
     /// Who has the other end of the thing with this link. Searched for once in a turn, and for the first

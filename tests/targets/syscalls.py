@@ -14,6 +14,7 @@ import mmap
 import os
 import pathlib
 import select
+import shutil
 import signal
 import socket
 import sqlite3
@@ -27,6 +28,9 @@ import time
 from slow_files import Slow
 
 LIBC = ctypes.CDLL(None, use_errno=True)
+FAN_CLASS_CONTENT, FAN_MARK_ADD, FAN_ALLOW = 4, 1, 1
+FAN_OPEN_PERM, FAN_ACCESS_PERM, FAN_OPEN_EXEC_PERM, FAN_EVENT_ON_CHILD = 0x10000, 0x20000, 0x40000, 0x8000000
+AT_FDCWD = -100
 CLONE_NEWNS, CLONE_NEWNET = 0x20000, 0x40000000
 MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
 MNT_DETACH = 2
@@ -78,6 +82,27 @@ class Keeper:
         database.execute("BEGIN EXCLUSIVE")
         self.holds()
         database.execute("COMMIT")
+
+    def checks_opens(self):
+        self.checks(FAN_OPEN_PERM)
+
+    def checks_reads(self):
+        self.checks(FAN_ACCESS_PERM)
+
+    def checks_programs(self):
+        self.checks(FAN_OPEN_EXEC_PERM)
+
+    def checks(self, event):
+        """A scanner, which says late that a file of one folder may be had; whatever comes after that is not checked."""
+        questions = must(LIBC.fanotify_init(FAN_CLASS_CONTENT, os.O_RDONLY))
+        mask = ctypes.c_uint64(event | FAN_EVENT_ON_CHILD)
+        must(LIBC.fanotify_mark(questions, FAN_MARK_ADD, mask, AT_FDCWD, self.where.encode()))
+        print("there", flush=True)
+        sys.stdin.readline()
+        # Length, version and so on, the mask, the file and who asks for it.
+        *_, file, _ = struct.unpack_from("=IBBHQii", os.read(questions, 4096))
+        time.sleep(self.hold)
+        os.write(questions, struct.pack("=iI", file, FAN_ALLOW))
 
     def write(self):
         self.holds()
@@ -430,6 +455,62 @@ class Waits:
             },
         }
 
+    def checked(self, kind):
+        """A file of a folder that another process checks, and that process."""
+        folder = self.folder / kind
+        folder.mkdir(exist_ok=True)
+        shutil.copy("/bin/true", folder / "report")
+        return str(folder / "report"), Server(kind, folder, self.hold)
+
+    def is_checked(self, call, path, server):
+        return {
+            "words": f"blocked in {call} on {path}, which process {server.pid} (",
+            "cause": {
+                "kind": "syscall",
+                "syscall": call,
+                "purpose": "access_check",
+                "target": path,
+                "held_by": [{"pid": server.pid}],
+            },
+            "kernel": "fanotify_",
+        }
+
+    async def open_checked(self):
+        path, server = self.checked("checks_opens")
+        # Who checks other files has nothing to do with it.
+        other, others = self.checked("checks_reads")
+        file = await self.timed(os.open, path, os.O_RDONLY, until=server)
+        os.close(file)
+        server.ends()
+        others.process.kill()
+        others.ends()
+        return self.is_checked("openat", path, server)
+
+    async def read_checked(self):
+        path, server = self.checked("checks_reads")
+        file = os.open(path, os.O_RDONLY)
+        await self.timed(os.read, file, 100, until=server)
+        os.close(file)
+        server.ends()
+        return {**self.is_checked("read", path, server), "woken_by": server.pid}
+
+    async def run_checked(self):
+        path, server = self.checked("checks_programs")
+        child = await self.timed(subprocess.Popen, [path], until=server)
+        child.wait()
+        server.ends()
+        return {
+            "words": f"starting {path}, which process {server.pid} (",
+            "woken_by": child.pid,
+            "cause": {
+                "kind": "syscall",
+                "purpose": "program_start",
+                "path": path,
+                "held_by": [{"pid": server.pid}],
+                "child": {"pid": child.pid},
+            },
+        }
+
     def slow_files(self, cached=False):
         folder = self.folder / "slow"
         folder.mkdir(exist_ok=True)
@@ -557,6 +638,7 @@ class Waits:
 def must(result):
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
 
 
 def own_namespaces():

@@ -196,6 +196,13 @@ fn slow_files() -> Result<()> {
     ])
 }
 
+/// A process that checks files on access is named, whatever is done with the file, and also where another one checks
+/// other files.
+#[test]
+fn files_checked_on_access() -> Result<()> {
+    are_explained(&["open_checked", "read_checked", "run_checked"])
+}
+
 /// A sleep tells how long it was to be, also where it was stopped in the middle.
 #[test]
 fn sleeps() -> Result<()> {
@@ -221,6 +228,9 @@ fn moments_are_no_stalls() -> Result<()> {
         "wait_for_child",
         "lock_file",
         "lock_range",
+        "open_checked",
+        "read_checked",
+        "run_checked",
         "open_slowly",
         "read_slowly",
         "read_page_slowly",

@@ -10,7 +10,7 @@ use profiler_ebpf::record::Registers;
 
 use super::programs::being_started;
 use crate::call::{Call, Descriptor, Kind, Party, Timeout};
-use crate::frame::Frame;
+use crate::frame::Stack;
 use crate::gap::Gap;
 use crate::known::Known;
 use crate::process::arguments::{Arguments, Path};
@@ -40,7 +40,7 @@ pub struct Caller<'a> {
     pub registers: &'a Registers,
     /// When it went to sleep in it, ns since the epoch.
     pub at_wall_ns: u64,
-    pub frames: &'a [Frame],
+    pub stack: &'a Stack,
 }
 
 impl Caller<'_> {
@@ -55,8 +55,11 @@ impl Caller<'_> {
             let fits = |seen: &Descriptor| may_work_on(self.registers, seen.kind);
             call.descriptor = call.descriptor.filter(fits);
             call.gaps.extend(self.forbidden(&[]));
+            self.behind(&mut call, known);
             let says = call.descriptor.is_some()
                 || !call.polled.is_empty()
+                || !call.held_by.is_empty()
+                || call.connection.is_some()
                 || call.timeout.is_some()
                 || !call.gaps.is_empty();
             return says.then_some(call);
@@ -65,10 +68,11 @@ impl Caller<'_> {
         call.path = arguments.path.as_ref().and_then(|path| self.whole(path));
         call.file_system = call.path.as_ref().and_then(|path| mounts::of_path(self.pid, path));
         self.descriptors(arguments, &mut call, known);
+        self.behind(&mut call, known);
         let lasting = call.clone();
         self.sockets(arguments, &mut call);
         self.ends(&mut call, known);
-        self.children(&mut call);
+        self.children(&mut call, known);
         self.file_locks(&mut call);
         let why = match self.is_still_inside() {
             Ok(true) => return Some(Call { is_seen: true, ..call }),
@@ -239,14 +243,15 @@ impl Caller<'_> {
         }
     }
 
-    fn children(self, call: &mut Call) {
-        if purpose::of(self.registers, self.frames) == Some(Purpose::ProgramStart) {
-            if let Some((child, path)) = being_started(self.pid) {
-                (call.child, call.path) = (Some(child), path);
+    fn children(self, call: &mut Call, known: &mut Known) {
+        if purpose::of(self.registers, self.stack) == Some(Purpose::ProgramStart) {
+            if let Some(start) = being_started(self.pid) {
+                self.checker_of_program(&start, call, known);
+                (call.child, call.path) = (Some(start.child), start.path);
             }
             return;
         }
-        if purpose::of(self.registers, self.frames) != Some(Purpose::ChildProcess) {
+        if purpose::of(self.registers, self.stack) != Some(Purpose::ChildProcess) {
             return;
         }
         let operand = operand(self.registers);
@@ -267,7 +272,7 @@ impl Caller<'_> {
     }
 
     fn file_locks(self, call: &mut Call) {
-        match purpose::of(self.registers, self.frames) {
+        match purpose::of(self.registers, self.stack) {
             Some(Purpose::FileLock) => {
                 call.timeout = Some(Timeout::None);
                 call.held_by =

@@ -182,8 +182,8 @@ impl Analyst {
         let (mut sampled, posture) = self.posed(captured, python, doing(captured.head.state));
         let (pid, tid) = (self.target.pid(), head.head.tid);
         let at_wall_ns = self.facts.anchor.wall_ns(head.at_ns);
-        let (registers, frames) = (&sampled.registers, &sampled.stack.frames);
-        let caller = Caller { pid, tid, registers, at_wall_ns, frames };
+        let (registers, stack) = (&sampled.registers, &sampled.stack);
+        let caller = Caller { pid, tid, registers, at_wall_ns, stack };
         let call = self
             .turn_of(sight)
             .and_then(|gathered| caller.look(arguments.as_ref(), &mut gathered.known_of_others));

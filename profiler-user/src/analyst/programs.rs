@@ -8,19 +8,36 @@ use crate::call::Party;
 use crate::process::arguments;
 use crate::process::live::LiveMemory;
 use crate::process::parties::{children, party};
-use crate::report::syscalls;
+use crate::report::{purpose, syscalls};
+use crate::symbolize::kernel::parse_proc_stack;
 
 /// Children that are looked at: whoever has more of them starts them by other means.
 const MAX_CHILDREN: usize = 256;
 
-/// The child of a process that is inside `execve` now, and the path that it gave there.
-pub fn being_started(pid: u32) -> Option<(Party, Option<String>)> {
+/// A child that is inside `execve` now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Starting {
+    pub child: Party,
+    /// As the child gave it.
+    pub path: Option<String>,
+    /// A process that checks files on access has not answered yet.
+    pub is_checked: bool,
+}
+
+/// The child of a process that is inside `execve` now.
+pub fn being_started(pid: u32) -> Option<Starting> {
     // The newest has the largest number, but where numbers have begun anew.
     let newest = children(pid).into_iter().rev().take(MAX_CHILDREN);
     newest.into_iter().find_map(|child| {
         let path = program_of(child)?;
-        Some((party(child), path))
+        Some(Starting { child: party(child), path, is_checked: is_asked_about(child) })
     })
+}
+
+/// Whether a process waits for one that checks files, by its kernel stack.
+fn is_asked_about(pid: u32) -> bool {
+    let stack = fs::read_to_string(format!("/proc/{pid}/stack"));
+    stack.is_ok_and(|text| purpose::is_checked(&parse_proc_stack(&text)))
 }
 
 /// What a process is about to run. None: it is in no `execve`.
@@ -66,6 +83,6 @@ mod tests {
         let found = being_started(std::process::id());
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(found.is_none_or(|(party, _)| party.pid != child.id()));
+        assert!(found.is_none_or(|start| start.child.pid != child.id()));
     }
 }

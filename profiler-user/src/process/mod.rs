@@ -11,6 +11,8 @@ pub mod mounts;
 pub mod sockets;
 pub mod parties;
 pub mod queues;
+pub mod fanotify;
+pub mod grpc;
 pub mod file_locks;
 pub mod borrowed;
 pub mod descriptors;

@@ -44,34 +44,51 @@ impl Opened {
 
 /// The type of the file system that a path is on, as the target sees it. Links are not followed.
 pub fn of_path(pid: u32, path: &str) -> Option<String> {
+    above(pid, path).map(|mount| mount.kind)
+}
+
+/// The mount that a path is on, as the target sees it. Links are not followed.
+pub fn above(pid: u32, path: &str) -> Option<Mount> {
     by_path(&read(&format!("/proc/{pid}/mountinfo"), MAX_MOUNTS)?, path)
 }
 
-/// The fields of one mount (proc_pid_mountinfo(5)): number, mount point, type.
-fn mount(line: &str) -> Option<(u32, &str, &str)> {
+/// One mount (proc_pid_mountinfo(5)).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    pub number: u32,
+    /// Major and minor number.
+    pub device: (u32, u32),
+    point: String,
+    /// The type of the file system.
+    pub kind: String,
+}
+
+fn mount(line: &str) -> Option<Mount> {
     let (before, after) = line.split_once(" - ")?;
     let mut fields = before.split(' ');
     let number = fields.next()?.parse().ok()?;
-    let point = fields.nth(3)?;
-    Some((number, point, after.split(' ').next()?))
+    let (major, minor) = fields.nth(1)?.split_once(':')?;
+    let device = (major.parse().ok()?, minor.parse().ok()?);
+    let point = fields.nth(1)?.to_owned();
+    Some(Mount { number, device, point, kind: after.split(' ').next()?.to_owned() })
 }
 
 pub(super) fn by_number(mounts: &str, number: u32) -> Option<String> {
     let mut mounts = mounts.lines().filter_map(mount);
-    mounts.find(|mount| mount.0 == number).map(|(_, _, kind)| kind.to_owned())
+    mounts.find(|mount| mount.number == number).map(|mount| mount.kind)
 }
 
 /// The longest mount point above the path; of several at one point, the last covers the others.
-pub(super) fn by_path(mounts: &str, path: &str) -> Option<String> {
-    let is_above = |point: &str| {
-        let below = path.strip_prefix(point.trim_end_matches('/'));
+pub(super) fn by_path(mounts: &str, path: &str) -> Option<Mount> {
+    let is_above = |mount: &Mount| {
+        let below = path.strip_prefix(mount.point.trim_end_matches('/'));
         below.is_some_and(|below| below.is_empty() || below.starts_with('/'))
     };
-    let above = mounts.lines().filter_map(mount).filter(|(_, point, _)| is_above(point));
-    above.max_by_key(|(_, point, _)| point.len()).map(|(_, _, kind)| kind.to_owned())
+    let above = mounts.lines().filter_map(mount).filter(is_above);
+    above.max_by_key(|mount| mount.point.len())
 }
 
-fn read(path: &str, most: u64) -> Option<String> {
+pub(super) fn read(path: &str, most: u64) -> Option<String> {
     let mut bytes = Vec::new();
     fs::File::open(path).ok()?.take(most).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
@@ -91,7 +108,7 @@ mod tests {
     /// The longest mount point above a path counts, and of two at one point the later.
     #[test]
     fn mounts() {
-        let of = |path: &str| by_path(MOUNTS, path);
+        let of = |path: &str| by_path(MOUNTS, path).map(|mount| mount.kind);
         assert_eq!(of("/etc/hosts").as_deref(), Some("ext4"));
         assert_eq!(of("/mnt").as_deref(), Some("tmpfs"));
         assert_eq!(of("/mnt/database").as_deref(), Some("tmpfs"));
@@ -99,6 +116,8 @@ mod tests {
         assert_eq!(of("x"), None, "what it is relative to is not known");
         assert_eq!(by_number(MOUNTS, 32).as_deref(), Some("nfs4"));
         assert_eq!(by_number(MOUNTS, 9), None);
+        let root = by_path(MOUNTS, "/etc/hosts").unwrap();
+        assert_eq!((root.number, root.device), (22, (254, 0)));
     }
 
     /// Flags are octal.

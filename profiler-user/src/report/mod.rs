@@ -538,6 +538,7 @@ mod tests {
                     "polled_more": 0,
                     "path": null,
                     "file_system": null,
+                    "connection": null,
                     "timeout": null,
                     "purpose": null,
                     "held_by": [],

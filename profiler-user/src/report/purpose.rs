@@ -4,7 +4,7 @@ use profiler_ebpf::record::Registers;
 
 use super::application::is_of_python;
 use super::syscalls::{self, Operand, operand};
-use crate::frame::{Frame, Language};
+use crate::frame::{Frame, Language, Stack};
 
 pub use super::schema::call::Purpose;
 
@@ -29,10 +29,25 @@ const SQLITE: [&str; 5] =
 const WAITS_FOR_OUTPUT: [&str; 7] =
     ["read", "poll", "ppoll", "select", "pselect6", "epoll_wait", "epoll_pwait"];
 
+/// Calls that gRPC waits with until something comes into a completion queue.
+const WAITS_OF_GRPC: [&str; 5] = ["epoll_wait", "epoll_pwait", "epoll_pwait2", "poll", "ppoll"];
+
+/// gRPC's core by its libraries (C++, Python, Ruby), and by its functions where it is part of a program.
+const GRPC_LIBRARIES: [&str; 3] = ["libgrpc", "cygrpc.", "grpc_c."];
+const GRPC_FUNCTIONS: [&str; 2] = ["grpc_completion_queue_next", "grpc_completion_queue_pluck"];
+
+/// The kernel's functions that wait until a process has said whether a file may be opened, read or executed
+/// (fs/notify/fanotify/fanotify.c). Compilers put the second into the first. Beginnings.
+const CHECKS: [&str; 2] = ["fanotify_handle_event", "fanotify_get_response"];
+
 /// What the call is for.
-pub fn of(registers: &Registers, frames: &[Frame]) -> Option<Purpose> {
+pub fn of(registers: &Registers, stack: &Stack) -> Option<Purpose> {
     if syscalls::is_futex(registers) {
         return None;
+    }
+    let frames = &stack.frames;
+    if is_checked(&stack.kernel) {
+        return Some(Purpose::AccessCheck);
     }
     let is_sleep = syscalls::is_sleep(registers);
     // A function of the application's that SQLite calls waits for something of its own.
@@ -46,6 +61,8 @@ pub fn of(registers: &Registers, frames: &[Frame]) -> Option<Purpose> {
         Some(Purpose::FileLock)
     } else if starts_program(registers, frames) {
         Some(Purpose::ProgramStart)
+    } else if is_of_grpc(registers, frames) {
+        Some(Purpose::CompletionQueue)
     } else if matches!(operand(registers), Operand::Child(_))
         || (syscalls::name(registers.syscall).is_some_and(|it| WAITS_FOR_OUTPUT.contains(&it))
             && frames.iter().any(spawns))
@@ -56,6 +73,26 @@ pub fn of(registers: &Registers, frames: &[Frame]) -> Option<Purpose> {
     } else {
         None
     }
+}
+
+/// Whether a thread with this kernel stack waits for a process that checks files on access.
+pub fn is_checked(kernel: &[Frame]) -> bool {
+    kernel.iter().any(|frame| CHECKS.iter().any(|known| name(frame).starts_with(known)))
+}
+
+/// Whether gRPC itself waits: what it calls back, and what has called it, does not count.
+fn is_of_grpc(registers: &Registers, frames: &[Frame]) -> bool {
+    let is_native = |frame: &&Frame| frame.language == Language::Native;
+    syscalls::name(registers.syscall).is_some_and(|it| WAITS_OF_GRPC.contains(&it))
+        && frames.iter().take_while(is_native).any(is_grpc)
+}
+
+/// Whether it is native code of gRPC's core.
+pub fn is_grpc(frame: &Frame) -> bool {
+    let module = frame.module.as_deref().unwrap_or_default();
+    let file = module.rsplit('/').next().unwrap_or_default();
+    GRPC_LIBRARIES.iter().any(|library| file.starts_with(library))
+        || GRPC_FUNCTIONS.contains(&name(frame))
 }
 
 /// `CLONE_VFORK` (include/uapi/linux/sched.h): whoever calls waits until the child has become its program.
@@ -121,13 +158,19 @@ mod tests {
     use profiler_ebpf::record::Registers;
 
     use super::{Purpose, of};
-    use crate::report::sample::{javascript, native, python};
+    use crate::frame::{Frame, Stack};
+    use crate::report::sample::{javascript, kernel, native, python};
+
+    fn stack(frames: &[Frame]) -> Stack {
+        Stack { frames: frames.to_vec(), ..Stack::default() }
+    }
 
     /// What spawned a child waits for it in whatever call; asyncio's own does not.
     #[test]
     fn waits_for_children() {
         let purpose = |syscall, frame| {
-            of(&Registers { syscall, ..Registers::default() }, &[native("__read", "/c.so"), frame])
+            let frames = stack(&[native("__read", "/c.so"), frame]);
+            of(&Registers { syscall, ..Registers::default() }, &frames)
         };
         let (read, epoll_pwait, openat) = (0, 281, 257);
         let communicate = |file: &str| python("Popen.communicate", file, 1209);
@@ -148,10 +191,8 @@ mod tests {
     fn starts_of_programs() {
         let purpose = |syscall, first, frame| {
             let args = [first, 0, 0, 0, 0, 0];
-            of(
-                &Registers { syscall, args, ..Registers::default() },
-                &[native("__read", "/c.so"), frame],
-            )
+            let frames = stack(&[native("__read", "/c.so"), frame]);
+            of(&Registers { syscall, args, ..Registers::default() }, &frames)
         };
         let (read, clone, vfork, clone3) = (0, 56, 58, 435);
         let module = "/usr/lib/python3.11/subprocess.py";
@@ -178,14 +219,15 @@ mod tests {
             python("slow_function", "/srv/app.py", 12),
             native("sqlite3_step", "/lib/libsqlite3.so.0"),
         ];
-        assert_eq!(of(&registers, &frames), None);
+        assert_eq!(of(&registers, &stack(&frames)), None);
         let busy = [&frames[..1], &frames[3..]].concat();
-        assert_eq!(of(&registers, &busy), Some(Purpose::SqliteBusy));
+        assert_eq!(of(&registers, &stack(&busy)), Some(Purpose::SqliteBusy));
     }
 
     fn purpose(syscall: i64, args: [u64; 6], function: &str) -> Option<Purpose> {
         let registers = Registers { syscall, args, ..Registers::default() };
-        of(&registers, &[native("__poll", "/lib/libc.so.6"), native(function, "/lib/x.so")])
+        let frames = [native("__poll", "/lib/libc.so.6"), native(function, "/lib/x.so")];
+        of(&registers, &stack(&frames))
     }
 
     /// The call and the functions that made it tell together what it is for.
@@ -203,5 +245,43 @@ mod tests {
         assert_eq!(purpose(73, [3, 2, 0, 0, 0, 0], "save"), Some(Purpose::FileLock));
         assert_eq!(purpose(61, [0; 6], "run"), Some(Purpose::ChildProcess));
         assert_eq!(purpose(202, [0; 6], "getaddrinfo"), None, "a lock of the resolver's");
+    }
+
+    /// Whoever checks files is waited for in whatever call, but not by the one that reads the questions.
+    #[test]
+    fn checks_on_access() {
+        let of_kernel = |syscall, functions: &[&str]| {
+            let kernel = functions.iter().map(|name| kernel(name)).collect();
+            let stack = Stack { kernel, ..Stack::default() };
+            of(&Registers { syscall, ..Registers::default() }, &stack)
+        };
+        let (read, openat, futex) = (0, 257, 202);
+        let opening = ["fanotify_handle_event", "fsnotify", "__fsnotify_parent", "do_dentry_open"];
+        assert_eq!(of_kernel(openat, &opening), Some(Purpose::AccessCheck));
+        let reading = ["fanotify_get_response.isra.0", "fanotify_handle_event", "vfs_read"];
+        assert_eq!(of_kernel(read, &reading), Some(Purpose::AccessCheck));
+        assert_eq!(of_kernel(read, &["fanotify_read", "vfs_read"]), None);
+        assert_eq!(of_kernel(futex, &opening), None);
+    }
+
+    /// gRPC waits for its completion queue where its own code is innermost.
+    #[test]
+    fn completion_queues() {
+        let (epoll_wait, poll, read) = (232, 7, 0);
+        let with = |syscall, frames: &[Frame]| {
+            let libc = [native("__poll", "/lib/libc.so.6")];
+            let frames = [&libc, frames].concat();
+            of(&Registers { syscall, args: [3; 6], ..Registers::default() }, &stack(&frames))
+        };
+        let cython = "/v/grpc/_cython/cygrpc.cpython-311-x86_64-linux-gnu.so";
+        let nameless = || Frame { function: None, ..native("", cython) };
+        let calling = || python("_UnaryUnaryMultiCallable._blocking", "/v/grpc/_channel.py", 1162);
+        let queue = Some(Purpose::CompletionQueue);
+        assert_eq!(with(epoll_wait, &[nameless(), calling()]), queue);
+        assert_eq!(with(poll, &[native("cq_next", "/usr/lib/libgrpc.so.29")]), queue);
+        assert_eq!(with(poll, &[native("grpc_completion_queue_next", "/srv/shop")]), queue);
+        assert_eq!(with(read, &[nameless()]), None);
+        let called_back = [python("on_state", "/srv/app.py", 7), nameless()];
+        assert_eq!(with(poll, &called_back), None);
     }
 }

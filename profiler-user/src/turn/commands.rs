@@ -24,8 +24,8 @@ impl Stall {
 
 fn hide_in(sampled: &mut Sampled) {
     let Some(call) = sampled.call.as_deref_mut() else { return };
-    let Call { descriptor, polled, held_by, child, .. } = call;
-    let descriptors = descriptor.iter_mut().chain(polled);
+    let Call { descriptor, polled, connection, held_by, child, .. } = call;
+    let descriptors = descriptor.iter_mut().chain(polled).chain(connection);
     let processes = descriptors.filter_map(|descriptor| descriptor.process.as_mut());
     processes.chain(held_by).chain(child).for_each(hide);
 }
@@ -52,6 +52,7 @@ mod tests {
         let call = Call {
             descriptor: Some(descriptor()),
             polled: vec![descriptor()],
+            connection: Some(descriptor()),
             held_by: vec![party()],
             child: Some(party()),
             ..Call::default()
@@ -82,7 +83,7 @@ mod tests {
     #[test]
     fn all_are_hidden() {
         let mut stall = stall();
-        assert_eq!(format!("{stall:?}").matches(SECRET).count(), 26);
+        assert_eq!(format!("{stall:?}").matches(SECRET).count(), 32);
         stall.hide_commands();
         let left = format!("{stall:?}");
         assert!(!left.contains(SECRET) && left.contains("bank"), "{left}");

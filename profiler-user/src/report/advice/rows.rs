@@ -81,6 +81,13 @@ fn at_disk(syscall: i64, fd: u64, inner: Vec<Frame>) -> Stall {
     stall_of(stacks)
 }
 
+/// A file that another process checks before it is read.
+fn checked(inner: Vec<Frame>) -> Stall {
+    let mut stacks = blocked(READ, 9, inner);
+    stacks[0].stack.kernel = vec![kernel("fanotify_handle_event"), kernel("vfs_read")];
+    stall_of(stacks)
+}
+
 fn in_kernel(functions: &[&str], inner: Vec<Frame>) -> Stall {
     let mut stacks = running(inner);
     stacks[0].state = ThreadState::RunningKernel;
@@ -268,6 +275,12 @@ fn of_anybody() -> Vec<Row> {
             (ASYNCIO, waits(WAIT4, 77, lib("Popen._wait", "subprocess.py"))),
         ),
         (
+            "python-access-check",
+            (ASYNCIO, checked(Vec::new())),
+            (ASYNCIO, waits(READ, 9, Vec::new())),
+        ),
+        ("access-check", (LIBUV, checked(Vec::new())), (LIBUV, waits(READ, 9, Vec::new()))),
+        (
             "python-logging",
             (ASYNCIO, waits(WRITE, 5, lib("StreamHandler.emit", "logging/__init__.py"))),
             (ASYNCIO, runs(lib("StreamHandler.emit", "logging/__init__.py"))),
@@ -348,6 +361,7 @@ fn of_clients() -> Vec<Row> {
     let (aws, kafka) =
         (|| site("send", "botocore/httpsession.py"), || site("poll", "kafka/client_async.py"));
     let mail = || lib("SMTP.getreply", "smtplib.py");
+    let grpc = || site("_UnaryUnaryMultiCallable._blocking", "grpc/_channel.py");
     vec![
         ("python-resolve", recv(of_libc("getaddrinfo")), recv(Vec::new())),
         (
@@ -376,6 +390,8 @@ fn of_clients() -> Vec<Row> {
         ("python-http-requests", many(requests()), recv(requests())),
         ("python-http-no-timeout", (ASYNCIO, forever(RECV, requests())), recv(requests())),
         ("python-http", recv(requests()), (ASYNCIO, runs(requests()))),
+        ("python-grpc", recv(grpc()), (ASYNCIO, runs(grpc()))),
+        ("python-grpc-thread", (of("trio"), waits(RECV, 7, grpc())), recv(grpc())),
         ("python-mail", recv(mail()), (ASYNCIO, runs(mail()))),
         ("round-trips", many(Vec::new()), recv(Vec::new())),
         (

@@ -2,10 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{futex, woken};
-use crate::call::{self, Timeout, is_remote};
+use super::woken;
+use crate::call::{self, Timeout};
 use crate::gap::Gap;
-use crate::report::message::milliseconds;
 use crate::report::purpose;
 use crate::report::schema::call as schema;
 use crate::report::schema::call::{Call, DescriptorKind, Party, Purpose};
@@ -25,12 +24,16 @@ pub fn target(
 ) -> Option<String> {
     let call = sampled.call.as_deref();
     let operand = syscalls::operand(&sampled.registers);
-    let purpose = purpose::of(&sampled.registers, &sampled.stack.frames);
+    let purpose = purpose::of(&sampled.registers, &sampled.stack);
     if purpose == Some(Purpose::ProgramStart) {
         if call.is_none_or(|call| call.child.is_none()) {
             gaps.push(Gap::new("target", "no child was seen on its way to its program"));
         }
         return call.and_then(|call| call.path.clone());
+    }
+    if purpose == Some(Purpose::CompletionQueue) {
+        // It has an epoll instance or an eventfd of gRPC's own, which says nothing.
+        return call.and_then(|call| call.connection.as_ref()).map(|it| it.text.clone());
     }
     let for_child = !matches!(operand, Operand::Child(_)) && purpose == Some(Purpose::ChildProcess);
     if for_child {
@@ -163,7 +166,7 @@ fn by_kernel(sampled: &Sampled) -> Option<&'static str> {
 
 /// The fields of a blocked call.
 pub fn call(stall: &Stall, sampled: &Sampled, gaps: &mut Vec<Gap>) -> Call {
-    let purpose = purpose::of(&sampled.registers, &sampled.stack.frames);
+    let purpose = purpose::of(&sampled.registers, &sampled.stack);
     let Some(seen) = sampled.call.as_deref() else {
         return Call { purpose, ..Call::default() };
     };
@@ -179,6 +182,7 @@ pub fn call(stall: &Stall, sampled: &Sampled, gaps: &mut Vec<Gap>) -> Call {
         polled_more: seen.more_polled,
         path: seen.path.clone().or_else(|| seen.database.clone()),
         file_system: seen.file_system.clone(),
+        connection: seen.connection.as_ref().map(descriptor),
         timeout: seen.timeout.map(schema::Timeout::from),
         purpose,
         held_by: seen.held_by.iter().map(Party::from).collect(),
@@ -189,7 +193,7 @@ pub fn call(stall: &Stall, sampled: &Sampled, gaps: &mut Vec<Gap>) -> Call {
 
 /// The fields of a sleep.
 pub fn sleep(sampled: &Sampled, syscall: String, gaps: &mut Vec<Gap>) -> CauseKind {
-    let purpose = purpose::of(&sampled.registers, &sampled.stack.frames);
+    let purpose = purpose::of(&sampled.registers, &sampled.stack);
     let seen = sampled.call.as_deref();
     gaps.extend(seen.into_iter().flat_map(|seen| seen.gaps.iter().cloned()));
     CauseKind::Sleep {
@@ -261,132 +265,14 @@ impl From<call::Kind> for DescriptorKind {
     }
 }
 
-/// A blocked call or a sleep in words.
-pub fn phrase(kind: &CauseKind) -> String {
-    match kind {
-        CauseKind::Syscall { syscall, target, call, .. } => {
-            blocked(syscall, target.as_deref(), call)
-        }
-        CauseKind::Sleep { purpose: Some(Purpose::SqliteBusy), path, held_by, .. } => {
-            sqlite(path.as_deref(), held_by)
-        }
-        CauseKind::Sleep { purpose: Some(Purpose::TimedWait), ran_out_ns, asked_ns, .. } => {
-            futex::ran_out(ran_out_ns, *asked_ns)
-        }
-        CauseKind::Sleep { syscall, asked_ns: Some(asked_ns), .. } => {
-            format!("asleep in {syscall} ({} ms asked for)", milliseconds(*asked_ns))
-        }
-        CauseKind::Sleep { syscall, .. } => format!("asleep in {syscall}"),
-        _ => String::new(),
-    }
-}
-
-fn blocked(syscall: &str, target: Option<&str>, call: &Call) -> String {
-    let on = target.map(|target| format!(" on {target}")).unwrap_or_default();
-    match call.purpose {
-        Some(Purpose::NameResolution) => {
-            let at = target.map(|target| format!(" at {target}")).unwrap_or_default();
-            format!("looking up a host name{at}{}", limit(call))
-        }
-        Some(Purpose::SqliteBusy) => sqlite(call.path.as_deref(), &call.held_by),
-        Some(Purpose::FileLock) => format!("waiting for a file lock{on}{}", held(&call.held_by)),
-        Some(Purpose::ProgramStart) => starting(call),
-        Some(Purpose::ChildProcess) => {
-            format!("waiting for {}", target.unwrap_or("a child process"))
-        }
-        Some(Purpose::TimedWait) | None if is_inbound(call) => {
-            let missing = if syscall.starts_with("send") || syscall.starts_with("write") {
-                "a client takes no more of its response"
-            } else {
-                "a client's request does not come"
-            };
-            format!("blocked in {syscall}{on}: {missing}{}", limit(call))
-        }
-        Some(Purpose::TimedWait) | None => {
-            let (elsewhere, connecting) = (elsewhere(call), connecting(call));
-            let partner = partner(syscall, call);
-            format!("blocked in {syscall}{on}{elsewhere}{partner}{connecting}{}", limit(call))
-        }
-    }
-}
-
-/// Whether all that it waits for are clients, which connected to the process.
-fn is_inbound(call: &Call) -> bool {
-    let mut seen = call.descriptor.iter().chain(&call.polled).peekable();
-    seen.peek().is_some() && call.polled_more == 0 && seen.all(|it| it.is_inbound)
-}
-
-/// `starting ./tool, whose exec takes long`; where no child was seen in its exec, it may be the fork that does.
-fn starting(call: &Call) -> String {
-    match (&call.path, &call.child) {
-        (Some(path), _) => format!("starting {path}, whose exec takes long"),
-        (None, Some(child)) => format!("starting {}, whose exec takes long", words_of(child)),
-        (None, None) => "starting a program".to_owned(),
-    }
-}
-
-/// `, without a timeout`, or ` (timeout 800 ms)`, where one can be set.
-fn limit(call: &Call) -> String {
-    let is_socket = |seen: &schema::Descriptor| seen.kind == DescriptorKind::Socket;
-    let can_be_set = !call.polled.is_empty() || call.descriptor.as_ref().is_some_and(is_socket);
-    match call.timeout.as_ref().filter(|_| can_be_set) {
-        Some(schema::Timeout::None) => ", without a timeout".to_owned(),
-        Some(schema::Timeout::Ns(ns)) if milliseconds(*ns) > 0 => {
-            format!(" (timeout {} ms)", milliseconds(*ns))
-        }
-        _ => String::new(),
-    }
-}
-
-/// ` to process 4711 (log-collector)`: a pipe has no other name.
-fn partner(syscall: &str, call: &Call) -> String {
-    let pipe = call.descriptor.as_ref().filter(|seen| seen.kind == DescriptorKind::Pipe);
-    let Some(party) = pipe.and_then(|seen| seen.process.as_ref()) else { return String::new() };
-    let towards = if syscall.starts_with("write") { "to" } else { "from" };
-    format!(" {towards} {}", words_of(party))
-}
-
-/// `process 4711 (backup)`
-fn words_of(party: &Party) -> String {
-    let name = party.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
-    format!("process {}{name}", party.pid)
-}
-
-/// `, still connecting`: a `poll` does not say that it is not yet for an answer.
-fn connecting(call: &Call) -> &'static str {
-    let is_connecting = |seen: &schema::Descriptor| seen.state.as_deref() == Some("syn_sent");
-    if call.polled.iter().any(is_connecting) { ", still connecting" } else { "" }
-}
-
-/// ` (nfs4)`, of a file that is not on a disk of this machine.
-fn elsewhere(call: &Call) -> String {
-    let of_descriptor = call.descriptor.as_ref().and_then(|seen| seen.file_system.as_deref());
-    let file_system = call.file_system.as_deref().or(of_descriptor).filter(|name| is_remote(name));
-    file_system.map(|name| format!(" ({name})")).unwrap_or_default()
-}
-
-fn sqlite(path: Option<&str>, held_by: &[Party]) -> String {
-    let which = path.map(|path| format!(" ({path})")).unwrap_or_default();
-    format!("waiting for a locked SQLite database{which}{}", held(held_by))
-}
-
-/// `, held by process 4711 (backup)`
-fn held(held_by: &[Party]) -> String {
-    let Some((first, others)) = held_by.split_first() else { return String::new() };
-    let others = match others.len() {
-        0 => String::new(),
-        count => format!(" and {count} more"),
-    };
-    format!(", held by {}{others}", words_of(first))
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::{call, phrase, sleep, target};
+    use super::super::blocked::phrase;
+    use super::{call, sleep, target};
     use crate::call::{Call, Descriptor, Kind, Party, Timeout};
-    use crate::report::sample::{self, blocked_in, native, python};
+    use crate::report::sample::{self, blocked_in, kernel, native, python};
     use crate::report::schema::stall::CauseKind;
     use crate::turn::{End, Sampled, Stall};
 
@@ -532,6 +418,51 @@ mod tests {
         assert_eq!(told(&busy).0, expected);
         busy.stack.frames.clear();
         assert_eq!(told(&busy).0, "asleep in clock_nanosleep");
+    }
+
+    /// Who checks a file on access is told, also of a program that is started; and where nobody was found, that
+    /// it is another process.
+    #[test]
+    fn checks_on_access() {
+        let scanner = Party {
+            pid: 4711,
+            name: Some("scanner".to_owned()),
+            command: Some("scand".to_owned()),
+        };
+        let opening = |path: Option<&str>, held_by: &[Party]| {
+            let (path, held_by) = (path.map(str::to_owned), held_by.to_vec());
+            let mut opening = seen(257, [0; 6], Call { path, held_by, ..Call::default() });
+            opening.stack.kernel = vec![kernel("fanotify_handle_event"), kernel("fsnotify")];
+            told(&opening).0
+        };
+        let scanner = [scanner];
+        assert_eq!(
+            opening(Some("/srv/x.csv"), &scanner),
+            "blocked in openat on /srv/x.csv, which process 4711 (scanner) checks on access"
+        );
+        let nobody = "blocked in openat on /srv/x.csv, which another process checks on access";
+        assert_eq!(opening(Some("/srv/x.csv"), &[]), nobody);
+        let nameless = "blocked in openat on a file, which another process checks on access";
+        assert_eq!(opening(None, &[]), nameless);
+        let path = Some("./tool".to_owned());
+        let call = Call { path, held_by: scanner.to_vec(), ..Call::default() };
+        let starting = "starting ./tool, which process 4711 (scanner) checks on access";
+        assert_eq!(told(&seen(58, [0; 6], call)).0, starting);
+    }
+
+    /// gRPC's own epoll instance is not told, but its peer, where there is one.
+    #[test]
+    fn completion_queues() {
+        let waiting = |connection| {
+            let descriptor = Some(Descriptor::new(3, Kind::Epoll, "eventpoll"));
+            let call = Call { descriptor, connection, ..Call::default() };
+            let mut waiting = seen(232, [3, 0x7000, 100, 201, 0, 0], call);
+            waiting.stack.frames = vec![native("cq_next", "/usr/lib/libgrpc.so.29")];
+            told(&waiting).0
+        };
+        let expected = "waiting for gRPC's completion queue, peer tcp 10.0.0.7:443";
+        assert_eq!(waiting(Some(socket(7))), expected);
+        assert_eq!(waiting(None), "waiting for gRPC's completion queue");
     }
 
     /// A file that is elsewhere says where, and its path is whole.

@@ -8,7 +8,7 @@ use crate::frame::{Frame, Language};
 use crate::gap::Gap;
 use crate::report::application::is_of_python;
 use crate::report::message::milliseconds;
-use crate::report::purpose::Purpose;
+use crate::report::purpose::{Purpose, is_grpc};
 use crate::report::schema::stall::{AwaitedOf, CauseKind, Waker};
 use crate::turn::{End, Lock, Sampled, Stall};
 
@@ -30,6 +30,10 @@ const PYTHON_WAITS: [(&str, &str, AwaitedOf); 15] = [
     ("threading.py", "Condition.wait", AwaitedOf::Event),
     ("threading.py", "Barrier.wait", AwaitedOf::Event),
 ];
+
+/// gRPC's own, in Python. It waits in a loop, as its core does: each wait has a time that runs out, for signals
+/// to be seen.
+const GRPC_WAIT: (&str, &str) = ("/grpc/_common.py", "wait");
 
 /// Those of native code, and how much of a stack's inner end they are looked for in.
 const NATIVE_WAITS: [(&str, AwaitedOf); 7] = [
@@ -58,8 +62,10 @@ pub fn explain(stall: &Stall, sampled: &Sampled, futex: u64, gaps: &mut Vec<Gap>
             Some(Some(Timeout::Ns(ns))) => Some(ns),
             _ => None,
         };
+        let told = awaited_of(&sampled.stack.frames);
+        let is_for_grpc = told == Some(AwaitedOf::Grpc);
         let is_alone = stall.company.others == Some(0) && is_private(&sampled.registers);
-        if mostly_ran_out || lasting_ns.is_some() && is_alone {
+        if !is_for_grpc && (mostly_ran_out || lasting_ns.is_some() && is_alone) {
             return CauseKind::Sleep {
                 syscall: "futex".to_owned(),
                 asked_ns: lasting_ns.or(waits.timeouts_ns.last().copied()),
@@ -69,7 +75,7 @@ pub fn explain(stall: &Stall, sampled: &Sampled, futex: u64, gaps: &mut Vec<Gap>
                 ran_out_ns: waits.timeouts_ns.clone(),
             };
         }
-        *awaited = awaited_of(&sampled.stack.frames);
+        *awaited = told;
     }
     gaps.append(&mut of_lock);
     kind
@@ -88,9 +94,12 @@ fn awaited_of(frames: &[Frame]) -> Option<AwaitedOf> {
         let (file, function) = (file.unwrap_or_default(), function.unwrap_or_default());
         let of_frame = match frame.language {
             Language::Python if file.starts_with("<frozen importlib") => Some(AwaitedOf::Import),
+            Language::Python if is_wait_of_grpc(file, function) => Some(AwaitedOf::Grpc),
             Language::Python => PYTHON_WAITS.into_iter().find_map(|(module, name, awaited)| {
                 (is_of_python(file, module) && is_last(function, name)).then_some(awaited)
             }),
+            // Its core, where another thread takes what comes out of the completion queue.
+            Language::Native if is_grpc(frame) => Some(AwaitedOf::Grpc),
             Language::Native => NATIVE_WAITS
                 .into_iter()
                 .find_map(|(start, awaited)| function.starts_with(start).then_some(awaited)),
@@ -100,11 +109,16 @@ fn awaited_of(frames: &[Frame]) -> Option<AwaitedOf> {
         match of_frame {
             Some(AwaitedOf::Event) => found = found.or(of_frame),
             Some(_) => return of_frame,
-            None if found.is_some() => return found,
+            // gRPC's own function stands between the condition and the one that tells.
+            None if found.is_some() && !file.ends_with(GRPC_WAIT.0) => return found,
             None => {}
         }
     }
     found
+}
+
+fn is_wait_of_grpc(file: &str, function: &str) -> bool {
+    file.ends_with(GRPC_WAIT.0) && function == GRPC_WAIT.1
 }
 
 /// `Future.result` also where only `result` is known, as before 3.11.
@@ -119,6 +133,7 @@ pub fn phrase(woken_by: Option<&Waker>, awaited: Option<AwaitedOf>) -> String {
         Some(AwaitedOf::Result) => "waiting for a result of another thread",
         Some(AwaitedOf::End) => "waiting for another thread to end",
         Some(AwaitedOf::Queue) => "waiting at a queue for another thread",
+        Some(AwaitedOf::Grpc) => "waiting for the answer to a gRPC call",
         Some(AwaitedOf::Import) => "waiting for another thread that imports a module",
         Some(AwaitedOf::Event) | None => "waiting for another thread (futex)",
     };
@@ -182,13 +197,17 @@ mod tests {
     /// thread.
     #[test]
     fn times_that_ran_out() {
-        let kind = |ran_out_ms: u64| {
+        let kind_in = |ran_out_ms: u64, frames| {
             let timeouts_ns = vec![60 * MS];
             let ran_out_ns = ran_out_ms * MS;
             let stall = stall(FutexWaits { ran_out_ns, timeouts_ns, ..FutexWaits::default() });
-            let futex = blocked_in(202, [0x7f10, 128, 0, 0, 0, 0], 100 * MS);
+            let mut futex = blocked_in(202, [0x7f10, 128, 0, 0, 0, 0], 100 * MS);
+            futex.stack.frames = frames;
             explain(&stall, &futex, 0x7f10, &mut Vec::new())
         };
+        let kind = |ran_out_ms| kind_in(ran_out_ms, Vec::new());
+        let grpc = kind_in(60, vec![python("wait", "/v/grpc/_common.py", 116)]);
+        assert!(matches!(grpc, CauseKind::Lock { awaited: Some(AwaitedOf::Grpc), .. }), "its own");
         let CauseKind::Sleep { ran_out_ns, .. } = kind(60) else { panic!("{:?}", kind(60)) };
         assert_eq!(ran_out_ns, [60 * MS]);
         assert!(matches!(kind(40), CauseKind::Lock { .. }));
@@ -203,7 +222,13 @@ mod tests {
     fn what_is_awaited() {
         let of = |function: &str, file: &str| python(function, &format!("{LIB}/{file}"), 9);
         let wait = || of("Condition.wait", "threading.py");
-        let table: [(Vec<Frame>, _); 8] = [
+        let of_grpc = |function| python(function, "/v/site-packages/grpc/_common.py", 116);
+        let table: [(Vec<Frame>, _); 10] = [
+            (
+                vec![native("wait", "/lib/libc.so.6"), native("cq_next", "/lib/libgrpc.so.29")],
+                Some(AwaitedOf::Grpc),
+            ),
+            (vec![wait(), of_grpc("_wait_once"), of_grpc("wait")], Some(AwaitedOf::Grpc)),
             (
                 vec![wait(), of("Future.result", "concurrent/futures/_base.py")],
                 Some(AwaitedOf::Result),

@@ -5,6 +5,7 @@
 //! are listed behind it. Stacks only say in what; where they say nothing of the largest, the confidence
 //! does.
 
+mod blocked;
 mod called;
 pub mod chain;
 mod cpu;

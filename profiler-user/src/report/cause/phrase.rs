@@ -1,6 +1,6 @@
 //! The kind of a cause to its words.
 
-use super::{called, cpu, held, run_queue};
+use super::{blocked, cpu, held, run_queue};
 use crate::report::message::milliseconds;
 use crate::report::schema::stall::{CauseKind, MemoryActivity, StoppedBy, Tracer};
 
@@ -10,7 +10,7 @@ pub fn phrase(kind: &CauseKind) -> String {
         target.as_ref().map(|target| format!(" on {target}")).unwrap_or_default()
     };
     let fixed = match kind {
-        CauseKind::Syscall { .. } | CauseKind::Sleep { .. } => return called::phrase(kind),
+        CauseKind::Syscall { .. } | CauseKind::Sleep { .. } => return blocked::phrase(kind),
         CauseKind::Disk { syscall: Some(syscall), target, .. } => {
             return format!("waiting for the disk in {syscall}{}", on(target));
         }

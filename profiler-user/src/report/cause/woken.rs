@@ -8,6 +8,7 @@ use profiler_ebpf::wanted::may_be_ended;
 
 use crate::call::{Call, Descriptor, Kind};
 use crate::gap::Gap;
+use crate::report::purpose::{self, Purpose};
 use crate::report::schema::stall::Waker;
 use crate::turn::{self, Awaited, End, Sampled, Stall};
 
@@ -20,10 +21,16 @@ pub fn by(stall: &Stall, sampled: &Sampled, gaps: &mut Vec<Gap>) -> Option<Waker
         Some((waker, None)) => return Some(of(waker)),
         Some((_, Some(reason))) => reason,
         None if stall.end == End::NotYet || !may_be_ended(&sampled.registers) => return None,
+        // Who answers about a file that is opened is not watched.
+        None if is_checked(sampled) => return None,
         None => without_waker(call),
     };
     gaps.push(Gap::new("woken_by", reason));
     None
+}
+
+fn is_checked(sampled: &Sampled) -> bool {
+    purpose::of(&sampled.registers, &sampled.stack) == Some(Purpose::AccessCheck)
 }
 
 pub fn of(waker: &turn::Waker) -> Waker {
@@ -143,5 +150,20 @@ mod tests {
         let mut found = Vec::new();
         assert_eq!(by(&stall, &read, &mut found), None);
         assert_eq!(found[0].0, gaps[0]);
+    }
+
+    /// Who has answered about a file is not looked for where it is opened: nothing is missing.
+    #[test]
+    fn files_checked_on_access() {
+        let mut opening = blocked_in(257, [0; 6], 90);
+        let stall = Stall { end: End::Seen, ..sample::stall() };
+        let gaps = |opening: &Sampled| {
+            let mut gaps = Vec::new();
+            assert!(by(&stall, opening, &mut gaps).is_none());
+            gaps.len()
+        };
+        assert_eq!(gaps(&opening), 1);
+        opening.stack.kernel = vec![sample::kernel("fanotify_handle_event")];
+        assert_eq!(gaps(&opening), 0);
     }
 }

@@ -372,6 +372,7 @@ fn any_kind(random: &mut Random) -> CauseKind {
             call: Box::new(Call {
                 descriptor: Some(descriptor(random)),
                 polled: several(random, 40, descriptor),
+                connection: Some(descriptor(random)),
                 path: maybe(random),
                 held_by: several(random, 100, party),
                 child: Some(party(random)),

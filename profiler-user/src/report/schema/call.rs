@@ -20,11 +20,13 @@ pub struct Call {
     pub path: Option<String>,
     /// The type of the file system that the path is on.
     pub file_system: Option<String>,
+    /// Of gRPC's completion queue: the process's only connection of gRPC's that it opened itself.
+    pub connection: Option<Descriptor>,
     /// How long it may wait: its own timeout, or that of its socket.
     pub timeout: Option<Timeout>,
     /// What it was for, by the functions that made it.
     pub purpose: Option<Purpose>,
-    /// Who has the file lock that it waited for.
+    /// Who has the file lock that it waited for, or checks the file on access.
     pub held_by: Vec<Party>,
     /// The child process that it waited for.
     pub child: Option<Party>,
@@ -113,4 +115,8 @@ pub enum Purpose {
     TimedWait,
     /// A child process was to become its program: `path`, where it was seen on its way there.
     ProgramStart,
+    /// Another process was asked whether the file may be opened, read or executed: a scanner, by fanotify.
+    AccessCheck,
+    /// Something was to come into a completion queue of gRPC's.
+    CompletionQueue,
 }

@@ -390,6 +390,8 @@ pub enum AwaitedOf {
     End,
     /// Something out of a queue, or room in it.
     Queue,
+    /// The answer to a call of gRPC's, whose own thread takes it out of a completion queue.
+    Grpc,
     /// A module that another thread imports.
     Import,
     /// An event, a condition or a barrier.
