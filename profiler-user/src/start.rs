@@ -119,13 +119,16 @@ async fn begin(hooked: Hooked, config: &Config) -> anyhow::Result<Begun> {
     let Hooked { target, mut source, descriptors, detected } = hooked;
     let pid = target.pid();
     let lookout = Lookout::after(&detected, Arc::clone(&target));
-    let Detected { python, v8, facts: program, .. } = detected;
+    let Detected { python, v8, is_ruby, facts: program, .. } = detected;
     if let Some(python) = &python {
         source.set_python_layout(python.layout())?;
     }
     let memory = LiveMemory::new(pid);
     let mut session =
         Session::new(source, memory, Arc::clone(&target), python, config.threshold_ns).with_v8(v8);
+    if is_ruby {
+        session.runs_ruby();
+    }
     if config.all_threads {
         session.watch_all_threads();
     }

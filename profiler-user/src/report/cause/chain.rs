@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Verdict, futex, held, pause, phrase, wait};
+use super::{Verdict, futex, gvl, held, pause, phrase, wait};
 use crate::report::application::{Owner, basename};
 use crate::report::culprit;
 use crate::report::portion::Portion;
@@ -76,7 +76,8 @@ fn is_left_alone(stall: &Stall) -> bool {
 fn first(kind: &CauseKind, stall: &Stall) -> Option<Next> {
     match kind {
         CauseKind::Gil { holder_thread: Some(holder), .. } => {
-            Some(Next::Holder(holder.tid, Some(Lock::Gil)))
+            let lock = if gvl::is_it(kind) { Lock::Gvl } else { Lock::Gil };
+            Some(Next::Holder(holder.tid, Some(lock)))
         }
         CauseKind::Lock { owner_thread: Some(owner), .. } => {
             let held = stall.holders.iter().find(|it| it.tid == owner.tid && it.held != Lock::Gil);
@@ -129,7 +130,10 @@ fn follow(cause: &mut Cause, first: Next, stall: &Stall, owner: &Owner<'_>) {
             break;
         }
         let Some(seen) = Seen::of(one, stall) else { break };
-        let link = seen.link(stall, owner);
+        let mut link = seen.link(stall, owner);
+        if matches!(one, Next::Holder(_, Some(Lock::Gvl))) {
+            link.doing.push_str(&gvl::place(stall, tid));
+        }
         if seen.is_collecting && cause.because.is_empty() {
             let thread = Some(link.thread.clone());
             let pause = Pause::GarbageCollection;
@@ -269,6 +273,7 @@ impl<'a> Seen<'a> {
                 return (format!("waiting for the GIL, held by {}", of(tid)), None);
             }
             (Awaited::Gil, None) => return ("waiting for the GIL".to_owned(), None),
+            (Awaited::Gvl, _) => return ("waiting for Ruby's GVL".to_owned(), None),
             (Awaited::Futex, Some((_, tid))) => {
                 return (format!("waiting for a lock held by {}", of(tid)), None);
             }
