@@ -220,9 +220,8 @@ impl Blame {
         let gil_is_waited_for = self.gil.is_some() && self.waits.values().any(|wait| wait.gil);
         // The probes compare with one owner; of several, everybody's ticks are sorted here.
         let several = owners.iter().any(|owner| owners.first() != Some(owner));
-        let gvl_may_be_waited_for = self.gvl && self.waits.values().any(|wait| wait.futex);
-        let everyone =
-            several || gvl_may_be_waited_for || (self.everyone && !self.suspected.is_empty());
+        let may_be_gvl = self.gvl && self.waits.values().any(|wait| wait.futex);
+        let everyone = several || may_be_gvl || (self.everyone && !self.suspected.is_empty());
         Wanted {
             gil: u32::from(gil_is_waited_for),
             everyone: u32::from(everyone),
@@ -244,9 +243,7 @@ impl Blame {
                 sights.push(sight(Some(Lock::Gil)));
             }
             // Its stack will tell whether it has it, and the loop's whether that waits for it.
-            if self.gvl && wait.futex {
-                sights.push(sight(Some(Lock::Gvl)));
-            }
+            sights.extend((self.gvl && wait.futex).then(|| sight(Some(Lock::Gvl))));
             if let Some((owner, futex)) = wait.owner
                 && owner == head.head.tid
             {

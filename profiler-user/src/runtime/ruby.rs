@@ -70,6 +70,10 @@ const CALLS: [&str; 15] = [
     "ruby_",
 ];
 
+/// Its collector, where local names are there. Beginnings, and other programs may have such names as well.
+const COLLECTS: [&str; 6] =
+    ["garbage_collect", "gc_start", "gc_continue", "gc_marks", "gc_sweep", "gc_rest"];
+
 /// What lies between those and the wait itself.
 const WITHIN: [&str; 4] =
     ["rb_ensure", "rb_native_cond_wait", "rb_native_cond_timedwait", "native_cond_timedwait"];
@@ -117,7 +121,9 @@ pub fn waits_for_gvl(frames: &[Frame]) -> bool {
 /// Whether a thread that does something else than sleep on a futex may have the GVL: Ruby has called it, and has not
 /// given the GVL back for it.
 pub fn may_have_gvl(frames: &[Frame]) -> bool {
-    if waits_for_gvl(frames) {
+    // On its way to sleep, just woken, or giving it back.
+    let mut innermost = frames.iter().take_while(|frame| is_of_libc(frame));
+    if innermost.any(|frame| is_named(frame, "pthread_cond_")) {
         return false;
     }
     let names = frames.iter().filter(|frame| is_of_ruby(frame));
@@ -125,7 +131,8 @@ pub fn may_have_gvl(frames: &[Frame]) -> bool {
         if HAS.contains(&name) {
             return true;
         }
-        if GIVES_BACK.contains(&name) || SLEEPS.iter().any(|known| name.starts_with(known)) {
+        let is_one_of = |known: &[&str]| known.iter().any(|known| name.starts_with(known));
+        if GIVES_BACK.contains(&name) || is_one_of(&SLEEPS) || is_one_of(&TAKES) {
             return false;
         }
     }
@@ -142,6 +149,12 @@ pub fn called(frames: &[Frame]) -> Option<&Frame> {
         frame.function.is_some() && !is_of_libc(frame) && !(is_of_ruby(frame) && calls())
     };
     inside.filter(tells).last()
+}
+
+/// Whether it is a function of Ruby's collector.
+pub fn collects(frame: &Frame) -> bool {
+    let name = frame.function.as_deref().unwrap_or_default();
+    is_of_ruby(frame) && COLLECTS.iter().any(|known| name.starts_with(known))
 }
 
 /// The version, where a file tells by its name that Ruby is mapped: `libruby-3.1.so.3.1.2`, `ruby3.1`.
@@ -177,6 +190,10 @@ fn is_file_of_ruby(path: &str) -> bool {
 
 fn is_of_ruby(frame: &Frame) -> bool {
     frame.language == Language::Native && frame.module.as_deref().is_some_and(is_file_of_ruby)
+}
+
+fn is_named(frame: &Frame, part: &str) -> bool {
+    frame.function.as_deref().is_some_and(|name| name.contains(part))
 }
 
 fn is_of_libc(frame: &Frame) -> bool {

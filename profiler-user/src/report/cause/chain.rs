@@ -134,7 +134,8 @@ fn follow(cause: &mut Cause, first: Next, stall: &Stall, owner: &Owner<'_>) {
         if matches!(one, Next::Holder(_, Some(Lock::Gvl))) {
             link.doing.push_str(&gvl::place(stall, tid));
         }
-        if seen.is_collecting && cause.because.is_empty() {
+        // Of Ruby it is told already for what the others stand still.
+        if seen.is_collecting && cause.because.is_empty() && !gvl::is_it(&cause.kind) {
             let thread = Some(link.thread.clone());
             let pause = Pause::GarbageCollection;
             let set_off_by = thread.clone();
