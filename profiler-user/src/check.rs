@@ -46,7 +46,9 @@ fn is_there(target: &Target) -> Check {
 }
 
 fn event_loop(target: &Target) -> Check {
-    let state = match target.wait_descriptors() {
+    let regions = target.regions().unwrap_or_default();
+    let found = target.wait_descriptors().map(|found| ruby::without_its_own(found, &regions));
+    let state = match found {
         Ok(WaitDescriptors { epoll: true, .. }) => State::Fine("has an epoll instance".to_owned()),
         Ok(WaitDescriptors { io_uring: true, .. }) => State::Fine("has an io_uring".to_owned()),
         Ok(_) => State::Worse(

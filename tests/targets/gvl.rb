@@ -1,4 +1,5 @@
-# A loop around IO.select whose other thread keeps Ruby's GVL, or, as a healthy twin, gives it back.
+# A loop around IO.select whose other thread keeps Ruby's GVL: it computes, or, with --blocked, waits in C code that does
+# not give it back. With --healthy, as a twin, it gives it back.
 #
 # Prints `ready 0 PID`, and after SIGUSR1 for every time `holding TID START_NS` and `held END_NS`: who kept the GVL, and
 # from when until when. Ends by itself.
@@ -33,13 +34,27 @@ def hold(times, names)
   end
 end
 
+# As an extension that waits without rb_thread_call_without_gvl.
+def wait_in_c(times)
+  require "fiddle"
+  types = [Fiddle::TYPE_UINTPTR_T]
+  usleep = Fiddle::Function.new(Fiddle.dlopen(nil)["usleep"], types, Fiddle::TYPE_INT, need_gvl: true)
+  times.times do
+    sleep 0.5
+    puts "holding #{thread_id} #{now_ns}"
+    usleep.call(HOLD_MS * 1000)
+    puts "held #{now_ns}"
+  end
+end
+
 def give_back(times)
   times.times { sleep 1.5 }
 end
 
 healthy = ARGV.delete("--healthy")
+blocked = ARGV.delete("--blocked")
 times = ARGV.empty? ? 3 : Integer(ARGV.last)
-names = healthy ? [] : names_that_take(HOLD_MS)
+names = healthy || blocked ? [] : names_that_take(HOLD_MS)
 
 watched, signal = IO.pipe
 trap("USR1") { signal.write_nonblock(".") }
@@ -47,6 +62,10 @@ puts "ready 0 #{Process.pid}"
 IO.select([watched])
 watched.read_nonblock(1)
 
-worker = Thread.new { healthy ? give_back(times) : hold(times, names) }
+worker = Thread.new do
+  next give_back(times) if healthy
+
+  blocked ? wait_in_c(times) : hold(times, names)
+end
 worker.name = "reports"
 IO.select([watched], nil, nil, 0.01) while worker.alive?

@@ -7,6 +7,7 @@
 
 use crate::frame::{Frame, Language};
 use crate::process::maps::{Backing, Region};
+use crate::process::target::WaitDescriptors;
 use crate::report::application::{basename, is_libc};
 
 /// As a report's `runtime.name` has it.
@@ -51,12 +52,8 @@ const TAKES_IN_CALLS: [&str; 4] = [
 /// What runs with it only.
 const HAS: [&str; 2] = ["rb_thread_call_with_gvl", "rb_vm_exec"];
 
-/// What only calls others, or passes on what they raise. Beginnings.
-const CALLS: [&str; 15] = [
-    "rb_ensure",
-    "rb_rescue",
-    "rb_protect",
-    "rb_catch",
+/// What calls into Ruby's code. Beginnings.
+const ENTERS: [&str; 10] = [
     "rb_yield",
     "rb_funcall",
     "rb_call_super",
@@ -66,9 +63,17 @@ const CALLS: [&str; 15] = [
     "rb_ec_",
     "rb_threadptr_",
     "vm_",
-    "invoke_",
     "ruby_",
 ];
+
+/// What only passes on what those that it calls raise. Beginnings.
+const PASSES: [&str; 4] = ["rb_ensure", "rb_rescue", "rb_protect", "rb_catch"];
+
+/// So many frames without a name in a row are the virtual machine, where its functions are stripped of theirs (3.3).
+const MACHINE: usize = 3;
+
+/// Frames of a thread that runs Ruby, at least; those of Ruby's own, which keep time, have fewer.
+const FEWEST: usize = 5;
 
 /// Its collector, where local names are there. Beginnings, and other programs may have such names as well.
 const COLLECTS: [&str; 6] =
@@ -136,19 +141,28 @@ pub fn may_have_gvl(frames: &[Frame]) -> bool {
             return false;
         }
     }
-    names.count() > 0
+    let is_told = |frame: &Frame| is_named(frame, "") && !is_named(frame, "rb_native_");
+    names.clone().any(is_told) || names.count() >= FEWEST
 }
 
-/// The C function that Ruby's code has called: the outermost one that has a name and is no means of calling others.
+/// The C function that Ruby's code has called: the outermost one with a name before Ruby's code.
 pub fn called(frames: &[Frame]) -> Option<&Frame> {
-    let name = |frame: &Frame| frame.function.clone().unwrap_or_default();
-    let is_of_machine = |frame: &&Frame| is_of_ruby(frame) && HAS.contains(&&*name(frame));
-    let inside = frames.iter().take_while(|frame| !is_of_machine(frame));
-    let tells = |frame: &&Frame| {
-        let calls = || CALLS.iter().any(|known| name(frame).starts_with(known));
-        frame.function.is_some() && !is_of_libc(frame) && !(is_of_ruby(frame) && calls())
-    };
-    inside.filter(tells).last()
+    let (mut found, mut nameless) = (None, 0);
+    for frame in frames.iter().filter(|frame| !is_of_libc(frame) && !is_of_kernel(frame)) {
+        let name = frame.function.as_deref();
+        let is_one_of = |known: &[&str]| {
+            is_of_ruby(frame)
+                && name.is_some_and(|name| known.iter().any(|it| name.starts_with(it)))
+        };
+        nameless = if name.is_none() && is_of_ruby(frame) { nameless + 1 } else { 0 };
+        if nameless == MACHINE || is_one_of(&HAS) || is_one_of(&ENTERS) {
+            break;
+        }
+        if name.is_some() && !is_one_of(&PASSES) {
+            found = Some(frame);
+        }
+    }
+    found
 }
 
 /// Whether it is a function of Ruby's collector.
@@ -168,6 +182,20 @@ pub fn detect(regions: &[Region]) -> Option<Option<String>> {
     let of_library = |name: &&str| basename(name).starts_with("lib");
     let name = Some(first).filter(of_library).or_else(|| names.find(of_library)).unwrap_or(first);
     Some(version(basename(name)))
+}
+
+/// What a loop of the program may wait on: from 3.3 on a thread of Ruby's own, which keeps time for the others, has an
+/// epoll instance in every process.
+pub fn without_its_own(found: WaitDescriptors, regions: &[Region]) -> WaitDescriptors {
+    if found.instances != 1 {
+        return found;
+    }
+    let number = |part: Option<&str>| part.and_then(|part| part.parse::<u32>().ok());
+    let keeps_time = detect(regions).flatten().is_some_and(|version| {
+        let mut parts = version.split('.');
+        (number(parts.next()), number(parts.next())) >= (Some(3), Some(3))
+    });
+    if keeps_time { WaitDescriptors { epoll: false, instances: 0, ..found } } else { found }
 }
 
 fn version(name: &str) -> Option<String> {
@@ -196,14 +224,21 @@ fn is_named(frame: &Frame, part: &str) -> bool {
     frame.function.as_deref().is_some_and(|name| name.contains(part))
 }
 
+/// `[vdso]`
+fn is_of_kernel(frame: &Frame) -> bool {
+    frame.module.as_deref().is_some_and(|module| module.starts_with('['))
+}
+
 fn is_of_libc(frame: &Frame) -> bool {
     frame.module.as_deref().is_some_and(is_libc)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{called, may_have_gvl, version, waits_for_gvl};
+    use super::{called, may_have_gvl, version, waits_for_gvl, without_its_own};
     use crate::frame::Frame;
+    use crate::process::maps;
+    use crate::process::target::WaitDescriptors;
     use crate::report::sample::native;
 
     const LIBC: &str = "/usr/lib/x86_64-linux-gnu/libc.so.6";
@@ -262,6 +297,7 @@ mod tests {
     fn runs_with_the_gvl() {
         for names in [
             &["-", "rb_ary_sort_bang", "-", "rb_vm_exec"][..],
+            &["-", "-", "-", "-", "-", "-", "start_thread in /usr/lib/libc.so.6"],
             &["mpz_get_str in /usr/lib/libgmp.so.10", "rb_big2str", "-"],
             &["-", "rb_thread_call_with_gvl", "each_row in /var/gems/db.so", "rb_nogvl"],
             &["-", "rb_vm_exec", "-", "rb_threadptr_execute_interrupts", "rb_thread_fd_select"],
@@ -272,6 +308,7 @@ mod tests {
             &["deflate in /usr/lib/libz.so.1", "-", "rb_nogvl", "rb_vm_exec"][..],
             &["pthread_cond_wait", "rb_native_cond_wait", "-", "rb_vm_exec"],
             &["-", "rb_thread_wait_for", "-", "rb_vm_exec"],
+            &["-", "rb_native_mutex_lock", "-", "-", "start_thread in /usr/lib/libc.so.6"],
             &["work in /var/gems/db.so", "start_thread in /usr/lib/libc.so.6"],
             &[],
         ] {
@@ -293,7 +330,25 @@ mod tests {
         assert_eq!(of(&[&sort[..], &through[..]].concat()).as_deref(), Some("rb_ary_sort"));
         let crypt = ["crypt_r in /usr/lib/libcrypt.so.1", "-", "-", "rb_vm_exec"];
         assert_eq!(of(&crypt).as_deref(), Some("crypt_r"));
+        let clock =
+            ["clock_gettime in [vdso]", "__clock_gettime in /lib/libc.so.6", "-", "rb_vm_exec"];
+        assert_eq!(of(&clock), None, "under everything");
         assert_eq!(of(&["-", "vm_exec_core", "rb_vm_exec", "rb_ary_each"]), None, "Ruby itself");
+    }
+
+    /// From 3.3 on one epoll instance is Ruby's own; a second is a loop's.
+    #[test]
+    fn its_own_epoll_instance() {
+        let is_left = |library: &str, instances| {
+            let maps = format!("7f00-7f10 r-xp 00000000 08:01 7 /usr/lib/{library}\n");
+            let found = WaitDescriptors { epoll: true, instances, io_uring: false };
+            without_its_own(found, &maps::parse(&maps)).epoll
+        };
+        assert!(!is_left("libruby-3.3.so.3.3.8", 1));
+        assert!(!is_left("libruby.so.3.10.1", 1));
+        assert!(is_left("libruby-3.3.so.3.3.8", 2));
+        assert!(is_left("libruby-3.1.so.3.1.2", 1));
+        assert!(is_left("libuv.so.1.0.0", 1));
     }
 
     /// A file's name tells the version, or nothing.

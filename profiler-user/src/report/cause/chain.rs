@@ -132,6 +132,8 @@ fn follow(cause: &mut Cause, first: Next, stall: &Stall, owner: &Owner<'_>) {
         let Some(seen) = Seen::of(one, stall) else { break };
         let mut link = seen.link(stall, owner);
         if matches!(one, Next::Holder(_, Some(Lock::Gvl))) {
+            let is_blocked = seen.sampled.state == ThreadState::Blocked;
+            link.doing.push_str(if is_blocked { "," } else { "" });
             link.doing.push_str(&gvl::place(stall, tid));
         }
         // Of Ruby it is told already for what the others stand still.
