@@ -37,6 +37,7 @@ use crate::report::{Finish, Report};
 use crate::runtime::collector::is_of_collector;
 use crate::runtime::loops::loop_kind;
 use crate::runtime::pool::{Posture, is_untold};
+use crate::runtime::ruby;
 use crate::runtime::tokio;
 use crate::runtime::v8::ScriptFrames;
 use crate::sink::{self, Sink};
@@ -305,6 +306,10 @@ impl Analyst {
             let caller = Caller { pid, tid, registers: &registers, at_wall_ns, stack: &stack };
             let call = is_there.then(|| caller.look(arguments, &mut gathered.known)).flatten();
             let (state, task_state) = (doing(head.state), head.task_state);
+            let awaited = match awaited {
+                Awaited::Futex if ruby::waits_for_gvl(&stack.frames) => Awaited::Gvl,
+                other => other,
+            };
             let was = Was { state, registers, awaited, task_state, call };
             gathered.samples.block(head.at_ns, Length::of(head), stack, was);
             if head.blocked_ns > 0 {

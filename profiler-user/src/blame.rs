@@ -72,6 +72,8 @@ pub struct Blame {
     waits: BTreeMap<u32, Wait>,
     /// Whether every thread is of interest, and in which suspected turns.
     everyone: bool,
+    /// Whether any thread may be the one that another waits for on a futex: that has Ruby's GVL.
+    gvl: bool,
     suspected: Vec<(u32, u64)>,
     /// Each loop's last turn that is known to be over: where other threads are since does not matter
     /// to it, however long a state that was read before still shows it.
@@ -106,6 +108,11 @@ impl Blame {
     /// From now on every thread of the target is of interest.
     pub fn want_everyone(&mut self) {
         self.everyone = true;
+    }
+
+    /// From now on whoever runs while a loop waits on a futex is of interest.
+    pub fn want_holders_of_gvl(&mut self) {
+        self.gvl = true;
     }
 
     /// What a blocked thread waits for, as far as its registers and the interpreter tell.
@@ -213,7 +220,8 @@ impl Blame {
         let gil_is_waited_for = self.gil.is_some() && self.waits.values().any(|wait| wait.gil);
         // The probes compare with one owner; of several, everybody's ticks are sorted here.
         let several = owners.iter().any(|owner| owners.first() != Some(owner));
-        let everyone = several || (self.everyone && !self.suspected.is_empty());
+        let may_be_gvl = self.gvl && self.waits.values().any(|wait| wait.futex);
+        let everyone = several || may_be_gvl || (self.everyone && !self.suspected.is_empty());
         Wanted {
             gil: u32::from(gil_is_waited_for),
             everyone: u32::from(everyone),
@@ -234,6 +242,8 @@ impl Blame {
             if wait.gil && head.holds_gil == 1 {
                 sights.push(sight(Some(Lock::Gil)));
             }
+            // Its stack will tell whether it has it, and the loop's whether that waits for it.
+            sights.extend((self.gvl && wait.futex).then(|| sight(Some(Lock::Gvl))));
             if let Some((owner, futex)) = wait.owner
                 && owner == head.head.tid
             {

@@ -8,6 +8,7 @@ use crate::error::{Exit, Failure};
 use crate::process::live::LiveMemory;
 use crate::process::target::{Target, WaitDescriptors};
 use crate::report::facts::RuntimeFacts;
+use crate::runtime::ruby;
 use crate::source::kernel::preflight::{self, Check, State};
 use crate::source::kernel::probed;
 
@@ -45,7 +46,9 @@ fn is_there(target: &Target) -> Check {
 }
 
 fn event_loop(target: &Target) -> Check {
-    let state = match target.wait_descriptors() {
+    let regions = target.regions().unwrap_or_default();
+    let found = target.wait_descriptors().map(|found| ruby::without_its_own(found, &regions));
+    let state = match found {
         Ok(WaitDescriptors { epoll: true, .. }) => State::Fine("has an epoll instance".to_owned()),
         Ok(WaitDescriptors { io_uring: true, .. }) => State::Fine("has an io_uring".to_owned()),
         Ok(_) => State::Worse(
@@ -62,6 +65,10 @@ fn runtime(target: &Target) -> Check {
     let found = Detected::of(target, &LiveMemory::new(target.pid())).facts;
     let state = match (found.runtime, found.gap) {
         (Some(runtime), None) => State::Fine(format!("{}: its frames are read", called(&runtime))),
+        (Some(runtime), Some(gap)) if runtime.name == ruby::NAME => {
+            let told = "waits for its GVL are told, with the thread that has it";
+            State::Worse(format!("{}: {told}; {gap}", called(&runtime)))
+        }
         (Some(runtime), Some(gap)) => State::Worse(format!("{}: {gap}", called(&runtime))),
         (None, Some(gap)) => State::Worse(gap.to_string()),
         (None, None) => State::Fine("neither CPython nor V8: native frames only".to_owned()),
@@ -75,6 +82,7 @@ fn called(RuntimeFacts { name, version }: &RuntimeFacts) -> String {
         "cpython" => "CPython",
         "node" => "Node.js",
         "go" => "Go",
+        ruby::NAME => "Ruby",
         // Its version says that it is V8's.
         "v8" => "",
         other => other,

@@ -10,6 +10,7 @@ use crate::report::application::{interpreter, is_libc};
 use crate::report::facts::{Libc, ProgramFacts, RuntimeFacts};
 use crate::runtime::cpython::Python;
 use crate::runtime::go::{self, Go};
+use crate::runtime::ruby;
 use crate::runtime::v8::V8;
 
 /// A file with code, at the place where it is mapped.
@@ -25,6 +26,8 @@ pub struct MappedCode {
 pub struct Detected {
     pub python: Option<Python>,
     pub v8: Option<V8>,
+    /// Whether it runs Ruby, whose frames are not read.
+    pub is_ruby: bool,
     pub facts: ProgramFacts,
     /// What was mapped as it was looked for.
     pub code: Vec<MappedCode>,
@@ -43,7 +46,7 @@ impl Detected {
     pub fn failed(why: impl std::fmt::Display) -> Self {
         let gap = Some(Gap::new("runtime", why));
         let facts = ProgramFacts { gap, ..ProgramFacts::default() };
-        Self { python: None, v8: None, facts, code: Vec::new() }
+        Self { python: None, v8: None, is_ruby: false, facts, code: Vec::new() }
     }
 
     /// The same where it is known what is mapped.
@@ -58,15 +61,20 @@ impl Detected {
         let program = target.program();
         let go = program.as_ref().and_then(Go::detect).filter(|_| python.is_none() && v8.is_none());
         let runtime = runtime(python.as_ref(), v8.as_ref(), go.as_ref());
+        let ruby = ruby::detect(regions).filter(|_| runtime.is_none());
         let has_lines = program.map(|program| program.debug_bytes() > 0);
         let foreign = exe.as_deref().and_then(|exe| exe.to_str()).and_then(interpreter);
+        let foreign = foreign.or(ruby.as_ref().map(|_| ruby::NAME));
         let foreign = foreign.filter(|_| runtime.is_none()).map(|name| {
             let why = "only those of CPython and V8 are read";
             Gap::new(&format!("frames that {name} interprets"), why)
         });
+        let is_ruby = ruby.is_some();
+        let of_ruby = |version| RuntimeFacts { name: ruby::NAME.to_owned(), version };
+        let runtime = runtime.or_else(|| ruby.map(of_ruby));
         let gap = python_gap.or(v8_gap).or_else(|| go.map(|_| Go::gap())).or(foreign);
         let facts = ProgramFacts { libc: libc(regions, has_lines), runtime, gap };
-        Self { python, v8, facts, code: mapped_code(regions) }
+        Self { python, v8, is_ruby, facts, code: mapped_code(regions) }
     }
 
     /// Whether nothing better is to come: a runtime is there, and tells which one it is.

@@ -104,6 +104,11 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         self.blame.want_everyone();
     }
 
+    /// The target runs Ruby: who waits on a futex may wait for the GVL, which any of its threads may have.
+    pub fn runs_ruby(&mut self) {
+        self.blame.want_holders_of_gvl();
+    }
+
     /// A runtime has turned up since.
     pub fn use_runtime(&mut self, python: Option<Python>, v8: Option<V8>) {
         self.python = python.or(self.python.take());

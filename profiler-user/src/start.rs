@@ -22,6 +22,7 @@ use crate::report::Start;
 use crate::report::facts::{ProcessFacts, ProgramFacts, SessionFacts};
 use crate::report::schema::session::{Configuration, Probe, WaitHooks};
 use crate::report::service;
+use crate::runtime::ruby;
 use crate::session::Session;
 use crate::source::kernel::attach::Waits;
 use crate::source::kernel::preflight::{self, State};
@@ -29,7 +30,7 @@ use crate::source::kernel::{KernelSource, Loaded, MAX_THREADS, Watch, attach, ti
 use crate::source::{Captured, EventSource};
 
 /// Where it is not known what a process has open: no thread is taken for a frozen loop on that ground.
-const NONE_KNOWN: WaitDescriptors = WaitDescriptors { epoll: false, io_uring: false };
+const NONE_KNOWN: WaitDescriptors = WaitDescriptors { epoll: false, instances: 0, io_uring: false };
 
 /// Threads whose stacks are read beforehand: those of a pool have much the same.
 const ENOUGH_THREADS: usize = 4;
@@ -90,7 +91,8 @@ struct Hooked {
 
 async fn hook(pid: u32, config: &Config) -> anyhow::Result<Hooked> {
     let target = Arc::new(Target::open(pid)?);
-    let descriptors = target.wait_descriptors();
+    let regions = target.regions().unwrap_or_default();
+    let descriptors = target.wait_descriptors().map(|it| ruby::without_its_own(it, &regions));
     // What is not known may be, and a process without either may make one later.
     let waits = match &descriptors {
         Ok(known) => Waits { poll: !known.epoll, io_uring: known.io_uring || !known.epoll },
@@ -119,13 +121,16 @@ async fn begin(hooked: Hooked, config: &Config) -> anyhow::Result<Begun> {
     let Hooked { target, mut source, descriptors, detected } = hooked;
     let pid = target.pid();
     let lookout = Lookout::after(&detected, Arc::clone(&target));
-    let Detected { python, v8, facts: program, .. } = detected;
+    let Detected { python, v8, is_ruby, facts: program, .. } = detected;
     if let Some(python) = &python {
         source.set_python_layout(python.layout())?;
     }
     let memory = LiveMemory::new(pid);
     let mut session =
         Session::new(source, memory, Arc::clone(&target), python, config.threshold_ns).with_v8(v8);
+    if is_ruby {
+        session.runs_ruby();
+    }
     if config.all_threads {
         session.watch_all_threads();
     }

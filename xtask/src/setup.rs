@@ -40,7 +40,7 @@ const fn need(what: &'static str, package: &'static str) -> Need {
 // The interpreter of the distribution, stripped as it is, is a target of its own.
 const DEMO: [Need; 1] = [need("/usr/bin/python3", "python3")];
 
-const TARGETS: [Need; 22] = [
+const TARGETS: [Need; 23] = [
     need("redis-server", "redis-server"),
     need("redis-benchmark", "redis-tools"),
     need("/usr/sbin/nginx", "nginx"),
@@ -59,6 +59,7 @@ const TARGETS: [Need; 22] = [
     need("/usr/bin/python3", "python3"),
     need("uwsgi-core", "uwsgi-core"),
     need("/usr/lib/uwsgi/plugins/python3_plugin.so", "uwsgi-plugin-python3"),
+    need("ruby", "ruby"),
     need("npm", "npm"),
     need("systemd-cat", "systemd"),
     need("podman", "podman"),

@@ -9,6 +9,7 @@ use crate::gathered::Gathered;
 use crate::job::{Bystander, OthersSeen, PythonFrames, Sight};
 use crate::process::parties::party;
 use crate::runtime::pool::Posture;
+use crate::runtime::ruby;
 use crate::runtime::v8::ScriptFrames;
 use crate::source::Captured;
 use crate::source::kernel::ticks::FREQUENCY_HZ;
@@ -98,6 +99,9 @@ impl Analyst {
                 gathered.met(tid, sampled);
                 continue;
             };
+            if held == Lock::Gvl && !ruby::may_have_gvl(&sampled.stack.frames) {
+                continue;
+            }
             let (weight_ns, is_collecting) = (TICK_NS, is_collecting(head, &sampled.stack));
             let seen = sampled;
             let sighting = Sighting { at_ns, tid, held, seen, is_collecting, weight_ns };

@@ -223,7 +223,8 @@ impl Target {
             Ok(all) => {
                 for Listed { link, .. } in all {
                     let link = link.to_string_lossy();
-                    found.epoll |= link.contains("[eventpoll]");
+                    found.instances += u32::from(link.contains("[eventpoll]"));
+                    found.epoll = found.instances > 0;
                     found.io_uring |= link.contains("[io_uring]");
                 }
                 return Ok(found);
@@ -234,7 +235,8 @@ impl Target {
         let details = fs::read_dir(format!("/proc/{}/fdinfo", self.pid)).into_iter().flatten();
         for entry in details.flatten().take(MAX_DETAILS) {
             let detail = text(entry.path().to_string_lossy().into_owned()).unwrap_or_default();
-            found.epoll |= field(&detail, "tfd:").is_some();
+            found.instances += u32::from(field(&detail, "tfd:").is_some());
+            found.epoll = found.instances > 0;
             found.io_uring |= field(&detail, "SqMask:").is_some();
         }
         // An instance that watches nothing yet shows nothing.
@@ -246,6 +248,8 @@ impl Target {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WaitDescriptors {
     pub epoll: bool,
+    /// Of epoll, so many.
+    pub instances: u32,
     pub io_uring: bool,
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::advice::Peers;
 use crate::gap::Gap;
-use crate::runtime::go;
+use crate::runtime::{go, ruby};
 
 /// One moment on both clocks, taken at attach: the only way in which wall-clock time enters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +101,8 @@ impl SessionFacts {
         self.gaps.extend(gap.clone());
         self.process.libc = libc;
         // What is missing of a runtime that is read does not hide whose code runs.
-        self.process.unread = gap.filter(|_| runtime.is_none());
+        let is_read = runtime.as_ref().is_some_and(|runtime| runtime.name != ruby::NAME);
+        self.process.unread = gap.filter(|_| !is_read);
         self.runtime = runtime.or(self.runtime.take());
     }
 

@@ -6,7 +6,7 @@ use super::portion::Chosen;
 use super::qualified::Qualified;
 use super::schema::session::{EndReason, Totals};
 use super::schema::stall::{
-    Activity, Cause, CauseKind, Component, Culprit, Language, Stall, Waits,
+    Activity, Cause, CauseKind, Component, Culprit, Language, Pause, Stall, Waits,
 };
 use crate::turn::Moment;
 
@@ -111,7 +111,7 @@ fn is_in_summary(cause: &Cause, culprit: &Culprit) -> bool {
 fn at(cause: &Cause) -> &'static str {
     match cause.kind {
         CauseKind::Cpu { activity: Some(Activity::GarbageCollection), .. } => "set off at",
-        _ if cause.kind.stop_the_world().is_some() => "set off at",
+        _ if cause.kind.stop_the_world().is_some_and(|it| it.pause != Pause::Gvl) => "set off at",
         _ => "at",
     }
 }

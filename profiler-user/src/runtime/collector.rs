@@ -1,5 +1,6 @@
 //! Frames of an interpreter's garbage collector: how a collection shows on a stack with names.
 
+use super::ruby;
 use crate::frame::{Frame, Language};
 
 /// Functions of CPython's collector, 3.8 to 3.15 (Modules/gcmodule.c, since 3.13 Python/gc.c), and of V8's
@@ -22,7 +23,8 @@ const COLLECTORS: [&str; 12] = [
 /// Whether a frame is one of a garbage collector.
 pub fn is_of_collector(frame: &Frame) -> bool {
     let name = frame.function.as_deref().unwrap_or_default();
-    frame.language == Language::Native && COLLECTORS.iter().any(|known| name.starts_with(known))
+    let is_known = || COLLECTORS.iter().any(|known| name.starts_with(known));
+    frame.language == Language::Native && (is_known() || ruby::collects(frame))
 }
 
 #[cfg(test)]
@@ -30,7 +32,7 @@ mod tests {
     use super::is_of_collector;
     use crate::report::sample::{native, python};
 
-    /// Both interpreters' collectors are known, also with a compiler's suffix; what allocates is not one.
+    /// All interpreters' collectors are known, also with a compiler's suffix; what allocates is not one.
     #[test]
     fn known_collectors() {
         for name in ["gc_collect_main", "deduce_unreachable.lto_priv.0", "PyGC_Collect"] {
@@ -38,6 +40,11 @@ mod tests {
         }
         let scavenge = "v8::internal::Heap::CollectGarbage(v8::internal::AllocationSpace)";
         assert!(is_of_collector(&native(scavenge, "/usr/bin/node")));
+        assert!(is_of_collector(&native(
+            "gc_marks_rest.constprop.0",
+            "/usr/local/lib/libruby.so.3.3"
+        )));
+        assert!(!is_of_collector(&native("gc_start", "/srv/shop")), "anybody may call it so");
         assert!(!is_of_collector(&native("_PyObject_GC_New", "/usr/bin/python3")));
         assert!(!is_of_collector(&python("gc_collect_all", "/srv/app.py", 1)));
     }

@@ -16,6 +16,7 @@ pub mod cpython;
 pub mod go;
 pub mod loops;
 pub mod pool;
+pub mod ruby;
 pub mod tokio;
 pub mod v8;
 pub mod worker_threads;

@@ -158,7 +158,7 @@ mod tests {
     fn shares(holders: &Holders, open: Option<(u64, Lock)>) -> Vec<(u32, u64, u64)> {
         let shares =
             holders.shares(open.map(|(from_ns, lock)| (from_ns, Some(lock))), |lock| match lock {
-                Lock::Gil => 400,
+                Lock::Gil | Lock::Gvl => 400,
                 Lock::Futex(0x10) => 90,
                 Lock::Futex(_) => 50,
             });

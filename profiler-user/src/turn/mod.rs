@@ -131,6 +131,8 @@ pub enum Awaited {
     Syscall,
     /// The interpreter's global lock. CPython waits for it in slices of 5 ms.
     Gil,
+    /// The global lock of Ruby's virtual machine, by its stack: which thread has it is not in the futex.
+    Gvl,
     /// Another thread, by way of a futex: a lock, a condition, a semaphore.
     Futex,
 }
@@ -142,6 +144,7 @@ impl Awaited {
         match self {
             Self::Syscall => None,
             Self::Gil => Some(Lock::Gil),
+            Self::Gvl => Some(Lock::Gvl),
             Self::Futex => Some(Lock::Futex(futex)),
         }
     }
@@ -152,6 +155,8 @@ impl Awaited {
 pub enum Lock {
     /// The interpreter's global lock.
     Gil,
+    /// That of Ruby.
+    Gvl,
     /// Whatever the futex at this address stands for.
     Futex(u64),
 }

@@ -15,7 +15,7 @@ use crate::report::sample::{
     self, blocked_in, in_short_waits, javascript, kernel, native, on_cpu, python,
 };
 use crate::turn::futex::FutexWaits;
-use crate::turn::{Awaited, Holder, Lock, Sampled, Stall, ThreadState, Waited};
+use crate::turn::{Awaited, Companion, Holder, Lock, Sampled, Stall, ThreadState, Waited};
 
 const CONNECT: i64 = 42;
 const VFORK: i64 = 58;
@@ -23,6 +23,8 @@ const FSYNC: i64 = 74;
 const STAT: i64 = 4;
 const CRYPTO: &str = "/usr/lib/x86_64-linux-gnu/libcrypto.so.3";
 const LIBC: &str = "/usr/lib/x86_64-linux-gnu/libc.so.6";
+const LIBJVM: &str = "/usr/lib/jvm/lib/server/libjvm.so";
+const LIBRUBY: &str = "/usr/lib/x86_64-linux-gnu/libruby-3.1.so.3.1.2";
 const SHOP: &str = "/srv/shop";
 const IMPORTLIB: &str = "<frozen importlib._bootstrap>";
 
@@ -31,6 +33,8 @@ const NGINX: Watched = Watched { exe: "/usr/sbin/nginx", loop_kind: "epoll" };
 const OWN: Watched = Watched { exe: SHOP, loop_kind: "epoll" };
 const LIBUV: Watched = Watched { exe: NODE, loop_kind: "libuv" };
 const WORKER: Watched = Watched { exe: NODE, loop_kind: "worker_threads" };
+const JVM: Watched = Watched { exe: "/usr/lib/jvm/bin/java", loop_kind: "epoll" };
+const RUBY: Watched = Watched { exe: "/usr/bin/ruby3.1", loop_kind: "poll" };
 const TOKIO: Watched = Watched { exe: SHOP, loop_kind: "tokio" };
 
 /// A row, what gets it, and what must not.
@@ -348,6 +352,43 @@ fn of_the_gil() -> Vec<Row> {
     ]
 }
 
+/// The same of Ruby's.
+fn for_gvl(mut stall: Stall) -> Stall {
+    stall.stacks[0].awaited = Awaited::Gvl;
+    for holder in &mut stall.holders {
+        holder.held = Lock::Gvl;
+    }
+    stall
+}
+
+/// A loop of a JVM's that waits for a safepoint, and what the thread that asked for it was in.
+fn at_safepoint(inner: &str) -> Stall {
+    let waits = |names: &[&str]| {
+        let mut seen = blocked_in(FUTEX, [7, 128, 0, 0, 0, 0], 90);
+        seen.awaited = Awaited::Futex;
+        seen.stack.frames = names.iter().map(|name| native(name, LIBJVM)).collect();
+        seen
+    };
+    let mut stall = stall_of(vec![waits(&["SafepointSynchronize::block"])]);
+    let seen = waits(&["VMThread::execute", inner]);
+    let asks = Companion { tid: 77, name: None, seen, is_parked: false, waits_for: None };
+    stall.company.threads.push(asks);
+    stall
+}
+
+fn of_pauses() -> Vec<Row> {
+    let sort = || vec![native("rb_ary_sort", LIBRUBY), native("rb_vm_exec", LIBRUBY)];
+    let query = || vec![native("query", "/var/gems/db.so"), native("rb_vm_exec", LIBRUBY)];
+    let computes = || for_gvl(holder_runs(sort()));
+    let collects = || at_safepoint("GenCollectedHeap::collect");
+    vec![
+        ("jvm-collecting", (JVM, collects()), (JVM, at_safepoint("HeapDumper::dump"))),
+        ("jvm-safepoint", (JVM, at_safepoint("HeapDumper::dump")), (JVM, collects())),
+        ("ruby-gvl-blocked", (RUBY, for_gvl(holder_waits(RECV, query()))), (RUBY, computes())),
+        ("ruby-gvl", (RUBY, computes()), (ASYNCIO, holder_runs(sort()))),
+    ]
+}
+
 fn of_clients() -> Vec<Row> {
     let recv = |inner| (ASYNCIO, waits(RECV, 7, inner));
     let many = |inner| (ASYNCIO, often(RECV, 7, inner));
@@ -578,6 +619,7 @@ fn each_row_has_two_stacks() {
         of_servers,
         of_anybody,
         of_workers,
+        of_pauses,
         of_the_gil,
         of_clients,
         of_blocking_calls,

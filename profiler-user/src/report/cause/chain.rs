@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Verdict, futex, held, pause, phrase, wait};
+use super::{Verdict, futex, gvl, held, pause, phrase, wait};
 use crate::report::application::{Owner, basename};
 use crate::report::culprit;
 use crate::report::portion::Portion;
@@ -76,7 +76,8 @@ fn is_left_alone(stall: &Stall) -> bool {
 fn first(kind: &CauseKind, stall: &Stall) -> Option<Next> {
     match kind {
         CauseKind::Gil { holder_thread: Some(holder), .. } => {
-            Some(Next::Holder(holder.tid, Some(Lock::Gil)))
+            let lock = if gvl::is_it(kind) { Lock::Gvl } else { Lock::Gil };
+            Some(Next::Holder(holder.tid, Some(lock)))
         }
         CauseKind::Lock { owner_thread: Some(owner), .. } => {
             let held = stall.holders.iter().find(|it| it.tid == owner.tid && it.held != Lock::Gil);
@@ -129,8 +130,14 @@ fn follow(cause: &mut Cause, first: Next, stall: &Stall, owner: &Owner<'_>) {
             break;
         }
         let Some(seen) = Seen::of(one, stall) else { break };
-        let link = seen.link(stall, owner);
-        if seen.is_collecting && cause.because.is_empty() {
+        let mut link = seen.link(stall, owner);
+        if matches!(one, Next::Holder(_, Some(Lock::Gvl))) {
+            let is_blocked = seen.sampled.state == ThreadState::Blocked;
+            link.doing.push_str(if is_blocked { "," } else { "" });
+            link.doing.push_str(&gvl::place(stall, tid));
+        }
+        // Of Ruby it is told already for what the others stand still.
+        if seen.is_collecting && cause.because.is_empty() && !gvl::is_it(&cause.kind) {
             let thread = Some(link.thread.clone());
             let pause = Pause::GarbageCollection;
             let set_off_by = thread.clone();
@@ -269,6 +276,7 @@ impl<'a> Seen<'a> {
                 return (format!("waiting for the GIL, held by {}", of(tid)), None);
             }
             (Awaited::Gil, None) => return ("waiting for the GIL".to_owned(), None),
+            (Awaited::Gvl, _) => return ("waiting for Ruby's GVL".to_owned(), None),
             (Awaited::Futex, Some((_, tid))) => {
                 return (format!("waiting for a lock held by {}", of(tid)), None);
             }

@@ -55,7 +55,7 @@ pub fn explain(stall: &Stall, sampled: &Sampled, futex: u64, gaps: &mut Vec<Gap>
     let mut kind = held::lock(stall, futex, &mut of_lock);
     if let CauseKind::Lock { owner_thread: None, awaited, .. } = &mut kind {
         let waits = &stall.futexes;
-        let futexes = stall.waited.iter().filter(|waited| waited.lock != Lock::Gil);
+        let futexes = stall.waited.iter().filter(|it| matches!(it.lock, Lock::Futex(_)));
         let waited_ns: u64 = futexes.map(|waited| waited.time_ns).sum();
         let mostly_ran_out = waits.ran_out_ns > 0 && waits.ran_out_ns >= waited_ns / MOST;
         let lasting_ns = match waits.lasting {

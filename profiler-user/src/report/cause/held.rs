@@ -1,6 +1,6 @@
 //! A loop that waited for another thread: which one, in the words of a report, and which stacks show why.
 
-use super::{futex, is_percent, woken};
+use super::{futex, gvl, is_percent, woken};
 use crate::gap::Gap;
 use crate::report::hexadecimal;
 use crate::report::message::short_milliseconds;
@@ -25,8 +25,10 @@ pub fn gil(stall: &Stall, gaps: &mut Vec<Gap>) -> CauseKind {
 
 /// The lock that a stack of such a wait is told about: of several the one that was waited for longest.
 pub fn lock_of(stall: &Stall, sampled: &Sampled) -> Option<Lock> {
-    if sampled.awaited == Awaited::Gil {
-        return Some(Lock::Gil);
+    match sampled.awaited {
+        Awaited::Gil => return Some(Lock::Gil),
+        Awaited::Gvl => return Some(Lock::Gvl),
+        Awaited::Futex | Awaited::Syscall => {}
     }
     let [futex, ..] = sampled.registers.args;
     let own = syscalls::is_futex(&sampled.registers).then_some(Lock::Futex(futex))?;
@@ -35,7 +37,11 @@ pub fn lock_of(stall: &Stall, sampled: &Sampled) -> Option<Lock> {
 
 /// The futex that it waited for longest.
 fn longest(stall: &Stall) -> Option<&Waited> {
-    stall.waited.iter().find(|waited| waited.lock != Lock::Gil)
+    stall.waited.iter().find(|waited| is_futex(waited))
+}
+
+fn is_futex(waited: &Waited) -> bool {
+    matches!(waited.lock, Lock::Futex(_))
 }
 
 /// Whether who had one lock explains the waits for all of them, `whole_ns` together. If not, a gap says so.
@@ -44,7 +50,7 @@ pub fn is_all(stall: &Stall, kind: &CauseKind, whole_ns: u64, gaps: &mut Vec<Gap
     let Some(longest) = longest(stall) else { return true };
     let is_all = is_percent(longest.time_ns, whole_ns, ALL_PERCENT);
     if !is_all {
-        let others = stall.waited.iter().filter(|waited| waited.lock != Lock::Gil).count() - 1;
+        let others = stall.waited.iter().filter(|waited| is_futex(waited)).count() - 1;
         let rest_ns = whole_ns.saturating_sub(longest.time_ns);
         let reason = format!(
             "{} of {} ms went into waits for other locks ({others} at least), and this is only who had \
@@ -102,6 +108,9 @@ pub fn evidence<'a>(
         _ => return None,
     };
     let tid = holder.map_or(stall.tid, |thread| thread.tid);
+    if lock == Lock::Gvl {
+        return Some((gvl::stacks(stall, tid), tid));
+    }
     let of_holder = stall.holders.iter().filter(|seen| seen.tid == tid && seen.held == lock);
     let evidence: Vec<_> = of_holder.map(|holder| &holder.seen).collect();
     if evidence.is_empty() && lock != Lock::Gil {
@@ -117,11 +126,12 @@ pub fn evidence<'a>(
 
 /// `waiting for a lock held by thread 77 (reports)`
 pub fn phrase(kind: &CauseKind) -> String {
+    let gil = if gvl::is_it(kind) { "Ruby's GVL" } else { "the GIL" };
     match kind {
         CauseKind::Gil { holder_thread: Some(holder), holders, .. } => {
-            format!("waiting for the GIL, held by {}", in_turn(holder, holders))
+            format!("waiting for {gil}, held by {}", in_turn(holder, holders))
         }
-        CauseKind::Gil { holder_thread: None, .. } => "waiting for the GIL".to_owned(),
+        CauseKind::Gil { holder_thread: None, .. } => format!("waiting for {gil}"),
         CauseKind::Lock { owner_thread: Some(owner), holders, .. } => {
             format!("waiting for a lock held by {}", in_turn(owner, holders))
         }
@@ -150,7 +160,7 @@ fn thread(tid: u32, name: &Option<String>) -> Thread {
 }
 
 /// The threads that held something, with the sums of their stacks' shares, longest first.
-fn shares(stall: &Stall, held: Lock) -> Vec<Holder> {
+pub fn shares(stall: &Stall, held: Lock) -> Vec<Holder> {
     let mut shares: Vec<Holder> = Vec::new();
     for holder in stall.holders.iter().filter(|holder| holder.held == held) {
         let time_ns = holder.seen.time_ns;

@@ -10,6 +10,7 @@ mod called;
 pub mod chain;
 mod cpu;
 mod futex;
+mod gvl;
 mod held;
 mod memory;
 mod pause;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use profiler_ebpf::record::Registers;
 
-use super::{Basis, Component, Explanation, called, futex, held};
+use super::{Basis, Component, Explanation, called, futex, gvl, held};
 use crate::call::is_remote;
 use crate::gap::Gap;
 use crate::report::hexadecimal;
@@ -66,7 +66,7 @@ pub fn explain<'a>(
     });
     let basis = match kind {
         CauseKind::Unknown => Basis::Missing,
-        _ if futex::is_guess(&kind) => Basis::Sampled,
+        _ if futex::is_guess(&kind) || gvl::is_inferred(&kind) => Basis::Sampled,
         _ if held::is_all(stall, &kind, component.time_ns, &mut gaps) => Basis::Measured,
         _ => Basis::Sampled,
     };
@@ -104,6 +104,7 @@ pub fn wait_kind(
     }
     match held::lock_of(stall, sampled) {
         Some(Lock::Gil) => return held::gil(stall, gaps),
+        Some(Lock::Gvl) => return gvl::cause(stall, gaps),
         Some(Lock::Futex(futex)) => return futex::explain(stall, sampled, futex, gaps),
         None => {}
     }

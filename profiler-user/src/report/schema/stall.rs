@@ -206,6 +206,8 @@ pub enum Pause {
     GarbageCollection,
     /// Of a JVM, for whatever needs all its threads to stand still.
     Safepoint,
+    /// Of Ruby: one thread runs, and the others stand still until it gives its lock back.
+    Gvl,
 }
 
 /// Many waits of one kind.
@@ -317,13 +319,13 @@ pub enum CauseKind {
         /// A collection or another pause of the whole runtime that it waited for.
         stop_the_world: Option<StopTheWorld>,
     },
-    /// Waiting for Python's global interpreter lock.
+    /// Waiting for the global lock of an interpreter: Python's, or Ruby's, where `stop_the_world.pause` is `gvl`.
     Gil {
         /// Who held it longest.
         holder_thread: Option<Thread>,
         /// Everybody who was seen to hold it meanwhile, longest first.
         holders: Vec<Holder>,
-        /// The collection that the holder did.
+        /// The collection that the holder did; of Ruby's in any case who had it.
         stop_the_world: Option<StopTheWorld>,
     },
     /// Uninterruptible I/O, or a page that had to come from a file.
