@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use profiler_ebpf::counter::Counter;
 use profiler_ebpf::limits::MAX_LOOPS;
-use profiler_ebpf::record::{RecordHead, TurnEnded, WAITING, ended, kind};
+use profiler_ebpf::record::{RecordHead, Registers, TurnEnded, WAITING, ended, kind};
 use profiler_ebpf::turn::wait::EPOLL;
 use profiler_ebpf::turn::{Loop, Turn, WaitCall, has_instance, phase, wait_of};
 
@@ -18,6 +18,21 @@ pub fn wait_call(syscall: u64, args: [u64; 4]) -> Option<WaitCall> {
     let (kind, fd) = wait_of(syscall, args)?;
     let file = if has_instance(kind, args) { Task::current().file(fd) } else { 0 };
     Some(WaitCall { kind, fd, file, syscall })
+}
+
+/// The instance that another thread waits on, by its registers, and what kind of file that is; zeros where it waits on
+/// none.
+#[inline(always)]
+pub fn waited_on(task: Task, registers: &Registers) -> (u64, u64) {
+    let [a, b, c, d, ..] = registers.args;
+    let args = [a, b, c, d];
+    match wait_of(registers.syscall as u64, args) {
+        Some((kind, fd)) if has_instance(kind, args) => {
+            let file = task.file(fd);
+            (file, operations(file))
+        }
+        _ => (0, 0),
+    }
 }
 
 /// Makes a wait the loop's own where it takes over: see [`Loop::takes_over`]. One on another instance of the

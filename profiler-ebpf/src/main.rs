@@ -318,15 +318,19 @@ pub extern "C" fn threads(context: *mut core::ffi::c_void) -> i32 {
         return 0;
     }
     let is_main = task.tid() == task.tgid();
+    let registers = task.registers().unwrap_or_default();
+    let (wait_file, wait_operations) = instance::waited_on(task, &registers);
     let snapshot = ThreadSnapshot {
         tid: task.tid(),
         is_main: u32::from(is_main),
         task_state: task.left_in(u64::from(task.state())),
-        registers: task.registers().unwrap_or_default(),
+        registers,
         stack_top: if is_main { task.start_stack() } else { 0 },
         fsbase: task.fsbase(),
         switches: task.switches(),
         on_cpu: u64::from(task.on_cpu()),
+        wait_file,
+        wait_operations,
     };
     // SAFETY: the first field of `bpf_iter_meta` is the sequence file to write to, and the
     // snapshot has no padding.

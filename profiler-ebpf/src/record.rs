@@ -125,6 +125,11 @@ pub struct ThreadSnapshot {
     pub switches: u64,
     /// 1 where it is on a CPU.
     pub on_cpu: u64,
+    /// Of a thread in a wait, on which instance, as the address of its file; 0 where there is none, or it could not be
+    /// read.
+    pub wait_file: u64,
+    /// What kind of file that is, as the address of its operations; 0 likewise.
+    pub wait_operations: u64,
 }
 
 /// The user registers that unwinding and naming a syscall need (x86-64).

@@ -65,6 +65,9 @@ fn left_cpu(
     let waits = state.phase == phase::WAITING && task_state & DEAD == 0;
     if waits && state.has_left_unseen(task.syscall()) {
         left_unseen(state);
+    } else if state.back_ns != 0 {
+        // It was woken for nothing, or is preempted before it returns.
+        change(state, |state| state.back_ns = 0);
     }
     if !state.minds_leaving(task_state) {
         return;
@@ -257,6 +260,11 @@ extern "C" fn exited(slot: u32, now_ns: u64, executed: u32) -> u32 {
 #[inline(always)]
 fn came_back(slot: u32, task: Task) {
     let Some(state) = loop_at(slot) else { return };
+    if state.is_in_first_wait() {
+        let now_ns = clock();
+        change(state, |state| state.back_ns = now_ns);
+        return;
+    }
     if state.phase != phase::TURN && state.phase != phase::PARKED {
         return;
     }

@@ -91,8 +91,11 @@ pub struct Loop {
     pub wait_syscall: u64,
     /// When it entered its own wait last, ns.
     pub entered_ns: u64,
-    /// When it left its own wait last, ns.
+    /// When it left its own wait last, ns; 0: never yet.
     pub left_ns: u64,
+    /// When the thread came onto a CPU inside the present wait, ns; 0: not yet. Kept as long as it was never seen to
+    /// leave one: no hook sees the return of a call that was under way when the hook was made.
+    pub back_ns: u64,
     /// Until when the current turn is booked.
     pub booked_until_ns: u64,
     /// Turns that have ended.
@@ -154,6 +157,10 @@ impl Loop {
             self.turn.nested_waits += 1;
             return Entered::Nested;
         }
+        if self.phase == phase::WAITING && self.back_ns != 0 {
+            // It has done nothing but run since then.
+            self.had_left(now_ns);
+        }
         let before = self.phase;
         if before == phase::TURN {
             self.book(now_ns);
@@ -186,16 +193,34 @@ impl Loop {
             return false;
         }
         self.left_ns = now_ns;
+        self.back_ns = 0;
         self.wait_syscall = 0;
         self.begin(now_ns, 0);
         true
     }
 
-    /// The thread is found outside of its wait, whose return was not seen: a turn is under way.
+    /// The thread is found outside of its wait, whose return was not seen: a turn is under way, since it came back onto
+    /// a CPU, where that is known.
     #[inline(always)]
     pub fn had_left(&mut self, now_ns: u64) {
-        self.left_ns = now_ns;
-        self.begin(now_ns, START_UNKNOWN);
+        let (start_ns, flags) = match self.back_ns {
+            0 => (now_ns, START_UNKNOWN),
+            back_ns => (back_ns, 0),
+        };
+        self.left_ns = start_ns;
+        self.back_ns = 0;
+        self.begin(start_ns, flags);
+    }
+
+    /// Whether it matters when the thread comes onto a CPU or leaves it inside its wait.
+    #[inline(always)]
+    pub const fn is_in_first_wait(&self) -> bool {
+        self.phase == phase::WAITING && self.left_ns == 0
+    }
+
+    /// Since when the thread may have been out of its wait without having been seen to leave it.
+    pub fn may_have_left_ns(&self) -> Option<u64> {
+        (self.is_in_first_wait() && self.back_ns != 0).then_some(self.back_ns)
     }
 
     /// Whether a thread that leaves its CPU inside this system call, or in none (a number that no call has), has
@@ -623,6 +648,36 @@ mod tests {
         assert_eq!(thread.wait_entered(&call(wait::EPOLL, EPFD, 0xb000), 900), Entered::Idle);
         assert!(thread.wait_left(910));
         assert_eq!(thread.turn.start_ns, 910);
+    }
+
+    /// Of a wait that was under way when its hook was made, the return is not seen: the turn after it began as the
+    /// thread came onto a CPU, whatever is seen next. Woken for nothing, it waits on.
+    #[test]
+    fn first_waits() {
+        let waiting = || {
+            let mut thread = Loop::default();
+            thread.adopt(&EPOLL);
+            (thread.phase, thread.wait_syscall, thread.back_ns) = (phase::WAITING, 232, 500);
+            thread
+        };
+        let mut thread = waiting();
+        assert_eq!(thread.may_have_left_ns(), Some(500));
+        // It ran up to its next wait.
+        let Entered::TurnOver(turn) = thread.wait_entered(&EPOLL, 900) else { panic!("no turn") };
+        assert_eq!((turn.start_ns, turn.running_ns, turn.flags), (500, 400, 0));
+        assert_eq!((thread.left_ns, thread.back_ns, thread.turns), (500, 0, 1));
+        assert!(!thread.is_in_first_wait());
+        // It was found in another call, or on a CPU.
+        let mut thread = waiting();
+        thread.had_left(700);
+        assert_eq!((thread.phase, thread.turn.start_ns, thread.turn.flags), (phase::TURN, 500, 0));
+        assert_eq!(thread.switched_out(false, 1, 750), Left::Blocked);
+        assert_eq!(thread.turn.running_ns, 250);
+        // Where the return is seen, it is that.
+        let mut thread = waiting();
+        assert!(thread.wait_left(510));
+        assert_eq!((thread.turn.start_ns, thread.back_ns), (510, 0));
+        assert_eq!(thread.may_have_left_ns(), None);
     }
 
     /// A thread that is found outside of its wait has left it, unseen; one inside has not.

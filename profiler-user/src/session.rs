@@ -176,6 +176,12 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
                     }
                 }
                 next_ns = next_ns.min(look_at_ns.max(now_ns + CLOSE_LOOK_NS));
+            } else if let Some(back_ns) = slot.state.may_have_left_ns()
+                && now_ns >= back_ns + self.suspect_ns()
+            {
+                // A sample tells whether it is out of its wait.
+                wants_ticks = true;
+                next_ns = next_ns.min(now_ns + CLOSE_LOOK_NS);
             }
             self.look(slot, now_ns, jobs);
         }

@@ -2,14 +2,17 @@
 //! allow, and report one stall. Times are not judged: the machine may be emulated.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpStream;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use profiler_tests::clock::{MILLISECOND, patience};
+use profiler_tests::clock::{MILLISECOND, patience, slowdown};
 use profiler_tests::load::Client;
 use profiler_tests::report::Event;
 use profiler_tests::scenario::{alone, require_root};
-use profiler_tests::target::Target;
+use profiler_tests::target::{Target, folder, system_python};
 use profiler_tests::tracer::Tracer;
 
 /// The verifier's limit is a million instructions. A program that comes near it is refused by an older kernel,
@@ -29,6 +32,48 @@ fn leave_room(pid: u32) -> Result<()> {
     println!("instructions verified: {counts:?}");
     ensure!(!counts.is_empty(), "no program of the daemon's tells");
     ensure!(counts.iter().all(|count| *count <= MAX_VERIFIED), "{counts:?}");
+    Ok(())
+}
+
+/// A loop that has been waiting since before we came is seen to wake up: the hook on its wait's return may be one that
+/// calls under way do not meet.
+#[test]
+fn the_first_turn_is_reported() -> Result<()> {
+    let _machine = alone();
+    require_root()?;
+    for (kind, function) in [("sleep", "pause"), ("compute", "count")] {
+        let mut command = Command::new(system_python());
+        command.arg(folder().join("first_turn.py"));
+        let target = Target::program(command)?;
+        let ready = target.line_starting("ready", patience(60))?;
+        let port = ready.split(' ').nth(1).context("no port")?.parse::<u16>()?;
+        let mut connection = TcpStream::connect(("127.0.0.1", port))?;
+        target.line_starting("connected", patience(60))?;
+        // It waits by now.
+        std::thread::sleep(Duration::from_millis(200) * slowdown());
+        let (tracer, _) = Tracer::attach(target.pid(), &[])?;
+        // In one piece: the turn begins with what can be read.
+        let request = format!("{kind} {}\n", 400 * slowdown().min(4));
+        connection.write_all(request.as_bytes())?;
+        let mut answer = String::new();
+        BufReader::new(&connection).read_line(&mut answer)?;
+        let times: Vec<u64> =
+            answer.split_whitespace().skip(1).map(str::parse).collect::<Result<_, _>>()?;
+        let &[start_ns, end_ns] = &times[..] else { anyhow::bail!("an odd answer: {answer:?}") };
+        // The turn ends with the next wait.
+        std::thread::sleep(Duration::from_millis(300) * slowdown().min(4));
+        let finished = tracer.interrupt()?;
+        let stall = finished.stall_in(start_ns, end_ns);
+        let stall = stall.with_context(|| format!("{kind}: missed; lost {:?}", finished.lost()))?;
+        let early_ns = start_ns.saturating_sub(stall.stall.start_monotonic_ns);
+        let late_ns = stall.stall.start_monotonic_ns.saturating_sub(start_ns);
+        let near_ns = 30 * MILLISECOND * u64::from(slowdown());
+        ensure!(early_ns.max(late_ns) <= near_ns, "{kind}: {early_ns} early, {late_ns} late");
+        ensure!(stall.end_ns() >= end_ns, "{kind}: ends {} early", end_ns - stall.end_ns());
+        let culprit = stall.culprit.as_ref().and_then(|it| it.function.as_deref());
+        ensure!(stall.is_starved() || culprit == Some(function), "{kind}: {:?}", stall.culprit);
+        println!("{kind}: {} ms early, {late_ns} ns late", early_ns / MILLISECOND);
+    }
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Which threads were inside a turn of their event loop when we came: they have not been seen to wait.
 
 use profiler_ebpf::record::{CaptureHead, RecordHead, Registers, ThreadSnapshot, kind, reason};
-use profiler_ebpf::turn::{FUTEX, Loop, START_UNKNOWN, WaitCall, state, wait, wait_of};
+use profiler_ebpf::turn::{FUTEX, Loop, START_UNKNOWN, WaitCall, phase, state, wait, wait_of};
 
 /// Files whose frames on a stack show that the thread runs an event loop.
 const LOOP_FILES: [&str; 5] = [
@@ -56,8 +56,7 @@ pub enum Certainty {
 /// Threads watched at most because one of them may run the loop.
 const MAX_POSSIBLE: usize = 16;
 
-/// The threads to watch from now on as inside a turn. Threads in a wait are not among them: the
-/// return of that wait will tell. Without an interpreter to ask, and where the process has an epoll instance that
+/// The threads to watch from now on as inside a turn. Threads in a wait are not among them. Without an interpreter to ask, and where the process has an epoll instance that
 /// nobody waits on, it is one of those that do not wait for another's end: likely the main thread, or the only
 /// one.
 pub fn in_turn(candidates: &[Candidate], has_epoll: bool) -> Vec<InTurn> {
@@ -90,6 +89,24 @@ pub fn joins(thread: &ThreadSnapshot) -> Option<u32> {
     let is_wait = matches!(operation & COMMAND, WAIT | WAIT_BITSET) && operation & PRIVATE == 0;
     let sleeps = thread.task_state != 0 && syscall == FUTEX;
     (sleeps && is_wait).then_some(value as u32)
+}
+
+/// What the probes are told about a thread that waits for events: no hook sees it return, where that is fexit.
+/// `polls` is whether a wait without an instance is a loop's, if it is the main thread's.
+pub fn waiting(thread: &ThreadSnapshot, polls: bool, now_ns: u64) -> Option<Loop> {
+    let [a, b, c, d, ..] = thread.registers.args;
+    let syscall = u64::try_from(thread.registers.syscall).ok()?;
+    let (kind, fd) = wait_of(syscall, [a, b, c, d])?;
+    let is_loops = kind != wait::POLL || polls && thread.is_main == 1;
+    if thread.task_state == 0 || !is_loops {
+        return None;
+    }
+    let mut watched = Loop { tid: thread.tid, phase: phase::WAITING, ..Loop::default() };
+    watched.adopt(&WaitCall { kind, fd, file: thread.wait_file, syscall });
+    watched.home_operations = thread.wait_operations;
+    watched.wait_syscall = syscall;
+    watched.entered_ns = now_ns;
+    Some(watched)
 }
 
 /// What the probes are told about such a thread: a turn that began at the latest now, and where the

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use profiler_ebpf::record::ThreadSnapshot;
+use profiler_ebpf::record::{CaptureHead, ThreadSnapshot};
 use profiler_ebpf::turn::{SINCE_BIRTH, phase};
 
 use super::Session;
@@ -10,7 +10,7 @@ use super::followed::Followed;
 use crate::job::Job;
 use crate::process::TargetMemory;
 use crate::process::frozen::{
-    Candidate, Certainty, Evidence, InTurn, in_turn, is_of_a_loop, joins, seed, waits,
+    Candidate, Certainty, Evidence, InTurn, in_turn, is_of_a_loop, joins, seed, waiting, waits,
 };
 use crate::process::target::{Target, WaitDescriptors};
 use crate::runtime::cpython::NamedFrame;
@@ -62,8 +62,8 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         Candidate { thread: *thread, evidence: self.evidence(thread, witnesses) }
     }
 
-    /// Watches the threads that are inside a turn already, now that all hooks are up. `threads` are as they stand
-    /// now: they may have gone on while they were asked.
+    /// Watches the threads that are inside a turn already, and those that wait, now that all hooks are up. `threads` are
+    /// as they stand now: they may have gone on while they were asked.
     pub fn adopt_frozen(
         &mut self,
         mut candidates: Vec<Candidate>,
@@ -85,6 +85,10 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             if self.source.seed(state, capture)? {
                 self.followed(thread.tid).certainty = certainty;
             }
+        }
+        for waiting in threads.iter().filter_map(|it| waiting(it, !descriptors.epoll, now_ns)) {
+            // One that has gone on meanwhile is watched by now.
+            self.source.seed(waiting, CaptureHead::default())?;
         }
         Ok(())
     }

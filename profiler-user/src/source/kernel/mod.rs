@@ -9,6 +9,7 @@ mod others;
 pub mod preflight;
 pub mod probed;
 mod refusal;
+mod slotless;
 mod table;
 pub mod ticks;
 
@@ -71,11 +72,7 @@ pub struct KernelSource {
     ticks: ticks::Ticks,
     others: others::Others,
     accepts: accepts::AcceptCounts,
-    /// Threads that asked for a slot and got none.
-    slotless: HashMap<MapData, u32, u32>,
-    /// How many of them had asked before there were any, and until they were last asked for.
-    before_slots: u64,
-    slotless_told: u64,
+    slotless: slotless::Slotless,
     malformed: u64,
     /// Slots of threads that are watched no more. A hook under way may write to them for a moment yet: they serve
     /// others from the next look on.
@@ -112,9 +109,7 @@ impl Loaded {
             ticks,
             others: others::Others::new(&mut ebpf)?,
             accepts: accepts::AcceptCounts::new(&mut ebpf)?,
-            slotless: take(&mut ebpf, "SLOTLESS")?.try_into()?,
-            before_slots: 0,
-            slotless_told: 0,
+            slotless: slotless::Slotless::new(&mut ebpf)?,
             malformed: 0,
             retired: Vec::new(),
             probes,
@@ -159,10 +154,7 @@ impl KernelSource {
         for slot in 0..MAX_LOOPS {
             self.free.push(slot, 0)?;
         }
-        let early: Vec<u32> = self.slotless.keys().flatten().collect();
-        early.iter().for_each(|tid| _ = self.slotless.remove(tid));
-        self.before_slots = self.count(Counter::NoSlot);
-        self.slotless_told = self.before_slots;
+        self.slotless.begin(self.count(Counter::NoSlot));
         Ok(())
     }
 
@@ -329,20 +321,18 @@ impl EventSource for KernelSource {
     }
 
     fn slotless(&mut self) -> Vec<u32> {
-        let count = self.count(Counter::NoSlot);
-        if std::mem::replace(&mut self.slotless_told, count) == count {
-            return Vec::new();
-        }
-        let asked = self.slotless.keys().flatten();
-        asked.filter(|tid| self.slots.get(tid, 0).is_err()).collect()
+        let mut new = self.slotless.news(self.count(Counter::NoSlot));
+        // Some have got one since.
+        new.retain(|tid| self.slots.get(tid, 0).is_err());
+        new
     }
 
     fn losses(&mut self) -> Vec<(&'static str, u64)> {
         let mut losses: Vec<_> = Counter::ALL
             .into_iter()
             .map(|counter| {
-                let before = if counter == Counter::NoSlot { self.before_slots } else { 0 };
-                (counter.name(), self.count(counter).saturating_sub(before))
+                let early = if counter == Counter::NoSlot { self.slotless.early() } else { 0 };
+                (counter.name(), self.count(counter).saturating_sub(early))
             })
             .collect();
         losses.push(("malformed_records", self.malformed));
