@@ -9,6 +9,7 @@ mod captures;
 mod followed;
 mod instances;
 mod items;
+mod rivals;
 mod shown;
 mod slotless;
 mod statistics;
@@ -17,7 +18,6 @@ mod workers;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use profiler_ebpf::rivals::{Rivals, TaskId};
 use profiler_ebpf::turn::{phase, state};
 
 use self::followed::{CLOSE_LOOK_NS, Followed};
@@ -30,7 +30,6 @@ use crate::blame::Blame;
 use crate::gap::Gap;
 use crate::job::Job;
 use crate::process::TargetMemory;
-use crate::process::neighbour;
 use crate::process::surroundings::Watch;
 use crate::process::target::Target;
 use crate::runtime::cpython::Python;
@@ -174,12 +173,10 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
                     if is_silent || self.may_be_closed(&whole, now_ns) {
                         continue;
                     }
+                } else {
+                    next_ns = next_ns.min(look_at_ns.max(now_ns + CLOSE_LOOK_NS));
                 }
-                next_ns = next_ns.min(look_at_ns.max(now_ns + CLOSE_LOOK_NS));
-            } else if let Some(back_ns) = slot.state.may_have_left_ns()
-                && now_ns >= back_ns + self.suspect_ns()
-            {
-                // A sample tells whether it is out of its wait.
+            } else if self.may_have_left(&slot, now_ns) {
                 wants_ticks = true;
                 next_ns = next_ns.min(now_ns + CLOSE_LOOK_NS);
             }
@@ -287,25 +284,6 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             self.look_who_runs(slot, now_ns);
         }
         self.report(slot.state.tid, due, jobs);
-    }
-
-    /// Who has run so far instead of a thread whose turn goes on.
-    pub fn look_who_runs(&mut self, slot: Slot, now_ns: u64) {
-        let Some(mut rivals) = self.source.rivals(slot) else { return };
-        if rivals.waiter != 0 && !self.goes_on(&rivals, slot.state.tid) {
-            rivals.on_cpu = TaskId::UNKNOWN;
-        }
-        self.followed(slot.state.tid).rivals = Some(Box::new(rivals.so_far(now_ns)));
-    }
-
-    /// Whether the thread still waits where it is recorded to, behind whom it is recorded to. The probes
-    /// hear of its move elsewhere only at the next switch there.
-    fn goes_on(&self, rivals: &Rivals, tid: u32) -> bool {
-        let is_there = |pid, tid| neighbour::ready_on(pid, tid) == Some(rivals.cpu);
-        let Rivals { on_cpu, .. } = rivals;
-        // The idle task is in no list of threads.
-        let is_idle = on_cpu.tid == 0;
-        is_there(self.target.pid(), tid) && (is_idle || is_there(on_cpu.tgid, on_cpu.tid))
     }
 
     /// Lines that are due, with what could not be had and what was lost.

@@ -169,6 +169,12 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         self.report(tid, due, jobs);
     }
 
+    /// Whether a thread that waited before its hooks were made has been on a CPU for long: a sample tells whether it has
+    /// left that wait.
+    pub(super) fn may_have_left(&self, slot: &Slot, now_ns: u64) -> bool {
+        slot.state.may_have_left_ns().is_some_and(|ns| now_ns >= ns + self.threshold_ns / 2)
+    }
+
     fn let_go(&mut self, slot: Slot) {
         self.loops.remove(&slot.state.tid);
         self.workers.forget(slot.state.tid);
