@@ -195,6 +195,7 @@ impl EventSource for KernelSource {
 
     fn loops(&mut self) -> Vec<Slot> {
         (0..MAX_LOOPS)
+            .filter(|index| self.table.is_used(*index))
             .filter_map(|index| self.table.state(index).map(|state| Slot { index, state }))
             .filter(|slot| slot.state.phase != phase::NEW)
             .filter(|slot| !self.retired.iter().any(|retired| retired.index == slot.index))
@@ -217,7 +218,8 @@ impl EventSource for KernelSource {
     fn rivals(&mut self, slot: Slot) -> Option<Rivals> {
         let mut rivals = self.table.rivals(slot.index)?;
         let waits_there = |other: &Rivals| other.waiter != 0 && other.cpu == rivals.cpu;
-        let all = (0..MAX_LOOPS).filter_map(|index| self.table.rivals(index));
+        let used = (0..MAX_LOOPS).filter(|index| self.table.is_used(*index));
+        let all = used.filter_map(|index| self.table.rivals(index));
         if all.filter(waits_there).count() > MAX_WAITERS {
             // Who came onto that CPU last was not recorded for each of them.
             rivals.on_cpu = TaskId::UNKNOWN;

@@ -45,26 +45,34 @@ impl Mapped {
 
     /// The element's address, for an index that is in range.
     fn at<T>(&self, index: u32) -> Option<NonNull<T>> {
-        let offset = self.stride.checked_mul(index as usize)?;
-        if offset.checked_add(size_of::<T>())? > self.bytes {
-            return None;
-        }
-        // SAFETY: the element lies within the mapping, as was just checked.
-        Some(unsafe { self.start.add(offset) }.cast())
+        self.part(index, 0)
     }
 
-    /// A copy of an element that the kernel did not change meanwhile, by the element's version.
-    fn whole<T: FromBytes>(&self, index: u32, version: impl Fn(&T) -> u64) -> Option<T> {
+    /// The address of a part of an element, by its offset there.
+    fn part<T>(&self, index: u32, offset: usize) -> Option<NonNull<T>> {
+        let fits = offset.checked_add(size_of::<T>())? <= self.stride;
+        let from = self.stride.checked_mul(index as usize)?.checked_add(offset)?;
+        let is_within = from.checked_add(size_of::<T>())? <= self.bytes;
+        // SAFETY: the part lies within the mapping, as was just checked.
+        (fits && is_within).then(|| unsafe { self.start.add(from) }.cast())
+    }
+
+    /// A copy of an element that the kernel did not change meanwhile, by the element's version, which lies there.
+    fn whole<T: FromBytes>(&self, index: u32, version_at: usize) -> Option<T> {
         let at = self.at::<T>(index)?;
+        let version = self.part::<u64>(index, version_at)?;
         for _ in 0..MAX_TRIES {
-            // SAFETY: within the mapping; any bytes are a valid `T`. Volatile, because the kernel
-            // writes at the same time; whether it did is what the version tells.
-            let first = unsafe { at.read_volatile() };
+            // SAFETY: it lies within the mapping, and is aligned as a field is; any bytes are a number. Volatile,
+            // because the kernel writes at the same time; whether it did is what the version tells.
+            let before = unsafe { version.read_volatile() };
             fence(Ordering::Acquire);
-            // SAFETY: as above.
-            let again = unsafe { at.read_volatile() };
-            if version::is_whole(version(&first)) && version(&first) == version(&again) {
-                return Some(first);
+            // SAFETY: as above, of any bytes that are a valid `T`.
+            let copy = unsafe { at.read_volatile() };
+            fence(Ordering::Acquire);
+            // SAFETY: as the first.
+            let after = unsafe { version.read_volatile() };
+            if version::is_whole(before) && before == after {
+                return Some(copy);
             }
         }
         None
@@ -124,14 +132,21 @@ impl Table {
         Ok(())
     }
 
+    /// Whether a thread has the slot, or had it and has exited. Most have none: that costs one word each.
+    pub fn is_used(&self, slot: u32) -> bool {
+        let tid = self.loops.part::<u32>(slot, offset_of!(Loop, tid));
+        // SAFETY: within the mapping and aligned. Volatile, because the kernel writes it.
+        tid.is_some_and(|tid| unsafe { tid.read_volatile() } != 0)
+    }
+
     /// A whole state of the loop, or none if the kernel kept changing it.
     pub fn state(&self, slot: u32) -> Option<Loop> {
-        self.loops.whole(slot, |state: &Loop| state.version)
+        self.loops.whole(slot, offset_of!(Loop, version))
     }
 
     /// Who has run instead of the slot's thread, whole; none if the kernel kept changing it.
     pub fn rivals(&self, slot: u32) -> Option<Rivals> {
-        self.rivals.whole(slot, |rivals: &Rivals| rivals.version)
+        self.rivals.whole(slot, offset_of!(Rivals, version))
     }
 
     /// When the target executed another program, if it did.
