@@ -73,13 +73,38 @@ impl Suite {
         source.args(["source", "--download-only", "--only-source", package]).current_dir(&fetched);
         output(&mut source)?;
         let mut files = fs::read_dir(&fetched)?.flatten().map(|entry| entry.path());
-        let is_release = |path: &PathBuf| path.to_string_lossy().contains(".orig.tar.");
+        // Beside it may lie its signature.
+        let is_release = |path: &PathBuf| {
+            let name = path.to_string_lossy();
+            name.contains(".orig.tar.") && !name.ends_with(".asc")
+        };
         let release = files.find(is_release).context("the package has no original release")?;
-        fs::create_dir_all(folder)?;
-        let unpack = ["--extract", "--strip-components=1", "--no-same-owner", "--directory"];
-        output(Command::new("tar").args(unpack).arg(folder).arg("--file").arg(release))?;
-        Ok(())
+        unpack_release(&release, folder)
     }
+}
+
+/// Fetches a release that a mirror has, although no list of a suite names it any more: by its path below the mirror, and
+/// its SHA-256.
+pub fn unpack_old_source(path: &str, sha256: &str, folder: &Path) -> Result<()> {
+    let archive = target().join("apt").join(Path::new(path).file_name().context("no file")?);
+    fs::create_dir_all(target().join("apt"))?;
+    let from = format!("{}/{path}", mirror().trim_end_matches('/'));
+    let fetch = ["--fail", "--silent", "--show-error", "--location", "--output"];
+    output(Command::new("curl").args(fetch).arg(&archive).arg(&from))?;
+    let sum = output(Command::new("sha256sum").arg(&archive))?;
+    if !sum.starts_with(sha256) {
+        bail!("{from} is not the file that it was: its SHA-256 is {sum}");
+    }
+    unpack_release(&archive, folder)?;
+    fs::remove_file(&archive).with_context(|| format!("cannot remove {}", archive.display()))
+}
+
+/// Unpacks what a release has in its one folder.
+fn unpack_release(archive: &Path, folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    let unpack = ["--extract", "--strip-components=1", "--no-same-owner", "--directory"];
+    output(Command::new("tar").args(unpack).arg(folder).arg("--file").arg(archive))?;
+    Ok(())
 }
 
 impl Source for Suite {
