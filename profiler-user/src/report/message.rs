@@ -111,7 +111,12 @@ fn is_in_summary(cause: &Cause, culprit: &Culprit) -> bool {
 fn at(cause: &Cause) -> &'static str {
     match cause.kind {
         CauseKind::Cpu { activity: Some(Activity::GarbageCollection), .. } => "set off at",
-        _ if cause.kind.stop_the_world().is_some_and(|it| it.pause != Pause::Gvl) => "set off at",
+        // Of what has the lock of all, the sentence says that it collects; of another pause, who set it off.
+        CauseKind::Gil { .. }
+            if cause.kind.stop_the_world().is_some_and(|it| it.pause != Pause::Gvl) =>
+        {
+            "set off at"
+        }
         _ => "at",
     }
 }

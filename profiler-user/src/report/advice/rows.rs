@@ -15,7 +15,7 @@ use crate::report::sample::{
     self, blocked_in, in_short_waits, javascript, kernel, native, on_cpu, python,
 };
 use crate::turn::futex::FutexWaits;
-use crate::turn::{Awaited, Companion, Holder, Lock, Sampled, Stall, ThreadState, Waited};
+use crate::turn::{Awaited, Companion, Holder, Lock, Sampled, Stall, ThreadState, Waited, Waker};
 
 const CONNECT: i64 = 42;
 const VFORK: i64 = 58;
@@ -376,7 +376,22 @@ fn at_safepoint(inner: &str) -> Stall {
     stall
 }
 
+/// A loop of a CPython without its lock that waits until all threads may go on, and where the thread was that let them.
+fn stopped_by(frames: Vec<Frame>) -> Stall {
+    let mut stall = at_safepoint("");
+    let names = ["_PyParkingLot_Park", "_PyThreadState_Attach"];
+    stall.stacks[0].stack.frames = names.iter().map(|name| native(name, PYTHON)).collect();
+    stall.company.threads.clear();
+    let mut seen = on_cpu(Vec::new(), 90);
+    seen.stack.frames = frames;
+    let waker = Waker { tid: 77, awaited: Awaited::Futex, seen: Some(seen), ..Waker::default() };
+    stall.wakers = vec![waker];
+    stall
+}
+
 fn of_pauses() -> Vec<Row> {
+    let collector = || vec![native("gc_collect_main", PYTHON)];
+    let forks = || vec![native("os_fork", PYTHON)];
     let sort = || vec![native("rb_ary_sort", LIBRUBY), native("rb_vm_exec", LIBRUBY)];
     let query = || vec![native("query", "/var/gems/db.so"), native("rb_vm_exec", LIBRUBY)];
     let computes = || for_gvl(holder_runs(sort()));
@@ -384,6 +399,12 @@ fn of_pauses() -> Vec<Row> {
     vec![
         ("jvm-collecting", (JVM, collects()), (JVM, at_safepoint("HeapDumper::dump"))),
         ("jvm-safepoint", (JVM, at_safepoint("HeapDumper::dump")), (JVM, collects())),
+        (
+            "python-stopped-collecting",
+            (ASYNCIO, stopped_by(collector())),
+            (ASYNCIO, stopped_by(forks())),
+        ),
+        ("python-stopped", (ASYNCIO, stopped_by(forks())), (ASYNCIO, stopped_by(collector()))),
         ("ruby-gvl-blocked", (RUBY, for_gvl(holder_waits(RECV, query()))), (RUBY, computes())),
         ("ruby-gvl", (RUBY, computes()), (ASYNCIO, holder_runs(sort()))),
     ]
@@ -492,6 +513,11 @@ fn of_blocking_calls() -> Vec<Row> {
         ("python-join", lock(lib("Thread.join", "threading.py")), lock(event())),
         ("python-thread-start", lock(start), lock(event())),
         ("python-event", lock(event()), lock(lib("Thread.join", "threading.py"))),
+        (
+            "python-object",
+            lock(vec![native("_PyCriticalSection_BeginSlow", PYTHON)]),
+            lock(Vec::new()),
+        ),
         ("python-lock", lock(Vec::new()), lock(event())),
         (
             "python-file-lock",

@@ -36,7 +36,7 @@ const PYTHON_WAITS: [(&str, &str, AwaitedOf); 15] = [
 const GRPC_WAIT: (&str, &str) = ("/grpc/_common.py", "wait");
 
 /// Those of native code, and how much of a stack's inner end they are looked for in.
-const NATIVE_WAITS: [(&str, AwaitedOf); 7] = [
+const NATIVE_WAITS: [(&str, AwaitedOf); 8] = [
     ("pthread_join", AwaitedOf::End),
     ("__pthread_clockjoin_ex", AwaitedOf::End),
     ("std::thread::JoinInner", AwaitedOf::End),
@@ -44,6 +44,7 @@ const NATIVE_WAITS: [(&str, AwaitedOf); 7] = [
     ("std::sync::mpsc::", AwaitedOf::Queue),
     ("crossbeam_channel::", AwaitedOf::Queue),
     ("std::__future_base::", AwaitedOf::Result),
+    ("_PyCriticalSection", AwaitedOf::Object),
 ];
 
 /// Half of the waits or more.
@@ -135,6 +136,7 @@ pub fn phrase(woken_by: Option<&Waker>, awaited: Option<AwaitedOf>) -> String {
         Some(AwaitedOf::Queue) => "waiting at a queue for another thread",
         Some(AwaitedOf::Grpc) => "waiting for the answer to a gRPC call",
         Some(AwaitedOf::Import) => "waiting for another thread that imports a module",
+        Some(AwaitedOf::Object) => "waiting for an object that another thread uses",
         Some(AwaitedOf::Event) | None => "waiting for another thread (futex)",
     };
     match woken_by {
@@ -223,7 +225,12 @@ mod tests {
         let of = |function: &str, file: &str| python(function, &format!("{LIB}/{file}"), 9);
         let wait = || of("Condition.wait", "threading.py");
         let of_grpc = |function| python(function, "/v/site-packages/grpc/_common.py", 116);
-        let table: [(Vec<Frame>, _); 10] = [
+        let critical = ["PyMutex_Lock", "_PyCriticalSection_BeginSlow", "list_append"];
+        let table: [(Vec<Frame>, _); 11] = [
+            (
+                critical.map(|name| native(name, "/usr/bin/python3.14t")).to_vec(),
+                Some(AwaitedOf::Object),
+            ),
             (
                 vec![native("wait", "/lib/libc.so.6"), native("cq_next", "/lib/libgrpc.so.29")],
                 Some(AwaitedOf::Grpc),

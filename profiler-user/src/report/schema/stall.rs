@@ -206,6 +206,8 @@ pub enum Pause {
     GarbageCollection,
     /// Of a JVM, for whatever needs all its threads to stand still.
     Safepoint,
+    /// Of a CPython without the interpreter's lock, for whatever needs all its threads to stand still.
+    StopTheWorld,
     /// Of Ruby: one thread runs, and the others stand still until it gives its lock back.
     Gvl,
 }
@@ -396,6 +398,8 @@ pub enum AwaitedOf {
     Grpc,
     /// A module that another thread imports.
     Import,
+    /// An object that another thread uses: in a CPython without the interpreter's lock each has its own.
+    Object,
     /// An event, a condition or a barrier.
     Event,
 }
