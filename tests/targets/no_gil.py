@@ -67,8 +67,13 @@ def keep(content, work, healthy):
         print("kept", threading.get_native_id(), line, start_ns, time.monotonic_ns(), flush=True)
 
 
+# As long as the process lives: to free it takes long, too.
+kept = []
+
+
 async def serve(kind, healthy):
     content = grow(*KINDS[kind])
+    kept.append(content)
     watched = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, watched.set)
     print("ready 0", os.getpid(), flush=True)

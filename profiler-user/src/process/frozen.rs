@@ -91,14 +91,13 @@ pub fn joins(thread: &ThreadSnapshot) -> Option<u32> {
     (sleeps && is_wait).then_some(value as u32)
 }
 
-/// What the probes are told about a thread that waits for events: no hook sees it return, where that is fexit.
-/// `polls` is whether a wait without an instance is a loop's, if it is the main thread's.
-pub fn waiting(thread: &ThreadSnapshot, polls: bool, now_ns: u64) -> Option<Loop> {
+/// What the probes are told about a thread that waits for events: no hook sees it return, where that is fexit. One in
+/// `poll` or `select` may be no loop: its next such wait shows.
+pub fn waiting(thread: &ThreadSnapshot, now_ns: u64) -> Option<Loop> {
     let [a, b, c, d, ..] = thread.registers.args;
     let syscall = u64::try_from(thread.registers.syscall).ok()?;
     let (kind, fd) = wait_of(syscall, [a, b, c, d])?;
-    let is_loops = kind != wait::POLL || polls && thread.is_main == 1;
-    if thread.task_state == 0 || !is_loops {
+    if !waits(thread) {
         return None;
     }
     let mut watched = Loop { tid: thread.tid, phase: phase::WAITING, ..Loop::default() };
@@ -164,7 +163,7 @@ pub fn polls(thread: &ThreadSnapshot) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Candidate, Certainty, Evidence, in_turn, is_of_a_loop, joins, seed};
+    use super::{Candidate, Certainty, Evidence, in_turn, is_of_a_loop, joins, seed, waiting};
     use profiler_ebpf::record::{Registers, ThreadSnapshot};
     use profiler_ebpf::turn::{FUTEX, START_UNKNOWN, phase, state};
 
@@ -227,6 +226,26 @@ mod tests {
         let worker = thread(2, FUTEX, Evidence::LoopOnStack);
         let idle = thread(3, EPOLL_WAIT, Evidence::LoopOnStack);
         assert_eq!(found(&[main, worker, idle], true), [(2, Certainty::Sure)]);
+    }
+
+    /// A thread in epoll is watched from there, on its very instance; one that polls, or does anything else, is not.
+    #[test]
+    fn waiting_threads() {
+        let thread = |syscall, task_state| ThreadSnapshot {
+            tid: 7,
+            task_state,
+            registers: Registers { syscall, args: [5, 1, 2, 0, 0, 0], ..Registers::default() },
+            wait_file: 0xf000,
+            wait_operations: 0xe000,
+            ..ThreadSnapshot::default()
+        };
+        let state = waiting(&thread(232, 1), 900).unwrap();
+        assert_eq!((state.phase, state.wait_syscall, state.entered_ns), (phase::WAITING, 232, 900));
+        assert_eq!((state.home_fd, state.home_file, state.home_operations), (5, 0xf000, 0xe000));
+        assert!(state.is_in_first_wait() && state.may_have_left_ns().is_none());
+        for other in [thread(232, 0), thread(7, 1), thread(FUTEX, 1)] {
+            assert!(waiting(&other, 900).is_none(), "{other:?}");
+        }
     }
 
     /// A thread that sleeps is seeded as blocked where it is; one that runs, or could, has no place yet.

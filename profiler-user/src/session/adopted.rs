@@ -86,7 +86,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
                 self.followed(thread.tid).certainty = certainty;
             }
         }
-        for waiting in threads.iter().filter_map(|it| waiting(it, !descriptors.epoll, now_ns)) {
+        for waiting in threads.iter().filter_map(|it| waiting(it, now_ns)) {
             // One that has gone on meanwhile is watched by now.
             self.source.seed(waiting, CaptureHead::default())?;
         }
