@@ -165,7 +165,7 @@ fn sampled<C: EbpfContext>(context: &C, tid: u32, interrupted: Interrupted, now_
 fn found_running(slot: u32, state: &mut Loop, in_user: u32, now_ns: u64) {
     let task = Task::current();
     if in_user == 1 && state.phase == phase::WAITING {
-        sched::left_unseen(state);
+        sched::left_unseen(slot);
     } else if state.has_instance()
         && sched::is_suspected(state, now_ns)
         && !instance::is_closed(slot, state, task)

@@ -64,7 +64,7 @@ fn left_cpu(
     stats::left_cpu(slot, preempted || task_state == 0, task);
     let waits = state.phase == phase::WAITING && task_state & DEAD == 0;
     if waits && state.has_left_unseen(task.syscall()) {
-        left_unseen(state);
+        left_unseen(slot);
     } else if state.back_ns != 0 {
         // It was woken for nothing, or is preempted before it returns.
         change(state, |state| state.back_ns = 0);
@@ -134,12 +134,16 @@ fn is_in_wait(slot: u32, state: &mut Loop, syscall: u64) -> bool {
         || syscall == RESTART && wait::goes_on(slot, state)
 }
 
-/// A thread is outside of its own wait, whose return was missed.
+/// A thread is outside of its own wait, whose return was missed. A function that the linker leaves alone: kernels before
+/// 6.6 add up the stacks of a chain of calls, and in its callers there is no room for it.
 #[inline(never)]
-pub fn left_unseen(state: &mut Loop) {
+#[unsafe(no_mangle)]
+pub extern "C" fn left_unseen(slot: u32) -> u32 {
+    let Some(state) = loop_at(slot) else { return 0 };
     let now_ns = clock();
     change(state, |state| state.had_left(now_ns));
     count(Counter::WaitReturnHealed);
+    0
 }
 
 /// A thread that does something is on a CPU, also where the scheduler did not say so: what it was

@@ -14,14 +14,19 @@ use crate::maps::param;
 #[derive(Clone, Copy)]
 pub struct Task(*const u8);
 
-/// `struct pt_regs` of x86-64 up to where it ends (arch/x86/include/asm/ptrace.h).
+/// `struct pt_regs` of x86-64 up to where it is used (arch/x86/include/asm/ptrace.h).
+#[repr(C)]
+struct PtRegs {
+    /// `r15` to `r12`.
+    unused: [u64; 4],
+    used: UsedRegs,
+}
+
+/// A copy of no more than this lies on the stack: kernels before 6.8 take chains of calls with 512 bytes in all, each
+/// call's rounded up to 32.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct PtRegs {
-    r15: u64,
-    r14: u64,
-    r13: u64,
-    r12: u64,
+struct UsedRegs {
     bp: u64,
     bx: u64,
     r11: u64,
@@ -38,7 +43,6 @@ struct PtRegs {
     cs: u64,
     flags: u64,
     sp: u64,
-    ss: u64,
 }
 
 /// `__USER32_CS` (arch/x86/include/asm/segment.h)
@@ -130,7 +134,8 @@ impl Task {
         let address = unsafe { bpf_task_pt_regs(self.0.cast_mut().cast()) };
         // A copy by helper, because the compiler would otherwise merge these loads with ones
         // through another kind of pointer, which the verifier refuses.
-        let regs: PtRegs = read_kernel(address as u64)?;
+        let used = address as u64 + core::mem::offset_of!(PtRegs, used) as u64;
+        let regs: UsedRegs = read_kernel(used)?;
         Some(Registers {
             ip: regs.ip,
             sp: regs.sp,
@@ -152,7 +157,7 @@ impl Task {
     pub fn syscall(self) -> u64 {
         // SAFETY: the helper takes any task that the verifier knows as one.
         let registers = unsafe { bpf_task_pt_regs(self.0.cast_mut().cast()) };
-        Self(registers as *const u8).load_as(core::mem::offset_of!(PtRegs, orig_ax) as u32)
+        Self(registers as *const u8).load_as(core::mem::offset_of!(PtRegs, used.orig_ax) as u32)
     }
 
     /// Times it has left a CPU, of its own will or not.
@@ -262,8 +267,8 @@ pub fn read_kernel<T>(address: u64) -> Option<T> {
 /// Where registers that the kernel saved say that a CPU was: (the instruction, whether it is user code).
 #[inline(always)]
 pub fn interrupted_at(registers: u64) -> Option<(u64, bool)> {
-    let ip = read_kernel(registers + core::mem::offset_of!(PtRegs, ip) as u64)?;
-    let cs: u64 = read_kernel(registers + core::mem::offset_of!(PtRegs, cs) as u64)?;
+    let ip = read_kernel(registers + core::mem::offset_of!(PtRegs, used.ip) as u64)?;
+    let cs: u64 = read_kernel(registers + core::mem::offset_of!(PtRegs, used.cs) as u64)?;
     Some((ip, cs & 3 == 3))
 }
 
@@ -276,12 +281,12 @@ pub fn syscall_of(regs: *const u8) -> (u64, [u64; 4]) {
         unsafe { regs.add(offset).cast::<u64>().read_volatile() }
     };
     (
-        load(core::mem::offset_of!(PtRegs, orig_ax)),
+        load(core::mem::offset_of!(PtRegs, used.orig_ax)),
         [
-            load(core::mem::offset_of!(PtRegs, di)),
-            load(core::mem::offset_of!(PtRegs, si)),
-            load(core::mem::offset_of!(PtRegs, dx)),
-            load(core::mem::offset_of!(PtRegs, r10)),
+            load(core::mem::offset_of!(PtRegs, used.di)),
+            load(core::mem::offset_of!(PtRegs, used.si)),
+            load(core::mem::offset_of!(PtRegs, used.dx)),
+            load(core::mem::offset_of!(PtRegs, used.r10)),
         ],
     )
 }
