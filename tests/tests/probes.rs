@@ -91,10 +91,6 @@ fn one_stall_is_reported() -> Result<()> {
     };
     println!("wait hooks: {}", attached.wait_hooks);
     leave_room(tracer.pid())?;
-    // Those that come later are refused later: perf events were opened, and their program loaded.
-    let refused: Vec<_> =
-        attached.probes.iter().filter_map(|probe| probe.reason.as_ref()).collect();
-    println!("refused: {refused:?}");
 
     Client::connect(target.port())?.get("/sleep?ms=300")?;
     let truths = target.truths()?;
