@@ -134,8 +134,8 @@ fn is_in_wait(slot: u32, state: &mut Loop, syscall: u64) -> bool {
         || syscall == RESTART && wait::goes_on(slot, state)
 }
 
-/// A thread is outside of its own wait, whose return was missed. A function that the linker leaves alone: kernels before
-/// 6.6 add up the stacks of a chain of calls, and in its callers there is no room for it.
+/// A thread is outside of its own wait, whose return was missed. A function that the linker leaves alone, because the
+/// stacks of its callers are nearly full.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn left_unseen(slot: u32) -> u32 {

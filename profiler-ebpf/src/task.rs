@@ -22,8 +22,8 @@ struct PtRegs {
     used: UsedRegs,
 }
 
-/// A copy of no more than this lies on the stack: kernels before 6.8 take chains of calls with 512 bytes in all, each
-/// call's rounded up to 32.
+/// A copy of no more than this lies on the stack: a chain of calls has 512 bytes in all, and older kernels (6.1, not
+/// 6.12) round each call's up to 32.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct UsedRegs {
