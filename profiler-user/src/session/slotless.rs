@@ -20,16 +20,18 @@ const MAX_NAMED: usize = 16;
 #[derive(Debug, Default)]
 pub struct Slotless {
     told: BTreeSet<u32>,
-    next_ns: u64,
+    /// None before the first call: the first look waits, too, so that one sentence names all that were there.
+    next_ns: Option<u64>,
 }
 
 impl<S: EventSource, M: TargetMemory> Session<S, M> {
     /// Says which threads are not watched, now and then.
     pub fn tell_slotless(&mut self, now_ns: u64) {
-        if now_ns < self.slotless.next_ns {
+        let due_ns = *self.slotless.next_ns.get_or_insert(now_ns + LOOK_EVERY_NS);
+        if now_ns < due_ns {
             return;
         }
-        self.slotless.next_ns = now_ns + LOOK_EVERY_NS;
+        self.slotless.next_ns = Some(now_ns + LOOK_EVERY_NS);
         let told = &mut self.slotless.told;
         let new: Vec<u32> =
             self.source.slotless().into_iter().filter(|tid| told.insert(*tid)).collect();
