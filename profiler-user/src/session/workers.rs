@@ -200,11 +200,15 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let had_ended = followed.parked_ns.is_some_and(|parked_ns| parked_ns >= turn.start_ns);
         followed.parked_ns = Some(head.at_ns);
         followed.cut(&mut turn);
-        if !had_ended && turn.booked_ns() >= self.threshold_ns {
-            self.with(tid, jobs, |tracker, due| {
-                tracker.ended_without_wait(turn, head.at_ns, due);
-            });
+        if had_ended {
+            return;
         }
+        if turn.booked_ns() < self.threshold_ns {
+            // Whoever found out that it parked has kept back what was due since.
+            self.followed(tid).tracker.take_back(turn.start_ns);
+            return;
+        }
+        self.with(tid, jobs, |tracker, due| tracker.ended_without_wait(turn, head.at_ns, due));
     }
 
     fn is_to_be_looked_at(&self, thread: &ThreadSnapshot) -> bool {

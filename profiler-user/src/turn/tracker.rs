@@ -116,6 +116,7 @@ impl Tracker {
     /// A turn past the threshold is over, says the kernel.
     pub fn ended(&mut self, turn: Turn, end_ns: u64, due: &mut Vec<Due>) {
         self.settle_now(due);
+        self.lose_other(Some(turn.start_ns), due);
         self.open = None;
         self.over = Some(Over { turn, end_ns, end: End::Seen, ready: None });
     }
@@ -136,9 +137,15 @@ impl Tracker {
     /// The loop is closed, and was open at least up to the end of this account.
     pub fn closed(&mut self, turn: Turn, end_ns: u64, why: &str, due: &mut Vec<Due>) {
         self.settle_now(due);
+        self.lose_other(Some(turn.start_ns), due);
         self.open = None;
         self.over = Some(Over { turn, end_ns, end: End::Unseen(why.to_owned()), ready: None });
         self.settle_now(due);
+    }
+
+    /// The turn that began then was over before the threshold: it is no stall, and nothing has been told of it.
+    pub fn take_back(&mut self, turn_start_ns: u64) {
+        self.open.take_if(|open| open.start_ns == turn_start_ns);
     }
 
     /// Whether the end of the turn that began then has been told.
@@ -157,6 +164,7 @@ impl Tracker {
     /// The thread has exited, or executed another program.
     pub fn exited(&mut self, turn: Option<Turn>, at_ns: u64, by: ExitedBy, due: &mut Vec<Due>) {
         self.settle_now(due);
+        self.lose_other(turn.map(|turn| turn.start_ns), due);
         let long = |turn: &Turn| self.open.is_some() || turn.booked_ns() >= self.threshold_ns;
         if let Some(turn) = turn.filter(long) {
             let why = match by {
@@ -175,19 +183,30 @@ impl Tracker {
         self.settle(seen, now_ns, due);
         let in_turn = seen.phase == phase::TURN;
         let start_ns = seen.turn.start_ns;
-        if let Some(open) = self.open.take_if(|open| !in_turn || open.start_ns != start_ns) {
-            let is_closed = seen.phase == phase::LOOPLESS && open.start_ns == start_ns;
-            let why = if is_closed { CLOSED } else { "the record of its end was lost" };
-            let end = End::Unseen(why.to_owned());
-            let end_ns = open.last.start_ns + open.last.booked_ns();
-            self.over = Some(Over { turn: open.last, end_ns, end, ready: None });
-            self.settle_now(due);
+        if seen.phase == phase::LOOPLESS {
+            self.lose_unless(|open| open.start_ns != start_ns, CLOSED, due);
         }
+        self.lose_other(in_turn.then_some(start_ns), due);
         // Whatever is over by the records may still stand in a state that was read before them.
         let told = self.last_told_ns == Some(start_ns)
             || self.over.as_ref().is_some_and(|over| over.turn.start_ns == start_ns);
         if in_turn && !told && now_ns.saturating_sub(start_ns) >= self.threshold_ns {
             self.going_on(seen, now_ns, due);
+        }
+    }
+
+    /// The thread is in that turn now, or in none: a stall of another that is open ends where it was seen last.
+    fn lose_other(&mut self, start_ns: Option<u64>, due: &mut Vec<Due>) {
+        let goes_on = |open: &Open| Some(open.start_ns) == start_ns;
+        self.lose_unless(goes_on, "the record of its end was lost", due);
+    }
+
+    fn lose_unless(&mut self, keeps: impl Fn(&Open) -> bool, why: &str, due: &mut Vec<Due>) {
+        if let Some(open) = self.open.take_if(|open| !keeps(open)) {
+            let end = End::Unseen(why.to_owned());
+            let end_ns = open.last.start_ns + open.last.booked_ns();
+            self.over = Some(Over { turn: open.last, end_ns, end, ready: None });
+            self.settle_now(due);
         }
     }
 
@@ -420,6 +439,28 @@ mod tests {
         assert_eq!(moments(&due), [Moment::End, Moment::End]);
         let why = |due: &Due| matches!(&due.end, End::Unseen(why) if why == super::EXECUTED);
         assert_eq!(due.iter().map(why).collect::<Vec<_>>(), [false, true]);
+    }
+
+    /// A stall whose end was missed ends as it was seen last, whatever is heard of the thread next; what it does later is
+    /// no part of it.
+    #[test]
+    fn another_turn_is_heard_of() {
+        type Heard = fn(&mut Tracker, &mut Vec<Due>);
+        let table: [(Heard, usize); 4] = [
+            (|tracker, due| tracker.exited(Some(turn(400, 5)), 405, ExitedBy::Exit, due), 1),
+            (|tracker, due| tracker.exited(None, 405, ExitedBy::Exit, due), 1),
+            (|tracker, due| tracker.ended_without_wait(turn(400, 150), 550, due), 2),
+            (|tracker, due| tracker.closed(turn(400, 150), 550, "closed", due), 2),
+        ];
+        for (number, (heard, ends)) in table.into_iter().enumerate() {
+            let (mut tracker, mut due) = (Tracker::new(THRESHOLD), Vec::new());
+            tracker.look(&in_turn(0), 130, &mut due);
+            due.clear();
+            heard(&mut tracker, &mut due);
+            assert_eq!(moments(&due), vec![Moment::End; ends], "{number}");
+            assert_eq!(due[0].turn.booked_ns(), 130, "{number}");
+            assert!(matches!(&due[0].end, End::Unseen(why) if why.contains("lost")), "{number}");
+        }
     }
 
     /// What is cut off of an account is taken from its sleep first, and the rest adds up.
