@@ -128,7 +128,9 @@ pub extern "C" fn tell_over(slot: u32, by: u32) -> u32 {
         by,
         reserved: 0,
     };
-    emit::record(&record, Counter::EndLost);
+    // After a wait comes what it returned.
+    let read = if by == ended::WAIT { emit::Read::Later } else { emit::Read::Now };
+    emit::record(&record, Counter::EndLost, read);
     0
 }
 

@@ -31,7 +31,11 @@ pub const PYTHON_STRIDES: usize = 256;
 /// Kernel frames taken at most; what the kernel itself calls `PERF_MAX_STACK_DEPTH` is 127.
 pub const KERNEL_FRAMES: usize = 64;
 
-/// Bytes of the ring buffer: about a hundred captures of usual size, read every 10 ms in a stall.
+/// Between two looks of the daemon at a suspected turn in which something changes. Where nothing does it looks
+/// seldom, and is woken.
+pub const CLOSE_LOOK_NS: u64 = 10_000_000;
+
+/// Bytes of the ring buffer: about a hundred captures of usual size. The daemon is woken when it is a quarter full.
 pub const RING_BYTES: u32 = 1024 * 1024;
 
 /// Threads outside of suspected turns whose captures may be put together at the same moment: on so

@@ -153,7 +153,7 @@ fn sampled<C: EbpfContext>(context: &C, tid: u32, interrupted: Interrupted, now_
             sample::leave_out_interrupt(context, capture, kernel_ip);
         }
         capture::take_stacks(place, tstate);
-        emit::capture(capture);
+        emit::capture(capture, emit::Read::Later);
     }
     if place >= MAX_LOOPS {
         others::leave(place);

@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, Queue, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, PerCpuHashMap, Queue, RingBuf};
 use profiler_ebpf::counter::Counter;
 use profiler_ebpf::limits::{MAX_ACCEPTORS, MAX_DESKS, MAX_LOOPS, MAX_SLOTLESS, RING_BYTES};
 use profiler_ebpf::param::{Field, Params};
@@ -112,17 +112,15 @@ static PYTHON: Array<PythonLayout> = Array::with_max_entries(1, 0);
 #[map]
 pub static RECORDS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 
-/// Losses by [`Counter`], summed over CPUs by the daemon.
+/// Losses by [`Counter`]. They are seldom enough for one number of all CPUs, which the daemon maps.
 #[map]
-static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::ALL.len() as u32, 0);
+static COUNTERS: Array<u64> = Array::with_max_entries(Counter::ALL.len() as u32, BPF_F_MMAPABLE);
 
 /// Counts one loss.
 #[inline(always)]
 pub fn count(counter: Counter) {
     if let Some(sum) = COUNTERS.get_ptr_mut(counter as u32) {
-        // SAFETY: the pointer is to this CPU's own element, and programs on one CPU do not interleave
-        // but for a tick inside a wait hook, which can lose an increment at worst.
-        unsafe { *sum += 1 };
+        add(sum, 1);
     }
 }
 
@@ -231,12 +229,12 @@ pub fn change<R>(state: &mut Loop, rule: impl FnOnce(&mut Loop) -> R) -> R {
     result
 }
 
-/// Adds to a version in one instruction, which no interrupt divides. As an instruction by hand, because
+/// Adds in one instruction, which no interrupt and no other CPU divides. As an instruction by hand, because
 /// Rust has none for this machine; the compiler moves no load and no store across it.
 #[inline(always)]
-pub fn add(version: *mut u64, value: u64) {
+pub fn add(sum: *mut u64, value: u64) {
     // SAFETY: the caller's pointer is to a word of a map's element. x86-64 keeps stores in order.
     unsafe {
-        core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) version, in(reg) value);
+        core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) sum, in(reg) value);
     }
 }

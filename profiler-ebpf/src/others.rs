@@ -118,7 +118,7 @@ pub fn waking(task: Task) {
         let Some(Begun { desk, tstate }) = begin(&met) else { return };
         if let Some(capture) = capture_at(desk) {
             capture::take_stacks(desk, tstate);
-            emit::capture(capture);
+            emit::capture(capture, emit::Read::Later);
         }
         leave(desk);
     }
@@ -155,7 +155,7 @@ fn tell_woken(capture: &Capture, turn_start_ns: u64, by: u64, now_ns: u64) -> bo
     };
     // SAFETY: the buffer is of that size.
     unsafe { bpf_get_current_comm(woken.by_name.as_mut_ptr().cast(), 16) };
-    emit::record(&woken, Counter::RecordLost);
+    emit::record(&woken, Counter::RecordLost, emit::Read::Later);
     true
 }
 

@@ -141,7 +141,7 @@ pub extern "C" fn tell_rivals(slot: u32, turn_start_ns: u64) -> u32 {
     if let Some(rivals) = rivals_at(slot)
         && rivals.turn_start_ns == turn_start_ns
     {
-        emit::record(rivals, Counter::RecordLost);
+        emit::record(rivals, Counter::RecordLost, emit::Read::Later);
     }
     0
 }

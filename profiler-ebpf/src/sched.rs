@@ -3,6 +3,7 @@
 use aya_ebpf::programs::BtfTracePointContext;
 use profiler_ebpf::counter::Counter;
 use profiler_ebpf::credit::Stretch;
+use profiler_ebpf::limits::CLOSE_LOOK_NS;
 use profiler_ebpf::record::{Capture, Exited, RecordHead, ended, kind, reason};
 use profiler_ebpf::sleep::task::DEAD;
 use profiler_ebpf::sleep::{may_lock_memory, sleeps_for_the_kernel, waits_for_events};
@@ -101,6 +102,7 @@ fn left_cpu(
                 return;
             }
             take_stacks(context, slot, state, now_ns);
+            tell_asleep(slot, state, now_ns);
         }
         Left::Dead => {
             exited(slot, now_ns, 0);
@@ -194,6 +196,25 @@ fn take_stacks(context: &BtfTracePointContext, slot: u32, state: &Loop, now_ns: 
     capture::take_stacks(slot, state.python_tstate);
 }
 
+/// Has the daemon look at a thread that goes to sleep in a suspected turn, unless it has just looked: who holds what it
+/// waits for is seen while it waits.
+#[inline(always)]
+fn tell_asleep(slot: u32, state: &Loop, now_ns: u64) {
+    if is_suspected(state, now_ns) && now_ns.saturating_sub(state.told_asleep_ns) >= CLOSE_LOOK_NS {
+        asleep(slot, now_ns);
+    }
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn asleep(slot: u32, now_ns: u64) -> u32 {
+    let Some(state) = loop_at(slot) else { return 0 };
+    change(state, |state| state.told_asleep_ns = now_ns);
+    let asleep = RecordHead { kind: kind::ASLEEP, tid: state.tid };
+    emit::record(&asleep, Counter::RecordLost, emit::Read::Now);
+    0
+}
+
 /// The turn is over: its thread went to sleep where it waits for work.
 #[inline(never)]
 #[unsafe(no_mangle)]
@@ -255,7 +276,7 @@ extern "C" fn exited(slot: u32, now_ns: u64, executed: u32) -> u32 {
     }
     let exited = Exited { head, at_ns: now_ns, in_turn, executed, turn: state.turn };
     // Before its state tells: whoever sees that has the record already.
-    emit::record(&exited, Counter::RecordLost);
+    emit::record(&exited, Counter::RecordLost, emit::Read::Later);
     change(state, |state| state.phase = phase::DEAD);
     forget(state.tid);
     0
@@ -311,7 +332,8 @@ fn came_back(slot: u32, task: Task) {
     if let Some(weight) = state.credit.spend(stretch, param!(suspect_ns)) {
         head.blocked_ns = blocked_ns;
         (head.weight_ns, head.waits) = (weight.ns, weight.waits);
-        emit::capture(capture);
+        let was_calm = stretch.is_suspected && blocked_ns >= CLOSE_LOOK_NS;
+        emit::capture(capture, if was_calm { emit::Read::Now } else { emit::Read::Later });
     }
     // Told, or too short to tell: either way this block is over.
     capture.head.reason = 0;

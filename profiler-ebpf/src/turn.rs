@@ -108,6 +108,8 @@ pub struct Loop {
     pub faults: Faults,
     /// Start of the last turn that was reported as a stall.
     pub stalled_ns: u64,
+    /// When the daemon was last told that the thread goes to sleep, ns.
+    pub told_asleep_ns: u64,
     /// The interpreter's thread state; written by the daemon, checked by the probes.
     pub python_tstate: u64,
     /// Where it keeps whether it collects garbage, an `int`; written by the daemon, 0: not known.

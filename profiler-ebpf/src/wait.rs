@@ -139,7 +139,7 @@ pub fn left<C: EbpfContext>(context: &C, returned: i64) {
         state.ready_owed = 0;
         let head = RecordHead { kind: kind::READY, tid };
         let ready = Ready { head, turn_start_ns: state.stalled_ns, returned };
-        emit::record(&ready, Counter::RecordLost);
+        emit::record(&ready, Counter::RecordLost, emit::Read::Now);
     }
 }
 

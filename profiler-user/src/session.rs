@@ -18,9 +18,10 @@ mod workers;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use profiler_ebpf::limits::CLOSE_LOOK_NS;
 use profiler_ebpf::turn::{phase, state};
 
-use self::followed::{CLOSE_LOOK_NS, Followed};
+use self::followed::Followed;
 use self::instances::Instances;
 use self::shown::Shown;
 use self::slotless::Slotless;
@@ -133,7 +134,6 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let mut wants_ticks = false;
         let mut suspected = Vec::new();
         let instances = Instances::of(&slots, now_ns, self.suspect_ns());
-        let before_ns = self.suspected_ns;
         for slot in slots.iter().copied() {
             if slot.state.phase == phase::DEAD {
                 self.sum_up_gone(slot, now_ns);
@@ -182,9 +182,8 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             }
             self.look(slot, now_ns, jobs);
         }
-        if !suspected.is_empty() {
-            let is_new = now_ns.saturating_sub(before_ns) > CLOSE_LOOK_NS * 2;
-            self.around.look_closely(now_ns, is_new);
+        if self.around.look_closely(!suspected.is_empty(), now_ns) {
+            next_ns = next_ns.min(now_ns + CLOSE_LOOK_NS);
         }
         self.blame.keep(suspected);
         let (blame, outside) = self.outside();
@@ -291,8 +290,10 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         if self.loops.get(&tid).is_some_and(|followed| !followed.is_told(&due)) {
             return;
         }
-        if let Some(first) = due.first() {
-            self.tell_name(tid, first.turn.start_ns, jobs);
+        if let Some(Due { turn, .. }) = due.first()
+            && self.followed(tid).named_in_ns.replace(turn.start_ns) != Some(turn.start_ns)
+        {
+            self.tell_name(tid, turn.start_ns, jobs);
         }
         for mut due in due {
             if let Some(followed) = self.loops.get(&tid) {
@@ -338,6 +339,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             Event::Ready { tid, turn_start_ns, returned } => {
                 self.with(tid, jobs, |tracker, due| tracker.ready(turn_start_ns, returned, due));
             }
+            Event::Asleep => {}
             Event::Exited { tid, at_ns, mut turn, mut by } => {
                 // Whoever executes another program ends all other threads.
                 if self.source.executed_ns().is_some() {

@@ -22,7 +22,7 @@ use crate::session::Session;
 use crate::source::EventSource;
 use crate::source::kernel::KernelSource;
 use crate::start::{self, Begun};
-use crate::stop::{Stop, exit_of};
+use crate::stop::{Stop, exit_of, readable};
 use crate::succession::{self, Pace};
 use crate::turn::tracker;
 use crate::whom;
@@ -135,6 +135,7 @@ impl Watched {
     ) -> anyhow::Result<EndReason> {
         let exit = exit_of(&self.target)?;
         let mut alarm = Alarm::new()?;
+        let records = readable(self.session.source.wakes()?)?;
         loop {
             if self.target.has_exited() {
                 return Ok(EndReason::TargetExited);
@@ -156,6 +157,8 @@ impl Watched {
             };
             tokio::select! {
                 rung = alarm.after(Duration::from_nanos(pause_ns)) => rung?,
+                // The look reads them all.
+                woken = records.readable() => woken?.clear_ready(),
                 _ = exit.readable() => {}
                 () = started => {
                     queue.started = None;

@@ -1,5 +1,6 @@
 //! One loop that is followed: its tracker, and what is known of its thread.
 
+use profiler_ebpf::limits::CLOSE_LOOK_NS;
 use profiler_ebpf::rivals::Rivals;
 use profiler_ebpf::turn::{Loop, Turn, state};
 
@@ -20,11 +21,24 @@ const GLANCE_EVERY_NS: u64 = 1_000_000_000;
 const FIRST_COUNT_NS: u64 = 100_000_000;
 const LONGEST_COUNT_NS: u64 = 10_000_000_000;
 
-/// Between two looks at a suspected turn.
-pub const CLOSE_LOOK_NS: u64 = 10_000_000;
-/// The same where the thread sleeps on in one wait, and nobody else is watched for it. A look finds out that it runs
-/// again, and has it sampled: not too late for a part of a stall that is told, half a threshold.
-const CALM_LOOK_NS: u64 = 20_000_000;
+/// Between two looks at a suspected turn in which nothing changes: the probes wake us when something does.
+const CALM_LOOK_NS: u64 = 50_000_000;
+
+/// A stretch of a turn in which the thread sleeps in one wait, or does not sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stretch {
+    turn_start_ns: u64,
+    voluntary: u32,
+    is_blocked: bool,
+}
+
+impl Stretch {
+    fn of(seen: &Loop) -> Self {
+        let Turn { start_ns, voluntary, .. } = seen.turn;
+        let is_blocked = !(seen.state == state::RUNNING || state::is_ready(seen.state));
+        Self { turn_start_ns: start_ns, voluntary, is_blocked }
+    }
+}
 
 /// When to count next in the turn that stalls.
 #[derive(Debug, Default)]
@@ -42,14 +56,16 @@ pub struct Followed {
     pub completed_ns: u64,
     /// The blocked stretch, by its beginning, in which the address space was found locked.
     pub locked_ns: u64,
+    /// The turn, by its beginning, in which what Python calls the thread was last read.
+    pub named_in_ns: Option<u64>,
     /// The interpreter's state of this thread, once found.
     pub tstate: Option<u64>,
     /// Where the loop's frame keeps which callback it runs, once seen; 0: not yet.
     pub callback_at: u64,
     next_search_ns: u64,
     next_glance_ns: u64,
-    /// The sleep, by its beginning, that the last close look found it in.
-    asleep_since_ns: Option<u64>,
+    /// What the last look found it doing.
+    stretch: Option<Stretch>,
     counting: Counting,
     pub turns: u64,
     /// The sleep that was found to be a park, by its beginning.
@@ -78,11 +94,12 @@ impl Followed {
             tracker,
             completed_ns: 0,
             locked_ns: 0,
+            named_in_ns: None,
             tstate: None,
             callback_at: 0,
             next_search_ns: 0,
             next_glance_ns: 0,
-            asleep_since_ns: None,
+            stretch: None,
             counting: Counting::default(),
             turns: 0,
             parked_ns: None,
@@ -122,13 +139,13 @@ impl Followed {
         due
     }
 
-    /// How long to pause after a close look, which found it in this state.
+    /// How long to pause after a look, which found it in this state. Who is handed work may take up other work unseen.
     pub fn pause_ns(&mut self, seen: &Loop, others_are_watched: bool) -> u64 {
-        let is_calm = seen.state == state::BLOCKED && !others_are_watched;
-        let since_ns = is_calm.then_some(seen.booked_until_ns);
-        let sleeps_on = since_ns.is_some() && self.asleep_since_ns == since_ns;
-        self.asleep_since_ns = since_ns;
-        if sleeps_on { CALM_LOOK_NS } else { CLOSE_LOOK_NS }
+        let is_quiet = !others_are_watched && seen.handed_work == 0;
+        let stretch = is_quiet.then(|| Stretch::of(seen));
+        let goes_on = stretch.is_some() && self.stretch == stretch;
+        self.stretch = stretch;
+        if goes_on { CALM_LOOK_NS } else { CLOSE_LOOK_NS }
     }
 
     /// A tracer may be gone by the time that the stall which it caused is told.
@@ -177,7 +194,7 @@ impl Followed {
 
 #[cfg(test)]
 mod tests {
-    use profiler_ebpf::turn::{Loop, state};
+    use profiler_ebpf::turn::{Loop, Turn, state};
 
     use super::Followed;
 
@@ -195,20 +212,28 @@ mod tests {
         assert_eq!(counted(2, 100), [1000 * MS, 1100 * MS, 1300 * MS, 1700 * MS]);
     }
 
-    /// Looks are fewer where a thread sleeps on in one wait, and close again where anything else is to be seen.
+    /// Looks are fewer where a thread sleeps on in one wait, or runs on, and close again where anything else is to be
+    /// seen.
     #[test]
-    fn calm_sleep() {
+    fn calm_stretches() {
         let mut followed = Followed::new(100 * MS);
-        let seen = |state, booked_until_ns| Loop { state, booked_until_ns, ..Loop::default() };
+        let seen = |state, voluntary| Loop {
+            state,
+            turn: Turn { voluntary, ..Turn::default() },
+            ..Loop::default()
+        };
         let mut pause_ms = |seen: Loop, watched| followed.pause_ns(&seen, watched) / MS;
         let asleep = seen(state::BLOCKED, 7);
         let pauses: Vec<_> = (0..3).map(|_| pause_ms(asleep, false)).collect();
-        assert_eq!(pauses, [10, 20, 20]);
+        assert_eq!(pauses, [10, 50, 50]);
         assert_eq!(pause_ms(seen(state::BLOCKED, 8), false), 10, "another wait");
         assert_eq!(pause_ms(seen(state::BLOCKED, 8), true), 10);
         assert_eq!(pause_ms(seen(state::BLOCKED, 8), false), 10);
-        assert_eq!(pause_ms(seen(state::RUNNING, 9), false), 10);
-        assert_eq!(pause_ms(seen(state::RUNNING, 9), false), 10);
+        assert_eq!(pause_ms(seen(state::RUNNING, 8), false), 10);
+        assert_eq!(pause_ms(seen(state::PREEMPTED, 8), false), 50, "it would run");
+        let worker = Loop { handed_work: 1, ..seen(state::RUNNING, 8) };
+        assert_eq!(pause_ms(worker, false), 10);
+        assert_eq!(pause_ms(worker, false), 10);
     }
 
     /// A thread whose interpreter state was not found is searched for again, however often it is

@@ -37,6 +37,7 @@ pub fn record(bytes: &[u8]) -> Result<Event, Malformed> {
         kind::CAPTURE => capture(bytes).map(|captured| Event::Captured(Box::new(captured))),
         kind::OTHER => capture(bytes).map(|captured| Event::Other(Box::new(captured))),
         kind::WOKEN => prefix(bytes).map(Event::Woken),
+        kind::ASLEEP => Ok(Event::Asleep),
         kind::RIVALS => prefix(bytes).map(|rivals| Event::Rivals(Box::new(rivals))),
         unknown => Err(Malformed::UnknownKind(unknown)),
     }

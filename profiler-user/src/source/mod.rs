@@ -26,6 +26,8 @@ pub enum Event {
     Woken(Woken),
     /// Who ran while a loop's thread was ready and had no CPU; comes before the end of that turn.
     Rivals(Box<Rivals>),
+    /// A loop's thread goes to sleep in a suspected turn. It is there to wake us.
+    Asleep,
     /// A loop's thread has exited, inside a turn or not.
     Exited { tid: u32, at_ns: u64, turn: Option<Turn>, by: ExitedBy },
 }

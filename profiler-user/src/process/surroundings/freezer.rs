@@ -40,7 +40,8 @@ impl Freezers {
         freezers
     }
 
-    pub fn look(&mut self, now_ns: u64) {
+    /// Whether one freezes it.
+    pub fn look(&mut self, now_ns: u64) -> bool {
         let is_frozen = self.groups.iter().any(|(version, state)| {
             state.read(|text| Some(is_frozen(text, *version))).unwrap_or_default()
         });
@@ -50,6 +51,7 @@ impl Freezers {
         }
         (self.looked_ns, self.was_frozen) = (now_ns, is_frozen);
         self.frozen.read(now_ns, self.frozen_ns);
+        is_frozen
     }
 
     /// For how long between two moments.

@@ -46,6 +46,8 @@ pub struct Watch {
     pressure: Option<(PressureOf, Counter)>,
     waited: History,
     next_steal_ns: u64,
+    /// Whether a turn was suspected at the last look.
+    is_close: bool,
     /// `/proc/stat`.
     machine: Option<Counter>,
     stolen: History,
@@ -64,6 +66,7 @@ impl Watch {
             pressure: None,
             waited: History::default(),
             next_steal_ns: 0,
+            is_close: false,
             machine: Counter::open(Path::new("/proc/stat")),
             stolen: History::default(),
             freezers: Freezers::default(),
@@ -89,12 +92,14 @@ impl Watch {
         }
     }
 
-    /// As well while a turn is suspected; `is_new` where none was before.
-    pub fn look_closely(&mut self, now_ns: u64, is_new: bool) {
-        if is_new {
+    /// As well at each look: whether a turn is suspected. True where the next look should be close, too: for how long a
+    /// process is frozen shows in no other way.
+    pub fn look_closely(&mut self, is_close: bool, now_ns: u64) -> bool {
+        let was_close = std::mem::replace(&mut self.is_close, is_close);
+        if is_close && !was_close {
             self.look_at_steal(now_ns);
         }
-        self.freezers.look(now_ns);
+        is_close && self.freezers.look(now_ns)
     }
 
     /// What went on from one moment to another around one thread of the process.

@@ -14,10 +14,11 @@ mod table;
 pub mod ticks;
 
 use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
 use std::thread::ScopedJoinHandle;
 
 use anyhow::{Context, anyhow};
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, Queue, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, MapFd, Queue, RingBuf};
 use aya::programs::Iter;
 use aya::{Btf, BtfError, Ebpf, EbpfLoader, include_bytes_aligned};
 use profiler_ebpf::counter::Counter;
@@ -68,7 +69,6 @@ pub struct KernelSource {
     slots: HashMap<MapData, u32, u32>,
     free: Queue<MapData, u32>,
     python: Array<MapData, [u8; size_of::<PythonLayout>()]>,
-    counters: PerCpuArray<MapData, u64>,
     ticks: ticks::Ticks,
     others: others::Others,
     accepts: accepts::AcceptCounts,
@@ -100,12 +100,11 @@ impl Loaded {
         let (ticks, sampling) = ticks::Ticks::new(&refused, watch.samples);
         probes.push(sampling);
         let mut source = KernelSource {
-            table: table(&ebpf, &watch)?,
+            table: Table::new(|name| descriptor(&ebpf, name), MAX_LOOPS, watch.stats)?,
             ring: take(&mut ebpf, "RECORDS")?.try_into()?,
             slots: take(&mut ebpf, "SLOTS")?.try_into()?,
             free: take(&mut ebpf, "FREE_SLOTS")?.try_into()?,
             python: take(&mut ebpf, "PYTHON")?.try_into()?,
-            counters: take(&mut ebpf, "COUNTERS")?.try_into()?,
             ticks,
             others: others::Others::new(&mut ebpf)?,
             accepts: accepts::AcceptCounts::new(&mut ebpf)?,
@@ -154,18 +153,18 @@ impl KernelSource {
         for slot in 0..MAX_LOOPS {
             self.free.push(slot, 0)?;
         }
-        self.slotless.begin(self.count(Counter::NoSlot));
+        self.slotless.begin(self.table.count(Counter::NoSlot));
         Ok(())
-    }
-
-    fn count(&self, counter: Counter) -> u64 {
-        let values = self.counters.get(&(counter as u32), 0);
-        values.map_or(0, |values| values.iter().sum())
     }
 
     /// What is attached and what is not.
     pub fn probes(&self) -> &[Probe] {
         &self.probes
+    }
+
+    /// Readable when the probes want their records to be read before the next look.
+    pub fn wakes(&self) -> std::io::Result<OwnedFd> {
+        self.ring.as_fd().try_clone_to_owned()
     }
 
     /// Tells the probes how the target's CPython is laid out.
@@ -323,7 +322,7 @@ impl EventSource for KernelSource {
     }
 
     fn slotless(&mut self) -> Vec<u32> {
-        let mut new = self.slotless.news(self.count(Counter::NoSlot));
+        let mut new = self.slotless.news(self.table.count(Counter::NoSlot));
         // Some have got one since.
         new.retain(|tid| self.slots.get(tid, 0).is_err());
         new
@@ -334,7 +333,7 @@ impl EventSource for KernelSource {
             .into_iter()
             .map(|counter| {
                 let early = if counter == Counter::NoSlot { self.slotless.early() } else { 0 };
-                (counter.name(), self.count(counter).saturating_sub(early))
+                (counter.name(), self.table.count(counter).saturating_sub(early))
             })
             .collect();
         losses.push(("malformed_records", self.malformed));
@@ -366,16 +365,6 @@ fn readings(watch: &Watch) -> u32 {
     if watch.stats { MAX_LOOPS } else { 1 }
 }
 
-fn table(ebpf: &Ebpf, watch: &Watch) -> anyhow::Result<Table> {
-    let [loops, captures, parks, rivals, executed] =
-        ["LOOPS", "CAPTURES", "PARKS", "RIVALS", "EXECUTED"].map(|name| descriptor(ebpf, name));
-    let mut table = Table::new(loops?, captures?, parks?, rivals?, executed?, MAX_LOOPS)?;
-    if watch.stats {
-        table.add_readings(descriptor(ebpf, "READINGS")?, readings(watch))?;
-    }
-    Ok(table)
-}
-
 /// The kernel's types, or why they cannot be had.
 fn joined(btf: ScopedJoinHandle<'_, Result<Btf, BtfError>>) -> Result<Btf, Failure> {
     let refused = |why: String| Failure::unsupported(format!("cannot read {BTF_PATH}: {why}"));
@@ -389,7 +378,7 @@ fn take(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<Map> {
     ebpf.take_map(name).ok_or_else(|| anyhow!("the probes have no map `{name}`"))
 }
 
-fn descriptor<'a>(ebpf: &'a Ebpf, name: &str) -> anyhow::Result<&'a aya::maps::MapFd> {
+fn descriptor<'a>(ebpf: &'a Ebpf, name: &str) -> anyhow::Result<&'a MapFd> {
     match ebpf.map(name) {
         Some(Map::Array(data)) => Ok(data.fd()),
         _ => Err(anyhow!("the probes have no array `{name}`")),

@@ -7,7 +7,9 @@ use std::ptr::NonNull;
 use std::sync::atomic::{Ordering, fence};
 
 use anyhow::Context;
+use aya::maps::MapFd;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use profiler_ebpf::counter::Counter;
 use profiler_ebpf::histogram::Histogram;
 use profiler_ebpf::parks::Parks;
 use profiler_ebpf::reading::Reading;
@@ -96,7 +98,7 @@ const GREATEST: [usize; 3] = [
     offset_of!(Reading, delays) + offset_of!(Histogram, greatest_ns),
 ];
 
-/// Loops, captures, ways to park, rivals for a CPU and statistics, by slot.
+/// Loops, captures, ways to park, rivals for a CPU and statistics, by slot; and what was lost.
 #[derive(Debug)]
 pub struct Table {
     loops: Mapped,
@@ -104,32 +106,35 @@ pub struct Table {
     parks: Mapped,
     rivals: Mapped,
     executed: Mapped,
+    counters: Mapped,
     /// Where they are wanted.
     readings: Option<Mapped>,
 }
 
 impl Table {
-    pub fn new(
-        loops: impl AsFd,
-        captures: impl AsFd,
-        parks: impl AsFd,
-        rivals: impl AsFd,
-        executed: impl AsFd,
-        entries: u32,
+    /// Of the maps with these names, for so many slots; `has_readings` where statistics are wanted.
+    pub fn new<'a>(
+        map: impl Fn(&'static str) -> anyhow::Result<&'a MapFd>,
+        slots: u32,
+        has_readings: bool,
     ) -> anyhow::Result<Self> {
+        let readings = || Mapped::new::<Reading>(map("READINGS")?, slots);
         Ok(Self {
-            executed: Mapped::new::<u64>(executed, 1)?,
-            loops: Mapped::new::<Loop>(loops, entries)?,
-            captures: Mapped::new::<Capture>(captures, entries)?,
-            parks: Mapped::new::<Parks>(parks, entries)?,
-            rivals: Mapped::new::<Rivals>(rivals, entries)?,
-            readings: None,
+            loops: Mapped::new::<Loop>(map("LOOPS")?, slots)?,
+            captures: Mapped::new::<Capture>(map("CAPTURES")?, slots)?,
+            parks: Mapped::new::<Parks>(map("PARKS")?, slots)?,
+            rivals: Mapped::new::<Rivals>(map("RIVALS")?, slots)?,
+            executed: Mapped::new::<u64>(map("EXECUTED")?, 1)?,
+            counters: Mapped::new::<u64>(map("COUNTERS")?, Counter::ALL.len() as u32)?,
+            readings: has_readings.then(readings).transpose()?,
         })
     }
 
-    pub fn add_readings(&mut self, readings: impl AsFd, entries: u32) -> anyhow::Result<()> {
-        self.readings = Some(Mapped::new::<Reading>(readings, entries)?);
-        Ok(())
+    /// How often that was counted.
+    pub fn count(&self, counter: Counter) -> u64 {
+        let at = self.counters.at::<u64>(counter as u32);
+        // SAFETY: within the mapping and aligned. Volatile, because the kernel writes it.
+        at.map_or(0, |at| unsafe { at.read_volatile() })
     }
 
     /// Whether a thread has the slot, or had it and has exited. Most have none: that costs one word each.
