@@ -205,11 +205,11 @@ fn wants_mmap_lock(kernel: &[Frame]) -> bool {
 mod tests {
     use super::Activity;
     use crate::frame::Frame;
-    use crate::symbolize::kernel::parse_proc_stack;
+    use crate::process::kernel_stack;
 
     fn parsed(functions: &[&str]) -> Vec<Frame> {
         let lines = functions.iter().map(|function| format!("[<0>] {function}+0x1/0x2\n"));
-        parse_proc_stack(&lines.collect::<String>())
+        kernel_stack::frames(&lines.collect::<String>())
     }
 
     fn of(functions: &[&str]) -> Option<Activity> {

@@ -5,6 +5,7 @@
 
 mod behind;
 mod calls;
+mod missing;
 mod other_threads;
 mod programs;
 mod stacks;
@@ -16,25 +17,27 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
-use profiler_ebpf::record::{CaptureHead, reason};
+use profiler_ebpf::record::reason;
 
 use self::calls::Caller;
+use self::stacks::is_collecting;
 use crate::config::Config;
-use crate::frame::{Counts, Frame, Language, Stack};
+use crate::frame::{Counts, Frame, Stack};
 use crate::gap::Gap;
 use crate::gathered::Gathered;
-use crate::job::{Ending, Job, KernelStack, Losses, PythonFrames, Successor, Verdict};
+use crate::job::{Ending, Job, KernelStack, Losses, Successor, Verdict};
 use crate::process::arguments::Arguments;
+use crate::process::executables::{interpreter, is_interpreters};
+use crate::process::kernel_stack;
 use crate::process::live::LiveMemory;
 use crate::process::modules::Modules;
 use crate::process::queues::waiting;
 use crate::process::target::Target;
 use crate::report::advice::Peers;
-use crate::report::application::{interpreter, is_interpreters};
 use crate::report::facts::{Context, RuntimeFacts, SessionFacts};
 use crate::report::group::Tally;
 use crate::report::{Finish, Report};
-use crate::runtime::collector::is_of_collector;
+use crate::runtime::cpython::capture::PythonFrames;
 use crate::runtime::loops::loop_kind;
 use crate::runtime::pool::{Posture, is_untold};
 use crate::runtime::ruby;
@@ -42,7 +45,7 @@ use crate::runtime::tokio;
 use crate::runtime::v8::ScriptFrames;
 use crate::sink::{self, Sink};
 use crate::source::Captured;
-use crate::symbolize::kernel::{KernelSymbols, parse_proc_stack};
+use crate::symbolize::kernel::KernelSymbols;
 use crate::symbolize::native::NativeSymbolizer;
 use crate::symbolize::perf_map::PerfMap;
 use crate::turn::alike::Was;
@@ -275,7 +278,7 @@ impl Analyst {
             return;
         }
         stack.kernel = match kernel {
-            KernelStack::Text(Some(text)) => parse_proc_stack(text),
+            KernelStack::Text(Some(text)) => kernel_stack::frames(text),
             KernelStack::Text(None) => {
                 let why = "/proc/PID/task/TID/stack cannot be read: it needs CAP_SYS_ADMIN";
                 stack.gaps.push(Gap::new("kernel stack", why));
@@ -379,15 +382,6 @@ impl Analyst {
         }
         self.sink.accept(&report)
     }
-}
-
-/// Whether the thread was collecting garbage. The flag is the whole interpreter's, and whoever collects
-/// holds its lock. Where the thread's innermost code is Python's own, another one collects all the same:
-/// that of a finalizer which has given the lock away.
-fn is_collecting(head: &CaptureHead, stack: &Stack) -> bool {
-    let is_native = |frame: &Frame| frame.language == Language::Native;
-    let may_be_the_flags = head.holds_gil == 1 && stack.frames.first().is_some_and(is_native);
-    (head.collecting == 1 && may_be_the_flags) || stack.frames.iter().any(is_of_collector)
 }
 
 /// What a tick found.

@@ -1,10 +1,37 @@
 //! The clocks of the probes and of people, and one moment on both.
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use nix::time::{ClockId, clock_gettime};
 
-use crate::report::facts::WallAnchor;
+/// One moment on both clocks, taken at attach: the only way in which wall-clock time enters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WallAnchor {
+    pub monotonic_ns: u64,
+    pub wall_ns_since_epoch: u64,
+}
+
+impl WallAnchor {
+    /// A moment of `CLOCK_MONOTONIC` in ns since the epoch.
+    pub const fn wall_ns(&self, monotonic_ns: u64) -> u64 {
+        if monotonic_ns >= self.monotonic_ns {
+            self.wall_ns_since_epoch.saturating_add(monotonic_ns - self.monotonic_ns)
+        } else {
+            self.wall_ns_since_epoch.saturating_sub(self.monotonic_ns - monotonic_ns)
+        }
+    }
+
+    /// The same as RFC 3339 in UTC, µs.
+    pub fn timestamp(&self, monotonic_ns: u64) -> String {
+        rfc3339(self.wall_ns(monotonic_ns))
+    }
+}
+
+/// Nanoseconds since the epoch as RFC 3339 in UTC, µs. All of `u64` lies before the year 2555.
+pub fn rfc3339(wall_ns_since_epoch: u64) -> String {
+    let moment = UNIX_EPOCH + Duration::from_nanos(wall_ns_since_epoch);
+    humantime::format_rfc3339_micros(moment).to_string()
+}
 
 /// CLOCK_MONOTONIC, the clock of the probes.
 pub fn monotonic_ns() -> u64 {
@@ -34,4 +61,32 @@ pub fn wall_anchor() -> WallAnchor {
 
 fn nanoseconds(time: nix::sys::time::TimeSpec) -> u64 {
     u64::try_from(Duration::from(time).as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{WallAnchor, rfc3339};
+
+    /// Moments before and after the anchor come out at the right distance, in µs, rounded down.
+    #[test]
+    fn anchored() {
+        let anchor = WallAnchor {
+            monotonic_ns: 5_000_000_000,
+            wall_ns_since_epoch: 1_795_238_400_000_000_000,
+        };
+        assert_eq!(anchor.timestamp(5_000_000_000), "2026-11-21T05:20:00.000000Z");
+        assert_eq!(anchor.timestamp(5_001_234_999), "2026-11-21T05:20:00.001234Z");
+        assert_eq!(anchor.timestamp(4_000_000_000), "2026-11-21T05:19:59.000000Z");
+    }
+
+    /// No time that fits the type is refused.
+    #[test]
+    fn extremes() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000000Z");
+        assert_eq!(rfc3339(u64::MAX), "2554-07-21T23:34:33.709551Z");
+        let anchor = WallAnchor { monotonic_ns: u64::MAX, wall_ns_since_epoch: 7 };
+        assert_eq!(anchor.timestamp(0), "1970-01-01T00:00:00.000000Z");
+        let anchor = WallAnchor { monotonic_ns: 0, wall_ns_since_epoch: u64::MAX };
+        assert_eq!(anchor.timestamp(9), rfc3339(u64::MAX));
+    }
 }

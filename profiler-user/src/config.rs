@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::cli::{self, Attach, StatsInterval};
 use crate::error::{Exit, Failure};
 use crate::report::fit::{LEAST_LINE_LIMIT_BYTES, Limits};
 use crate::report::schema::session::Stacks;
+use crate::sink::settings::{Colour, Detail, Format, Look, Settings};
 use crate::source::kernel::attach::WaitHooks;
 use crate::source::kernel::ticks::SampleHooks;
 
@@ -37,7 +37,7 @@ pub struct Config {
     pub error_threshold_ns: u64,
     pub duration: Option<Duration>,
     pub leave_within: Duration,
-    pub output: Output,
+    pub output: Settings,
     pub wait_hooks: WaitHooks,
     pub sample_hooks: SampleHooks,
     pub watch_workers: bool,
@@ -47,55 +47,6 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// Whether command lines of other processes than the target are told.
     pub show_commands: bool,
-}
-
-/// Where reports go and how they look.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Output {
-    pub file: Option<PathBuf>,
-    pub format: Format,
-    /// Of lines of JSON.
-    pub limits: Limits,
-}
-
-impl Output {
-    /// Whether every frame is shown with all that is known of it.
-    pub fn shows_all(&self) -> bool {
-        match self.format {
-            Format::Json => self.limits.stacks == Stacks::Full,
-            Format::Text(look) => look.detail == Detail::Everything,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    Json,
-    Text(Look),
-}
-
-/// How text looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Look {
-    pub colour: Colour,
-    pub detail: Detail,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Colour {
-    Always,
-    Never,
-}
-
-/// How much of a report text has. JSON has all of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Detail {
-    /// What fits a terminal beside other stalls.
-    Brief,
-    /// Exact times, libraries' frames, other stacks, what is missing.
-    More,
-    /// Nothing is folded or left out.
-    Everything,
 }
 
 impl Config {
@@ -126,7 +77,7 @@ impl Config {
             error_threshold_ns,
             duration: attach.duration,
             leave_within: Duration::from_nanos(nanoseconds("--leave-within", attach.leave_within)?),
-            output: Output { file: attach.output.clone(), format, limits: limits(attach)? },
+            output: Settings { file: attach.output.clone(), format, limits: limits(attach)? },
             all_threads: attach.all_threads,
             stats_interval: stats_interval(attach.stats_interval, terminal)?,
             wait_hooks: match attach.wait_hooks {

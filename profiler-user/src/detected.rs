@@ -3,10 +3,10 @@
 //! A program that is only starting has neither mapped yet: see [`Lookout`](crate::lookout::Lookout).
 
 use crate::gap::Gap;
+use crate::process::executables::{interpreter, is_libc};
 use crate::process::live::{LiveMemory, open_region};
 use crate::process::maps::{Backing, Region};
 use crate::process::target::Target;
-use crate::report::application::{interpreter, is_libc};
 use crate::report::facts::{Libc, ProgramFacts, RuntimeFacts};
 use crate::runtime::cpython::Python;
 use crate::runtime::go::{self, Go};

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::gap::Gap;
 use crate::known::Known;
 use crate::process::neighbour::Neighbour;
+use crate::process::queues::Queue;
 use crate::runtime::pool::Pool;
 use crate::turn::company::Companions;
 use crate::turn::futex::FutexWaits;
@@ -14,7 +15,7 @@ use crate::turn::holders::Holders;
 use crate::turn::samples::{Samples, Wait};
 use crate::turn::tracker::Due;
 use crate::turn::{
-    Awaited, Company, Holder, Lock, LockOwner, Moment, Other, Queue, Sampled, Waited, Waker,
+    Awaited, Company, Holder, Lock, LockOwner, Moment, Other, Sampled, Waited, Waker,
 };
 
 /// Ends of waits kept of one turn; beyond this they are counted.

@@ -35,6 +35,7 @@ pub mod around;
 pub mod task;
 pub mod interval;
 pub mod call;
+pub mod syscall;
 pub mod process;
 pub mod source;
 pub mod turn;

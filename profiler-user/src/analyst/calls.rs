@@ -21,7 +21,7 @@ use crate::process::listing::{Listed, Unlisted, listed};
 use crate::process::mounts::{self, Opened};
 use crate::process::parties::{child, children, party};
 use crate::report::purpose::{self, Purpose};
-use crate::report::syscalls::{self, Operand, operand, sends};
+use crate::syscall::{self, Operand, operand, sends};
 
 /// Of the descriptors that a `poll` waits for, those that are described.
 const MAX_DESCRIBED: usize = 4;
@@ -46,7 +46,7 @@ pub struct Caller<'a> {
 impl Caller<'_> {
     /// What can be said of the call. It is over already where its arguments say so, or are not there.
     pub fn look(self, arguments: Option<&Arguments>, known: &mut Known) -> Option<Call> {
-        syscalls::name(self.registers.syscall)?;
+        syscall::name(self.registers.syscall)?;
         let timeout = arguments.and_then(|it| self.timeout(it));
         let mut call = Call { timeout, ..Call::default() };
         let Some(arguments) = arguments.filter(|arguments| !arguments.is_over) else {
@@ -95,7 +95,7 @@ impl Caller<'_> {
         let path = format!("/proc/{}/task/{}/syscall", self.pid, self.tid);
         let mut text = String::with_capacity(256);
         match fs::File::open(&path).and_then(|mut file| file.read_to_string(&mut text)) {
-            Ok(_) => Ok(syscalls::is_inside(&text, self.registers)),
+            Ok(_) => Ok(syscall::is_inside(&text, self.registers)),
             Err(error) if error.kind() == ErrorKind::PermissionDenied => {
                 Err(Unlisted::new(&path, error))
             }
@@ -191,7 +191,7 @@ impl Caller<'_> {
                 descriptor.kind,
                 Kind::Pipe | Kind::Eventfd | Kind::Timerfd | Kind::Signalfd | Kind::Inotify
             );
-            if is_endless && blocks && syscalls::transfers(self.registers) {
+            if is_endless && blocks && syscall::transfers(self.registers) {
                 call.timeout = Some(Timeout::None);
             }
             return;
@@ -206,7 +206,7 @@ impl Caller<'_> {
         }
         match borrowed::ask(self.pid, descriptor.number, descriptor.is_unix()) {
             Ok(answers) => {
-                if blocks && syscalls::transfers(self.registers) {
+                if blocks && syscall::transfers(self.registers) {
                     let set = if sends(self.registers) { answers.send } else { answers.receive };
                     call.timeout = set;
                 }
@@ -351,11 +351,11 @@ impl Caller<'_> {
 /// Whether a call could have been on such a thing. Once a call is over, its descriptor's number may stand
 /// for another.
 fn may_work_on(registers: &Registers, kind: Kind) -> bool {
-    match syscalls::name(registers.syscall).unwrap_or_default() {
+    match syscall::name(registers.syscall).unwrap_or_default() {
         "recvfrom" | "recvmsg" | "recvmmsg" | "sendto" | "sendmsg" | "sendmmsg" | "connect"
         | "accept" | "accept4" => kind == Kind::Socket,
         "epoll_wait" | "epoll_pwait" | "epoll_pwait2" => kind == Kind::Epoll,
-        _ if syscalls::is_write_back(registers) => matches!(kind, Kind::File | Kind::Device),
+        _ if syscall::is_write_back(registers) => matches!(kind, Kind::File | Kind::Device),
         _ => true,
     }
 }

@@ -6,10 +6,11 @@ use profiler_ebpf::record::Registers;
 
 use crate::call::Party;
 use crate::process::arguments;
+use crate::process::kernel_stack;
 use crate::process::live::LiveMemory;
 use crate::process::parties::{children, party};
-use crate::report::{purpose, syscalls};
-use crate::symbolize::kernel::parse_proc_stack;
+use crate::report::purpose;
+use crate::syscall;
 
 /// Children that are looked at: whoever has more of them starts them by other means.
 const MAX_CHILDREN: usize = 256;
@@ -37,14 +38,14 @@ pub fn being_started(pid: u32) -> Option<Starting> {
 /// Whether a process waits for one that checks files, by its kernel stack.
 fn is_asked_about(pid: u32) -> bool {
     let stack = fs::read_to_string(format!("/proc/{pid}/stack"));
-    stack.is_ok_and(|text| purpose::is_checked(&parse_proc_stack(&text)))
+    stack.is_ok_and(|text| purpose::is_checked(&kernel_stack::frames(&text)))
 }
 
 /// What a process is about to run. None: it is in no `execve`.
 fn program_of(pid: u32) -> Option<Option<String>> {
     let text = fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?;
     let registers = parse(&text)?;
-    let name = syscalls::name(registers.syscall).filter(|name| name.starts_with("execve"))?;
+    let name = syscall::name(registers.syscall).filter(|name| name.starts_with("execve"))?;
     let path = arguments::read(&LiveMemory::new(pid), name, &registers, 0).path;
     Some(path.map(|path| path.path).filter(|path| !path.is_empty()))
 }

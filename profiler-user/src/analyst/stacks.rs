@@ -1,20 +1,23 @@
 //! Captures to named stacks: native frames, the interpreters' frames in their places, and the kernel's.
 
+use profiler_ebpf::record::CaptureHead;
+
 use super::Analyst;
-use crate::frame::{Frame, Stack};
+use super::missing::missing;
+use crate::frame::{Frame, Language, Stack};
 use crate::gap::Gap;
-use crate::job::PythonFrames;
 use crate::process::live::open_region;
 use crate::report::application::Owner;
+use crate::runtime::collector::is_of_collector;
+use crate::runtime::cpython::capture::PythonFrames;
 use crate::runtime::cpython::python_stack;
 use crate::runtime::pool::{Posture, posture};
-use crate::runtime::v8::ScriptFrames;
+use crate::runtime::v8::{self, ScriptFrames};
 use crate::source::Captured;
 use crate::symbolize::kernel::KernelSymbols;
-use crate::symbolize::missing::missing;
 use crate::task::Running;
+use crate::unwind::greenlet;
 use crate::unwind::merge::{PythonStack, merge};
-use crate::unwind::{greenlet, javascript};
 
 impl Analyst {
     /// The stack, and what its thread is about.
@@ -41,7 +44,7 @@ impl Analyst {
         let posture = posture(registers, &native, &named, &captured.python, python);
         let greenlet_end = greenlet::end(&mut named);
         let copy = (registers, &*captured.stack);
-        let mut gaps = javascript::place(&mut named, &native, &self.modules, script, copy);
+        let mut gaps = v8::merge::place(&mut named, &native, &self.modules, script, copy);
         let unlisted = self.perf_map.name_stack(&mut named, &native, &self.modules);
         // Where V8 is read, it has been said above why a frame has no name.
         gaps.extend(unlisted.filter(|_| !script.code.is_known()));
@@ -97,4 +100,13 @@ impl Analyst {
             }
         }
     }
+}
+
+/// Whether the thread was collecting garbage. The flag is the whole interpreter's, and whoever collects
+/// holds its lock. Where the thread's innermost code is Python's own, another one collects all the same:
+/// that of a finalizer which has given the lock away.
+pub(super) fn is_collecting(head: &CaptureHead, stack: &Stack) -> bool {
+    let is_native = |frame: &Frame| frame.language == Language::Native;
+    let may_be_the_flags = head.holds_gil == 1 && stack.frames.first().is_some_and(is_native);
+    (head.collecting == 1 && may_be_the_flags) || stack.frames.iter().any(is_of_collector)
 }

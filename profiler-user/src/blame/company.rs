@@ -6,12 +6,13 @@
 use profiler_ebpf::record::ThreadSnapshot;
 
 use super::{Blame, Outside};
-use crate::job::{Bystander, Job, OthersSeen, PythonFrames};
+use crate::job::{Bystander, Job, OthersSeen};
 use crate::process::TargetMemory;
 use crate::process::arguments;
-use crate::report::syscalls;
+use crate::runtime::cpython::capture::PythonFrames;
 use crate::source::{Captured, EventSource};
 use crate::standing::{self, Standing};
+use crate::syscall;
 
 /// Threads that wait for each other in a row, followed at most.
 const MAX_CHAIN: usize = 4;
@@ -85,7 +86,7 @@ impl Blame {
     ) -> Bystander {
         let python = PythonFrames::of(&captured, outside.python.as_deref_mut(), outside.memory);
         let registers = &captured.head.registers;
-        let arguments = syscalls::name(registers.syscall)
+        let arguments = syscall::name(registers.syscall)
             .map(|name| arguments::read(outside.memory, name, registers, captured.head.at_ns));
         let awaited = self.awaited_in(registers);
         let waits_for = awaited.lock(registers).zip(self.holder(outside, awaited, &captured));

@@ -7,13 +7,19 @@ use super::listeners;
 use super::listing::{Unlisted, listed};
 use super::sockets::{self, Internet, State};
 use crate::gap::Gap;
-use crate::turn::Queue;
 
 /// Descriptors of the process that are looked at: `RLIMIT_NOFILE` is rarely set beyond.
 const MAX_DESCRIPTORS: usize = 65_536;
 
 /// Listening sockets whose queues are told.
 const MAX_QUEUES: usize = 16;
+
+/// Connections that wait at one listening socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Queue {
+    pub address: String,
+    pub waiting: u64,
+}
 
 /// The queues that are not empty now, and what of them could not be had.
 pub fn waiting(pid: u32) -> (Vec<Queue>, Option<Gap>) {
@@ -70,8 +76,7 @@ mod tests {
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 
-    use super::waiting;
-    use crate::turn::Queue;
+    use super::{Queue, waiting};
 
     /// Connections that nobody accepts are counted at the address that they came to, until somebody does.
     #[test]

@@ -1,11 +1,12 @@
 //! A stack's frames to whose code they are: the application's, a library's, or plumbing.
 
-use super::executables::is_system_library;
-pub use super::executables::{interpreter, is_interpreter_library, is_interpreters};
 use super::facts::{Libc, ProcessFacts};
 use super::foreign::{is_compiled_in, is_waiter};
 use super::libc_names::is_of_libc;
 use crate::frame::{Frame, Language};
+use crate::process::executables::{
+    basename, interpreter, is_interpreter_library, is_system_library,
+};
 use crate::runtime::tokio;
 use crate::unwind::greenlet::is_beginning;
 
@@ -30,12 +31,6 @@ const LOOPS: [(&str, &[&str]); 6] = [
     ("twisted/internet/base.py", &["runUntilCurrent", "mainLoop", "run"]),
     ("twisted/internet/posixbase.py", &["_doReadOrWrite"]),
 ];
-
-/// Whether a mapped file is a C library, or the loader that comes with one.
-pub fn is_libc(path: &str) -> bool {
-    const KNOWN: [&str; 5] = ["libc.so", "libc-2", "ld-linux", "ld-musl", "libc.musl"];
-    KNOWN.iter().any(|known| basename(path).starts_with(known))
-}
 
 /// Tells whose code the frames of one process are.
 #[derive(Debug, Clone, Copy)]
@@ -227,11 +222,6 @@ fn is_loop(frame: &Frame) -> bool {
     let name = function.rsplit('.').next().unwrap_or(function);
     frame.language == Language::Python
         && LOOPS.iter().any(|(path, names)| file.ends_with(path) && names.contains(&name))
-}
-
-/// The last component of a path.
-pub fn basename(path: &str) -> &str {
-    path.rsplit('/').next().unwrap_or(path)
 }
 
 #[cfg(test)]

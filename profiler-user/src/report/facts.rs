@@ -1,40 +1,11 @@
 //! What a report's builder is told about the session, the process and the thread: data that others have read.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, UNIX_EPOCH};
 
 use super::advice::Peers;
+use crate::clock::WallAnchor;
 use crate::gap::Gap;
 use crate::runtime::{go, ruby};
-
-/// One moment on both clocks, taken at attach: the only way in which wall-clock time enters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WallAnchor {
-    pub monotonic_ns: u64,
-    pub wall_ns_since_epoch: u64,
-}
-
-impl WallAnchor {
-    /// A moment of `CLOCK_MONOTONIC` in ns since the epoch.
-    pub const fn wall_ns(&self, monotonic_ns: u64) -> u64 {
-        if monotonic_ns >= self.monotonic_ns {
-            self.wall_ns_since_epoch.saturating_add(monotonic_ns - self.monotonic_ns)
-        } else {
-            self.wall_ns_since_epoch.saturating_sub(self.monotonic_ns - monotonic_ns)
-        }
-    }
-
-    /// The same as RFC 3339 in UTC, µs.
-    pub fn timestamp(&self, monotonic_ns: u64) -> String {
-        rfc3339(self.wall_ns(monotonic_ns))
-    }
-}
-
-/// Nanoseconds since the epoch as RFC 3339 in UTC, µs. All of `u64` lies before the year 2555.
-pub fn rfc3339(wall_ns_since_epoch: u64) -> String {
-    let moment = UNIX_EPOCH + Duration::from_nanos(wall_ns_since_epoch);
-    humantime::format_rfc3339_micros(moment).to_string()
-}
 
 /// The target. What is `None` could not be read, or is not so (no container); the gaps tell which.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -160,20 +131,8 @@ pub struct Context<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Libc, ProgramFacts, RuntimeFacts, WallAnchor, rfc3339};
+    use super::{Libc, ProgramFacts, RuntimeFacts};
     use crate::gap::Gap;
-
-    /// Moments before and after the anchor come out at the right distance, in µs, rounded down.
-    #[test]
-    fn anchored() {
-        let anchor = WallAnchor {
-            monotonic_ns: 5_000_000_000,
-            wall_ns_since_epoch: 1_795_238_400_000_000_000,
-        };
-        assert_eq!(anchor.timestamp(5_000_000_000), "2026-11-21T05:20:00.000000Z");
-        assert_eq!(anchor.timestamp(5_001_234_999), "2026-11-21T05:20:00.001234Z");
-        assert_eq!(anchor.timestamp(4_000_000_000), "2026-11-21T05:19:59.000000Z");
-    }
 
     /// A runtime that turns up takes the place of the reason for its absence, and of nothing else.
     #[test]
@@ -192,16 +151,5 @@ mod tests {
         session.learn(ProgramFacts { runtime: Some(python.clone()), gap: None, libc });
         assert_eq!((&session.process.unread, session.process.libc), (&None, libc));
         assert_eq!((session.gaps, session.runtime), (vec![other], Some(python)));
-    }
-
-    /// No time that fits the type is refused.
-    #[test]
-    fn extremes() {
-        assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000000Z");
-        assert_eq!(rfc3339(u64::MAX), "2554-07-21T23:34:33.709551Z");
-        let anchor = WallAnchor { monotonic_ns: u64::MAX, wall_ns_since_epoch: 7 };
-        assert_eq!(anchor.timestamp(0), "1970-01-01T00:00:00.000000Z");
-        let anchor = WallAnchor { monotonic_ns: 0, wall_ns_since_epoch: u64::MAX };
-        assert_eq!(anchor.timestamp(9), rfc3339(u64::MAX));
     }
 }

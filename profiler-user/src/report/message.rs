@@ -1,6 +1,5 @@
 //! What a line says to its one sentence for a person.
 
-use super::application::basename;
 use super::facts::{ProcessFacts, ThreadFacts};
 use super::portion::Chosen;
 use super::qualified::Qualified;
@@ -8,6 +7,7 @@ use super::schema::session::{EndReason, Totals};
 use super::schema::stall::{
     Activity, Cause, CauseKind, Component, Culprit, Language, Pause, Stall, Waits,
 };
+use crate::process::executables::basename;
 use crate::turn::Moment;
 
 /// Other parts of a stall are said where they are at least this fraction of the cause's.
@@ -227,6 +227,7 @@ mod tests {
         subject,
     };
     use crate::gap::Gap;
+    use crate::process::queues::Queue;
     use crate::report::facts::ThreadFacts;
     use crate::report::group::Tally;
     use crate::report::schema::stall::PartOfStall::Running;
@@ -234,7 +235,7 @@ mod tests {
         Callback, Cause, CauseKind, Confidence, Culprit, Language, PartOfStall, StallLine,
     };
     use crate::report::{Report, sample};
-    use crate::turn::{End, Moment, Queue, Sampled, Stall};
+    use crate::turn::{End, Moment, Sampled, Stall};
 
     fn message(moment: Moment, stall: &Stall) -> String {
         sample::report(moment, stall).common().message.clone()

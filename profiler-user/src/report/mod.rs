@@ -9,7 +9,6 @@ pub mod advice;
 pub mod application;
 mod cause;
 mod culprit;
-pub mod executables;
 pub mod fit;
 pub mod facts;
 mod foreign;
@@ -26,7 +25,6 @@ pub mod schema;
 pub mod service;
 mod signature;
 pub mod stats;
-pub mod syscalls;
 mod task;
 
 use std::collections::BTreeMap;
@@ -35,7 +33,7 @@ use profiler_ebpf::turn::START_UNKNOWN;
 
 use self::application::{Origin, Owner};
 use self::cause::Verdict;
-use self::facts::{Context, ProcessFacts, RuntimeFacts, SessionFacts, ThreadFacts, rfc3339};
+use self::facts::{Context, ProcessFacts, RuntimeFacts, SessionFacts, ThreadFacts};
 use self::group::Tally;
 use self::portion::{Chosen, Portion};
 use self::printable::{cut, printable};
@@ -46,9 +44,11 @@ use self::schema::stall::{
     StallLine, State, Switches, Thread, WaitingConnections,
 };
 use self::schema::{Common, Process, Runtime, SchemaVersion, Severity};
+use crate::clock::rfc3339;
 use crate::frame;
 use crate::gap::Gap;
-use crate::turn::{self, End, Moment, Queue, Sampled, Stall as SeenStall, ThreadState};
+use crate::process::queues::Queue;
+use crate::turn::{self, End, Moment, Sampled, Stall as SeenStall, ThreadState};
 
 /// Bytes of the target's command line that each line repeats: enough to know it by.
 const MAX_COMMAND_BYTES: usize = 256;

@@ -3,8 +3,8 @@
 use profiler_ebpf::record::Registers;
 
 use super::application::is_of_python;
-use super::syscalls::{self, Operand, operand};
 use crate::frame::{Frame, Language, Stack};
+use crate::syscall::{self, Operand, operand};
 
 pub use super::schema::call::Purpose;
 
@@ -42,29 +42,29 @@ const CHECKS: [&str; 2] = ["fanotify_handle_event", "fanotify_get_response"];
 
 /// What the call is for.
 pub fn of(registers: &Registers, stack: &Stack) -> Option<Purpose> {
-    if syscalls::is_futex(registers) {
+    if syscall::is_futex(registers) {
         return None;
     }
     let frames = &stack.frames;
     if is_checked(&stack.kernel) {
         return Some(Purpose::AccessCheck);
     }
-    let is_sleep = syscalls::is_sleep(registers);
+    let is_sleep = syscall::is_sleep(registers);
     // A function of the application's that SQLite calls waits for something of its own.
     let is_native = |frame: &&Frame| frame.language == Language::Native;
     let mut called_last = frames.iter().take_while(is_native);
-    if (is_sleep || syscalls::is_file_lock(registers))
+    if (is_sleep || syscall::is_file_lock(registers))
         && called_last.any(|frame| SQLITE.iter().any(|known| name(frame).starts_with(known)))
     {
         Some(Purpose::SqliteBusy)
-    } else if syscalls::is_file_lock(registers) {
+    } else if syscall::is_file_lock(registers) {
         Some(Purpose::FileLock)
     } else if starts_program(registers, frames) {
         Some(Purpose::ProgramStart)
     } else if is_of_grpc(registers, frames) {
         Some(Purpose::CompletionQueue)
     } else if matches!(operand(registers), Operand::Child(_))
-        || (syscalls::name(registers.syscall).is_some_and(|it| WAITS_FOR_OUTPUT.contains(&it))
+        || (syscall::name(registers.syscall).is_some_and(|it| WAITS_FOR_OUTPUT.contains(&it))
             && frames.iter().any(spawns))
     {
         Some(Purpose::ChildProcess)
@@ -83,7 +83,7 @@ pub fn is_checked(kernel: &[Frame]) -> bool {
 /// Whether gRPC itself waits: what it calls back, and what has called it, does not count.
 fn is_of_grpc(registers: &Registers, frames: &[Frame]) -> bool {
     let is_native = |frame: &&Frame| frame.language == Language::Native;
-    syscalls::name(registers.syscall).is_some_and(|it| WAITS_OF_GRPC.contains(&it))
+    syscall::name(registers.syscall).is_some_and(|it| WAITS_OF_GRPC.contains(&it))
         && frames.iter().take_while(is_native).any(is_grpc)
 }
 
@@ -123,7 +123,7 @@ fn starts_program(registers: &Registers, frames: &[Frame]) -> bool {
     let is_native = |frame: &&Frame| frame.language == Language::Native;
     let is_starter = |frame: &Frame| STARTERS.contains(&name(frame));
     let by_native = || frames.iter().take_while(is_native).any(is_starter);
-    match syscalls::name(registers.syscall) {
+    match syscall::name(registers.syscall) {
         Some("vfork") => true,
         Some("clone") => registers.args.first().is_some_and(|flags| flags & CLONE_VFORK != 0),
         Some("clone3") => by_native() || frames.iter().any(of_python),

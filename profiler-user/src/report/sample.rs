@@ -9,15 +9,14 @@ use profiler_ebpf::turn::{Turn, wait};
 use zerocopy::FromZeros;
 
 use super::advice::Peers;
-use super::facts::{
-    Context, Libc, ProcessFacts, RuntimeFacts, SessionFacts, ThreadFacts, WallAnchor,
-};
+use super::facts::{Context, Libc, ProcessFacts, RuntimeFacts, SessionFacts, ThreadFacts};
 use super::group::Tally;
 use super::schema::session::{Configuration, EndReason, Probe, Stacks, WaitHooks};
 use super::stats::{Measured, StatsContext};
 use super::{Finish, Report, Start};
 use crate::around::{Cpus, Growth, Surroundings};
 use crate::call::{Call, Descriptor, Kind, Party, Timeout};
+use crate::clock::WallAnchor;
 use crate::frame::{Counts, Frame, Language, Stack};
 use crate::gap::Gap;
 use crate::interval::{Acceptor, LoopInterval, TimeInTurns};

@@ -1,7 +1,7 @@
 //! What is known of a process to the name that its people have for it.
 
-use super::application::{basename, interpreter};
 use super::printable::{cut, printable};
+use crate::process::executables::{basename, interpreter};
 
 /// A longer name is nobody's.
 const MAX_BYTES: usize = 128;

@@ -6,9 +6,9 @@
 //! language, and its source file without folders, or of native code the module, which is there with and
 //! without debug information. Where there is no culprit, the program's file stands for it.
 
-use super::application::basename;
 use super::schema::stall::{CauseKind, Culprit, Language};
 use crate::frame::Frame;
+use crate::process::executables::basename;
 
 /// FNV-1a, 64 bits (RFC 9923): the same on every machine and in every version of this program.
 const BASIS: u64 = 0xcbf2_9ce4_8422_2325;

@@ -11,8 +11,8 @@ use profiler_ebpf::record::Registers;
 use profiler_ebpf::turn::{FUTEX, wait, wait_of};
 
 use crate::frame::{Frame, Language};
-use crate::job::PythonFrames;
 use crate::process::frozen::is_of_a_loop;
+use crate::runtime::cpython::capture::PythonFrames;
 use crate::runtime::cpython::{FrameKind, NamedFrame};
 use crate::runtime::{tokio, worker_threads};
 use crate::unwind::merge::NamedNativeStack;
@@ -314,8 +314,8 @@ mod tests {
 
     use super::{Pool, Posture, Word, is_untold, posture, work_frame};
     use crate::frame::{Frame, Language};
-    use crate::job::PythonFrames;
     use crate::report::sample::{native, python as python_frame};
+    use crate::runtime::cpython::capture::PythonFrames;
     use crate::runtime::cpython::{FrameKind, NamedFrame};
     use crate::unwind::merge::NamedNativeStack;
     use crate::unwind::native::{NativeFrame, NativeStack, Reached};

@@ -6,9 +6,9 @@
 //! condition that these wait for themselves is that of the GVL, which they take back before they return.
 
 use crate::frame::{Frame, Language};
+use crate::process::executables::{basename, is_libc};
 use crate::process::maps::{Backing, Region};
 use crate::process::target::WaitDescriptors;
-use crate::report::application::{basename, is_libc};
 
 /// As a report's `runtime.name` has it.
 pub const NAME: &str = "ruby";
@@ -212,7 +212,7 @@ fn is_file_of_ruby(path: &str) -> bool {
     let is_version = |rest: &str| rest.is_empty() || rest.starts_with(|c: char| !c.is_alphabetic());
     let is_library = |rest: &str| rest.contains(".so") && is_version(rest);
     name.strip_prefix("libruby").is_some_and(is_library)
-        || crate::report::application::interpreter(path) == Some(NAME)
+        || crate::process::executables::interpreter(path) == Some(NAME)
             && !name.starts_with("truffle")
 }
 

@@ -10,15 +10,16 @@ use super::workers::{is_replaced, is_served};
 use crate::activity::Activity;
 use crate::blame::{Blame, Blocked, Outside};
 use crate::gap::Gap;
-use crate::job::{Job, KernelStack, PythonFrames};
+use crate::job::{Job, KernelStack};
 use crate::process::TargetMemory;
 use crate::process::arguments::{self, Arguments};
+use crate::process::kernel_stack;
 use crate::process::stack::{CopiedStack, read_stack};
 use crate::process::surroundings;
-use crate::report::syscalls::{name, restarted};
+use crate::runtime::cpython::capture::PythonFrames;
 use crate::runtime::v8::ScriptFrames;
 use crate::source::{Captured, EventSource, PythonPlaces, Slot};
-use crate::symbolize::kernel::parse_proc_stack;
+use crate::syscall::{name, restarted};
 use crate::turn::Awaited;
 
 impl<S: EventSource, M: TargetMemory> Session<S, M> {
@@ -273,5 +274,5 @@ fn past_arguments(captured: &Captured) -> Option<Arguments> {
 }
 
 fn waits_for_address_space(kernel: &str) -> bool {
-    Activity::of_sleep(&parse_proc_stack(kernel)) == Some(Activity::MmapLock)
+    Activity::of_sleep(&kernel_stack::frames(kernel)) == Some(Activity::MmapLock)
 }

@@ -9,8 +9,9 @@ use profiler_ebpf::turn::{Loop, START_UNKNOWN, Turn, phase, state};
 
 use super::Session;
 use super::followed::Followed;
-use crate::job::{Job, PythonFrames};
+use crate::job::Job;
 use crate::process::TargetMemory;
+use crate::runtime::cpython::capture::PythonFrames;
 use crate::runtime::pool::work_frame;
 use crate::source::{Captured, EventSource, Slot};
 use crate::turn::instead::Instead;

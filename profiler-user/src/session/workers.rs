@@ -13,10 +13,11 @@ use profiler_ebpf::record::{CaptureHead, RecordHead, ThreadSnapshot, kind, reaso
 use profiler_ebpf::turn::{FUTEX, Loop, WaitCall, phase, state, wait};
 
 use super::Session;
-use crate::job::{Job, PythonFrames, Verdict};
+use crate::job::{Job, Verdict};
 use crate::process::TargetMemory;
 use crate::process::frozen::{seed, waits};
 use crate::process::stack::read_stack;
+use crate::runtime::cpython::capture::PythonFrames;
 use crate::runtime::pool::{Pool, Posture, Word};
 use crate::source::{Captured, EventSource, Slot};
 use crate::turn::instance::Stand;

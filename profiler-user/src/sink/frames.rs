@@ -3,10 +3,10 @@
 use super::fold;
 use super::page::{Page, Style, shortened};
 use super::text::counted;
-use crate::config::Detail;
-use crate::report::application::basename;
+use crate::process::executables::basename;
 use crate::report::qualified::Qualified;
 use crate::report::schema::stall::{Culprit, Frame, Language, Stack};
+use crate::sink::settings::Detail;
 
 /// Rows of a stack in a brief report. Of a deeper one the innermost and the outermost are shown.
 const MOST_ROWS: usize = 8;
@@ -224,11 +224,11 @@ fn installed(file: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::{MOST_ROWS, frames, installed, source};
-    use crate::config::Detail;
     use crate::report::schema::stall::{
         Culprit, Frame, Language, PartOfStall, Role, Stack, State, Thread,
     };
     use crate::sink::page::{Colour, Page};
+    use crate::sink::settings::Detail;
 
     fn frame(function: &str, file: &str, in_app: bool) -> Frame {
         Frame {

@@ -1,8 +1,8 @@
 //! Who had the CPU while the loop was ready, to lines of a page.
 
 use super::page::{Page, Style};
-use crate::config::Detail;
 use crate::report::schema::stall::{Cause, CauseKind, Preemptor};
+use crate::sink::settings::Detail;
 
 /// Processes told in brief, and with more detail; the rest is counted.
 const MOST: [usize; 2] = [2, 8];
@@ -43,9 +43,9 @@ pub fn instead(page: &mut Page, cause: &Cause, detail: Detail) {
 #[cfg(test)]
 mod tests {
     use super::instead;
-    use crate::config::Detail;
     use crate::report::schema::stall::{Cause, CauseKind, Component, Confidence, Preemptor};
     use crate::sink::page::{Colour, Page};
+    use crate::sink::settings::Detail;
 
     fn preemptor(pid: u32, time_ns: u64) -> Preemptor {
         Preemptor {

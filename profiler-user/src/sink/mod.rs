@@ -8,6 +8,7 @@ mod frames;
 mod instead;
 pub mod outbox;
 mod page;
+pub mod settings;
 mod stacks;
 mod stall;
 mod statistics;
@@ -18,7 +19,7 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use self::outbox::{Outbox, Worth};
-use crate::config::{self, Format};
+use self::settings::{Format, Settings};
 use crate::report::Report;
 
 /// Takes reports one by one, in the order in which they were made.
@@ -55,15 +56,15 @@ impl Sink for Nowhere {
 pub type Output = Box<dyn Sink + Send>;
 
 /// The sink that the configuration asks for, before lines that wait to be written.
-pub fn open(output: &config::Output, outbox: Outbox) -> Output {
+pub fn open(output: &Settings, outbox: Outbox) -> Output {
     let page = Page::default();
     let writer = page.clone();
     let format: Output = match output.format {
         Format::Json => Box::new(json::JsonLines::new(writer, output.limits)),
         Format::Text(look) => {
             let colour = match look.colour {
-                config::Colour::Always => text::Colour::On,
-                config::Colour::Never => text::Colour::Off,
+                settings::Colour::Always => text::Colour::On,
+                settings::Colour::Never => text::Colour::Off,
             };
             let columns = match &output.file {
                 Some(_) => text::usual_columns,
@@ -133,9 +134,9 @@ mod tests {
     use super::json::JsonLines;
     use super::text::{Colour, Text, usual_columns};
     use super::{Sink, reader_is_gone};
-    use crate::config::Detail;
     use crate::report::fit::Limits;
     use crate::report::sample;
+    use crate::sink::settings::Detail;
     use crate::turn::Moment;
 
     /// A writer that fails with this kind.

@@ -4,10 +4,10 @@ use super::frames::{frames, function, is, source};
 use super::page::{Page, Style};
 use super::stall::Section;
 use super::text::{counted, list, milliseconds, rounded};
-use crate::config::Detail;
-use crate::report::application::basename;
+use crate::process::executables::basename;
 use crate::report::message::place;
 use crate::report::schema::stall::{Away, Frame, Link, Role, Stack, StallLine, State};
+use crate::sink::settings::Detail;
 
 /// Other stacks that a brief report tells in one line each, and one with more detail.
 const MORE_STACKS: [usize; 2] = [3, 8];

@@ -5,13 +5,13 @@ use super::page::{Page, Style};
 use super::stacks::{shown, stacks};
 use super::text::{called, counted, list, version};
 use super::time::time;
-use crate::config::Detail;
+use crate::process::executables::basename;
+use crate::process::executables::is_system_library;
 use crate::process::source_line::SourceLine;
-use crate::report::application::basename;
-use crate::report::executables::is_system_library;
 use crate::report::message::place;
 use crate::report::schema::Severity;
 use crate::report::schema::stall::{Confidence, Language, Stack, StallLine, Task};
+use crate::sink::settings::Detail;
 
 /// Gaps of a brief report; the rest is counted.
 const MORE_GAPS: usize = 2;

@@ -7,12 +7,12 @@ use std::time::SystemTime;
 pub use super::page::Colour;
 use super::page::{Page, Style, USUAL_COLUMNS};
 use super::{Sink, culprits::Culprits, stall, statistics};
-use crate::config::Detail;
 use crate::process::source_line::{SourceLine, SourceLines};
 use crate::report::Report;
 use crate::report::schema::session::{Probe, SessionEnd, SessionStart, WaitHooks};
 use crate::report::schema::stall::{LoopThread, StallLine};
 use crate::report::schema::{Process, Runtime};
+use crate::sink::settings::Detail;
 
 /// Stalls that may go on at once, each remembered by what was shown of it. Of the oldest of more, the end
 /// shows all of it again.
@@ -300,10 +300,10 @@ pub fn counted(count: u64, noun: &str) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use super::{Colour, Screen, Text, rounded, usual_columns};
-    use crate::config::Detail;
     use crate::report::schema::stall::{StallLine, Task};
     use crate::report::{Report, sample};
     use crate::sink::Sink;
+    use crate::sink::settings::Detail;
     use crate::turn::{
         Awaited, End, Holder, Lock, Moment, Other, Sampled, Stall, ThreadState, Waker,
     };

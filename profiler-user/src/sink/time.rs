@@ -2,8 +2,8 @@
 
 use super::page::{Page, Style};
 use super::text::{milliseconds, rounded};
-use crate::config::Detail;
 use crate::report::schema::stall::StallLine;
+use crate::sink::settings::Detail;
 
 /// A bar that stands for the whole stall.
 const BAR_COLUMNS: u64 = 24;
@@ -74,10 +74,10 @@ fn bar(sign: char, part_ns: u64, whole_ns: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::{bar, time};
-    use crate::config::Detail;
     use crate::report::schema::stall::{StallLine, Time};
     use crate::report::{Report, sample};
     use crate::sink::page::{Colour, Page};
+    use crate::sink::settings::Detail;
     use crate::turn::Moment;
 
     /// A bar is as long as its share, for any numbers.

@@ -2,10 +2,11 @@
 
 use std::process::{Command, Stdio};
 
-use super::kernel::{KernelSymbols, parse_proc_stack};
+use super::kernel::KernelSymbols;
 use super::native::NativeSymbolizer;
 use crate::hostile::{MAPPED_AT, Random, damage, damaged_elf, mapped, rounds};
 use crate::process::image::Image;
+use crate::process::kernel_stack;
 use crate::unwind::native::{NativeFrame, Reached};
 
 /// Functions within functions, on several lines.
@@ -111,6 +112,6 @@ fn kernel_texts() {
             let addresses = [random.odd_number(), 0xffff_ffff_8100_0010, u64::MAX, 0];
             assert_eq!(symbols.name(&addresses).len(), addresses.len());
         }
-        parse_proc_stack(&String::from_utf8_lossy(&stack));
+        kernel_stack::frames(&String::from_utf8_lossy(&stack));
     });
 }

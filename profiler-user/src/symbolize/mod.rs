@@ -6,7 +6,6 @@ pub mod debug_file;
 mod opened;
 mod parts;
 pub mod native;
-pub mod missing;
 pub mod perf_map;
 pub mod kernel;
 #[cfg(test)]

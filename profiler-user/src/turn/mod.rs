@@ -20,6 +20,7 @@ use crate::around::Surroundings;
 use crate::call::Call;
 use crate::frame::Stack;
 use crate::gap::Gap;
+use crate::process::queues::Queue;
 use crate::task::Share;
 
 /// Which line of a stall's life a report is about.
@@ -194,13 +195,6 @@ pub struct Waker {
     pub ended_ns: u64,
     /// Where it was when it did, if it is a thread of the target. `time_ns` is `ended_ns`.
     pub seen: Option<Sampled>,
-}
-
-/// Connections that wait at one listening socket.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Queue {
-    pub address: String,
-    pub waiting: u64,
 }
 
 /// Another thread of the process, and where it was while the loop stalled.

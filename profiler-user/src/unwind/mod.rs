@@ -10,7 +10,6 @@ mod search;
 mod stack;
 pub mod native;
 pub mod greenlet;
-pub mod javascript;
 pub mod pairs;
 pub mod merge;
 #[cfg(test)]

@@ -17,7 +17,7 @@ use crate::process::listing::{Listed, listed};
 use crate::process::live::LiveMemory;
 use crate::process::parties::{children, party};
 use crate::process::target::text;
-use crate::report::syscalls;
+use crate::syscall;
 
 /// Workers looked for below a process, in how many generations: a shell starts a master, which starts them.
 const MAX_WORKERS: usize = 256;
@@ -187,7 +187,7 @@ fn waited_for(pid: u32, tid: u32) -> Option<Vec<u32>> {
             return Some(Vec::new());
         };
         let Some(registers) = registers(&line) else { continue };
-        let Some(name) = syscalls::name(registers.syscall) else {
+        let Some(name) = syscall::name(registers.syscall) else {
             // Stopped outside of any call.
             return Some(Vec::new());
         };

@@ -1,6 +1,7 @@
 //! Holds every source file against the rules that the repository has given itself.
 
 mod code;
+mod direction;
 
 use std::fs;
 use std::path::Path;
@@ -156,6 +157,7 @@ fn check(path: &str, text: &str, shared: &[String]) -> Vec<Violation> {
             }
         }
     }
+    violations.extend(direction::against(path, text));
     violations
 }
 
@@ -258,7 +260,7 @@ mod tests {
     /// Modules whose names say nothing are found by file and by declaration.
     #[test]
     fn nameless_modules() {
-        only("profiler-user/src/util.rs", "//! Has it all.\n", 1, "`util`");
+        only("profiler-user/src/turn/util.rs", "//! Has it all.\n", 1, "`util`");
         only("tests/src/lib.rs", "//! Has them.\npub mod helpers;\n", 2, "`mod helpers`");
     }
 }

@@ -17,12 +17,13 @@ use serde_json::{Map, Value};
 use self::pattern::{FramePattern, any_is_like};
 pub use self::peers::Peers;
 use self::table::{Doing, Family, Rule, TABLE};
-use super::application::{Origin, Owner, basename, inside_callback};
+use super::application::{Origin, Owner, inside_callback};
 use super::cause::Verdict;
 use super::culprit::whole;
 use super::facts::{Context, ProcessFacts};
 use super::schema::stall::{Cause, Confidence};
 use crate::frame::Frame;
+use crate::process::executables::basename;
 use crate::turn::{Sampled, ThreadState};
 
 /// Frames tell what it was where they are on the stacks of as much of the time.

@@ -9,7 +9,7 @@ use crate::report::purpose;
 use crate::report::schema::call as schema;
 use crate::report::schema::call::{Call, DescriptorKind, Party, Purpose};
 use crate::report::schema::stall::CauseKind;
-use crate::report::syscalls::{self, Operand};
+use crate::syscall::{self, Operand};
 use crate::turn::{Sampled, Stall};
 
 /// Characters of a command that a sentence has room for.
@@ -23,7 +23,7 @@ pub fn target(
     gaps: &mut Vec<Gap>,
 ) -> Option<String> {
     let call = sampled.call.as_deref();
-    let operand = syscalls::operand(&sampled.registers);
+    let operand = syscall::operand(&sampled.registers);
     let purpose = purpose::of(&sampled.registers, &sampled.stack);
     if purpose == Some(Purpose::ProgramStart) {
         if call.is_none_or(|call| call.child.is_none()) {
@@ -274,6 +274,7 @@ mod tests {
     use crate::call::{Call, Descriptor, Kind, Party, Timeout};
     use crate::report::sample::{self, blocked_in, kernel, native, python};
     use crate::report::schema::stall::CauseKind;
+    use crate::syscall;
     use crate::turn::{End, Sampled, Stall};
 
     const RECVFROM: i64 = 45;
@@ -292,8 +293,8 @@ mod tests {
     fn told(sampled: &Sampled) -> (String, Vec<String>) {
         let mut gaps = Vec::new();
         let registers = &sampled.registers;
-        let syscall = super::syscalls::name(registers.syscall).unwrap_or_default().to_owned();
-        let kind = if super::syscalls::is_sleep(registers) {
+        let syscall = syscall::name(registers.syscall).unwrap_or_default().to_owned();
+        let kind = if syscall::is_sleep(registers) {
             sleep(sampled, syscall, &mut gaps)
         } else {
             let target = target(sampled, &syscall, &BTreeMap::new(), &mut gaps);

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{Verdict, futex, gvl, held, pause, phrase, wait};
-use crate::report::application::{Owner, basename};
+use crate::process::executables::basename;
+use crate::report::application::Owner;
 use crate::report::culprit;
 use crate::report::portion::Portion;
 use crate::report::schema::stall::{
@@ -112,7 +113,7 @@ fn only_candidate(stall: &Stall) -> Option<u32> {
 }
 
 fn waits_for_events(seen: &Sampled) -> bool {
-    let name = crate::report::syscalls::name(seen.registers.syscall).unwrap_or_default();
+    let name = crate::syscall::name(seen.registers.syscall).unwrap_or_default();
     seen.state == ThreadState::Blocked && name.starts_with("epoll_")
 }
 

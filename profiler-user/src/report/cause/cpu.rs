@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use super::{Basis, Component, Explanation, is_percent};
 use crate::gap::Gap;
-use crate::report::application::{basename, callback_root, inside_callback};
+use crate::process::executables::basename;
+use crate::report::application::{callback_root, inside_callback};
 use crate::report::schema::stall::{Activity, Callback, CauseKind};
-use crate::report::syscalls;
+use crate::syscall;
 use crate::turn::{Calls, Sampled, Stall, ThreadState};
 
 /// Below half, no callback had most of the time, and an activity is not what most of it went into.
@@ -96,7 +97,7 @@ fn share(part: u64, whole: u64) -> f64 {
 /// The system call that a tick found the thread in.
 fn syscall(sampled: &Sampled) -> Option<&'static str> {
     let in_kernel = sampled.state == ThreadState::RunningKernel && !is_fault(sampled);
-    in_kernel.then(|| syscalls::name(sampled.registers.syscall)).flatten()
+    in_kernel.then(|| syscall::name(sampled.registers.syscall)).flatten()
 }
 
 /// Whether the kernel was handling a fault of the thread's own access to memory.

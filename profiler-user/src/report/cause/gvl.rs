@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use super::{held, is_percent};
 use crate::gap::Gap;
-use crate::report::application::basename;
+use crate::process::executables::basename;
 use crate::report::schema::stall::{CauseKind, Pause, StopTheWorld, Thread};
-use crate::report::syscalls;
 use crate::runtime::ruby;
+use crate::syscall;
 use crate::turn::{Awaited, Companion, Lock, Sampled, Stall, ThreadState};
 
 /// A function that is on this part of the holder's samples, or more, is told as what it was in.
@@ -54,7 +54,7 @@ pub fn is_inferred(kind: &CauseKind) -> bool {
 /// Ruby itself waits for events, a time or another thread, it does so without.
 fn blocked_with_it(stall: &Stall) -> Option<&Companion> {
     let has = |it: &&Companion| {
-        let name = syscalls::name(it.seen.registers.syscall).unwrap_or_default();
+        let name = syscall::name(it.seen.registers.syscall).unwrap_or_default();
         let waits_without = ["poll", "select"];
         it.seen.state == ThreadState::Blocked
             && it.seen.awaited == Awaited::Syscall

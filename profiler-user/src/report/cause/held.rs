@@ -5,7 +5,7 @@ use crate::gap::Gap;
 use crate::report::hexadecimal;
 use crate::report::message::short_milliseconds;
 use crate::report::schema::stall::{CauseKind, Holder, Thread};
-use crate::report::syscalls;
+use crate::syscall;
 use crate::turn::{self, Awaited, End, Lock, Sampled, Stall, Waited};
 
 /// Whoever had one of several locks carries the waits for all from this part of the time on.
@@ -31,7 +31,7 @@ pub fn lock_of(stall: &Stall, sampled: &Sampled) -> Option<Lock> {
         Awaited::Futex | Awaited::Syscall => {}
     }
     let [futex, ..] = sampled.registers.args;
-    let own = syscalls::is_futex(&sampled.registers).then_some(Lock::Futex(futex))?;
+    let own = syscall::is_futex(&sampled.registers).then_some(Lock::Futex(futex))?;
     Some(longest(stall).map_or(own, |waited| waited.lock))
 }
 

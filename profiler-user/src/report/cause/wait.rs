@@ -9,7 +9,7 @@ use crate::call::is_remote;
 use crate::gap::Gap;
 use crate::report::hexadecimal;
 use crate::report::schema::stall::CauseKind;
-use crate::report::syscalls::{self, Operand};
+use crate::syscall::{self, Operand};
 use crate::turn::{Awaited, Lock, Sampled, Stall};
 
 /// What makes blocked stacks the same wait.
@@ -42,7 +42,7 @@ impl<'a> Wait<'a> {
     pub fn of(sampled: &'a Sampled) -> Self {
         let socket = called::socket(sampled);
         let peer = socket.map(|it| Peer { text: &it.text, link: &it.link });
-        let operand = syscalls::operand(&sampled.registers);
+        let operand = syscall::operand(&sampled.registers);
         Self {
             syscall: sampled.registers.syscall,
             operand: if peer.is_some() { Operand::Nothing } else { operand },
@@ -99,7 +99,7 @@ pub fn wait_kind(
         return CauseKind::Disk { syscall: None, target: None, file_system };
     }
     let syscall = syscall_name(registers);
-    if syscalls::is_sleep(registers) {
+    if syscall::is_sleep(registers) {
         return called::sleep(sampled, syscall, gaps);
     }
     match held::lock_of(stall, sampled) {
@@ -143,7 +143,7 @@ const IN_IO_WAIT: [&str; 16] = [
 /// Whether the kernel waited for a block device: that accounts as I/O wait, in `io_schedule`. A page of a
 /// file that is elsewhere does so, too, but there no disk of this machine is slow.
 fn is_disk(sampled: &Sampled) -> bool {
-    let waits = syscalls::is_write_back(&sampled.registers)
+    let waits = syscall::is_write_back(&sampled.registers)
         || IN_IO_WAIT.iter().any(|function| has_kernel_frame(sampled, function));
     waits && !called::file_system(sampled).is_some_and(is_remote)
 }
@@ -155,5 +155,5 @@ fn has_kernel_frame(sampled: &Sampled, prefix: &str) -> bool {
 
 fn syscall_name(registers: &Registers) -> String {
     let number = registers.syscall;
-    syscalls::name(number).map_or_else(|| format!("system call {number}"), str::to_owned)
+    syscall::name(number).map_or_else(|| format!("system call {number}"), str::to_owned)
 }

@@ -2,7 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use crate::report::application::{interpreter, is_interpreter_library};
+use crate::process::executables::{interpreter, is_interpreter_library};
 use crate::report::schema::stall::{Culprit, Frame, Language, Role, Stack, StallLine, State};
 
 /// Frames at the inner end of a stack that never go: what the thread was in.

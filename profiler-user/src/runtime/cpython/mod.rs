@@ -19,6 +19,7 @@
 //! [`pairs`](crate::unwind::pairs).
 
 mod attributes;
+pub mod capture;
 mod collecting;
 mod detect;
 mod dict;

@@ -21,6 +21,7 @@ mod detect;
 mod frames;
 mod heap;
 mod layout;
+pub mod merge;
 mod names;
 #[cfg(test)]
 mod fuzz;

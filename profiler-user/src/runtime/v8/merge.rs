@@ -8,13 +8,13 @@ use std::sync::Arc;
 
 use profiler_ebpf::record::Registers;
 
+use super::{ScriptFrame, ScriptFrames};
 use crate::frame::{Frame, Language};
 use crate::gap::Gap;
 use crate::process::modules::Modules;
-use crate::runtime::v8::{ScriptFrame, ScriptFrames};
 
-use super::merge::NamedNativeStack;
-use super::native::{NativeFrame, NativeStack};
+use crate::unwind::merge::NamedNativeStack;
+use crate::unwind::native::{NativeFrame, NativeStack};
 
 /// Puts the functions of scripts to their places; says what could not be named, or only in part.
 pub fn place(

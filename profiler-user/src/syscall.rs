@@ -2,105 +2,11 @@
 
 use profiler_ebpf::record::Registers;
 use profiler_ebpf::turn::FUTEX;
+use syscalls::Sysno;
 
-/// Numbers 0 to 335 (arch/x86/entry/syscalls/syscall_64.tbl).
-#[rustfmt::skip]
-const FIRST: [&str; 336] = [
-    /*   0 */ "read", "write", "open", "close", "stat",
-    /*   5 */ "fstat", "lstat", "poll", "lseek", "mmap",
-    /*  10 */ "mprotect", "munmap", "brk", "rt_sigaction", "rt_sigprocmask",
-    /*  15 */ "rt_sigreturn", "ioctl", "pread64", "pwrite64", "readv",
-    /*  20 */ "writev", "access", "pipe", "select", "sched_yield",
-    /*  25 */ "mremap", "msync", "mincore", "madvise", "shmget",
-    /*  30 */ "shmat", "shmctl", "dup", "dup2", "pause",
-    /*  35 */ "nanosleep", "getitimer", "alarm", "setitimer", "getpid",
-    /*  40 */ "sendfile", "socket", "connect", "accept", "sendto",
-    /*  45 */ "recvfrom", "sendmsg", "recvmsg", "shutdown", "bind",
-    /*  50 */ "listen", "getsockname", "getpeername", "socketpair", "setsockopt",
-    /*  55 */ "getsockopt", "clone", "fork", "vfork", "execve",
-    /*  60 */ "exit", "wait4", "kill", "uname", "semget",
-    /*  65 */ "semop", "semctl", "shmdt", "msgget", "msgsnd",
-    /*  70 */ "msgrcv", "msgctl", "fcntl", "flock", "fsync",
-    /*  75 */ "fdatasync", "truncate", "ftruncate", "getdents", "getcwd",
-    /*  80 */ "chdir", "fchdir", "rename", "mkdir", "rmdir",
-    /*  85 */ "creat", "link", "unlink", "symlink", "readlink",
-    /*  90 */ "chmod", "fchmod", "chown", "fchown", "lchown",
-    /*  95 */ "umask", "gettimeofday", "getrlimit", "getrusage", "sysinfo",
-    /* 100 */ "times", "ptrace", "getuid", "syslog", "getgid",
-    /* 105 */ "setuid", "setgid", "geteuid", "getegid", "setpgid",
-    /* 110 */ "getppid", "getpgrp", "setsid", "setreuid", "setregid",
-    /* 115 */ "getgroups", "setgroups", "setresuid", "getresuid", "setresgid",
-    /* 120 */ "getresgid", "getpgid", "setfsuid", "setfsgid", "getsid",
-    /* 125 */ "capget", "capset", "rt_sigpending", "rt_sigtimedwait", "rt_sigqueueinfo",
-    /* 130 */ "rt_sigsuspend", "sigaltstack", "utime", "mknod", "uselib",
-    /* 135 */ "personality", "ustat", "statfs", "fstatfs", "sysfs",
-    /* 140 */ "getpriority", "setpriority", "sched_setparam", "sched_getparam", "sched_setscheduler",
-    /* 145 */ "sched_getscheduler", "sched_get_priority_max", "sched_get_priority_min", "sched_rr_get_interval", "mlock",
-    /* 150 */ "munlock", "mlockall", "munlockall", "vhangup", "modify_ldt",
-    /* 155 */ "pivot_root", "_sysctl", "prctl", "arch_prctl", "adjtimex",
-    /* 160 */ "setrlimit", "chroot", "sync", "acct", "settimeofday",
-    /* 165 */ "mount", "umount2", "swapon", "swapoff", "reboot",
-    /* 170 */ "sethostname", "setdomainname", "iopl", "ioperm", "create_module",
-    /* 175 */ "init_module", "delete_module", "get_kernel_syms", "query_module", "quotactl",
-    /* 180 */ "nfsservctl", "getpmsg", "putpmsg", "afs_syscall", "tuxcall",
-    /* 185 */ "security", "gettid", "readahead", "setxattr", "lsetxattr",
-    /* 190 */ "fsetxattr", "getxattr", "lgetxattr", "fgetxattr", "listxattr",
-    /* 195 */ "llistxattr", "flistxattr", "removexattr", "lremovexattr", "fremovexattr",
-    /* 200 */ "tkill", "time", "futex", "sched_setaffinity", "sched_getaffinity",
-    /* 205 */ "set_thread_area", "io_setup", "io_destroy", "io_getevents", "io_submit",
-    /* 210 */ "io_cancel", "get_thread_area", "lookup_dcookie", "epoll_create", "epoll_ctl_old",
-    /* 215 */ "epoll_wait_old", "remap_file_pages", "getdents64", "set_tid_address", "restart_syscall",
-    /* 220 */ "semtimedop", "fadvise64", "timer_create", "timer_settime", "timer_gettime",
-    /* 225 */ "timer_getoverrun", "timer_delete", "clock_settime", "clock_gettime", "clock_getres",
-    /* 230 */ "clock_nanosleep", "exit_group", "epoll_wait", "epoll_ctl", "tgkill",
-    /* 235 */ "utimes", "vserver", "mbind", "set_mempolicy", "get_mempolicy",
-    /* 240 */ "mq_open", "mq_unlink", "mq_timedsend", "mq_timedreceive", "mq_notify",
-    /* 245 */ "mq_getsetattr", "kexec_load", "waitid", "add_key", "request_key",
-    /* 250 */ "keyctl", "ioprio_set", "ioprio_get", "inotify_init", "inotify_add_watch",
-    /* 255 */ "inotify_rm_watch", "migrate_pages", "openat", "mkdirat", "mknodat",
-    /* 260 */ "fchownat", "futimesat", "newfstatat", "unlinkat", "renameat",
-    /* 265 */ "linkat", "symlinkat", "readlinkat", "fchmodat", "faccessat",
-    /* 270 */ "pselect6", "ppoll", "unshare", "set_robust_list", "get_robust_list",
-    /* 275 */ "splice", "tee", "sync_file_range", "vmsplice", "move_pages",
-    /* 280 */ "utimensat", "epoll_pwait", "signalfd", "timerfd_create", "eventfd",
-    /* 285 */ "fallocate", "timerfd_settime", "timerfd_gettime", "accept4", "signalfd4",
-    /* 290 */ "eventfd2", "epoll_create1", "dup3", "pipe2", "inotify_init1",
-    /* 295 */ "preadv", "pwritev", "rt_tgsigqueueinfo", "perf_event_open", "recvmmsg",
-    /* 300 */ "fanotify_init", "fanotify_mark", "prlimit64", "name_to_handle_at", "open_by_handle_at",
-    /* 305 */ "clock_adjtime", "syncfs", "sendmmsg", "setns", "getcpu",
-    /* 310 */ "process_vm_readv", "process_vm_writev", "kcmp", "finit_module", "sched_setattr",
-    /* 315 */ "sched_getattr", "renameat2", "seccomp", "getrandom", "memfd_create",
-    /* 320 */ "kexec_file_load", "bpf", "execveat", "userfaultfd", "membarrier",
-    /* 325 */ "mlock2", "copy_file_range", "preadv2", "pwritev2", "pkey_mprotect",
-    /* 330 */ "pkey_alloc", "pkey_free", "statx", "io_pgetevents", "rseq",
-    /* 335 */ "uretprobe",
-];
-
-/// The number of the first name in [`SHARED`]: from here on all architectures number alike.
-const SHARED_FROM: usize = 424;
-
-/// Numbers from 424, up to Linux 6.17.
-#[rustfmt::skip]
-const SHARED: [&str; 46] = [
-    /* 424 */ "pidfd_send_signal", "io_uring_setup", "io_uring_enter", "io_uring_register", "open_tree",
-    /* 429 */ "move_mount", "fsopen", "fsconfig", "fsmount", "fspick",
-    /* 434 */ "pidfd_open", "clone3", "close_range", "openat2", "pidfd_getfd",
-    /* 439 */ "faccessat2", "process_madvise", "epoll_pwait2", "mount_setattr", "quotactl_fd",
-    /* 444 */ "landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self", "memfd_secret", "process_mrelease",
-    /* 449 */ "futex_waitv", "set_mempolicy_home_node", "cachestat", "fchmodat2", "map_shadow_stack",
-    /* 454 */ "futex_wake", "futex_wait", "futex_requeue", "statmount", "listmount",
-    /* 459 */ "lsm_get_self_attr", "lsm_set_self_attr", "lsm_list_modules", "mseal", "setxattrat",
-    /* 464 */ "getxattrat", "listxattrat", "removexattrat", "open_tree_attr", "file_getattr",
-    /* 469 */ "file_setattr",
-];
-
-/// The name of a system call; `None` for numbers that the tables do not have.
+/// The name of a system call; `None` for numbers that have none.
 pub fn name(number: i64) -> Option<&'static str> {
-    let number = usize::try_from(number).ok()?;
-    match number.checked_sub(SHARED_FROM) {
-        Some(position) => SHARED.get(position).copied(),
-        None => FIRST.get(number).copied(),
-    }
+    Sysno::new(usize::try_from(number).ok()?).map(|call| call.name())
 }
 
 /// What a system call works on, as far as its arguments say.
@@ -292,7 +198,8 @@ mod tests {
             (262, Some("newfstatat")),
             (270, Some("pselect6")),
             (334, Some("rseq")),
-            (336, None),
+            (336, Some("uprobe")),
+            (337, None),
             (423, None),
             (424, Some("pidfd_send_signal")),
             (441, Some("epoll_pwait2")),

@@ -3,8 +3,6 @@
 //! A name counts with the version that distributions put behind it (`python3.13t`, `php-fpm8.2`,
 //! `libruby-3.1.so.3.1`), and with nothing else: `node-agent` and `monolith` are programs of their own.
 
-use super::application::basename;
-
 /// Interpreters, each with the family that it is of.
 const INTERPRETERS: [(&str, &str); 31] = [
     ("python", "python"),
@@ -73,6 +71,17 @@ const SYSTEM_LIBRARIES: [&str; 11] = [
 
 /// What builds of one version are told apart by.
 const BUILDS: [&str; 8] = ["dbg", "debug", "nogil", "c", "intel64", "zts", "nts", "sgen"];
+
+/// Whether a mapped file is a C library, or the loader that comes with one.
+pub fn is_libc(path: &str) -> bool {
+    const KNOWN: [&str; 5] = ["libc.so", "libc-2", "ld-linux", "ld-musl", "libc.musl"];
+    KNOWN.iter().any(|known| basename(path).starts_with(known))
+}
+
+/// The last component of a path.
+pub fn basename(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
 
 /// The interpreter that an executable is, if it is one that is known: its family.
 pub fn interpreter(exe: &str) -> Option<&'static str> {
