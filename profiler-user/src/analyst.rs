@@ -20,7 +20,6 @@ use std::sync::mpsc::SyncSender;
 use profiler_ebpf::record::reason;
 
 use self::calls::Caller;
-use self::stacks::is_collecting;
 use crate::config::Config;
 use crate::frame::{Counts, Frame, Stack};
 use crate::gap::Gap;
@@ -37,6 +36,7 @@ use crate::report::advice::Peers;
 use crate::report::facts::{Context, RuntimeFacts, SessionFacts};
 use crate::report::group::Tally;
 use crate::report::{Finish, Report};
+use crate::runtime::collector::is_collecting;
 use crate::runtime::cpython::capture::PythonFrames;
 use crate::runtime::loops::loop_kind;
 use crate::runtime::pool::{Posture, is_untold};

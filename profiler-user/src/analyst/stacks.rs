@@ -1,14 +1,11 @@
 //! Captures to named stacks: native frames, the interpreters' frames in their places, and the kernel's.
 
-use profiler_ebpf::record::CaptureHead;
-
 use super::Analyst;
 use super::missing::missing;
-use crate::frame::{Frame, Language, Stack};
+use crate::frame::{Frame, Stack};
 use crate::gap::Gap;
 use crate::process::live::open_region;
 use crate::report::application::Owner;
-use crate::runtime::collector::is_of_collector;
 use crate::runtime::cpython::capture::PythonFrames;
 use crate::runtime::cpython::python_stack;
 use crate::runtime::pool::{Posture, posture};
@@ -100,13 +97,4 @@ impl Analyst {
             }
         }
     }
-}
-
-/// Whether the thread was collecting garbage. The flag is the whole interpreter's, and whoever collects
-/// holds its lock. Where the thread's innermost code is Python's own, another one collects all the same:
-/// that of a finalizer which has given the lock away.
-pub(super) fn is_collecting(head: &CaptureHead, stack: &Stack) -> bool {
-    let is_native = |frame: &Frame| frame.language == Language::Native;
-    let may_be_the_flags = head.holds_gil == 1 && stack.frames.first().is_some_and(is_native);
-    (head.collecting == 1 && may_be_the_flags) || stack.frames.iter().any(is_of_collector)
 }

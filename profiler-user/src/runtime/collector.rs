@@ -1,7 +1,9 @@
 //! Frames of an interpreter's garbage collector: how a collection shows on a stack with names.
 
+use profiler_ebpf::record::CaptureHead;
+
 use super::ruby;
-use crate::frame::{Frame, Language};
+use crate::frame::{Frame, Language, Stack};
 
 /// Functions of CPython's collector, 3.8 to 3.15 (Modules/gcmodule.c, since 3.13 Python/gc.c), and of V8's
 /// (src/heap/). Beginnings: compilers add suffixes.
@@ -25,6 +27,15 @@ pub fn is_of_collector(frame: &Frame) -> bool {
     let name = frame.function.as_deref().unwrap_or_default();
     let is_known = || COLLECTORS.iter().any(|known| name.starts_with(known));
     frame.language == Language::Native && (is_known() || ruby::collects(frame))
+}
+
+/// Whether the thread was collecting garbage. The flag is the whole interpreter's, and whoever collects
+/// holds its lock. Where the thread's innermost code is Python's own, another one collects all the same:
+/// that of a finalizer which has given the lock away.
+pub fn is_collecting(head: &CaptureHead, stack: &Stack) -> bool {
+    let is_native = |frame: &Frame| frame.language == Language::Native;
+    let may_be_the_flags = head.holds_gil == 1 && stack.frames.first().is_some_and(is_native);
+    (head.collecting == 1 && may_be_the_flags) || stack.frames.iter().any(is_of_collector)
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! Frames in a row that are not the application's to one line that says whose they are.
 
 use super::text::counted;
-use crate::process::executables::is_system_library;
-use crate::process::executables::{basename, interpreter, is_interpreter_library};
+use crate::process::executables::{
+    basename, interpreter, is_interpreter_library, is_system_library,
+};
 use crate::report::schema::stall::{Frame, Language};
 
 /// Packages named in one line.

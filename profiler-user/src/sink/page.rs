@@ -258,6 +258,14 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// A part of a block.
+#[derive(Debug)]
+pub struct Section {
+    pub text: String,
+    /// It is about this moment, and shown each time; all others are shown once for each stall.
+    pub is_of_now: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use super::{Colour, Page, Style, shortened};

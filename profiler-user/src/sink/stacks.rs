@@ -1,8 +1,7 @@
 //! The stacks of a stall to rows: one whole, of the others where they were, and who waited for whom.
 
 use super::frames::{frames, function, is, source};
-use super::page::{Page, Style};
-use super::stall::Section;
+use super::page::{Page, Section, Style};
 use super::text::{counted, list, milliseconds, rounded};
 use crate::process::executables::basename;
 use crate::report::message::place;

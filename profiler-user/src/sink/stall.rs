@@ -1,12 +1,11 @@
 //! One moment of a stall to the sections of its block: first how long, why, which line and what to do.
 
 use super::instead::instead;
-use super::page::{Page, Style};
+use super::page::{Page, Section, Style};
 use super::stacks::{shown, stacks};
 use super::text::{called, counted, list, version};
 use super::time::time;
-use crate::process::executables::basename;
-use crate::process::executables::is_system_library;
+use crate::process::executables::{basename, is_system_library};
 use crate::process::source_line::SourceLine;
 use crate::report::message::place;
 use crate::report::schema::Severity;
@@ -35,14 +34,6 @@ pub struct Told<'a> {
     pub word: &'static str,
     pub detail: Detail,
     pub source: Option<&'a SourceLine>,
-}
-
-/// A part of a block.
-#[derive(Debug)]
-pub struct Section {
-    pub text: String,
-    /// It is about this moment, and shown each time; all others are shown once for each stall.
-    pub is_of_now: bool,
 }
 
 /// All of them, in the order in which they stand.

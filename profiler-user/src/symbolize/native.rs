@@ -21,7 +21,7 @@ use crate::process::modules::{Module, Modules};
 use crate::symbolize::debug_file::{DebugFile, DebugFiles, Owner};
 use crate::symbolize::opened::{NAMELESS, Name, Opened, Separate, dynamic_symbol};
 use crate::symbolize::parts;
-use crate::symbolize::snapshot::Snapshot;
+use crate::symbolize::snapshot::{MAX_DEBUG_BYTES, Snapshot};
 use crate::unwind::merge::{EVAL, NamedNativeStack};
 use crate::unwind::native::{NativeFrame, NativeStack};
 
@@ -33,9 +33,6 @@ const MAX_NAMED: usize = 16 * 1024;
 
 /// Bytes of copies in memory at the same time, unless a single one has more.
 const MAX_OPEN_BYTES: u64 = 160 * 1024 * 1024;
-
-/// Debug information used at most. Of libpython's 16 MB, 12 are copied.
-pub(super) const MAX_DEBUG_BYTES: u64 = 128 * 1024 * 1024;
 
 /// Debug information used at most where it is compressed, and so takes memory that malloc does not
 /// give back. Debian's for libc would take 12 MB, for the line numbers of `nanosleep` and its kin;

@@ -31,8 +31,11 @@ const MAX_LINE_BYTES: u64 = 16 * 1024 * 1024;
 /// Bytes of the names of sections read at most.
 const MAX_NAME_BYTES: u64 = 1024 * 1024;
 
+/// Debug information used at most. Of libpython's 16 MB, 12 are copied.
+pub(super) const MAX_DEBUG_BYTES: u64 = 128 * 1024 * 1024;
+
 /// Bytes of the whole copy at most.
-const MAX_BYTES: u64 = super::native::MAX_DEBUG_BYTES + MAX_SYMBOL_BYTES;
+const MAX_BYTES: u64 = MAX_DEBUG_BYTES + MAX_SYMBOL_BYTES;
 
 /// Of a compressed stream, the binary logarithm of the bytes that it may refer back to.
 const MAX_WINDOW_LOG: u32 = 23;

@@ -9,7 +9,8 @@ use crate::gap::Gap;
 use crate::report::application::is_of_python;
 use crate::report::message::milliseconds;
 use crate::report::purpose::{Purpose, is_grpc};
-use crate::report::schema::stall::{AwaitedOf, CauseKind, Waker};
+use crate::report::schema::call::Waker;
+use crate::report::schema::stall::{AwaitedOf, CauseKind};
 use crate::turn::{End, Lock, Sampled, Stall};
 
 /// Functions of Python's standard library that wait for other threads: the file, the end of the name.

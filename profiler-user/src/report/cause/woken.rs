@@ -9,7 +9,7 @@ use profiler_ebpf::wanted::may_be_ended;
 use crate::call::{Call, Descriptor, Kind};
 use crate::gap::Gap;
 use crate::report::purpose::{self, Purpose};
-use crate::report::schema::stall::Waker;
+use crate::report::schema::call::Waker;
 use crate::turn::{self, Awaited, End, Sampled, Stall};
 
 /// Who ended the longest of the waits that this stack shows.

@@ -6,11 +6,11 @@ use serde_json::Value;
 
 use super::{Fitter, LEAST_LINE_LIMIT_BYTES, Limits};
 use crate::hostile::{self, Random};
-use crate::report::schema::call::{Call, Descriptor, DescriptorKind, Party};
+use crate::report::schema::call::{Call, Descriptor, DescriptorKind, Party, Waker};
 use crate::report::schema::session::{Probe, Stacks, TopCulprit};
 use crate::report::schema::stall::{
     Away, Callback, CauseKind, Component, Frame, Holder, Language, Link, Preemptor, Role, Stack,
-    StallLine, State, Thread, WaitingConnections, Waker,
+    StallLine, State, Thread, WaitingConnections,
 };
 use crate::report::schema::stats::Accepts;
 use crate::report::schema::tests::{is_valid, schema};

@@ -4,8 +4,6 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::stall::Waker;
-
 /// What was known of the call while it lasted. What is `null` without a gap does not belong to it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(JsonSchema))]
@@ -119,4 +117,17 @@ pub enum Purpose {
     AccessCheck,
     /// Something was to come into a completion queue of gRPC's.
     CompletionQueue,
+}
+
+/// A thread that ended a wait by its own system call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub struct Waker {
+    pub pid: u32,
+    pub tid: u32,
+    /// The thread's, at that moment.
+    pub name: String,
+    /// Of its process, if that is another than the target and has not exited; the beginning, if it is
+    /// long. `null` without `--show-commands`.
+    pub command: Option<String>,
 }

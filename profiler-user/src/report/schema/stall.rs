@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::call::{Call, Party, Purpose};
+use super::call::{Call, Party, Purpose, Waker};
 use super::{Common, Runtime};
 
 /// One moment of a stall.
@@ -517,19 +517,6 @@ pub struct Callback {
     /// The line that most samples fell on; of a JavaScript function, the one on which it is defined.
     pub line: Option<u32>,
     pub samples: u64,
-}
-
-/// A thread that ended a wait by its own system call.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[cfg_attr(test, derive(JsonSchema))]
-pub struct Waker {
-    pub pid: u32,
-    pub tid: u32,
-    /// The thread's, at that moment.
-    pub name: String,
-    /// Of its process, if that is another than the target and has not exited; the beginning, if it is
-    /// long. `null` without `--show-commands`.
-    pub command: Option<String>,
 }
 
 /// A thread, and its share of the time that the loop waited.
