@@ -395,8 +395,10 @@ mod tests {
 
     use super::{Job, Session};
     use crate::interval::Interval;
+    use crate::job::Verdict;
     use crate::process::target::Target;
     use crate::process::{TargetMemory, Unreadable};
+    use crate::runtime::pool::{Pool, Posture};
     use crate::source::{
         Captured, Ended, EndedBy, Event, EventSource, Others, PythonPlaces, Slot, Ticks,
     };
@@ -414,6 +416,7 @@ mod tests {
         events: VecDeque<Event>,
         ticks: Vec<Ticks>,
         released: u32,
+        moves_on: bool,
         parks: Parks,
         wanted: Wanted,
         places: PythonPlaces,
@@ -449,6 +452,10 @@ mod tests {
         fn seed(&mut self, state: Loop, _capture: CaptureHead) -> anyhow::Result<bool> {
             self.state = state;
             Ok(true)
+        }
+
+        fn is_still_in(&self, _capture: &CaptureHead) -> bool {
+            !self.moves_on
         }
 
         fn set_parks(&mut self, _slot: Slot, parks: Parks) {
@@ -561,6 +568,26 @@ mod tests {
         assert!(jobs.is_empty());
         session.step(1101 * MS, &mut jobs);
         assert_eq!(moments(&jobs), [Moment::Open]);
+    }
+
+    /// A worker that was found at work is watched in that call, and not once it has gone on to something else.
+    #[test]
+    fn a_worker_that_has_moved_on() {
+        const WORKER: u32 = 78;
+        for (moves_on, released) in [(false, 0), (true, 1)] {
+            let mut session = session(1000 * MS, state::RUNNING);
+            session.source.moves_on = moves_on;
+            let thread = ThreadSnapshot { tid: WORKER, task_state: 1, ..ThreadSnapshot::default() };
+            session.workers.look_at(thread);
+            let head = CaptureHead {
+                head: RecordHead { kind: profiler_ebpf::record::kind::CAPTURE, tid: WORKER },
+                ..CaptureHead::default()
+            };
+            let verdict = Verdict { head, posture: Posture::Working(Pool::Python) };
+            session.learn(&verdict, 1010 * MS, &mut Vec::new());
+            assert_eq!(session.source.state.tid, WORKER);
+            assert_eq!(session.source.released, released);
+        }
     }
 
     /// The stack of a blocked thread is completed from its memory, once, and before the report.

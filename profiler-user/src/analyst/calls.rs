@@ -4,7 +4,6 @@
 //! later: it counts only if the thread is in the same call after it was asked as before.
 
 use std::fs;
-use std::io::{ErrorKind, Read as _};
 
 use profiler_ebpf::record::Registers;
 
@@ -17,6 +16,7 @@ use crate::process::arguments::{Arguments, Path};
 use crate::process::borrowed;
 use crate::process::descriptors::{describe, link, other_end};
 use crate::process::file_locks;
+use crate::process::frozen::is_in_call;
 use crate::process::listing::{Listed, Unlisted, listed};
 use crate::process::mounts::{self, Opened};
 use crate::process::parties::{child, children, party};
@@ -74,7 +74,7 @@ impl Caller<'_> {
         self.ends(&mut call, known);
         self.children(&mut call, known);
         self.file_locks(&mut call);
-        let why = match self.is_still_inside() {
+        let why = match is_in_call(self.pid, self.tid, self.registers) {
             Ok(true) => return Some(Call { is_seen: true, ..call }),
             Ok(false) => "the wait was over before it could be asked for".to_owned(),
             Err(unlisted) => unlisted.into(),
@@ -88,20 +88,6 @@ impl Caller<'_> {
         let until = arguments.wall_deadline_ns;
         let by_wall_clock = until.map(|until| Timeout::Ns(until.saturating_sub(self.at_wall_ns)));
         arguments.timeout.or(by_wall_clock)
-    }
-
-    /// Whether the thread is in the same call still: the number, the arguments and the place are equal.
-    fn is_still_inside(self) -> Result<bool, Unlisted> {
-        let path = format!("/proc/{}/task/{}/syscall", self.pid, self.tid);
-        let mut text = String::with_capacity(256);
-        match fs::File::open(&path).and_then(|mut file| file.read_to_string(&mut text)) {
-            Ok(_) => Ok(syscall::is_inside(&text, self.registers)),
-            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-                Err(Unlisted::new(&path, error))
-            }
-            // The thread is gone.
-            Err(_) => Ok(false),
-        }
     }
 
     fn descriptor(self, is_over: bool, call: &mut Call, known: &mut Known) -> Option<Descriptor> {

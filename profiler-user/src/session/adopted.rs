@@ -175,7 +175,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         slot.state.may_have_left_ns().is_some_and(|ns| now_ns >= ns + self.threshold_ns / 2)
     }
 
-    fn let_go(&mut self, slot: Slot) {
+    pub(super) fn let_go(&mut self, slot: Slot) {
         self.loops.remove(&slot.state.tid);
         self.workers.forget(slot.state.tid);
         self.source.unwatch(slot);

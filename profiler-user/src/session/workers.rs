@@ -53,6 +53,11 @@ impl Workers {
         self.by_messages.remove(&tid);
     }
 
+    /// A thread is handed to the analyst, as it sleeps now.
+    pub fn look_at(&mut self, thread: ThreadSnapshot) {
+        self.looked_at.insert(thread.tid, thread);
+    }
+
     /// Whether a thread was seen to be handed work.
     pub fn is_known(&self, tid: u32) -> bool {
         self.known.contains(&tid)
@@ -123,7 +128,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         }
         let states = self.interpreter_states();
         for thread in new {
-            self.workers.looked_at.insert(thread.tid, thread);
+            self.workers.look_at(thread);
             let (captured, python) = self.standing(&thread, &states, now_ns);
             let javascript = self.name_javascript(&captured);
             jobs.push(Job::Look { captured: Box::new(captured), python, javascript });
@@ -277,20 +282,25 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     /// Watches a thread that no hooked wait has shown.
     fn follow_worker(&mut self, tid: u32, pool: Pool, now_ns: u64, phase: u32) {
         let Some(thread) = self.workers.looked_at.get(&tid) else { return };
-        let (mut watched, capture) = seed(thread, now_ns);
-        let capture = if phase == phase::PARKED {
+        let (mut watched, mut capture) = seed(thread, now_ns);
+        let works = phase == phase::TURN;
+        if !works {
             watched.phase = phase::PARKED;
             watched.state = state::RUNNING;
-            CaptureHead::default()
-        } else {
-            capture
-        };
+            capture = CaptureHead::default();
+        }
         // Of threads that take turns at epoll, the first such wait is their own.
         watched.adopt(&WaitCall::any(wait::PARK));
         watched.handed_work = u64::from(pool == Pool::Python);
         match self.source.seed(watched, capture) {
+            // It was looked at a while ago, and has done with that work since: what it does now is another matter.
+            Ok(true) if works && !self.source.is_still_in(&capture) => {
+                if let Some(slot) = self.slot_of(tid) {
+                    self.let_go(slot);
+                }
+            }
             Ok(true) => {}
-            // It has a slot by now, or all slots are taken.
+            // It has a slot by now, or has exited, or all slots are taken.
             Ok(false) => tracing::debug!(tid, "no slot for a worker"),
             Err(error) => tracing::warn!("cannot watch the worker {tid}: {error:#}"),
         }

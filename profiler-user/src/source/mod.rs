@@ -133,8 +133,11 @@ pub trait EventSource {
     /// Who has run so far while the thread in a slot was ready and had no CPU. Costs no syscall.
     fn rivals(&mut self, slot: Slot) -> Option<Rivals>;
 
-    /// Watches a thread that was inside a turn when we came. False where it is watched already.
+    /// Watches a thread that was inside a turn when we came. False where it is watched already, or gone.
     fn seed(&mut self, state: Loop, capture: CaptureHead) -> anyhow::Result<bool>;
+
+    /// Whether a thread is in the system call of this capture. To be asked once it is watched: what it does later shows.
+    fn is_still_in(&self, capture: &CaptureHead) -> bool;
 
     /// Tells the probes how the thread in a slot parks.
     fn set_parks(&mut self, slot: Slot, parks: Parks);

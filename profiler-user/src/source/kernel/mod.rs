@@ -39,6 +39,7 @@ use self::table::Table;
 use self::ticks::SampleHooks;
 use super::{Captured, Event, EventSource, PythonPlaces, Slot, decode};
 use crate::error::Failure;
+use crate::process::frozen::{is_alive, is_in_call};
 
 /// The probes as they were built, or nothing where the machine could not build them.
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probes"));
@@ -63,6 +64,7 @@ pub struct Watch {
 /// The probes, attached. Dropping it takes all of them out of the kernel.
 #[allow(missing_debug_implementations, reason = "aya's maps have none")]
 pub struct KernelSource {
+    tgid: u32,
     // The table's pages and the ring belong to maps that `ebpf` holds: they go first.
     table: Table,
     ring: RingBuf<MapData>,
@@ -100,6 +102,7 @@ impl Loaded {
         let (ticks, sampling) = ticks::Ticks::new(&refused, watch.samples);
         probes.push(sampling);
         let mut source = KernelSource {
+            tgid: watch.tgid,
             table: Table::new(|name| descriptor(&ebpf, name), MAX_LOOPS, watch.stats)?,
             ring: take(&mut ebpf, "RECORDS")?.try_into()?,
             slots: take(&mut ebpf, "SLOTS")?.try_into()?,
@@ -238,7 +241,17 @@ impl EventSource for KernelSource {
             self.free.push(slot, 0)?;
             return Ok(false);
         }
+        // Whoever exits from here on is seen to.
+        if !is_alive(self.tgid, state.tid) {
+            self.unwatch(Slot { index: slot, state });
+            return Ok(false);
+        }
         Ok(true)
+    }
+
+    fn is_still_in(&self, capture: &CaptureHead) -> bool {
+        // Where nobody may tell, it was just seen there.
+        is_in_call(self.tgid, capture.head.tid, &capture.registers).unwrap_or(true)
     }
 
     fn threads(&mut self) -> anyhow::Result<Vec<ThreadSnapshot>> {
