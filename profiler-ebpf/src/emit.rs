@@ -37,7 +37,7 @@ pub fn capture(capture: &Capture, read: Read) {
         core::mem::offset_of!(Capture, stack) as u64 + (stack_bytes & 0xffff)
     };
     let ring = (&raw const RECORDS).cast_mut().cast();
-    // SAFETY: the ring is one, and the capture is as long as its whole stack, by which the mask bounds the length.
+    // SAFETY: the pointer is to the ring's map, and the capture is as long as its whole stack, by which the mask bounds the length.
     let failed = unsafe {
         let is_full = bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA)) > FULL_BYTES;
         let from = core::ptr::from_ref(capture).cast_mut().cast();

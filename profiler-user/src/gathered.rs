@@ -15,7 +15,7 @@ use crate::turn::holders::Holders;
 use crate::turn::samples::{Samples, Wait};
 use crate::turn::tracker::Due;
 use crate::turn::{
-    Awaited, Company, Holder, Lock, LockOwner, Moment, Other, Sampled, Waited, Waker,
+    Awaited, Company, End, Holder, Lock, LockOwner, Moment, Other, Sampled, Waited, Waker,
 };
 
 /// Ends of waits kept of one turn; beyond this they are counted.
@@ -58,6 +58,8 @@ pub struct Gathered {
     others: BTreeMap<u32, Sampled>,
     /// Threads that did not stand still when all others were looked at.
     ran: BTreeSet<u32>,
+    /// The last turn, by its beginning, of which a line was kept back.
+    kept_back_ns: Option<u64>,
     /// What the threads above are called: some may exit before they are reported.
     names: BTreeMap<u32, String>,
     /// What there was no room for.
@@ -79,7 +81,9 @@ impl Gathered {
         if self.turn_start_ns != turn_start_ns {
             let (loop_kind, pool) = (self.loop_kind, self.pool);
             let (python_name, nameless) = (self.python_name.take(), self.nameless.take());
-            let known = Self { loop_kind, pool, python_name, nameless, ..Self::default() };
+            let kept_back_ns = self.kept_back_ns;
+            let known =
+                Self { loop_kind, pool, python_name, nameless, kept_back_ns, ..Self::default() };
             *self = Self { turn_start_ns, ..known };
         }
     }
@@ -96,14 +100,21 @@ impl Gathered {
 
     /// What is due of a thread that waits for work is nothing, but for the end of a turn that was longer
     /// than the threshold before: the thread may have woken up, and parked once more, before its first
-    /// park was found to be one.
-    pub fn within_turn(&self, due: Due, threshold_ns: u64) -> Option<Due> {
+    /// park was found to be one. Where the end was missed, no more is known of it than of what was kept back.
+    pub fn within_turn(&mut self, due: Due, threshold_ns: u64) -> Option<Due> {
+        let start_ns = due.turn.start_ns;
         match self.parked_ns.filter(|parked_ns| due.at_ns > *parked_ns) {
+            None if matches!(due.end, End::Unseen(_)) && self.kept_back_ns == Some(start_ns) => {
+                None
+            }
             None => Some(due),
             Some(parked_ns) if due.moment == Moment::End => {
                 Some(due.cut_back(parked_ns)).filter(|due| due.turn.booked_ns() >= threshold_ns)
             }
-            Some(_) => None,
+            Some(_) => {
+                self.kept_back_ns = Some(start_ns);
+                None
+            }
         }
     }
 
@@ -326,6 +337,7 @@ impl Gathered {
 #[cfg(test)]
 mod tests {
     use profiler_ebpf::record::{CaptureHead, Registers};
+    use profiler_ebpf::turn::Loop;
 
     use super::Gathered;
     use crate::call::{Call, Descriptor, Kind};
@@ -335,6 +347,7 @@ mod tests {
     use crate::turn::alike::Was;
     use crate::turn::holders::Sighting;
     use crate::turn::samples::Length;
+    use crate::turn::tracker::Tracker;
     use crate::turn::{Awaited, Lock, Sampled, StandsFor, ThreadState, Waker};
 
     /// That of a stretch that stands for itself.
@@ -359,6 +372,34 @@ mod tests {
             is_collecting: false,
             weight_ns: 10,
         }
+    }
+
+    /// What was kept back of a thread that only waited for work stays so where its end was missed, also once more is
+    /// known of a later turn, and of that turn alone.
+    #[test]
+    fn kept_back() {
+        let mut tracker = Tracker::new(100);
+        let mut due = Vec::new();
+        let state = |start_ns| {
+            let mut state = Loop::default();
+            state.begin(start_ns, 0);
+            state
+        };
+        tracker.look(&state(1000), 1150, &mut due);
+        tracker.look(&state(2000), 2050, &mut due);
+        let [opened, ended] = &due[..] else { panic!("{due:?}") };
+        let mut gathered = Gathered::default();
+        gathered.keep_to(1000);
+        assert!(gathered.within_turn(opened.clone(), 100).is_some(), "it may be at work");
+        assert!(gathered.within_turn(ended.clone(), 100).is_some());
+        gathered.idle_since(1005);
+        assert!(gathered.within_turn(opened.clone(), 100).is_none());
+        gathered.keep_to(2000);
+        gathered.keep_to(1000);
+        assert!(gathered.within_turn(ended.clone(), 100).is_none());
+        let mut other = ended.clone();
+        other.turn.start_ns = 1500;
+        assert!(gathered.within_turn(other, 100).is_some());
     }
 
     /// Holders share the time that the loop waited for the lock, by how often each was seen while it

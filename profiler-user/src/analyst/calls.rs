@@ -16,10 +16,10 @@ use crate::process::arguments::{Arguments, Path};
 use crate::process::borrowed;
 use crate::process::descriptors::{describe, link, other_end};
 use crate::process::file_locks;
-use crate::process::frozen::is_in_call;
 use crate::process::listing::{Listed, Unlisted, listed};
 use crate::process::mounts::{self, Opened};
 use crate::process::parties::{child, children, party};
+use crate::process::thread::is_in_call;
 use crate::report::purpose::{self, Purpose};
 use crate::syscall::{self, Operand, operand, sends};
 

@@ -1,14 +1,7 @@
 //! Which threads were inside a turn of their event loop when we came: they have not been seen to wait.
 
-use std::fs::File;
-use std::io::{ErrorKind, Read};
-use std::path::Path;
-
 use profiler_ebpf::record::{CaptureHead, RecordHead, Registers, ThreadSnapshot, kind, reason};
 use profiler_ebpf::turn::{FUTEX, Loop, START_UNKNOWN, WaitCall, phase, state, wait, wait_of};
-
-use super::listing::Unlisted;
-use crate::syscall::is_inside;
 
 /// Files whose frames on a stack show that the thread runs an event loop.
 const LOOP_FILES: [&str; 5] = [
@@ -145,26 +138,6 @@ pub fn seed(thread: &ThreadSnapshot, now_ns: u64) -> (Loop, CaptureHead) {
         ..CaptureHead::default()
     };
     (watched, capture)
-}
-
-/// Whether a thread of the process has not exited.
-pub fn is_alive(pid: u32, tid: u32) -> bool {
-    Path::new(&format!("/proc/{pid}/task/{tid}")).exists()
-}
-
-/// Whether a thread of the process is in the very call of these registers: the number, the arguments and the place are
-/// equal.
-pub fn is_in_call(pid: u32, tid: u32, registers: &Registers) -> Result<bool, Unlisted> {
-    let path = format!("/proc/{pid}/task/{tid}/syscall");
-    let mut text = String::with_capacity(256);
-    match File::open(&path).and_then(|mut file| file.read_to_string(&mut text)) {
-        Ok(_) => Ok(is_inside(&text, registers)),
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            Err(Unlisted::new(&path, error))
-        }
-        // The thread is gone.
-        Err(_) => Ok(false),
-    }
 }
 
 /// Whether the thread sleeps in a wait of the kind that loops use.

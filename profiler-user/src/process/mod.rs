@@ -23,6 +23,7 @@ pub mod executables;
 pub mod image;
 pub mod modules;
 pub mod stack;
+pub mod thread;
 pub mod lock;
 pub mod neighbour;
 pub mod source_line;

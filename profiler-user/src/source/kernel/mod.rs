@@ -39,7 +39,7 @@ use self::table::Table;
 use self::ticks::SampleHooks;
 use super::{Captured, Event, EventSource, PythonPlaces, Slot, decode};
 use crate::error::Failure;
-use crate::process::frozen::{is_alive, is_in_call};
+use crate::process::thread::{is_alive, is_in_call};
 
 /// The probes as they were built, or nothing where the machine could not build them.
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probes"));
