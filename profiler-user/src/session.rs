@@ -570,11 +570,11 @@ mod tests {
         assert_eq!(moments(&jobs), [Moment::Open]);
     }
 
-    /// A worker that was found at work is watched in that call, and not once it has gone on to something else.
+    /// A worker that was found at work is watched in that call, and as a parked one once it has gone on.
     #[test]
     fn a_worker_that_has_moved_on() {
         const WORKER: u32 = 78;
-        for (moves_on, released) in [(false, 0), (true, 1)] {
+        for (moves_on, expected) in [(false, phase::TURN), (true, phase::PARKED)] {
             let mut session = session(1000 * MS, state::RUNNING);
             session.source.moves_on = moves_on;
             let thread = ThreadSnapshot { tid: WORKER, task_state: 1, ..ThreadSnapshot::default() };
@@ -585,8 +585,8 @@ mod tests {
             };
             let verdict = Verdict { head, posture: Posture::Working(Pool::Python) };
             session.learn(&verdict, 1010 * MS, &mut Vec::new());
-            assert_eq!(session.source.state.tid, WORKER);
-            assert_eq!(session.source.released, released);
+            let Loop { tid, phase, .. } = session.source.state;
+            assert_eq!((tid, phase), (WORKER, expected));
         }
     }
 

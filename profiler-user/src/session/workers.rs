@@ -283,7 +283,9 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     fn follow_worker(&mut self, tid: u32, pool: Pool, now_ns: u64, phase: u32) {
         let Some(thread) = self.workers.looked_at.get(&tid) else { return };
         let (mut watched, mut capture) = seed(thread, now_ns);
-        let works = phase == phase::TURN;
+        // It was looked at a while ago. One that has done with that work since is taken to be parked: what it does next
+        // shows.
+        let works = phase == phase::TURN && self.source.is_still_in(&capture);
         if !works {
             watched.phase = phase::PARKED;
             watched.state = state::RUNNING;
@@ -293,7 +295,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         watched.adopt(&WaitCall::any(wait::PARK));
         watched.handed_work = u64::from(pool == Pool::Python);
         match self.source.seed(watched, capture) {
-            // It was looked at a while ago, and has done with that work since: what it does now is another matter.
+            // It has gone on in just this moment: the next search finds it where it is then.
             Ok(true) if works && !self.source.is_still_in(&capture) => {
                 if let Some(slot) = self.slot_of(tid) {
                     self.let_go(slot);
