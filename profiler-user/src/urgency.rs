@@ -1,6 +1,7 @@
 //! How much of a busy machine the analyst takes: little while it names what nobody waits for, its due share once a line
 //! is wanted.
 
+use std::cell::OnceCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -10,6 +11,21 @@ use rustix::thread::{CapabilitySet, capabilities, gettid};
 /// By so much more it gives way at rest. It takes a CPU from nobody when it wakes up then, and has a tenth of one beside
 /// a program that computes: enough to look at a socket while it is still open.
 const GIVES_WAY: i32 = 10;
+
+thread_local! {
+    /// The calling thread's, where it gives way at all.
+    static OWN: OnceCell<Urgency> = const { OnceCell::new() };
+}
+
+/// Said before the kernel takes a lock for the calling thread that a watched process may wait for: one that gave way
+/// to others meanwhile would have the process wait for them, too. It lasts until the thread rests.
+pub fn before_lock() {
+    OWN.with(|own| {
+        if let Some(urgency) = own.get() {
+            urgency.hurry();
+        }
+    });
+}
 
 /// Shared by the analyst's thread and whoever has work for it.
 #[derive(Debug, Clone)]
@@ -52,6 +68,7 @@ impl Urgency {
     pub fn begin(&self) {
         if let Some(thread) = Thread::this() {
             let _ = self.0.thread.set(thread);
+            OWN.with(|own| own.set(self.clone())).unwrap_or_default();
         }
     }
 
@@ -95,10 +112,10 @@ mod tests {
     use rustix::process::getpriority_process;
     use rustix::thread::gettid;
 
-    use super::{GIVES_WAY, Urgency, may_come_back_to};
+    use super::{GIVES_WAY, Urgency, before_lock, may_come_back_to};
 
-    /// A thread gives way, is hurried by another, and gives way again once it has nothing to do; where nothing could
-    /// hurry it, it does not begin.
+    /// A thread gives way, is hurried by another or by its own need of a lock, and gives way again once it has nothing
+    /// to do; where nothing could hurry it, it does not begin.
     #[test]
     fn one_thread_gives_way() {
         let usual = getpriority_process(None).unwrap();
@@ -118,6 +135,8 @@ mod tests {
             assert_eq!(nice(), usual);
             urgency.rest();
             assert_eq!(nice(), low);
+            before_lock();
+            assert_eq!(nice(), usual);
         })
         .join()
         .unwrap();

@@ -1,7 +1,8 @@
 """A loop whose other thread keeps the interpreter's lock, or, as a healthy twin, gives it back.
 
 Prints `ready 0 PID`, and after SIGUSR1 for every time `holding TID LINE START_NS` and `held END_NS`: who kept the lock,
-on which line, and from when until when. Ends by itself.
+on which line, and from when until when. At its end `late`, and the start and end of each of the loop's rounds that
+took too long, whatever kept it. Ends by itself.
 """
 
 import argparse
@@ -16,6 +17,11 @@ import calibrated
 
 # Well past twice the threshold.
 HOLD_S = 0.4
+
+WAIT_S = 0.01
+
+# Half of the threshold.
+LATE_NS = 50_000_000
 
 
 def match(letters):
@@ -45,10 +51,17 @@ async def serve(work, times):
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, watched.set)
     print("ready 0", os.getpid(), flush=True)
     await watched.wait()
+    late = []
+    start = time.monotonic_ns()
     thread = threading.Thread(target=work, args=[times, letters], name="reports")
     thread.start()
     while thread.is_alive():
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(WAIT_S)
+        end = time.monotonic_ns()
+        if end - start > LATE_NS:
+            late += [start, end]
+        start = end
+    print("late", *late, flush=True)
 
 
 def main():

@@ -3,9 +3,11 @@
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::clock::{milliseconds, patience};
 use profiler_tests::interpreters::{Interpreter, all};
-use profiler_tests::report::Stack;
+use profiler_tests::report::{Stack, StallLine};
 use profiler_tests::scenario::{THRESHOLD_NS, alone};
 use profiler_tests::tally::Tally;
+use profiler_tests::target::Target;
+use profiler_tests::tracer::Finished;
 use profiler_tests::turns::run;
 
 /// The system's own, and the newest, which keeps the lock's state in other places.
@@ -56,9 +58,20 @@ fn holder_is_blamed(interpreter: &Interpreter) -> Result<()> {
         ensure!(holder.any(is_native), "no stack of the holder down to the call into C");
         tally.compared();
     }
-    let told = finished.told();
-    ensure!(told.len() <= 3, "more stalls than three:\n{}", told.join("\n"));
+    nothing_invented(&target, &finished)?;
     tally.must_be(3)
+}
+
+/// Each stall is one that the loop itself felt: on an emulated machine there may be more than were made.
+fn nothing_invented(target: &Target, finished: &Finished) -> Result<()> {
+    let late = numbers(&target.line_starting("late", patience(60))?);
+    let is_felt = |end: &&StallLine| {
+        late.chunks_exact(2)
+            .any(|round| end.stall.start_monotonic_ns < round[1] && end.end_ns() > round[0])
+    };
+    let invented: Vec<_> = finished.own_ends().filter(|end| !is_felt(end)).collect();
+    ensure!(invented.is_empty(), "{invented:?}");
+    Ok(())
 }
 
 /// A thread that sleeps gives the lock back, and nobody is reported.
@@ -66,10 +79,9 @@ fn holder_is_blamed(interpreter: &Interpreter) -> Result<()> {
 fn a_lock_given_back_is_no_stall() -> Result<()> {
     let _machine = alone();
     for interpreter in interpreters()? {
-        let (_target, finished) =
+        let (target, finished) =
             run(interpreter.run_with("gil.py", &["--healthy", "--times", "2"])?, &[])?;
-        let ends: Vec<_> = finished.own_ends().collect();
-        ensure!(ends.is_empty(), "{}: {} stalls invented", interpreter.name, ends.len());
+        nothing_invented(&target, &finished).with_context(|| interpreter.name.clone())?;
     }
     Ok(())
 }

@@ -63,6 +63,9 @@ fn parse(text: &str) -> Option<Registers> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::process::{Command, Stdio};
+
     use super::{being_started, parse};
 
     /// The call's number and its arguments are told; a running process has none.
@@ -79,8 +82,11 @@ mod tests {
     /// A child that runs its program is not being started.
     #[test]
     fn a_program_that_runs() {
-        let mut child = std::process::Command::new("sleep").arg("9").spawn().unwrap();
-        // `spawn` returns once its exec is done.
+        let mut cat = Command::new("cat");
+        let mut child = cat.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // `spawn` may return before the child's call does: it runs once it has answered.
+        child.stdin.as_mut().unwrap().write_all(b"?").unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let found = being_started(std::process::id());
         child.kill().unwrap();
         child.wait().unwrap();

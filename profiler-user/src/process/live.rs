@@ -13,6 +13,7 @@ use rustix::fs::{major, minor};
 use super::image::build_id_at_start;
 use super::maps::{self, Backing, Region};
 use super::{TargetMemory, Unreadable};
+use crate::urgency::before_lock;
 
 /// The memory of a process that runs. Nothing is stopped: what another thread writes meanwhile may
 /// come back half old, half new.
@@ -33,6 +34,7 @@ impl TargetMemory for LiveMemory {
         let bytes = buffer.len();
         let unreadable = Unreadable { address, bytes };
         let base = usize::try_from(address).map_err(|_| unreadable)?;
+        before_lock();
         let remote = [RemoteIoVec { base, len: bytes }];
         match process_vm_readv(self.pid, &mut [IoSliceMut::new(buffer)], &remote) {
             Ok(read) if read == bytes => Ok(()),
@@ -48,6 +50,7 @@ pub fn open_region(pid: u32, region: &Region) -> io::Result<File> {
     let Backing::File(path) = &region.backing else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "no file backs this region"));
     };
+    before_lock();
     // The names in map_files carry no leading zeros, unlike those in maps. The kernel asks for CAP_SYS_ADMIN or
     // CAP_CHECKPOINT_RESTORE.
     let mapped = format!("/proc/{pid}/map_files/{:x}-{:x}", region.start, region.end);

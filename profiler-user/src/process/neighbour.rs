@@ -2,6 +2,7 @@
 
 use super::cgroup;
 use super::target::{Stat, text};
+use crate::urgency::before_lock;
 
 /// Characters of a command line that are told: it is to be recognised, not run again.
 const MAX_COMMAND: usize = 256;
@@ -23,6 +24,7 @@ impl Neighbour {
         if thread_name(pid, tid)? != name {
             return None;
         }
+        before_lock();
         let command = text(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let command = words(&command);
         Some(Self {

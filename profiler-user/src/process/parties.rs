@@ -9,6 +9,7 @@ use super::arguments::printable;
 use super::listing::listed;
 use super::target::field;
 use crate::call::Party;
+use crate::urgency::before_lock;
 
 /// Descriptors of all processes together that one search looks at: each takes about 5 µs.
 const MAX_LINKS: usize = 32_768;
@@ -33,6 +34,7 @@ pub enum Access {
 /// A process by what people call it.
 pub fn party(pid: u32) -> Party {
     let name = text(pid, "comm", MAX_TEXT).map(|name| printable(name.trim_ascii_end()));
+    before_lock();
     let command = text(pid, "cmdline", MAX_COMMAND).map(|mut bytes| {
         let is_whole = (bytes.len() as u64) < MAX_COMMAND;
         bytes = bytes.trim_ascii_end().to_vec();

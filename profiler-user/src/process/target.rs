@@ -14,6 +14,7 @@ use super::image::Image;
 use super::listing::{Listed, Unlisted, listed};
 use super::maps::{self, Region};
 use crate::error::Failure;
+use crate::urgency::before_lock;
 
 /// Bytes of a text in /proc taken at most; the text of a process with 65,530 mappings is about 7 MB.
 const MAX_TEXT: u64 = 16 * 1024 * 1024;
@@ -127,6 +128,7 @@ impl Target {
     /// What the program has mapped now; nothing once the process has exited or executed another.
     pub fn regions(&self) -> Result<Vec<Region>, Unlisted> {
         let path = format!("/proc/{}/maps", self.pid);
+        before_lock();
         match read(&path) {
             Ok(_) if !self.runs_same_program() => {
                 let gone = "the process has exited, or executed another program";

@@ -4,9 +4,9 @@ use super::Violation;
 use super::code::Code;
 
 /// What lies below all stages.
-const BELOW: [&str; 11] = [
+const BELOW: [&str; 12] = [
     "activity", "around", "call", "clock", "error", "frame", "gap", "interval", "process",
-    "syscall", "task",
+    "syscall", "task", "urgency",
 ];
 
 /// An event's way, each stage with the modules that it is made of.
@@ -23,7 +23,7 @@ const STAGES: [&[&str]; 9] = [
 ];
 
 /// What drives the stages, and is known to none of them.
-const DRIVERS: [&str; 16] = [
+const DRIVERS: [&str; 15] = [
     "alarm",
     "attached",
     "check",
@@ -37,7 +37,6 @@ const DRIVERS: [&str; 16] = [
     "start",
     "stop",
     "succession",
-    "urgency",
     "watch",
     "whom",
 ];
