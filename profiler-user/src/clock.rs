@@ -2,7 +2,7 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use nix::time::{ClockId, clock_gettime};
+use rustix::time::{ClockId, Timespec, clock_gettime};
 
 /// One moment on both clocks, taken at attach: the only way in which wall-clock time enters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub fn rfc3339(wall_ns_since_epoch: u64) -> String {
 
 /// CLOCK_MONOTONIC, the clock of the probes.
 pub fn monotonic_ns() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, nanoseconds)
+    nanoseconds(clock_gettime(ClockId::Monotonic))
 }
 
 /// Pairs of readings of both clocks, of which the closest one is believed.
@@ -45,7 +45,7 @@ const ANCHORS: usize = 5;
 pub fn wall_anchor() -> WallAnchor {
     let read = || {
         let monotonic_ns = monotonic_ns();
-        let wall = clock_gettime(ClockId::CLOCK_REALTIME).map_or(0, nanoseconds);
+        let wall = nanoseconds(clock_gettime(ClockId::Realtime));
         let took_ns = self::monotonic_ns().saturating_sub(monotonic_ns);
         (took_ns, WallAnchor { monotonic_ns, wall_ns_since_epoch: wall })
     };
@@ -59,8 +59,9 @@ pub fn wall_anchor() -> WallAnchor {
     anchor
 }
 
-fn nanoseconds(time: nix::sys::time::TimeSpec) -> u64 {
-    u64::try_from(Duration::from(time).as_nanos()).unwrap_or(u64::MAX)
+/// A time before the epoch is none.
+fn nanoseconds(time: Timespec) -> u64 {
+    Duration::try_from(time).map_or(0, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
+use profiler_ebpf::turn::Turn;
+
 use crate::gap::Gap;
 use crate::known::Known;
 use crate::process::neighbour::Neighbour;
@@ -142,8 +144,8 @@ impl Gathered {
 
     /// The stacks as [`Samples::stacks`] has them. What a number stood for in calls that were over before it
     /// was looked up is not told where it stood for several things in the same turn.
-    pub fn stacks(&self, running_ns: u64, now_ns: u64) -> Vec<Sampled> {
-        let mut stacks = self.samples.stacks(running_ns, now_ns);
+    pub fn stacks(&self, turn: &Turn, now_ns: u64) -> Vec<Sampled> {
+        let mut stacks = self.samples.stacks_of(turn, now_ns);
         let over = stacks.iter_mut().filter_map(|sampled| sampled.call.as_deref_mut());
         for call in over.filter(|call| !call.is_seen) {
             if let Some(seen) = call.descriptor.take_if(|seen| self.known.is_ambiguous(seen.number))
@@ -467,7 +469,7 @@ mod tests {
             gathered.known.note(7, text);
             gathered.samples.block(at_ns, length(100), Stack::default(), was);
         }
-        let stacks = gathered.stacks(0, 3000);
+        let stacks = gathered.stacks(&Default::default(), 3000);
         let told = stacks.iter().filter_map(|sampled| sampled.call.as_ref());
         let told: Vec<_> = told
             .map(|call| (call.descriptor.as_ref().map(|it| it.text.clone()), call.gaps.len()))

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use profiler_ebpf::record::{CaptureHead, ThreadSnapshot};
+use rustix::system::uname;
 use tokio::task::yield_now;
 
 use crate::clock::{monotonic_ns, wall_anchor};
@@ -270,17 +271,13 @@ fn accepts_unseen(probes: &[attach::Probe], has_io_uring: bool) -> Vec<Gap> {
 }
 
 fn kernel_release() -> String {
-    nix::sys::utsname::uname()
-        .map(|names| names.release().to_string_lossy().into_owned())
-        .unwrap_or_default()
+    uname().release().to_string_lossy().into_owned()
 }
 
 fn facts(target: &Target, program: ProgramFacts) -> SessionFacts {
     let anchor = wall_anchor();
     let pid = target.pid();
-    let host = nix::unistd::gethostname()
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default();
+    let host = uname().nodename().to_string_lossy().into_owned();
     let cgroups = target.cgroups();
     let (arguments, container_id) = (target.arguments(), cgroup::container_id(&cgroups));
     let process = ProcessFacts {

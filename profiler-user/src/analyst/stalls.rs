@@ -23,7 +23,7 @@ impl Analyst {
         }
         let (ticks_collecting, calls) =
             (gathered.samples.ticks_collecting(), gathered.samples.calls());
-        let stacks = gathered.stacks(due.turn.running_ns, due.at_ns);
+        let stacks = gathered.stacks(&due.turn, due.at_ns);
         let waited = gathered.samples.waited(due.at_ns);
         let holders = gathered.holders(&waited);
         gaps.extend(gathered.gaps());

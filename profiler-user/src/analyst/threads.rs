@@ -47,7 +47,7 @@ impl Analyst {
             let AwayThread { tid, turn, state } = *away;
             let gathered = self.loops.get(&tid);
             let gathered = gathered.filter(|it| it.turn_start_ns() == turn.start_ns);
-            let stacks = gathered.map(|it| it.samples.stacks(turn.running_ns, now_ns));
+            let stacks = gathered.map(|it| it.samples.stacks_of(&turn, now_ns));
             let name = self.target.thread_name(tid);
             // Nobody came back before the stall was over.
             let time_ns = now_ns.saturating_sub(turn.start_ns);

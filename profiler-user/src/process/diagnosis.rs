@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -17,11 +17,11 @@ use netlink_packet_sock_diag::inet::{
 };
 use netlink_packet_sock_diag::unix::nlas::{Nla, UnixDiagName};
 use netlink_packet_sock_diag::unix::{self, ShowFlags, UnixRequest, UnixResponse};
-use nix::errno::Errno;
-use nix::sched::{CloneFlags, setns};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
 };
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::arguments::printable;
 use super::sockets::State;
@@ -68,8 +68,8 @@ impl Diagnosis {
     /// Of the network of a process. A thread of its own goes there to open the socket.
     pub fn of(pid: u32) -> Result<Self, String> {
         let open = || {
-            let (family, protocol) = (AddressFamily::Netlink, SockProtocol::NetlinkSockDiag);
-            socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)
+            let (family, protocol) = (AddressFamily::NETLINK, Some(netlink::SOCK_DIAG));
+            socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, protocol)
                 .map(|socket| Self { socket })
                 .map_err(|error| format!("a netlink socket is refused: {error}"))
         };
@@ -80,7 +80,7 @@ impl Diagnosis {
         }
         let network = fs::File::open(&path).map_err(|error| format!("{path}: {error}"))?;
         let open_there = || {
-            setns(&network, CloneFlags::CLONE_NEWNET)
+            move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
                 .map_err(|error| format!("setns to the process's network is refused: {error}"))?;
             open()
         };
@@ -192,12 +192,12 @@ impl Diagnosis {
         message.finalize();
         let mut bytes = vec![0; message.buffer_len()];
         message.serialize(&mut bytes);
-        send(self.socket.as_raw_fd(), &bytes, MsgFlags::empty()).map_err(refused)?;
+        send(&self.socket, &bytes, SendFlags::empty()).map_err(refused)?;
         let mut answer = vec![0; ANSWER_BYTES];
         for _ in 0..MAX_ANSWERS {
             // The kernel has put each answer there before it lets us go on.
-            let received = recv(self.socket.as_raw_fd(), &mut answer, MsgFlags::MSG_DONTWAIT);
-            let length = received.map_err(refused)?;
+            let received = recv(&self.socket, &mut *answer, RecvFlags::DONTWAIT);
+            let (length, _) = received.map_err(refused)?;
             for message in messages(&answer[..length]) {
                 match message {
                     NetlinkPayload::InnerMessage(answer) => take(answer),
@@ -215,8 +215,8 @@ impl Diagnosis {
 }
 
 fn outcome(code: i32, flags: u16) -> Result<(), String> {
-    match Errno::from_raw(code.saturating_neg()) {
-        Errno::ENOENT if flags & NLM_F_DUMP == 0 => Ok(()),
+    match Errno::from_raw_os_error(code.saturating_neg()) {
+        Errno::NOENT if flags & NLM_F_DUMP == 0 => Ok(()),
         error => Err(format!("this kernel does not list such sockets: {error}")),
     }
 }
@@ -333,10 +333,10 @@ mod tests {
     /// That something is missing is the answer to one question, and no list at all to another.
     #[test]
     fn what_the_kernel_lacks() {
-        let missing = -(nix::libc::ENOENT);
+        let missing = -super::Errno::NOENT.raw_os_error();
         assert_eq!(super::outcome(missing, 0), Ok(()));
         assert!(super::outcome(missing, super::NLM_F_DUMP).is_err());
-        assert!(super::outcome(-(nix::libc::EPERM), 0).is_err());
+        assert!(super::outcome(-super::Errno::PERM.raw_os_error(), 0).is_err());
     }
 
     /// A listener is among those that listen, with its address and what waits there.

@@ -398,26 +398,14 @@ fn read_vdso(region: &Region, memory: &dyn TargetMemory) -> Result<Vec<u8>, Stri
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
-    use std::io::IoSliceMut;
-
-    use nix::sys::uio::{RemoteIoVec, process_vm_readv};
-    use nix::unistd::getpid;
 
     use super::*;
-    use crate::process::{Unreadable, maps};
+    use crate::process::live::LiveMemory;
+    use crate::process::maps;
 
     /// This very process as a target.
-    struct Own;
-
-    impl TargetMemory for Own {
-        fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), Unreadable> {
-            let bytes = buffer.len();
-            let remote = RemoteIoVec { base: address as usize, len: bytes };
-            match process_vm_readv(getpid(), &mut [IoSliceMut::new(buffer)], &[remote]) {
-                Ok(read) if read == bytes => Ok(()),
-                _ => Err(Unreadable { address, bytes }),
-            }
-        }
+    fn own() -> LiveMemory {
+        LiveMemory::new(std::process::id())
     }
 
     fn regions() -> Vec<Region> {
@@ -433,7 +421,7 @@ mod tests {
 
     fn own_modules() -> Modules {
         let mut modules = Modules::new();
-        modules.update(&regions(), &open, &Own);
+        modules.update(&regions(), &open, &own());
         modules
     }
 
@@ -480,17 +468,17 @@ mod tests {
             open(region)
         };
         let mut modules = Modules::new();
-        modules.update(&without, &counting, &Own);
+        modules.update(&without, &counting, &own());
         let (before, here_before) = (opened.get(), modules.find(here()).unwrap().id);
         assert!(before > 0 && modules.find(libc).is_none());
-        modules.update(&all, &counting, &Own);
+        modules.update(&all, &counting, &own());
         assert_eq!((opened.get(), modules.find(here()).unwrap().id), (before + 1, here_before));
         let id = modules.find(libc).unwrap().id;
-        modules.update(&all, &counting, &Own);
+        modules.update(&all, &counting, &own());
         assert_eq!((opened.get(), modules.find(libc).unwrap().id), (before + 1, id));
-        modules.update(&without, &counting, &Own);
+        modules.update(&without, &counting, &own());
         assert!(modules.find(libc).is_none() && modules.get(id).is_none());
-        modules.update(&all, &counting, &Own);
+        modules.update(&all, &counting, &own());
         assert_ne!(modules.find(libc).unwrap().id, id);
     }
 
@@ -499,7 +487,7 @@ mod tests {
     fn unopenable_files() {
         let refuse = |_: &Region| Err(io::ErrorKind::PermissionDenied.into());
         let mut modules = Modules::new();
-        modules.update(&regions(), &refuse, &Own);
+        modules.update(&regions(), &refuse, &own());
         let module = modules.find(here()).unwrap();
         let gap = module.image.as_ref().unwrap_err();
         assert!(gap.to_string().contains(&*module.path), "{gap}");
@@ -521,7 +509,7 @@ mod tests {
         all[index].end = middle;
         all.insert(index + 1, second);
         let mut modules = Modules::new();
-        modules.update(&all, &open, &Own);
+        modules.update(&all, &open, &own());
         let (first, second) = (modules.find(middle - 1).unwrap(), modules.find(middle).unwrap());
         assert_ne!(first.id, second.id);
         assert_eq!(first.bias(), second.bias());
@@ -556,7 +544,7 @@ mod tests {
     fn too_many_mappings() {
         let many = many(FEW as u64 + 10);
         let mut modules = few("/srv/program");
-        modules.update(&many, &own_file, &Own);
+        modules.update(&many, &own_file, &own());
         assert_eq!(modules.iter().count(), many.len());
         let open = modules.iter().filter(|module| module.image.is_ok()).count();
         let limited = modules.gaps().filter(|gap| gap.to_string().contains("more than 8")).count();
@@ -580,7 +568,7 @@ mod tests {
             open.map(|module| module.range.start as usize / 0x10000).collect::<Vec<_>>()
         };
         let mut modules = few("/srv/program");
-        modules.update(&many, &own_file, &Own);
+        modules.update(&many, &own_file, &own());
         assert_eq!(open(&modules), [0, 1, 2, 3, 4, 5, last - 1, last]);
         // All but the fourth are in use; what is past the limit is asked for.
         for index in [0, 2, 4, 5] {
@@ -589,12 +577,12 @@ mod tests {
         assert!(!modules.wants_more());
         let before = modules.find(at(7)).unwrap().id;
         assert!(modules.wants_more());
-        modules.update(&many, &own_file, &Own);
+        modules.update(&many, &own_file, &own());
         assert_eq!(open(&modules), [0, 1, 2, 4, 5, 7, last - 1, last]);
         assert!(!modules.wants_more() && modules.find(at(7)).unwrap().id != before);
         // The one that was closed comes back for another.
         modules.find(at(3));
-        modules.update(&many, &own_file, &Own);
+        modules.update(&many, &own_file, &own());
         assert_eq!(open(&modules), [1, 2, 3, 4, 5, 7, last - 1, last]);
         assert_eq!(modules.closed(), 4 + 2);
     }
@@ -607,7 +595,7 @@ mod tests {
             region.backing = Backing::File(format!("/{}/libc.so.6", region.inode).into());
         }
         let mut modules = few("/srv/program");
-        modules.update(&many, &own_file, &Own);
+        modules.update(&many, &own_file, &own());
         assert_eq!(modules.iter().filter(|module| module.image.is_ok()).count(), FEW);
     }
 
@@ -630,7 +618,7 @@ mod tests {
         };
         let mut modules = Modules::new();
         for _ in 0..2 {
-            modules.update(&all, &open, &Own);
+            modules.update(&all, &open, &own());
             let made = |index: u64| modules.is_made_at_run_time(index * 0x10000 + 0x10);
             assert_eq!([0, 1, 2, 3].map(made), [true, true, false, false]);
             let known = |index: u64| modules.find(index * 0x10000 + 0x10).is_some();
@@ -638,7 +626,7 @@ mod tests {
             assert_eq!(opened.get(), 4);
         }
         let data = Region { executable: false, ..all[0].clone() };
-        modules.update(&[data], &open, &Own);
+        modules.update(&[data], &open, &own());
         assert!(!modules.is_made_at_run_time(0x10));
     }
 }

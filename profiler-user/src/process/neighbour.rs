@@ -77,7 +77,7 @@ mod tests {
     #[test]
     fn who_is_on_a_cpu() {
         let pid = std::process::id();
-        let tid = u32::try_from(nix::unistd::gettid().as_raw()).unwrap();
+        let tid = u32::try_from(rustix::thread::gettid().as_raw_pid()).unwrap();
         assert!(ready_on(pid, tid).is_some());
         assert_eq!(ready_on(pid, 0x7fff_ffff), None);
     }

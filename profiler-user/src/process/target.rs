@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::param::clock_ticks_per_second;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::image::Image;
@@ -214,8 +215,7 @@ impl Target {
     pub fn started_at_s(&self) -> Option<f64> {
         let stat = text("/proc/stat".to_owned())?;
         let boot: f64 = field(&stat, "btime")?.parse().ok()?;
-        let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??;
-        Some(boot + self.start_ticks as f64 / per_second as f64)
+        Some(boot + self.start_ticks as f64 / clock_ticks_per_second() as f64)
     }
 
     /// Which kinds of descriptors that loops wait on the process has open; or why that is not known.
@@ -361,7 +361,7 @@ mod tests {
     fn threads_by_number() {
         let target = Target::open(std::process::id()).unwrap();
         let tids = target.tids_by_number();
-        let own = nix::unistd::gettid().as_raw() as u32;
+        let own = rustix::thread::gettid().as_raw_pid() as u32;
         let number = target.tid_in_container(own).unwrap();
         assert_eq!(tids.get(&number), Some(&own), "{tids:?}");
         assert_eq!(target.tid_of(number), Some(own));

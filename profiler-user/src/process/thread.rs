@@ -41,7 +41,7 @@ mod tests {
         let pid = std::process::id();
         assert!(is_alive(pid, pid) && !is_alive(pid, 0x7fff_ffff));
         assert_eq!(is_in_call(pid, 0x7fff_ffff, &Registers::default()), Ok(false));
-        let own = nix::unistd::gettid().as_raw() as u32;
+        let own = rustix::thread::gettid().as_raw_pid() as u32;
         assert_eq!(is_in_call(pid, own, &Registers::default()), Ok(false));
     }
 }

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::libc::{O_NOFOLLOW, O_PATH};
+use libc::{O_NOFOLLOW, O_PATH};
 use rustix::fs::{OFlags, fcntl_getfl, fstatfs, readlinkat};
 use rustix::io::Errno;
 use rustix::process::geteuid;

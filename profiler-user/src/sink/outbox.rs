@@ -201,7 +201,7 @@ mod tests {
     use std::fs;
     use std::time::{Duration, Instant};
 
-    use nix::sys::stat::Mode;
+    use rustix::fs::{CWD, Mode, mkfifoat};
 
     use super::{Outbox, State, Worth};
 
@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn no_reader() {
         let path = std::env::temp_dir().join(format!("outbox-{}", std::process::id()));
-        nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
+        mkfifoat(CWD, &path, Mode::RWXU).unwrap();
         let outbox = Outbox::open(Some(path.clone()));
         outbox.put(Worth::Frame, b"line\n".to_vec()).unwrap();
         let begun = Instant::now();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use profiler_ebpf::credit::Weight;
 use profiler_ebpf::record::{CaptureHead, Registers};
+use profiler_ebpf::turn::Turn;
 
 use super::alike::{Was, is_same_entry, looks_same};
 use super::futex::{FutexWait, FutexWaits};
@@ -70,6 +71,21 @@ impl Length {
             counted: u64::from(weight.waits),
             thousandths: u64::try_from(thousandths).unwrap_or(u64::MAX),
         }
+    }
+}
+
+/// Stretches whose ends were lost: how long they were together, at the longest, and what is left for them.
+#[derive(Debug, Clone, Copy)]
+struct LostEnds {
+    longest_ns: u64,
+    left_ns: u64,
+}
+
+impl LostEnds {
+    /// The part of one of them.
+    fn of(self, longest_ns: u64) -> u64 {
+        let part_ns = u128::from(longest_ns) * u128::from(self.left_ns);
+        u64::try_from(part_ns / u128::from(self.longest_ns.max(1))).unwrap_or(u64::MAX)
     }
 }
 
@@ -206,6 +222,25 @@ impl Samples {
         })
     }
 
+    /// Whether the stretch is over and nothing says since when.
+    fn is_end_lost(&self, block: &Block) -> bool {
+        let is_last = self.blocks.last().is_some_and(|last| last.at_ns == block.at_ns);
+        block.length.is_none() && (!is_last || block.over_by_ns != u64::MAX)
+    }
+
+    /// What is left of the blocked time for stretches whose ends were lost: at the longest they would last until the
+    /// thread was seen to run, although it was ready long before, or another stretch stands for them.
+    fn lost_ends(&self, blocked_ns: u64, now_ns: u64) -> LostEnds {
+        let (mut longest_ns, mut known_ns) = (0, 0_u64);
+        for (block, time_ns, _) in self.blocked(now_ns) {
+            let sum_ns = if self.is_end_lost(block) { &mut longest_ns } else { &mut known_ns };
+            *sum_ns += time_ns;
+        }
+        let settled_ns: u64 = self.stacks.iter().map(|sampled| sampled.time_ns).sum();
+        let left_ns = blocked_ns.saturating_sub(known_ns.saturating_add(settled_ns));
+        LostEnds { longest_ns, left_ns: left_ns.min(longest_ns) }
+    }
+
     pub fn ticks(&self) -> (u64, u64) {
         (self.ticks_user, self.ticks_kernel)
     }
@@ -228,9 +263,13 @@ impl Samples {
         }
     }
 
-    /// The stacks as they stand at `now_ns` in a turn that ran for `running_ns`, heaviest first.
+    /// The stacks of a turn as they stand at `now_ns`, heaviest first.
+    pub fn stacks_of(&self, turn: &Turn, now_ns: u64) -> Vec<Sampled> {
+        self.stacks(turn.running_ns, turn.blocked_ns.saturating_add(turn.stopped_ns), now_ns)
+    }
+
     /// A blocked stretch counts with its weight; the running time is shared out over the ticks.
-    pub fn stacks(&self, running_ns: u64, now_ns: u64) -> Vec<Sampled> {
+    fn stacks(&self, running_ns: u64, blocked_ns: u64, now_ns: u64) -> Vec<Sampled> {
         let mut stacks = self.stacks.clone();
         let ticks = self.ticks_user + self.ticks_kernel;
         for sampled in &mut stacks {
@@ -245,12 +284,14 @@ impl Samples {
                 }
             }
         }
-        for (block, blocked_ns, waits) in self.blocked(now_ns) {
+        let lost = self.lost_ends(blocked_ns, now_ns);
+        for (block, longest_ns, waits) in self.blocked(now_ns) {
+            let time_ns = if self.is_end_lost(block) { lost.of(longest_ns) } else { longest_ns };
             let sampled = &mut stacks[block.stack];
-            sampled.time_ns += blocked_ns;
+            sampled.time_ns += time_ns;
             sampled.waits.add(waits);
             if let Some(share) = block.share {
-                sampled.shares[share].time_ns += blocked_ns;
+                sampled.shares[share].time_ns += time_ns;
             }
         }
         stacks.retain(|sampled| sampled.samples > 0);
@@ -419,7 +460,7 @@ mod tests {
             samples.block(1000 * number, whole(10), stack("touch", 1), fault);
             samples.block(1000 * number + 500, whole(10), stack("read", 1), reading(number));
         }
-        let stacks = samples.stacks(0, u64::MAX);
+        let stacks = samples.stacks(0, u64::MAX, u64::MAX);
         let is_of = |function| move |it: &&Sampled| looks_same(&it.stack, &stack(function, 1));
         let sum =
             |function| stacks.iter().filter(is_of(function)).map(|it| it.time_ns).sum::<u64>();
@@ -443,7 +484,7 @@ mod tests {
         samples.block(200, whole(40), stack("read", 1), on("pipe:[1]", true));
         samples.block(300, whole(4), stack("read", 1), on("pipe:[1]", false));
         samples.block(400, whole(30), stack("read", 1), on("pipe:[2]", true));
-        let stacks = samples.stacks(0, 500);
+        let stacks = samples.stacks(0, u64::MAX, 500);
         let times: Vec<_> = stacks.iter().map(|sampled| sampled.time_ns).collect();
         assert_eq!(times, [50, 44, 30]);
         assert!(stacks[1].call.as_ref().is_some_and(|call| call.is_seen));
@@ -453,7 +494,7 @@ mod tests {
             let wait = Was { awaited: Awaited::Gil, ..reading(number) };
             samples.block(100 * number, whole(5), stack("take", 1), wait);
         }
-        assert_eq!(samples.stacks(0, 0).len(), 1);
+        assert_eq!(samples.stacks(0, u64::MAX, 0).len(), 1);
     }
 
     /// A thread that a signal stopped and one that a debugger did are two, whatever their stacks; how
@@ -470,7 +511,7 @@ mod tests {
         ] {
             samples.block(at_ns, whole(10), stack("f", 1), Was { state, task_state, ..WAS });
         }
-        let stacks = samples.stacks(0, 1000);
+        let stacks = samples.stacks(0, u64::MAX, 1000);
         let mut seen: Vec<_> = stacks.iter().map(|it| (it.task_state, it.samples)).collect();
         seen.sort_unstable();
         assert_eq!(seen, [(1, 2), (4, 2), (8, 1)]);
@@ -484,7 +525,7 @@ mod tests {
             samples.tick(address, stack("hot", address), RunningUser, Registers::default());
         }
         samples.tick(9, stack("cold", 9), RunningUser, Registers::default());
-        let stacks = samples.stacks(400, 1000);
+        let stacks = samples.stacks(400, u64::MAX, 1000);
         let seen: Vec<_> = stacks.iter().map(|s| (s.samples, s.time_ns)).collect();
         assert_eq!(seen, [(3, 300), (1, 100)]);
         assert_eq!(samples.ticks(), (4, 0));
@@ -499,7 +540,7 @@ mod tests {
         samples.block(100, whole(50), stack("handler", 1), WAS);
         samples.block(200, None, stack("lost", 1), WAS);
         samples.block(230, whole(70), stack("handler", 1), WAS);
-        let stacks = samples.stacks(0, 1000);
+        let stacks = samples.stacks(0, u64::MAX, 1000);
         let seen: Vec<_> = stacks.iter().map(|it| (it.samples, it.time_ns)).collect();
         assert_eq!(seen, [(2, 120), (1, 30)]);
     }
@@ -514,13 +555,39 @@ mod tests {
             samples.tick(at_ns, stack("parse", 2), RunningUser, Registers::default());
         }
         assert!(samples.open_wait().is_none());
-        let stacks = samples.stacks(300, 500);
+        let stacks = samples.stacks(300, u64::MAX, 500);
         let seen: Vec<_> = stacks.iter().map(|s| (s.state, s.time_ns)).collect();
         assert_eq!(seen, [(RunningUser, 300), (Blocked, 80)]);
+        let blocked_ns = |sampled: &Sampled| (sampled.state == Blocked).then_some(sampled.time_ns);
+        assert_eq!(
+            samples.stacks(300, 60, 500).iter().find_map(blocked_ns),
+            Some(60),
+            "not blocked for longer"
+        );
         // A tick of before it, which comes later, says nothing of it.
         samples.block(500, None, stack("read", 1), WAS);
         samples.tick(450, stack("parse", 2), RunningUser, Registers::default());
         assert!(samples.open_wait().is_some());
+    }
+
+    /// Stretches whose ends were lost share what is left of the time that was booked.
+    #[test]
+    fn lost_ends_share_what_is_left() {
+        let mut samples = Samples::default();
+        samples.block(100, whole(50), stack("send", 1), WAS);
+        samples.block(200, None, stack("read", 1), WAS);
+        samples.block(300, None, stack("write", 1), WAS);
+        samples.block(600, None, stack("recv", 1), WAS);
+        let times = |booked_ns| {
+            let stacks = samples.stacks(0, booked_ns, 700).into_iter();
+            let times = stacks.map(|it| (it.stack.frames[0].function.clone(), it.time_ns));
+            let of =
+                |name: &str| times.clone().find(|(it, _)| it.as_deref() == Some(name)).unwrap().1;
+            ["send", "read", "write", "recv"].map(of)
+        };
+        assert_eq!(times(u64::MAX), [50, 100, 300, 100]);
+        assert_eq!(times(350), [50, 50, 150, 100]);
+        assert_eq!(times(90), [50, 0, 0, 100], "what lasts still is what it is");
     }
 
     /// A block counts in full, also while it lasts; the same code on a CPU is another entry.
@@ -533,7 +600,7 @@ mod tests {
         assert!(samples.block_ended(100, whole(50)));
         samples.tick(170, stack("read", 1), RunningKernel, Registers::default());
         samples.block(200, None, stack("read", 1), WAS);
-        let stacks = samples.stacks(50, 260);
+        let stacks = samples.stacks(50, u64::MAX, 260);
         let seen: Vec<_> = stacks.iter().map(|s| (s.state, s.samples, s.time_ns)).collect();
         assert_eq!(seen, [(Blocked, 2, 110), (RunningKernel, 1, 50)]);
         assert!(!samples.block_ended(99, whole(1)), "no stack of that stretch is known");
@@ -551,7 +618,7 @@ mod tests {
             samples.block(at_ns, length, stack(function, 1), WAS);
         }
         let waits = |samples: &Samples| {
-            let stacks = samples.stacks(0, 10_000).into_iter();
+            let stacks = samples.stacks(0, u64::MAX, 10_000).into_iter();
             stacks.map(|it| (it.samples, it.time_ns, it.waits)).collect::<Vec<_>>()
         };
         let get = StandsFor { others_ns: 0, longest_ns: 900, counted: 300, thousandths: 300_000 };
@@ -562,12 +629,12 @@ mod tests {
         samples.settle(10_000);
         assert_eq!(waits(&samples), expected);
         samples.block(20_000, None, stack("get", 1), WAS);
-        let [open, _] = &samples.stacks(0, 20_500)[..] else { panic!("not two stacks") };
+        let [open, _] = &samples.stacks(0, u64::MAX, 20_500)[..] else { panic!("not two stacks") };
         assert_eq!((open.time_ns, open.waits.counted), (270_500, 301));
         // No more than is booked: 60 of the 100 before 9,940 lie after it.
         let mut samples = Samples::default();
         samples.block(9_900, short(100, 1000, 10), stack("set", 1), WAS);
-        let [cut] = &samples.stacks(0, 9_940)[..] else { panic!("not one stack") };
+        let [cut] = &samples.stacks(0, u64::MAX, 9_940)[..] else { panic!("not one stack") };
         assert_eq!(cut.time_ns, 940);
     }
 
@@ -582,7 +649,7 @@ mod tests {
             samples.block(number * 100, whole(7), stack("lock", 1), was);
         }
         assert!(samples.blocks.len() <= MAX_BLOCKS);
-        let [stack] = &samples.stacks(0, many * 100)[..] else { panic!("not one stack") };
+        let [stack] = &samples.stacks(0, u64::MAX, many * 100)[..] else { panic!("not one stack") };
         assert_eq!((stack.samples, stack.time_ns), (many, many * 7));
         let waited = Waited { lock: Lock::Futex(0x7f10), time_ns: many * 7 };
         assert_eq!(samples.waited(many * 100), [waited]);
@@ -602,7 +669,7 @@ mod tests {
             let stack = seen_in(frame.and_then(running));
             samples.tick(1, stack, RunningUser, Registers::default());
         }
-        let [stack] = &samples.stacks(400, 0)[..] else { panic!("not one stack") };
+        let [stack] = &samples.stacks(400, u64::MAX, 0)[..] else { panic!("not one stack") };
         let shares: Vec<_> = stack.shares.iter().map(|it| (it.samples, it.time_ns)).collect();
         assert_eq!((shares, stack.time_ns), (vec![(2, 200), (1, 100), (1, 100)], 400));
 
@@ -612,7 +679,7 @@ mod tests {
             let stack = seen_in(running(frame));
             samples.block(at_ns, whole(7), stack, WAS);
         }
-        let [stack] = &samples.stacks(0, 10_000)[..] else { panic!("not one stack") };
+        let [stack] = &samples.stacks(0, u64::MAX, 10_000)[..] else { panic!("not one stack") };
         assert_eq!((stack.shares.len(), stack.samples), (MAX_SHARES, MAX_SHARES as u64 + 5));
         assert!(stack.shares.iter().all(|share| share.time_ns == 7));
         assert_eq!(stack.time_ns, 7 * (MAX_SHARES as u64 + 5));

@@ -43,6 +43,14 @@ const UNSAFE: [&str; 13] = [
     "profiler-user/src/source/kernel/table.rs",
 ];
 
+/// The only files of the daemon with the crate `nix`. All others use `rustix`, which has none of these without unsafe
+/// code: reads of another process's memory, the credentials of a peer that has no number here, and `unshare`.
+const KNOW_NIX: [&str; 3] = [
+    "profiler-user/src/process/borrowed.rs",
+    "profiler-user/src/process/live.rs",
+    "profiler-user/src/source/kernel/preflight.rs",
+];
+
 /// The only module of the daemon whose types become JSON, in one file or several.
 const SERIALISES: &str = "profiler-user/src/report/schema";
 
@@ -139,6 +147,9 @@ fn check(path: &str, text: &str, shared: &[String]) -> Vec<Violation> {
                 {
                     broken(line, format!("serialises; only {SERIALISES} does"));
                 }
+                "nix" if path.starts_with("profiler-user/src") && !KNOW_NIX.contains(&path) => {
+                    broken(line, "names the crate `nix`: `rustix` does the same here".to_owned());
+                }
                 name if declares && NAMELESS.contains(&name) => {
                     broken(
                         line,
@@ -231,6 +242,15 @@ mod tests {
         only("profiler-ebpf/src/turn.rs", "//! It.\nuse aya_ebpf::maps;\n", 2, "`aya_ebpf`");
         assert_eq!(rules("profiler-user/src/source/kernel/mod.rs", text), []);
         assert_eq!(rules("profiler-ebpf/src/maps.rs", text), []);
+    }
+
+    /// One of the two crates of system calls is known to the files that cannot do without.
+    #[test]
+    fn who_knows_nix() {
+        let text = "//! Uses it.\nuse nix::unistd::gettid;\n";
+        only("profiler-user/src/process/thread.rs", text, 2, "`nix`");
+        assert_eq!(rules("profiler-user/src/process/live.rs", text), []);
+        assert_eq!(rules("tests/src/target.rs", text), []);
     }
 
     /// Words in comments and texts are not code.

@@ -411,7 +411,7 @@ mod tests {
     /// its log in a file that only we can read.
     #[test]
     fn a_refused_program() {
-        if !nix::unistd::geteuid().is_root() || OBJECT.is_empty() {
+        if !rustix::process::geteuid().is_root() || OBJECT.is_empty() {
             println!("skipped: it takes root, and probes");
             return;
         }

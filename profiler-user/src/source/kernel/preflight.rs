@@ -5,8 +5,8 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
 use super::layout::BTF_PATH;
 
@@ -214,11 +214,10 @@ pub fn mount_tracefs_privately() -> Result<(), String> {
         Tracefs::Absent => {}
     }
     unshare(CloneFlags::CLONE_NEWNS).map_err(|error| format!("unshare: {error}"))?;
-    let none: Option<&str> = None;
     // From here on mounts of others still reach us, but ours reach nobody.
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
+    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::DOWNSTREAM)
         .map_err(|error| format!("making mounts private: {error}"))?;
-    mount(Some("tracefs"), TRACEFS[0], Some("tracefs"), MsFlags::empty(), none)
+    mount("tracefs", TRACEFS[0], "tracefs", MountFlags::empty(), None)
         .map_err(|error| format!("mounting tracefs: {error}"))
 }
 

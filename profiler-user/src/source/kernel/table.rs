@@ -1,14 +1,12 @@
 //! The loops' table, mapped from the kernel, so that looking at it costs no syscall.
 
 use std::mem::offset_of;
-use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
-use std::ptr::NonNull;
+use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{Ordering, fence};
 
 use anyhow::Context;
 use aya::maps::MapFd;
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use profiler_ebpf::counter::Counter;
 use profiler_ebpf::histogram::Histogram;
 use profiler_ebpf::parks::Parks;
@@ -17,6 +15,7 @@ use profiler_ebpf::record::{Capture, CaptureHead};
 use profiler_ebpf::rivals::Rivals;
 use profiler_ebpf::turn::Loop;
 use profiler_ebpf::version;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::source::PythonPlaces;
@@ -37,12 +36,12 @@ impl Mapped {
         // The kernel lays elements out in multiples of 8 bytes and whole pages in all.
         let stride = size_of::<T>().next_multiple_of(8);
         let bytes = (stride * entries as usize).next_multiple_of(4096);
-        let length = NonZeroUsize::new(bytes).context("an empty map")?;
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping at an address that the kernel chooses.
-        let start = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, map, 0) }
+        let start = unsafe { mmap(null_mut(), bytes, protection, MapFlags::SHARED, map, 0) }
             .context("cannot map the loops' table")?;
-        Ok(Self { start: start.cast(), bytes, stride })
+        let start = NonNull::new(start.cast()).context("the loops' table is mapped at 0")?;
+        Ok(Self { start, bytes, stride })
     }
 
     /// The element's address, for an index that is in range.
@@ -84,7 +83,7 @@ impl Mapped {
 impl Drop for Mapped {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, and nothing that was handed out borrows from it.
-        let _ = unsafe { munmap(self.start.cast(), self.bytes) };
+        let _ = unsafe { munmap(self.start.as_ptr().cast(), self.bytes) };
     }
 }
 
