@@ -38,12 +38,12 @@ use self::group::Tally;
 use self::portion::{Chosen, Portion};
 use self::printable::{cut, printable};
 pub use self::schema::Report;
+use self::schema::line::{Common, Process, Runtime, SchemaVersion, Severity};
 use self::schema::session::{Configuration, EndReason, Probe, SessionEnd, SessionStart, WaitHooks};
 use self::schema::stall::{
     Away, CauseKind, Confidence, Culprit, Frame, Language, LoopThread, Role, Stack, Stall,
     StallLine, State, Switches, Thread, WaitingConnections,
 };
-use self::schema::{Common, Process, Runtime, SchemaVersion, Severity};
 use crate::clock::rfc3339;
 use crate::frame;
 use crate::gap::Gap;

@@ -10,7 +10,7 @@ use super::words::{list, lost, version};
 use super::{Sink, culprits::Culprits, stall, statistics};
 use crate::process::source_line::{SourceLine, SourceLines};
 use crate::report::Report;
-use crate::report::schema::Process;
+use crate::report::schema::line::Process;
 use crate::report::schema::session::{Probe, SessionEnd, SessionStart, WaitHooks};
 use crate::report::schema::stall::StallLine;
 use crate::sink::settings::Detail;

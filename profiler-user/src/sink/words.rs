@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::page::{Page, Style};
 use crate::report::message;
-use crate::report::schema::Runtime;
+use crate::report::schema::line::Runtime;
 use crate::report::schema::stall::LoopThread;
 
 /// ` (ingest)`: what its people call a thread, or else the kernel.
