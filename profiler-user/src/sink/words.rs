@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::page::{Page, Style};
-use crate::report::message;
 use crate::report::schema::line::Runtime;
 use crate::report::schema::stall::LoopThread;
+use crate::report::units;
 
 /// ` (ingest)`: what its people call a thread, or else the kernel.
 pub fn called(thread: &LoopThread) -> String {
@@ -45,7 +45,7 @@ pub fn milliseconds(ns: u64) -> String {
 /// `31 ms`, `5020 ms`, `42.0 s`: as exact as a person reads it.
 pub fn rounded(ns: u64) -> String {
     const NS_PER_MS: u64 = 1_000_000;
-    let ms = message::milliseconds(ns);
+    let ms = units::milliseconds(ns);
     match ns {
         0..NS_PER_MS => format!("{}.{} ms", ns / NS_PER_MS, ns / 100_000 % 10),
         _ if ms < 10_000 => format!("{ms} ms"),
