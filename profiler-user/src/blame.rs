@@ -1,6 +1,7 @@
 //! A suspected loop that waits for another thread: what for, who holds that, and whom the probes are to watch for it.
 
 mod company;
+mod look;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +10,7 @@ use profiler_ebpf::record::{Registers, ThreadSnapshot, reason};
 use profiler_ebpf::turn::FUTEX;
 use profiler_ebpf::wanted::{Wanted, may_be_ended};
 
-use self::company::Look;
+use self::look::Look;
 use crate::gap::Gap;
 use crate::job::{Bystander, Job, Sight};
 use crate::process::TargetMemory;

@@ -9,8 +9,7 @@ use crate::error::{Exit, Failure};
 use crate::report::fit::{LEAST_LINE_LIMIT_BYTES, Limits};
 use crate::report::schema::session::Stacks;
 use crate::sink::settings::{Colour, Detail, Format, Look, Settings};
-use crate::source::kernel::attach::WaitHooks;
-use crate::source::kernel::ticks::SampleHooks;
+use crate::source::kernel::hooks::{SampleHooks, WaitHooks};
 
 /// Below this every turn of a busy loop would be a stall, and the looking would cost more than it shows.
 const LEAST_THRESHOLD: Duration = Duration::from_millis(1);

@@ -25,9 +25,9 @@ use crate::report::schema::session::{Configuration, Probe, WaitHooks};
 use crate::report::service;
 use crate::runtime::ruby;
 use crate::session::Session;
-use crate::source::kernel::attach::Waits;
+use crate::source::kernel::hooks::{self, Waits, Watch};
 use crate::source::kernel::preflight::{self, State};
-use crate::source::kernel::{KernelSource, Loaded, MAX_THREADS, Watch, attach, ticks};
+use crate::source::kernel::{KernelSource, Loaded, MAX_THREADS, attach, ticks};
 use crate::source::{Captured, EventSource};
 
 /// Where it is not known what a process has open: no thread is taken for a frozen loop on that ground.
@@ -257,10 +257,10 @@ fn first_line(source: &KernelSource, config: &Config) -> Start {
 }
 
 /// What of the accepts is not counted.
-fn accepts_unseen(probes: &[attach::Probe], has_io_uring: bool) -> Vec<Gap> {
-    let is_accept = |probe: &&attach::Probe| probe.name.starts_with("accept");
+fn accepts_unseen(probes: &[hooks::Probe], has_io_uring: bool) -> Vec<Gap> {
+    let is_accept = |probe: &&hooks::Probe| probe.name.starts_with("accept");
     let refused = probes.iter().filter(is_accept).filter(|probe| probe.hook.is_none());
-    let why = |probe: &attach::Probe| {
+    let why = |probe: &hooks::Probe| {
         Gap::new(
             &format!("accepts by {}", probe.name),
             probe.reason.as_deref().unwrap_or("not hooked"),

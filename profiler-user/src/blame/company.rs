@@ -5,8 +5,9 @@
 
 use profiler_ebpf::record::ThreadSnapshot;
 
+use super::look::Look;
 use super::{Blame, Outside};
-use crate::job::{Bystander, Job, OthersSeen};
+use crate::job::{Bystander, Job};
 use crate::process::TargetMemory;
 use crate::process::arguments;
 use crate::runtime::cpython::capture::PythonFrames;
@@ -16,15 +17,6 @@ use crate::syscall;
 
 /// Threads that wait for each other in a row, followed at most.
 const MAX_CHAIN: usize = 4;
-
-/// What a look is made for.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Look {
-    pub loop_tid: u32,
-    pub turn_start_ns: u64,
-    pub now_ns: u64,
-    pub weight_ns: u64,
-}
 
 impl Blame {
     /// Everybody who may end the wait of a loop, where nothing tells who will.
@@ -109,26 +101,5 @@ impl Blame {
             number.and_then(|number| python.thread_state(outside.memory, number, None).ok());
         let name = state.and_then(|state| python.thread_name(outside.memory, state).ok().flatten());
         jobs.extend(name.map(|name| Job::Called { tid, name }));
-    }
-}
-
-impl Look {
-    fn seen(
-        self,
-        still: Vec<Bystander>,
-        unmoved: Vec<u32>,
-        moving: Vec<u32>,
-        left_out: Option<usize>,
-    ) -> Job {
-        let Self { loop_tid, turn_start_ns, weight_ns, .. } = self;
-        Job::Others(Box::new(OthersSeen {
-            loop_tid,
-            turn_start_ns,
-            weight_ns,
-            still,
-            unmoved,
-            moving,
-            left_out,
-        }))
     }
 }

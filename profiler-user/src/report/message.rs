@@ -1,12 +1,13 @@
 //! What a line says to its one sentence for a person.
 
+use super::chosen::Chosen;
 use super::facts::{ProcessFacts, ThreadFacts};
-use super::portion::Chosen;
 use super::qualified::Qualified;
 use super::schema::session::{EndReason, Totals};
 use super::schema::stall::{
     Activity, Cause, CauseKind, Component, Culprit, Language, Pause, Stall, Waits,
 };
+use super::units::{milliseconds, short_milliseconds};
 use crate::process::executables::basename;
 use crate::turn::Moment;
 
@@ -200,32 +201,9 @@ pub fn place(culprit: &Culprit) -> String {
     }
 }
 
-/// With two digits that count: `0.3`, `0.042`, `1.5`, and whole ones from ten on.
-pub fn short_milliseconds(ns: u64) -> String {
-    const DIGITS: [(u64, usize, u64); 4] =
-        [(9_950_000, 0, 1_000_000), (995_000, 1, 100_000), (99_500, 2, 10_000), (0, 3, 1_000)];
-    let (_, digits, unit_ns) =
-        DIGITS.into_iter().find(|(from_ns, ..)| ns >= *from_ns).unwrap_or_default();
-    let units = ns.saturating_add(unit_ns / 2) / unit_ns.max(1);
-    let text = format!("{:.digits$}", units as f64 / 10_f64.powi(digits as i32));
-    if digits == 0 {
-        return text;
-    }
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
-}
-
-/// Rounded to the nearest.
-pub fn milliseconds(ns: u64) -> u64 {
-    const NS_PER_MS: u64 = 1_000_000;
-    ns / NS_PER_MS + u64::from(ns % NS_PER_MS >= NS_PER_MS / 2)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{
-        EndReason, Totals, is_in_summary, milliseconds, place, session_end, short_milliseconds,
-        subject,
-    };
+    use super::{EndReason, Totals, is_in_summary, place, session_end, subject};
     use crate::gap::Gap;
     use crate::process::queues::Queue;
     use crate::report::facts::ThreadFacts;
@@ -411,26 +389,6 @@ mod tests {
         assert_eq!(told(2, 0), ",", "one of a few may be what matters");
     }
 
-    /// Short times have two digits that count.
-    #[test]
-    fn short_times() {
-        let table = [
-            (0, "0"),
-            (1_499, "0.001"),
-            (41_600, "0.042"),
-            (99_700, "0.1"),
-            (299_000, "0.3"),
-            (264_000, "0.26"),
-            (996_000, "1"),
-            (1_540_000, "1.5"),
-            (9_960_000, "10"),
-            (12_400_000, "12"),
-        ];
-        for (ns, expected) in table {
-            assert_eq!(short_milliseconds(ns), expected, "{ns}");
-        }
-    }
-
     /// The function of many short calls is named once.
     #[test]
     fn named_once() {
@@ -516,13 +474,5 @@ mod tests {
             session_end(&process, EndReason::Signal, 1_500_000_000, &totals),
             "uvicorn[4242]: none of 9 turns stalled; stopped by a signal after 1.5 s"
         );
-    }
-
-    /// Half a millisecond counts as one, and the largest number is no exception.
-    #[test]
-    fn rounding() {
-        assert_eq!(milliseconds(499_999), 0);
-        assert_eq!(milliseconds(500_000), 1);
-        assert_eq!(milliseconds(u64::MAX), 18_446_744_073_710);
     }
 }

@@ -8,6 +8,7 @@ mod account;
 pub mod advice;
 pub mod application;
 mod cause;
+mod chosen;
 mod culprit;
 pub mod fit;
 pub mod facts;
@@ -26,24 +27,27 @@ pub mod service;
 mod signature;
 pub mod stats;
 mod task;
+pub mod units;
 
 use std::collections::BTreeMap;
 
 use profiler_ebpf::turn::START_UNKNOWN;
 
 use self::application::{Origin, Owner};
-use self::cause::Verdict;
+use self::cause::verdict::Verdict;
+use self::chosen::Chosen;
 use self::facts::{Context, ProcessFacts, RuntimeFacts, SessionFacts, ThreadFacts};
 use self::group::Tally;
-use self::portion::{Chosen, Portion};
+use self::portion::Portion;
 use self::printable::{cut, printable};
 pub use self::schema::Report;
+use self::schema::line::{Common, Process, Runtime, SchemaVersion, Severity};
 use self::schema::session::{Configuration, EndReason, Probe, SessionEnd, SessionStart, WaitHooks};
 use self::schema::stall::{
     Away, CauseKind, Confidence, Culprit, Frame, Language, LoopThread, Role, Stack, Stall,
     StallLine, State, Switches, Thread, WaitingConnections,
 };
-use self::schema::{Common, Process, Runtime, SchemaVersion, Severity};
+use self::units::hexadecimal;
 use crate::clock::rfc3339;
 use crate::frame;
 use crate::gap::Gap;
@@ -142,7 +146,7 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
     let mut verdict = cause::judge(seen, context.descriptors);
     cause::chain::attach(&mut verdict, seen, &owner);
     gaps.extend_from_slice(&verdict.gaps);
-    let chosen = portion::choose(&mut verdict, &owner, seen.tid, context.threshold_ns);
+    let chosen = chosen::choose(&mut verdict, &owner, seen.tid, context.threshold_ns);
     if culprit::is_unsure(&verdict.evidence, &owner) {
         verdict.cause.confidence = verdict.cause.confidence.min(Confidence::Likely);
     }
@@ -467,11 +471,6 @@ fn distinct(gaps: &[Gap]) -> Vec<String> {
 
 fn lost(losses: &[(&'static str, u64)]) -> BTreeMap<String, u64> {
     losses.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect()
-}
-
-/// As reports write addresses and arguments.
-fn hexadecimal(value: u64) -> String {
-    format!("{value:#x}")
 }
 
 #[cfg(test)]

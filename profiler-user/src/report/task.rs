@@ -1,7 +1,7 @@
 //! A stall's stacks to the task that it is about: its name, and the application's outermost code in it.
 
 use super::application::{Origin, Owner};
-use super::cause::Verdict;
+use super::cause::verdict::Verdict;
 use super::culprit;
 use super::schema::stall::{CauseKind, Culprit, Task};
 use crate::frame::{Frame, Language};

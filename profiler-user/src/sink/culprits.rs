@@ -1,7 +1,7 @@
 //! The stalls of a session to a table of what was to blame: how often, for how long, and the worst of them.
 
 use super::page::{Page, Style, shortened};
-use super::text::rounded;
+use super::words::rounded;
 use crate::report::message::place;
 use crate::report::schema::stall::{CauseKind, StallLine};
 

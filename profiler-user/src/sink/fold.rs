@@ -1,6 +1,6 @@
 //! Frames in a row that are not the application's to one line that says whose they are.
 
-use super::text::counted;
+use super::words::counted;
 use crate::process::executables::{
     basename, interpreter, is_interpreter_library, is_system_library,
 };

@@ -2,7 +2,7 @@
 
 use super::fold;
 use super::page::{Page, Style, shortened};
-use super::text::counted;
+use super::words::counted;
 use crate::process::executables::basename;
 use crate::report::qualified::Qualified;
 use crate::report::schema::stall::{Culprit, Frame, Language, Stack};

@@ -8,18 +8,18 @@ mod frames;
 mod instead;
 pub mod outbox;
 mod page;
+mod queued;
 pub mod settings;
 mod stacks;
 mod stall;
 mod statistics;
 pub mod text;
 mod time;
+mod words;
 
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
 
-use self::outbox::{Outbox, Worth};
-use self::settings::{Format, Settings};
+pub use self::queued::open;
 use crate::report::Report;
 
 /// Takes reports one by one, in the order in which they were made.
@@ -54,73 +54,6 @@ impl Sink for Nowhere {
 
 /// A sink that can be handed to the thread that makes reports.
 pub type Output = Box<dyn Sink + Send>;
-
-/// The sink that the configuration asks for, before lines that wait to be written.
-pub fn open(output: &Settings, outbox: Outbox) -> Output {
-    let page = Page::default();
-    let writer = page.clone();
-    let format: Output = match output.format {
-        Format::Json => Box::new(json::JsonLines::new(writer, output.limits)),
-        Format::Text(look) => {
-            let colour = match look.colour {
-                settings::Colour::Always => text::Colour::On,
-                settings::Colour::Never => text::Colour::Off,
-            };
-            let columns = match &output.file {
-                Some(_) => text::usual_columns,
-                None => text::terminal_columns,
-            };
-            Box::new(text::Text::new(writer, colour, look.detail, columns))
-        }
-    };
-    Box::new(Queued { format, page, outbox })
-}
-
-/// What one report looks like.
-#[derive(Debug, Clone, Default)]
-struct Page(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Page {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Hands over each report as a whole.
-struct Queued {
-    format: Output,
-    page: Page,
-    outbox: Outbox,
-}
-
-impl Sink for Queued {
-    fn accept(&mut self, report: &Report) -> io::Result<()> {
-        self.format.accept(report)?;
-        let line = std::mem::take(&mut *self.page.0.lock().unwrap_or_else(PoisonError::into_inner));
-        self.outbox.put(worth(report), line)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.format.flush()
-    }
-
-    fn dropped(&self) -> u64 {
-        self.outbox.dropped()
-    }
-}
-
-fn worth(report: &Report) -> Worth {
-    match report {
-        Report::SessionStart(_) | Report::SessionEnd(_) => Worth::Frame,
-        Report::StallEnd(_) => Worth::Final,
-        _ => Worth::Passing,
-    }
-}
 
 /// Whoever read our output has closed it, as `head` does: not a failure of ours.
 pub fn reader_is_gone(error: &io::Error) -> bool {

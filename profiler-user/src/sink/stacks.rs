@@ -2,7 +2,7 @@
 
 use super::frames::{frames, function, is, source};
 use super::page::{Page, Section, Style};
-use super::text::{counted, list, milliseconds, rounded};
+use super::words::{counted, list, milliseconds, rounded};
 use crate::process::executables::basename;
 use crate::report::message::place;
 use crate::report::schema::stall::{Away, Frame, Link, Role, Stack, StallLine, State};

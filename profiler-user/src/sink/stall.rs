@@ -3,12 +3,12 @@
 use super::instead::instead;
 use super::page::{Page, Section, Style};
 use super::stacks::{shown, stacks};
-use super::text::{called, counted, list, version};
 use super::time::time;
+use super::words::{called, counted, list, version};
 use crate::process::executables::{basename, is_system_library};
 use crate::process::source_line::SourceLine;
 use crate::report::message::place;
-use crate::report::schema::Severity;
+use crate::report::schema::line::Severity;
 use crate::report::schema::stall::{Confidence, Language, Stack, StallLine, Task};
 use crate::sink::settings::Detail;
 

@@ -1,7 +1,7 @@
 //! A line of statistics to text for a terminal: a few lines for each loop, and one for each process that accepts.
 
 use super::page::{Page, Style};
-use super::text::{called, counted, list, lost, milliseconds};
+use super::words::{called, counted, list, lost, milliseconds};
 use crate::report::schema::stats::{Accepts, LoopStats, Percentiles, Stats};
 
 /// Adds the text of a line of statistics.

@@ -6,12 +6,13 @@ use std::time::SystemTime;
 
 pub use super::page::Colour;
 use super::page::{Page, Style, USUAL_COLUMNS};
+use super::words::{list, lost, version};
 use super::{Sink, culprits::Culprits, stall, statistics};
 use crate::process::source_line::{SourceLine, SourceLines};
 use crate::report::Report;
+use crate::report::schema::line::Process;
 use crate::report::schema::session::{Probe, SessionEnd, SessionStart, WaitHooks};
-use crate::report::schema::stall::{LoopThread, StallLine};
-use crate::report::schema::{Process, Runtime};
+use crate::report::schema::stall::StallLine;
 use crate::sink::settings::Detail;
 
 /// Stalls that may go on at once, each remembered by what was shown of it. Of the oldest of more, the end
@@ -207,20 +208,6 @@ fn whole_second(at: SystemTime) -> SystemTime {
     at + std::time::Duration::from_secs(1)
 }
 
-/// ` (ingest)`: what its people call a thread, or else the kernel.
-pub fn called(thread: &LoopThread) -> String {
-    let given = thread.python_name.as_ref().filter(|_| !thread.is_main);
-    given.or(thread.name.as_ref()).map(|name| format!(" ({name})")).unwrap_or_default()
-}
-
-/// `cpython 3.11.2`
-pub fn version(runtime: &Runtime) -> String {
-    match &runtime.version {
-        Some(version) => format!("{} {version}", runtime.name),
-        None => runtime.name.clone(),
-    }
-}
-
 fn session_start(page: &mut Page, line: &SessionStart, detail: Detail) {
     page.put(Style::Bold, &line.common.message).end_line();
     page.label("process").put(Style::Plain, &identity(&line.common.process));
@@ -259,47 +246,9 @@ fn identity(process: &Process) -> String {
     known.unwrap_or(&process.name).clone()
 }
 
-/// One line each, the label before the first.
-pub fn list(page: &mut Page, label: &str, lines: &[String]) {
-    let mut label = label;
-    for line in lines.iter().filter(|line| !line.is_empty()) {
-        page.label(label).put(Style::Plain, line).end_line();
-        label = "";
-    }
-}
-
-pub fn lost(page: &mut Page, lost: &BTreeMap<String, u64>) {
-    let counts = lost.iter().filter(|(_, count)| **count > 0);
-    let counts: Vec<String> = counts.map(|(reason, count)| format!("{reason} {count}")).collect();
-    list(page, "lost", &[counts.join(", ")]);
-}
-
-/// `5000.000 ms`
-pub fn milliseconds(ns: u64) -> String {
-    let us = ns / 1000;
-    format!("{}.{:03} ms", us / 1000, us % 1000)
-}
-
-/// `31 ms`, `5020 ms`, `42.0 s`: as exact as a person reads it.
-pub fn rounded(ns: u64) -> String {
-    const NS_PER_MS: u64 = 1_000_000;
-    let ms = crate::report::message::milliseconds(ns);
-    match ns {
-        0..NS_PER_MS => format!("{}.{} ms", ns / NS_PER_MS, ns / 100_000 % 10),
-        _ if ms < 10_000 => format!("{ms} ms"),
-        _ => format!("{}.{} s", ms / 1000, ms / 100 % 10),
-    }
-}
-
-/// `1 sample`, `2 samples`
-pub fn counted(count: u64, noun: &str) -> String {
-    let plural = if count == 1 { "" } else { "s" };
-    format!("{count} {noun}{plural}")
-}
-
 #[cfg(test)]
 pub(super) mod tests {
-    use super::{Colour, Screen, Text, rounded, usual_columns};
+    use super::{Colour, Screen, Text, usual_columns};
     use crate::report::schema::stall::{StallLine, Task};
     use crate::report::{Report, sample};
     use crate::sink::Sink;
@@ -642,21 +591,6 @@ uvicorn[4242]: 1 of 1200 turns stalled, 5012 ms in all, the longest 5012 ms; the
             line.lost.clear();
         }
         assert!(plain(&report).ends_with("  lost      nothing\n"));
-    }
-
-    /// Times have the digits that a person reads.
-    #[test]
-    fn times() {
-        let table = [
-            (0, "0.0 ms"),
-            (420_000, "0.4 ms"),
-            (1_500_000, "2 ms"),
-            (5_012_345_678, "5012 ms"),
-            (42_040_000_000, "42.0 s"),
-        ];
-        for (ns, expected) in table {
-            assert_eq!(rounded(ns), expected);
-        }
     }
 
     /// The sink writes what is rendered.

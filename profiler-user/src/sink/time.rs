@@ -1,7 +1,7 @@
 //! Where a stall's time went, as one bar with its legend; with more detail each part's exact time.
 
 use super::page::{Page, Style};
-use super::text::{milliseconds, rounded};
+use super::words::{milliseconds, rounded};
 use crate::report::schema::stall::StallLine;
 use crate::sink::settings::Detail;
 

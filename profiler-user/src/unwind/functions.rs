@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use crate::process::image::{Image, Section};
+use crate::process::image::{Identity, Image, Section};
 
 /// Functions of one image at most. Chromium has about a million; a program that is not stripped and
 /// linked statically has ten thousand.
@@ -13,6 +13,9 @@ const MAX_FUNCTIONS: usize = 1 << 20;
 
 /// Exported functions and imports of one image at most.
 const MAX_NAMES: usize = 1 << 16;
+
+/// Symbol tables kept at the same time.
+const MAX_IMAGES: usize = 4;
 
 /// Bytes of a name at most; others are left out.
 const MAX_NAME_BYTES: usize = 256;
@@ -141,6 +144,24 @@ fn name(names: &[u8], at: u32) -> Option<Box<[u8]>> {
     let bytes = tail.get(..MAX_NAME_BYTES.min(tail.len()))?;
     let end = bytes.iter().position(|byte| *byte == 0)?;
     (end > 0).then(|| bytes[..end].into())
+}
+
+/// The symbol tables that were needed last.
+#[derive(Debug, Default)]
+pub struct Symbols(Vec<(Identity, Functions)>);
+
+impl Symbols {
+    pub fn of(&mut self, image: &Image) -> &Functions {
+        let known = self.0.iter().position(|(identity, _)| identity == image.identity());
+        let known = known.unwrap_or_else(|| {
+            if self.0.len() >= MAX_IMAGES {
+                self.0.remove(0);
+            }
+            self.0.push((image.identity().clone(), Functions::of(image)));
+            self.0.len() - 1
+        });
+        &self.0[known].1
+    }
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use crate::process::modules::{Module, ModuleId, Modules};
 use crate::unwind::sections::{bases, check, sections};
 
 use super::expression::{Coverage, Index, Tables};
-use super::search::{MAX_WORDS_OF_STACK, Symbols};
+use super::functions::Symbols;
 pub use super::stack::{NativeFrame, NativeStack, Reached};
 use super::step::{CapturedStack, Position, Step, by_frame_pointer, interrupted};
 
@@ -39,6 +39,9 @@ const MAX_COVERAGE_ANSWERS: usize = 16 * 1024;
 /// `mov $15, %rax; syscall`: `rt_sigreturn`, as every libc and Go write it. A frame that returns to
 /// this was called by the kernel, and the interrupted registers lie on the stack above it.
 const SIGRETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0x00, 0x00, 0x00, 0x0f, 0x05];
+
+/// Words looked at in all searches of one stack.
+pub(super) const MAX_WORDS_OF_STACK: usize = 8192;
 
 /// Not a frame pointer: below every stack, and not the zero that marks an outermost frame.
 const IMPOSSIBLE_BP: u64 = 1;

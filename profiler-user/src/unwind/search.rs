@@ -21,17 +21,13 @@ use framehop::x86_64::UnwindRegsX86_64;
 
 use super::call::{self, Call, LONGEST};
 use super::expression::Coverage;
-use super::functions::Functions;
-use super::native::{NativeUnwinder, tables_of};
+use super::native::{MAX_WORDS_OF_STACK, NativeUnwinder, tables_of};
 use super::stack::Reached;
 use super::step::{CapturedStack, Position, Step};
-use crate::process::image::{Identity, Image};
 use crate::process::modules::{Module, Modules};
 
-/// Words looked at in one search: 16 KiB of stack, if nothing is found on the way; and in all searches of
-/// one stack.
-const MAX_WORDS: usize = 2048;
-pub(super) const MAX_WORDS_OF_STACK: usize = 4 * MAX_WORDS;
+/// Words looked at in one search: 16 KiB of stack, if nothing is found on the way.
+const MAX_WORDS: usize = MAX_WORDS_OF_STACK / 4;
 
 /// A step by unwind tables costs as much as this many words.
 const WORDS_OF_STEP: usize = 16;
@@ -50,9 +46,6 @@ const MAX_NAMELESS_BYTES: u64 = 4096;
 
 /// Bytes in which a function's jumps are looked for.
 const MAX_CODE_BYTES: u64 = 4096;
-
-/// Symbol tables kept at the same time.
-const MAX_IMAGES: usize = 4;
 
 /// How well a return address fits the code that it would return from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -364,24 +357,6 @@ impl NativeUnwinder {
         let (image, bias) = (module.image.as_ref().ok()?, module.bias()?);
         let found = self.functions.of(image).at(address.wrapping_sub(bias))?;
         Some(found.start.wrapping_add(bias)..found.end.saturating_add(bias))
-    }
-}
-
-/// The symbol tables that were needed last.
-#[derive(Debug, Default)]
-pub(super) struct Symbols(Vec<(Identity, Functions)>);
-
-impl Symbols {
-    fn of(&mut self, image: &Image) -> &Functions {
-        let known = self.0.iter().position(|(identity, _)| identity == image.identity());
-        let known = known.unwrap_or_else(|| {
-            if self.0.len() >= MAX_IMAGES {
-                self.0.remove(0);
-            }
-            self.0.push((image.identity().clone(), Functions::of(image)));
-            self.0.len() - 1
-        });
-        &self.0[known].1
     }
 }
 

@@ -25,6 +25,10 @@ impl Code {
         Self(code)
     }
 
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+
     /// The identifiers and keywords of each line, with the line's number.
     pub fn words(&self) -> impl Iterator<Item = (usize, Vec<&str>)> {
         self.0.lines().enumerate().map(|(line, text)| {

@@ -1,7 +1,7 @@
 //! The one direction of the daemon's imports: a stage of an event's way knows those before it, and none after.
 
-use super::Violation;
 use super::code::Code;
+use super::violation::Violation;
 
 /// What lies below all stages.
 const BELOW: [&str; 12] = [

@@ -1,8 +1,12 @@
 //! Holds every source file against the rules that the repository has given itself.
 
+mod circles;
 mod code;
 mod direction;
+mod imports;
+mod violation;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -11,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use crate::process::workspace;
 use crate::report::{Colour, note, paint};
 use code::Code;
+use violation::Violation;
 
 /// Non-test lines of a file; past this it has more than one job.
 const MAX_LINES: usize = 400;
@@ -54,13 +59,6 @@ const KNOW_NIX: [&str; 3] = [
 /// The only module of the daemon whose types become JSON, in one file or several.
 const SERIALISES: &str = "profiler-user/src/report/schema";
 
-/// A rule broken in a place.
-#[derive(Debug, PartialEq, Eq)]
-struct Violation {
-    line: usize,
-    rule: String,
-}
-
 /// Checks all sources; prints each violation as `file:line: rule`.
 pub fn tidy() -> Result<()> {
     let mut files = Vec::new();
@@ -69,17 +67,21 @@ pub fn tidy() -> Result<()> {
     }
     let library = fs::read_to_string(workspace().join("profiler-ebpf/src/lib.rs"))?;
     let shared = modules(&Code::of(&library));
-    let mut violations = 0;
+    let mut texts = BTreeMap::new();
     for file in &files {
         let text = fs::read_to_string(file).with_context(|| format!("{}", file.display()))?;
         let path = file.strip_prefix(workspace())?.display().to_string();
-        for Violation { line, rule } in check(&path, &text, &shared) {
-            eprintln!("{}: {rule}", paint(Colour::Yellow, &format!("{path}:{line}")));
-            violations += 1;
-        }
+        texts.insert(path, text);
     }
-    if violations > 0 {
-        bail!("{violations} places break the rules of the sources");
+    let alone = texts.iter().flat_map(|(path, text)| {
+        check(path, text, &shared).into_iter().map(|violation| (path.clone(), violation))
+    });
+    let violations: Vec<_> = alone.chain(circles::circles(&texts)).collect();
+    for (path, Violation { line, rule }) in &violations {
+        eprintln!("{}: {rule}", paint(Colour::Yellow, &format!("{path}:{line}")));
+    }
+    if !violations.is_empty() {
+        bail!("{} places break the rules of the sources", violations.len());
     }
     note(&format!("{} files keep the rules of the sources", files.len()));
     Ok(())

@@ -2,6 +2,7 @@
 //!
 //! The table is `advice.toml`; `docs/advice.md` is made of it. Pure: nothing is read here.
 
+mod fields;
 mod pattern;
 mod peers;
 mod table;
@@ -14,11 +15,12 @@ mod tests;
 
 use serde_json::{Map, Value};
 
+use self::fields::fields;
 use self::pattern::{FramePattern, any_is_like};
 pub use self::peers::Peers;
 use self::table::{Doing, Family, Rule, TABLE};
 use super::application::{Origin, Owner, inside_callback};
-use super::cause::Verdict;
+use super::cause::verdict::Verdict;
 use super::culprit::whole;
 use super::facts::{Context, ProcessFacts};
 use super::schema::stall::{Cause, Confidence};
@@ -102,17 +104,6 @@ fn rule(
 /// How many waits it is of, where they were many.
 fn waits(cause: &Cause) -> u64 {
     cause.waits.map_or(0, |waits| waits.count)
-}
-
-/// A cause as reports have it, with its kind's own fields and the pause that it is of beside the others.
-fn fields(cause: &Cause) -> Map<String, Value> {
-    let Ok(Value::Object(mut fields)) = serde_json::to_value(cause) else { return Map::new() };
-    if let Some(Value::Object(detail)) = fields.remove("detail") {
-        fields.extend(detail);
-    }
-    let pause = fields.get("stop_the_world").and_then(|pause| pause.get("pause")).cloned();
-    fields.extend(pause.map(|pause| ("pause".to_owned(), pause)));
-    fields
 }
 
 fn is_program(rule: &Rule, process: &ProcessFacts) -> bool {

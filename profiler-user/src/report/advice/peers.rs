@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::fields;
+use super::fields::fields;
 use super::table::TABLE;
 use crate::report::Report;
 

@@ -2,9 +2,9 @@
 
 use super::futex;
 use crate::call::is_remote;
-use crate::report::message::milliseconds;
 use crate::report::schema::call::{self as schema, Call, DescriptorKind, Party, Purpose};
 use crate::report::schema::stall::CauseKind;
+use crate::report::units::milliseconds;
 
 /// A blocked call or a sleep in words.
 pub fn phrase(kind: &CauseKind) -> String {

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{Verdict, futex, gvl, held, pause, phrase, wait};
+use super::verdict::Verdict;
+use super::{futex, gvl, locked, pause, phrase, wait};
 use crate::process::executables::basename;
 use crate::report::application::Owner;
 use crate::report::culprit;
@@ -162,7 +163,7 @@ fn words(one: Next, link: &Link, is_first: bool) -> String {
         Next::Holder(..) if is_first => format!(", {doing}"),
         Next::Holder(..) => format!(", which is {doing}{place}"),
         Next::Waker(_) => format!(", which was {doing}{place} until then"),
-        Next::Only(_) => format!(", likely {}, {doing}{place}", held::words(&link.thread)),
+        Next::Only(_) => format!(", likely {}, {doing}{place}", locked::words(&link.thread)),
     }
 }
 
@@ -266,7 +267,7 @@ impl<'a> Seen<'a> {
         let of = |tid: u32| {
             let mut named = stall.company.threads.iter().filter(|it| it.tid == tid);
             let name = named.next().and_then(|it| it.name.clone());
-            held::words(&Thread { tid, name })
+            locked::words(&Thread { tid, name })
         };
         match (self.sampled.awaited, self.waits_for) {
             (_, Some((_, tid))) if tid == stall.tid => {

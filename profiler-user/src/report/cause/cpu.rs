@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use super::{Basis, Component, Explanation, is_percent};
+use super::component::Component;
+use super::explanation::{Basis, Explanation};
 use crate::gap::Gap;
 use crate::process::executables::basename;
 use crate::report::application::{callback_root, inside_callback};
 use crate::report::schema::stall::{Activity, Callback, CauseKind};
+use crate::report::units::is_percent;
 use crate::syscall;
 use crate::turn::{Calls, Sampled, Stall, ThreadState};
 
@@ -221,7 +223,7 @@ fn saturated_phrase(callbacks: &[Callback], seen: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::{explain, phrase};
-    use crate::report::cause::{Component, Nature};
+    use crate::report::cause::component::{Component, Nature};
     use crate::report::sample::{self, kernel, on_cpu, python};
     use crate::report::schema::stall::{Activity, CauseKind};
     use crate::turn::{Calls, Sampled, Stall, ThreadState};

@@ -7,10 +7,9 @@ use crate::call::Timeout;
 use crate::frame::{Frame, Language};
 use crate::gap::Gap;
 use crate::report::application::is_of_python;
-use crate::report::message::milliseconds;
 use crate::report::purpose::{Purpose, is_grpc};
-use crate::report::schema::call::Waker;
 use crate::report::schema::stall::{AwaitedOf, CauseKind};
+use crate::report::units::milliseconds;
 use crate::turn::{End, Lock, Sampled, Stall};
 
 /// Functions of Python's standard library that wait for other threads: the file, the end of the name.
@@ -127,23 +126,6 @@ fn is_wait_of_grpc(file: &str, function: &str) -> bool {
 fn is_last(function: &str, name: &str) -> bool {
     let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
     if function.contains('.') { function == name } else { function == last(name) }
-}
-
-/// `waiting for the result of another thread (futex)`
-pub fn phrase(woken_by: Option<&Waker>, awaited: Option<AwaitedOf>) -> String {
-    let what = match awaited {
-        Some(AwaitedOf::Result) => "waiting for a result of another thread",
-        Some(AwaitedOf::End) => "waiting for another thread to end",
-        Some(AwaitedOf::Queue) => "waiting at a queue for another thread",
-        Some(AwaitedOf::Grpc) => "waiting for the answer to a gRPC call",
-        Some(AwaitedOf::Import) => "waiting for another thread that imports a module",
-        Some(AwaitedOf::Object) => "waiting for an object that another thread uses",
-        Some(AwaitedOf::Event) | None => "waiting for another thread (futex)",
-    };
-    match woken_by {
-        Some(Waker { tid, name, .. }) => format!("{what}, released by thread {tid} ({name})"),
-        None => what.to_owned(),
-    }
 }
 
 /// `in waits whose timeouts of 400 and 800 ms ran out`; `asked_ns` is that of one that still goes on.

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{held, is_percent};
+use super::shares::shares;
 use crate::gap::Gap;
 use crate::process::executables::basename;
 use crate::report::schema::stall::{CauseKind, Pause, StopTheWorld, Thread};
+use crate::report::units::is_percent;
 use crate::runtime::ruby;
 use crate::syscall;
 use crate::turn::{Awaited, Companion, Lock, Sampled, Stall, ThreadState};
@@ -16,7 +17,7 @@ const MOST_PERCENT: u64 = 50;
 /// The cause of a wait for it. Who ran Ruby meanwhile had it; else who gave it back; else the only one that stood
 /// still where Ruby does not give it back.
 pub fn cause(stall: &Stall, gaps: &mut Vec<Gap>) -> CauseKind {
-    let holders = held::shares(stall, Lock::Gvl);
+    let holders = shares(stall, Lock::Gvl);
     let seen = holders.first().map(|it| Thread { tid: it.tid, name: it.name.clone() });
     let by_gvl = |waker: &&crate::turn::Waker| waker.awaited == Awaited::Gvl;
     let gave_back = stall.wakers.iter().find(by_gvl);

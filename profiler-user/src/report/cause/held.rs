@@ -1,10 +1,10 @@
-//! A loop that waited for another thread: which one, in the words of a report, and which stacks show why.
+//! A loop that waited for another thread: which one, and which stacks show why.
 
-use super::{futex, gvl, is_percent, woken};
+use super::shares::shares;
+use super::{gvl, woken};
 use crate::gap::Gap;
-use crate::report::hexadecimal;
-use crate::report::message::short_milliseconds;
-use crate::report::schema::stall::{CauseKind, Holder, Thread};
+use crate::report::schema::stall::{CauseKind, Thread};
+use crate::report::units::{hexadecimal, is_percent, short_milliseconds};
 use crate::syscall;
 use crate::turn::{self, Awaited, End, Lock, Sampled, Stall, Waited};
 
@@ -124,58 +124,14 @@ pub fn evidence<'a>(
     Some((evidence, tid))
 }
 
-/// `waiting for a lock held by thread 77 (reports)`
-pub fn phrase(kind: &CauseKind) -> String {
-    let gil = if gvl::is_it(kind) { "Ruby's GVL" } else { "the GIL" };
-    match kind {
-        CauseKind::Gil { holder_thread: Some(holder), holders, .. } => {
-            format!("waiting for {gil}, held by {}", in_turn(holder, holders))
-        }
-        CauseKind::Gil { holder_thread: None, .. } => format!("waiting for {gil}"),
-        CauseKind::Lock { owner_thread: Some(owner), holders, .. } => {
-            format!("waiting for a lock held by {}", in_turn(owner, holders))
-        }
-        CauseKind::Lock { woken_by, awaited, .. } => futex::phrase(woken_by.as_ref(), *awaited),
-        _ => String::new(),
-    }
-}
-
-/// `thread 77 (reports)`, or how many there were where each had it for a while: a convoy.
-fn in_turn(most: &Thread, holders: &[Holder]) -> String {
-    match holders.len() {
-        0 | 1 => words(most),
-        count => format!("{count} threads in turn, most by {}", words(most)),
-    }
-}
-
-pub fn words(thread: &Thread) -> String {
-    match &thread.name {
-        Some(name) => format!("thread {} ({name})", thread.tid),
-        None => format!("thread {}", thread.tid),
-    }
-}
-
 fn thread(tid: u32, name: &Option<String>) -> Thread {
     Thread { tid, name: name.clone() }
 }
 
-/// The threads that held something, with the sums of their stacks' shares, longest first.
-pub fn shares(stall: &Stall, held: Lock) -> Vec<Holder> {
-    let mut shares: Vec<Holder> = Vec::new();
-    for holder in stall.holders.iter().filter(|holder| holder.held == held) {
-        let time_ns = holder.seen.time_ns;
-        match shares.iter_mut().find(|share| share.tid == holder.tid) {
-            Some(share) => share.time_ns = share.time_ns.saturating_add(time_ns),
-            None => shares.push(Holder { tid: holder.tid, name: holder.name.clone(), time_ns }),
-        }
-    }
-    shares.sort_by_key(|share| std::cmp::Reverse(share.time_ns));
-    shares
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{evidence, gil, is_all, lock, phrase};
+    use super::super::locked::phrase;
+    use super::{evidence, gil, is_all, lock};
     use crate::report::sample::{self, on_cpu, python};
     use crate::turn::{Awaited, End, Holder, Lock, LockOwner, Stall, Waited, Waker};
 

@@ -1,11 +1,13 @@
 //! Time that the kernel took to get memory for the thread to a cause.
 
-use super::{Basis, Component, Explanation, is_percent};
+use super::component::Component;
+use super::explanation::{Basis, Explanation};
 use crate::activity::Activity;
 use crate::around::PressureOf as SeenOf;
 use crate::gap::Gap;
 use crate::report::account::Part;
 use crate::report::schema::stall::{CauseKind, MemoryActivity, PressureOf};
+use crate::report::units::is_percent;
 use crate::turn::{Sampled, Stall};
 
 /// A wait is measured; time on the CPU is sampled. What is of both is as good as the larger.

@@ -8,17 +8,24 @@
 mod blocked;
 mod called;
 pub mod chain;
+mod component;
 mod cpu;
+mod division;
+mod explanation;
 mod futex;
 mod gvl;
 mod held;
+mod locked;
 mod memory;
 mod pause;
 mod phrase;
 mod quota;
 mod run_queue;
+mod same_wait;
+mod shares;
 mod stopped;
 mod times;
+pub mod verdict;
 mod wait;
 mod woken;
 
@@ -26,13 +33,13 @@ use std::collections::BTreeMap;
 
 use profiler_ebpf::turn::START_UNKNOWN;
 
-use self::wait::Wait;
-use super::account::Part;
-use super::message::{milliseconds, short_milliseconds};
+use self::component::{Component, Nature};
+use self::division::components;
+use self::explanation::{Basis, Explanation};
+use self::verdict::Verdict;
 use super::schema::call::Call;
-use super::schema::stall::{self, Cause, CauseKind, Confidence, MemoryActivity};
-use crate::activity::Activity;
-use crate::gap::Gap;
+use super::schema::stall::{self, Cause, CauseKind, Confidence};
+use super::units::{is_percent, milliseconds, short_milliseconds};
 use crate::turn::{End, Sampled, Stall};
 
 /// A component that was measured and has this much of the turn is its cause for certain: no other can
@@ -44,74 +51,6 @@ const MENTIONED_PERCENT: u64 = 10;
 
 /// What a hypervisor takes is mentioned from here on.
 const STOLEN_PERCENT: u64 = 5;
-
-/// A cause, and what it rests on.
-#[derive(Debug)]
-pub struct Verdict<'a> {
-    pub cause: Cause,
-    /// The stacks that show it, heaviest first: the culprit is among their frames.
-    pub evidence: Vec<&'a Sampled>,
-    /// Whose stacks they are: the loop's own thread, or the one that it waited for.
-    pub blamed: u32,
-    /// The same for each part in `cause.also`: its stacks, and whose they are.
-    pub also: Vec<(Vec<&'a Sampled>, u32)>,
-    pub gaps: Vec<Gap>,
-}
-
-/// One thing that the turn's time went into.
-#[derive(Debug)]
-struct Component<'a> {
-    nature: Nature<'a>,
-    time_ns: u64,
-    /// The stacks that were taken in it, heaviest first.
-    stacks: Vec<&'a Sampled>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Nature<'a> {
-    Running,
-    Waiting(Wait<'a>),
-    /// Blocked, and no stack says in what.
-    Unseen,
-    /// The kernel got memory for it, or a lock of the address space: running or blocked.
-    Memory(MemoryActivity),
-    Runnable,
-    /// Ready, and the quota was used up.
-    Throttled,
-    Stopped,
-}
-
-/// What an explanation rests on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Basis {
-    /// What it was and how long it took was measured.
-    Measured,
-    /// How long is measured, what it was is sampled.
-    Sampled,
-    /// What it was is not known.
-    Missing,
-}
-
-/// Why a component took its time.
-#[derive(Debug)]
-struct Explanation<'a> {
-    kind: CauseKind,
-    basis: Basis,
-    evidence: Vec<&'a Sampled>,
-    blamed: u32,
-    gaps: Vec<Gap>,
-}
-
-impl<'a> Explanation<'a> {
-    fn new(kind: CauseKind, basis: Basis, evidence: Vec<&'a Sampled>, blamed: u32) -> Self {
-        Self { kind, basis, evidence, blamed, gaps: Vec::new() }
-    }
-
-    fn missing(blamed: u32, reason: &str) -> Self {
-        let gaps = vec![Gap::new("cause", reason)];
-        Self { gaps, ..Self::new(CauseKind::Unknown, Basis::Missing, Vec::new(), blamed) }
-    }
-}
 
 /// Why it stalled. `descriptors` says what the target's descriptors stand for.
 pub fn judge<'a>(stall: &'a Stall, descriptors: &BTreeMap<u32, String>) -> Verdict<'a> {
@@ -234,117 +173,6 @@ fn explain<'a>(
 /// Whether nothing of it lies outside of what was measured; what was not seen may be the larger part.
 fn is_whole(stall: &Stall) -> bool {
     stall.turn.flags & START_UNKNOWN == 0 && !matches!(stall.end, End::Unseen(_))
-}
-
-fn is_percent(part: u64, whole: u64, percent: u64) -> bool {
-    u128::from(part) * 100 >= u128::from(whole) * u128::from(percent)
-}
-
-/// What the turn's time went into, longest first. The times add up to what is booked, unless the waits
-/// that were seen are longer than the time that was booked as blocked: a wait that still lasts is
-/// measured a moment later than its booking.
-fn components(stall: &Stall) -> Vec<Component<'_>> {
-    let turn = &stall.turn;
-    let mut components = Components::default();
-    let running = shown(stall, Part::Running);
-    let of_memory = |sampled: &&Sampled| Some((memory::activity(sampled)?, sampled.time_ns));
-    let for_memory_ns: u64 = running.iter().filter_map(of_memory).map(|(_, time_ns)| time_ns).sum();
-    components.add(Nature::Running, turn.running_ns.saturating_sub(for_memory_ns));
-    for sampled in running {
-        match memory::activity(sampled) {
-            Some(activity) => components.see(Nature::Memory(activity), sampled.time_ns, sampled),
-            None => components.see(Nature::Running, 0, sampled),
-        }
-    }
-    let mut seen_ns: u64 = 0;
-    for sampled in shown(stall, Part::Blocked) {
-        seen_ns = seen_ns.saturating_add(sampled.time_ns);
-        let is_stop = sampled.activity().is_some_and(Activity::is_stop);
-        let nature = match memory::activity(sampled) {
-            Some(activity) => Nature::Memory(activity),
-            // To the scheduler a thread that version 2's freezer stops is asleep.
-            None if is_stop => Nature::Stopped,
-            None => Nature::Waiting(Wait::of(sampled)),
-        };
-        components.see(nature, sampled.time_ns, sampled);
-    }
-    components.add(Nature::Unseen, turn.blocked_ns.saturating_sub(seen_ns));
-    let throttled_ns = quota::throttled_ns(stall);
-    components.add(Nature::Throttled, throttled_ns);
-    components.add(Nature::Runnable, turn.runnable_ns.saturating_sub(throttled_ns));
-    for sampled in shown(stall, Part::Runnable) {
-        components.see(Nature::Runnable, 0, sampled);
-    }
-    components.add(Nature::Stopped, turn.stopped_ns);
-    for sampled in shown(stall, Part::Stopped) {
-        components.see(Nature::Stopped, 0, sampled);
-    }
-    components.freeze(stall.around.frozen_ns);
-    components.longest_first()
-}
-
-/// Components while they are gathered.
-#[derive(Debug, Default)]
-struct Components<'a>(Vec<Component<'a>>);
-
-impl<'a> Components<'a> {
-    fn of(&mut self, nature: Nature<'a>) -> &mut Component<'a> {
-        let place = self.0.iter().position(|known| known.nature == nature).unwrap_or_else(|| {
-            self.0.push(Component { nature, time_ns: 0, stacks: Vec::new() });
-            self.0.len() - 1
-        });
-        &mut self.0[place]
-    }
-
-    fn add(&mut self, nature: Nature<'a>, time_ns: u64) {
-        let component = self.of(nature);
-        component.time_ns = component.time_ns.saturating_add(time_ns);
-    }
-
-    fn see(&mut self, nature: Nature<'a>, time_ns: u64, sampled: &'a Sampled) {
-        self.add(nature, time_ns);
-        self.of(nature).stacks.push(sampled);
-    }
-
-    /// A thread that sleeps where the kernel allows it is frozen in its sleep, without a switch (6.1):
-    /// what its group was seen frozen for is taken from its waits.
-    fn freeze(&mut self, frozen_ns: u64) {
-        let known_ns = self.of(Nature::Stopped).time_ns;
-        let mut left_ns = frozen_ns.saturating_sub(known_ns);
-        for component in &mut self.0 {
-            if matches!(component.nature, Nature::Waiting(_) | Nature::Unseen) {
-                let taken_ns = component.time_ns.min(left_ns);
-                component.time_ns -= taken_ns;
-                left_ns -= taken_ns;
-            }
-        }
-        self.add(Nature::Stopped, frozen_ns.saturating_sub(known_ns) - left_ns);
-    }
-
-    fn longest_first(self) -> Vec<Component<'a>> {
-        let mut components = self.0;
-        components.retain(|component| component.time_ns > 0);
-        // Among equals the first: stacks come heaviest first.
-        components.sort_by_key(|component| std::cmp::Reverse(component.time_ns));
-        components
-    }
-}
-
-/// The stacks of one part.
-fn shown(stall: &Stall, part: Part) -> Vec<&Sampled> {
-    stall.stacks.iter().filter(|sampled| part.shows(sampled)).collect()
-}
-
-impl Component<'_> {
-    /// The part of its time that lies in short waits for which others' stacks stand.
-    fn inferred_ns(&self) -> u64 {
-        let others = self.stacks.iter().map(|sampled| sampled.waits.others_ns);
-        others.fold(0, u64::saturating_add)
-    }
-
-    fn is_mostly_inferred(&self) -> bool {
-        self.inferred_ns() > self.time_ns / 2
-    }
 }
 
 #[cfg(test)]

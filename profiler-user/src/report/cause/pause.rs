@@ -1,6 +1,7 @@
 //! A pause of a whole runtime that a loop waited for: what for, and who set it off.
 
-use super::{Verdict, held};
+use super::locked;
+use super::verdict::Verdict;
 use crate::frame::Frame;
 use crate::report::schema::stall::{Confidence, Pause, StopTheWorld, Thread};
 use crate::runtime::collector::is_of_collector;
@@ -58,7 +59,7 @@ fn cpython<'a>(verdict: &mut Verdict<'a>, stall: &'a Stall) {
     let is_collection = collector.is_some() || seen.is_some_and(collects);
     let pause = if is_collection { Pause::GarbageCollection } else { Pause::StopTheWorld };
     let what = if is_collection { " to collect garbage" } else { "" };
-    let by = set_off_by.as_ref().map(|it| format!(", set off by {}", held::words(it)));
+    let by = set_off_by.as_ref().map(|it| format!(", set off by {}", locked::words(it)));
     let cause = &mut verdict.cause;
     cause.summary = format!("stopped by the interpreter{what}{}", by.unwrap_or_default());
     cause.confidence = cause.confidence.max(Confidence::Likely);
@@ -84,7 +85,7 @@ fn jvm<'a>(verdict: &mut Verdict<'a>, stall: &'a Stall) {
     let pause = if is_collection { Pause::GarbageCollection } else { Pause::Safepoint };
     let set_off_by = asks.map(|it| Thread { tid: it.tid, name: it.name.clone() });
     let what = if is_collection { " to collect garbage" } else { "" };
-    let by = set_off_by.as_ref().map(|it| format!(", set off by {}", held::words(it)));
+    let by = set_off_by.as_ref().map(|it| format!(", set off by {}", locked::words(it)));
     let cause = &mut verdict.cause;
     cause.summary = format!("stopped by the JVM at a safepoint{what}{}", by.unwrap_or_default());
     cause.confidence = cause.confidence.max(Confidence::Likely);

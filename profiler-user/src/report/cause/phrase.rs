@@ -1,8 +1,8 @@
 //! The kind of a cause to its words.
 
-use super::{blocked, cpu, held, run_queue};
-use crate::report::message::milliseconds;
+use super::{blocked, cpu, locked, run_queue};
 use crate::report::schema::stall::{CauseKind, MemoryActivity, StoppedBy, Tracer};
+use crate::report::units::milliseconds;
 
 /// A cause in words, to follow "stalled 5012 ms, ".
 pub fn phrase(kind: &CauseKind) -> String {
@@ -19,7 +19,7 @@ pub fn phrase(kind: &CauseKind) -> String {
         }
         CauseKind::Disk { syscall: None, .. } => "waiting for a page of a file",
         CauseKind::Cpu { .. } | CauseKind::Saturated { .. } => return cpu::phrase(kind),
-        CauseKind::Lock { .. } | CauseKind::Gil { .. } => return held::phrase(kind),
+        CauseKind::Lock { .. } | CauseKind::Gil { .. } => return locked::phrase(kind),
         CauseKind::Memory { activity, .. } => memory(*activity),
         CauseKind::RunQueue { .. } => return run_queue::phrase(kind),
         CauseKind::CpuQuota { throttled_ns, quota_us, period_us, .. } => {

@@ -1,8 +1,10 @@
 //! Time in which the thread was ready, and its control group had used up its CPU quota, to a cause.
 
-use super::{Basis, Component, Explanation, is_percent};
+use super::component::Component;
+use super::explanation::{Basis, Explanation};
 use crate::around::Quota;
 use crate::report::schema::stall::CauseKind;
+use crate::report::units::is_percent;
 use crate::turn::Stall;
 
 /// A quota that was used up for this part of the time carries all of it: what is left is the way back

@@ -2,10 +2,11 @@
 
 use profiler_ebpf::limits::MAX_WAITERS;
 
-use super::{Basis, Component, Explanation, is_percent};
+use super::component::Component;
+use super::explanation::{Basis, Explanation};
 use crate::gap::Gap;
-use crate::report::message::{milliseconds, short_milliseconds};
 use crate::report::schema::stall::{CauseKind, Preemptor};
+use crate::report::units::{is_percent, milliseconds, short_milliseconds};
 use crate::turn::instead::{Instead, Ran};
 use crate::turn::{End, Stall, ThreadState};
 

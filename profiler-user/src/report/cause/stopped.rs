@@ -1,6 +1,7 @@
 //! Time in which the thread was stopped, traced or frozen to a cause: by whom.
 
-use super::{Basis, Component, Explanation};
+use super::component::Component;
+use super::explanation::{Basis, Explanation};
 use crate::activity::Activity;
 use crate::gap::Gap;
 use crate::report::schema::stall::{CauseKind, StoppedBy, Tracer};

@@ -1,8 +1,9 @@
 //! How often a part of a stall was waited, and how long each wait was.
 
-use super::{Component, Nature, is_percent};
+use super::component::{Component, Nature};
 use crate::report::account::Part;
 use crate::report::schema::stall::Waits;
+use crate::report::units::is_percent;
 use crate::turn::{Sampled, Stall, StandsFor};
 
 /// Fewer are told as a number alone.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{Common, Runtime};
+use super::line::{Common, Runtime};
 
 /// What is attached, and how it is set.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::call::{Call, Party, Purpose, Waker};
-use super::{Common, Runtime};
+use super::line::{Common, Runtime};
 
 /// One moment of a stall.
 #[derive(Debug, Clone, PartialEq, Serialize)]

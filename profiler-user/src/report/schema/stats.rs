@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::Common;
+use super::line::Common;
 use super::stall::LoopThread;
 
 /// What was measured in one interval. Intervals follow each other without a gap; the session's last

@@ -5,7 +5,7 @@ use aya::maps::{MapData, PerCpuHashMap, PerCpuValues};
 use aya::util::nr_cpus;
 use profiler_ebpf::reading::Accepts;
 
-use super::take;
+use super::object::take;
 
 /// An [`Accepts`] as aya passes it.
 type Words = [u64; size_of::<Accepts>() / 8];

@@ -1,14 +1,16 @@
 //! The table of probes: which hook each takes here, required or optional, loaded, then attached, or why not.
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use aya::programs::trace_point::TracePointLinkId;
 use aya::programs::{BtfTracePoint, FEntry, FExit, Iter, Program, TracePoint};
 use aya::{Btf, Ebpf};
 
+use super::hooks::{Probe, WaitHooks, Waits, Watch};
 use super::load::{Refused, Task};
+use super::object::program;
 use super::preflight::{self, Tracefs};
 use super::refusal::{self, why};
-use super::{Watch, ticks};
+use super::ticks;
 use crate::error::Failure;
 
 /// The hook that costs others nothing, as a report names it.
@@ -16,18 +18,6 @@ pub const FENTRY: &str = "fentry";
 
 /// The hook of the scheduler's tracepoints.
 const SCHEDULER: &str = "btf-tracepoint";
-
-/// One hook of the kernel and what became of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Probe {
-    /// What is hooked: `sched_switch`, `epoll_wait`.
-    pub name: &'static str,
-    /// By what: `btf-tracepoint`, `fentry`, `tracepoint`, `perf-event`, `timer-tick`; none where it is not
-    /// attached.
-    pub hook: Option<&'static str>,
-    /// Why not, or why not by the better hook.
-    pub reason: Option<String>,
-}
 
 /// The syscalls that a loop may wait in.
 struct Wait {
@@ -55,23 +45,6 @@ const WAITS: [Wait; 8] = [
     Wait { syscall: "select", family: Family::Poll, required: false },
     Wait { syscall: "pselect6", family: Family::Poll, required: false },
 ];
-
-/// Which waits are hooked. Each hooked syscall costs whoever calls it, so only what the target may
-/// wait in is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Waits {
-    pub poll: bool,
-    pub io_uring: bool,
-}
-
-/// Whether the better hook is tried first, or one of the two is asked for (by tests and benchmarks).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum WaitHooks {
-    #[default]
-    Best,
-    Fentry,
-    Tracepoint,
-}
 
 /// The program that lists threads.
 pub(super) const THREADS: &str = "threads";
@@ -360,8 +333,4 @@ impl Hooks<'_> {
         let help = help.map(|help| format!(": {help}")).unwrap_or_default();
         refusal::with_log(&format!("cannot hook {syscall}: {reason}{help}"), log)
     }
-}
-
-pub(super) fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Program> {
-    ebpf.program_mut(name).with_context(|| format!("the probes have no program `{name}`"))
 }

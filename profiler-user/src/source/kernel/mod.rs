@@ -3,8 +3,10 @@
 pub mod attach;
 pub mod layout;
 mod accepts;
+pub mod hooks;
 mod interrupt;
 mod load;
+mod object;
 mod others;
 pub mod preflight;
 pub mod probed;
@@ -18,7 +20,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::thread::ScopedJoinHandle;
 
 use anyhow::{Context, anyhow};
-use aya::maps::{Array, HashMap, Map, MapData, MapFd, Queue, RingBuf};
+use aya::maps::{Array, HashMap, MapData, Queue, RingBuf};
 use aya::programs::Iter;
 use aya::{Btf, BtfError, Ebpf, EbpfLoader, include_bytes_aligned};
 use profiler_ebpf::counter::Counter;
@@ -33,10 +35,11 @@ use profiler_ebpf::turn::{Loop, phase};
 use profiler_ebpf::wanted::Wanted;
 use zerocopy::{FromBytes, IntoBytes};
 
-use self::attach::{Hooks, Probe, WaitHooks, Waits};
+use self::attach::Hooks;
+use self::hooks::{Probe, Watch};
 use self::layout::{BTF_PATH, KernelLayout};
+use self::object::{descriptor, take};
 use self::table::Table;
-use self::ticks::SampleHooks;
 use super::{Captured, Event, EventSource, PythonPlaces, Slot, decode};
 use crate::error::Failure;
 use crate::process::thread::{is_alive, is_in_call};
@@ -46,20 +49,6 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probes"
 
 /// Threads of one process looked at when we attach; a bound for a target with very many.
 pub const MAX_THREADS: usize = 16 * 1024;
-
-/// What to watch, in the kernel's numbers.
-#[derive(Debug, Clone, Copy)]
-pub struct Watch {
-    pub tgid: u32,
-    pub threshold_ns: u64,
-    pub waits: Waits,
-    pub hooks: WaitHooks,
-    pub samples: SampleHooks,
-    /// Whether statistics are wanted.
-    pub stats: bool,
-    /// Whether threads that are handed work are watched.
-    pub workers: bool,
-}
 
 /// The probes, attached. Dropping it takes all of them out of the kernel.
 #[allow(missing_debug_implementations, reason = "aya's maps have none")]
@@ -384,17 +373,6 @@ fn joined(btf: ScopedJoinHandle<'_, Result<Btf, BtfError>>) -> Result<Btf, Failu
     match btf.join() {
         Ok(btf) => btf.map_err(|error| refused(format!("{:#}", anyhow!(error)))),
         Err(_) => Err(refused("its reader failed; its message stands above".to_owned())),
-    }
-}
-
-fn take(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<Map> {
-    ebpf.take_map(name).ok_or_else(|| anyhow!("the probes have no map `{name}`"))
-}
-
-fn descriptor<'a>(ebpf: &'a Ebpf, name: &str) -> anyhow::Result<&'a MapFd> {
-    match ebpf.map(name) {
-        Some(Map::Array(data)) => Ok(data.fd()),
-        _ => Err(anyhow!("the probes have no array `{name}`")),
     }
 }
 

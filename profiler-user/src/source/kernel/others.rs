@@ -11,7 +11,7 @@ use profiler_ebpf::limits::{MAX_DESKS, MAX_LOOPS, MAX_THREAD_STATES};
 use profiler_ebpf::wanted::Wanted;
 use zerocopy::IntoBytes;
 
-use super::take;
+use super::object::take;
 
 /// The maps of `others` in the probes, and what was last written there.
 #[allow(missing_debug_implementations, reason = "aya's maps have none")]

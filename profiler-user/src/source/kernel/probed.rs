@@ -1,9 +1,8 @@
 //! Every probe tried on this machine, and how each hook would be taken here.
 
-use super::attach::{Probe, WaitHooks, Waits};
+use super::hooks::{Probe, SampleHooks, WaitHooks, Waits, Watch};
 use super::preflight::{Check, State};
-use super::ticks::SampleHooks;
-use super::{KernelSource, Loaded, Watch};
+use super::{KernelSource, Loaded};
 
 /// Loads every probe against a process that is none, and says how each hook would be taken here.
 pub fn machine() -> Vec<Check> {

@@ -3,7 +3,7 @@
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData};
 
-use super::take;
+use super::object::take;
 
 /// They are in a map, each once; a counter says how many have been added.
 #[derive(Debug)]

@@ -10,8 +10,9 @@ use aya::programs::tp_btf::BtfTracePointLinkId;
 use aya::programs::{BtfTracePoint, Program};
 use aya::{Btf, Ebpf};
 
-use super::attach::{Probe, program};
+use super::hooks::{Probe, SampleHooks};
 use super::load::{Refused, Task};
+use super::object::program;
 use super::preflight;
 use super::refusal::why;
 
@@ -25,15 +26,6 @@ const TIMER: &str = "hrtimer_expire_entry";
 /// The program for samples by perf events, and the one for those by timers.
 const TICK: &str = "tick";
 const TIMER_EXPIRES: &str = "timer_expires";
-
-/// What samples are taken at: the best that is allowed, or what is asked for (by tests and benchmarks).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum SampleHooks {
-    #[default]
-    Best,
-    PerfEvent,
-    Timer,
-}
 
 /// The samples, on or off.
 #[derive(Debug)]
