@@ -1,4 +1,5 @@
 //! The JSON of every line, field by field: the contract with whoever parses it, and the only serialisable types.
+//! Whoever reads lines in Rust reads them by the same types.
 //!
 //! Within one [`SchemaVersion`] fields are only added. Units stand in the names, 64-bit addresses are
 //! hexadecimal strings (JSON numbers lose their last bits), and what could not be filled is `null`
@@ -9,19 +10,21 @@ pub mod call;
 pub mod session;
 pub mod stall;
 pub mod stats;
+#[cfg(test)]
+mod round_trip;
 
 use std::collections::BTreeMap;
 
 #[cfg(test)]
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use session::{SessionEnd, SessionStart};
 use stall::StallLine;
 use stats::Stats;
 
 /// One line of stalltrace's output.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Report {
@@ -40,7 +43,7 @@ pub enum Report {
 }
 
 /// The version of the contract.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub enum SchemaVersion {
     #[serde(rename = "stalltrace/1")]
@@ -48,7 +51,7 @@ pub enum SchemaVersion {
 }
 
 /// How much a line matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Severity {
@@ -61,7 +64,7 @@ pub enum Severity {
 }
 
 /// What every line has.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Common {
     pub schema: SchemaVersion,
@@ -78,12 +81,12 @@ pub struct Common {
     /// How much was left out for the line to be short enough, by what: `frames` and `stacks`, of these `stacks_told`
     /// that an earlier line of the stall had; entries of the list or object of that name; `texts` that were cut, which
     /// end in `…`; `command_bytes` of the command line. Absent where nothing was.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub omitted: BTreeMap<String, u64>,
 }
 
 /// The target.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Process {
     /// As stalltrace sees it.
@@ -109,7 +112,7 @@ pub struct Process {
 }
 
 /// A language runtime.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Runtime {
     /// `cpython`, `node`, …
@@ -216,13 +219,11 @@ pub mod tests {
         }
     }
 
-    /// Lines of every kind are what the schema says.
-    #[test]
-    fn lines_are_valid() {
-        let schema = schema();
+    /// Lines of every kind.
+    pub fn samples() -> [Report; 9] {
         let mut nameless = sample::stall();
         nameless.stacks.clear();
-        let lines = [
+        [
             sample::report(Moment::End, &sample::looked_at()),
             sample::session_start(),
             sample::report(Moment::Open, &sample::open_stall()),
@@ -232,8 +233,14 @@ pub mod tests {
             sample::stats(),
             sample::stats_of(&[sample::idle_loop()]),
             sample::session_end(),
-        ];
-        for line in lines {
+        ]
+    }
+
+    /// Lines of every kind are what the schema says.
+    #[test]
+    fn lines_are_valid() {
+        let schema = schema();
+        for line in samples() {
             let line = serde_json::to_value(line).unwrap();
             assert!(is_valid(&line, &schema, &schema), "{line:#}");
         }
