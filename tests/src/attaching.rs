@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::clock::patience;
-use crate::report::{Event, Line};
+use crate::report::Report;
 use crate::target::{Target, folder, system_python};
 use crate::tracer::Tracer;
 
@@ -19,8 +19,8 @@ pub fn target_with(threads: u32, options: &[&str]) -> Result<Target> {
     Ok(target)
 }
 
-pub fn is_start(line: &Line) -> bool {
-    matches!(line.event, Event::SessionStart(_))
+pub fn is_start(line: &Report) -> bool {
+    matches!(line, Report::SessionStart(_))
 }
 
 /// From the command to the first line; the session has ended in order when this returns.

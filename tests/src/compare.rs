@@ -5,7 +5,7 @@ use std::fmt;
 use crate::clock::{milliseconds, slowdown};
 use crate::failure::Failure;
 use crate::lives::{self, Life};
-use crate::report::{Arrived, StallLine, basename};
+use crate::report::{Arrived, StallExt as _, StallLine, basename, file_of};
 use crate::truth::Truth;
 
 /// The difference that is allowed between two measurements of the same stall, on a machine without noise:
@@ -284,7 +284,7 @@ fn is_blamed(truth: &Truth, end: &StallLine) -> bool {
     let Some(function) = truth.function.as_deref() else { return true };
     let Some(culprit) = &end.culprit else { return false };
     let same_file =
-        truth.file.as_deref().is_none_or(|file| culprit.basename() == Some(basename(file)));
+        truth.file.as_deref().is_none_or(|file| file_of(culprit) == Some(basename(file)));
     culprit.function.as_deref() == Some(function) && same_file && truth.blocks_at(culprit.line)
 }
 

@@ -3,7 +3,6 @@
 pub mod clock;
 pub mod truth;
 pub mod report;
-pub mod statistics;
 pub mod failure;
 pub mod compare;
 pub mod lives;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::failure::Failure;
-use crate::report::{Arrived, Event, SCHEMA, StallLine};
+use crate::report::{Arrived, Report, ReportExt as _, Severity, StallExt as _, StallLine};
 
 /// The lines of one stall, in order of arrival.
 #[derive(Debug, Default)]
@@ -24,11 +24,11 @@ enum Moment {
 pub fn of(lines: &[Arrived]) -> BTreeMap<&str, Life<'_>> {
     let mut lives: BTreeMap<&str, Life<'_>> = BTreeMap::new();
     for arrived in lines {
-        let (moment, stall) = match &arrived.line.event {
-            Event::StallOpen(stall) => (Moment::Open, stall),
-            Event::StallUpdate(stall) => (Moment::Update, stall),
-            Event::StallEnd(stall) => (Moment::End, stall),
-            Event::SessionStart(_) | Event::Stats(_) | Event::SessionEnd(_) => continue,
+        let (moment, stall) = match &arrived.line {
+            Report::StallOpen(stall) => (Moment::Open, stall),
+            Report::StallUpdate(stall) => (Moment::Update, stall),
+            Report::StallEnd(stall) => (Moment::End, stall),
+            Report::SessionStart(_) | Report::Stats(_) | Report::SessionEnd(_) => continue,
         };
         let life = lives.entry(&stall.stall.id).or_default();
         life.lines.push((arrived.at_ns, moment, stall));
@@ -72,7 +72,7 @@ impl Life<'_> {
 }
 
 fn sum_differs(line: &StallLine) -> Option<Failure> {
-    let (sum_ns, duration_ns) = (line.stall.time.sum_ns(), line.stall.duration_ns);
+    let (sum_ns, duration_ns) = (line.sum_ns(), line.stall.duration_ns);
     let stall = line.stall.id.clone();
     (sum_ns != duration_ns).then_some(Failure::SumDiffers { stall, sum_ns, duration_ns })
 }
@@ -81,8 +81,8 @@ fn sum_differs(line: &StallLine) -> Option<Failure> {
 pub fn broken_contract(lines: &[Arrived]) -> Vec<Failure> {
     let mut failures = Vec::new();
     let mut wrong = |sentence: String| failures.push(Failure::Contract(sentence));
-    let starts = |line: &Arrived| matches!(line.line.event, Event::SessionStart(_));
-    let ends = |line: &Arrived| matches!(line.line.event, Event::SessionEnd(_));
+    let starts = |line: &Arrived| matches!(line.line, Report::SessionStart(_));
+    let ends = |line: &Arrived| matches!(line.line, Report::SessionEnd(_));
 
     if !lines.first().is_some_and(starts) || lines.iter().filter(|line| starts(line)).count() != 1 {
         wrong("session_start is not the one first line".to_owned());
@@ -90,24 +90,23 @@ pub fn broken_contract(lines: &[Arrived]) -> Vec<Failure> {
     if !lines.last().is_some_and(ends) || lines.iter().filter(|line| ends(line)).count() != 1 {
         wrong("session_end is not the one last line".to_owned());
     }
+    let first = lines.first().map(|first| first.line.common());
     for Arrived { line, .. } in lines {
-        if line.schema != SCHEMA {
-            wrong(format!("schema is {}", line.schema));
-        }
-        if lines.first().is_some_and(|first| {
-            (&first.line.session, first.line.process.pid) != (&line.session, line.process.pid)
+        let common = line.common();
+        if first.is_some_and(|first| {
+            (&first.session, first.process.pid) != (&common.session, common.process.pid)
         }) {
             wrong("a line belongs to another session or process".to_owned());
         }
-        if !is_rfc3339_microseconds(&line.timestamp) {
-            wrong(format!("timestamp {} is not RFC 3339 in UTC with µs", line.timestamp));
+        if !is_rfc3339_microseconds(&common.timestamp) {
+            wrong(format!("timestamp {} is not RFC 3339 in UTC with µs", common.timestamp));
         }
-        if line.message.is_empty() || line.message.contains('\n') {
-            wrong(format!("message {:?} is not one sentence", line.message));
+        if common.message.is_empty() || common.message.contains('\n') {
+            wrong(format!("message {:?} is not one sentence", common.message));
         }
-        let usual = if line.stall().is_some() { ["WARN", "ERROR"] } else { ["INFO", "INFO"] };
-        if !usual.contains(&line.severity.as_str()) {
-            wrong(format!("severity {} does not fit: {}", line.severity, line.message));
+        let is_calm = common.severity == Severity::Info;
+        if is_calm == line.stall().is_some() {
+            wrong(format!("severity {:?} does not fit: {}", common.severity, common.message));
         }
     }
     failures
@@ -126,15 +125,19 @@ fn is_rfc3339_microseconds(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{broken_contract, is_rfc3339_microseconds, of};
-    use crate::report::Arrived;
-    use crate::report::tests::{arrived, stall};
+    use crate::report::tests::{arrived, session_end, session_start, stall};
+    use crate::report::{Arrived, Report, Severity};
 
     fn open(at_ns: u64, duration_ns: u64) -> Arrived {
-        arrived(at_ns, "stall_open", &stall("7", 100, duration_ns, "pay"))
+        arrived(at_ns, Report::StallOpen(stall("7", 100, duration_ns, "pay")))
+    }
+
+    fn update(at_ns: u64) -> Arrived {
+        arrived(at_ns, Report::StallUpdate(stall("7", 100, 60, "pay")))
     }
 
     fn end(at_ns: u64, duration_ns: u64) -> Arrived {
-        arrived(at_ns, "stall_end", &stall("7", 100, duration_ns, "pay"))
+        arrived(at_ns, Report::StallEnd(stall("7", 100, duration_ns, "pay")))
     }
 
     fn contradictions(lines: &[Arrived]) -> Vec<String> {
@@ -145,16 +148,14 @@ mod tests {
     /// Opened, updated, ended is a life without contradiction; so is an end that stands alone.
     #[test]
     fn a_whole_life_is_fine() {
-        let update = arrived(2, "stall_update", &stall("7", 100, 60, "pay"));
-        assert_eq!(contradictions(&[open(1, 50), update, end(3, 70)]), [""; 0]);
+        assert_eq!(contradictions(&[open(1, 50), update(2), end(3, 70)]), [""; 0]);
         assert_eq!(contradictions(&[end(3, 70)]), [""; 0]);
     }
 
     /// Each way in which the lines of a stall can contradict each other is told.
     #[test]
     fn each_contradiction_is_told() {
-        let update = |at_ns| arrived(at_ns, "stall_update", &stall("7", 100, 60, "pay"));
-        let moved = arrived(3, "stall_end", &stall("7", 101, 70, "pay"));
+        let moved = arrived(3, Report::StallEnd(stall("7", 101, 70, "pay")));
         assert_eq!(contradictions(&[open(1, 50)]), ["stall 7: was never ended"]);
         assert_eq!(contradictions(&[end(1, 60), open(2, 60)]), ["stall 7: went on after its end"]);
         assert_eq!(contradictions(&[end(1, 60), end(2, 60)]), ["stall 7: ended twice"]);
@@ -176,33 +177,28 @@ mod tests {
     /// One nanosecond that belongs to no state is one too many, on any line of the stall.
     #[test]
     fn the_sum_is_exact() {
-        let text = stall("7", 100, 60, "pay").replace("\"runnable_ns\":0", "\"runnable_ns\":1");
-        let lines = [arrived(1, "stall_open", &text), end(2, 60)];
+        let mut longer = stall("7", 100, 60, "pay");
+        longer.stall.time.runnable_ns = 1;
+        let lines = [arrived(1, Report::StallOpen(longer)), end(2, 60)];
         assert_eq!(contradictions(&lines), ["stall 7: states sum to 61 ns, duration is 60 ns"]);
     }
 
     /// A session has one start before everything and one end after everything, and one name.
     #[test]
     fn a_session_is_framed() {
-        let start = arrived(0, "session_start", r#""wait_hooks":"fentry""#);
-        let last = arrived(9, "session_end", r#""reason":"signal""#);
-        let calm = |mut line: Arrived| {
-            line.line.severity = "INFO".to_owned();
-            line
-        };
-        let (start, last) = (calm(start), calm(last));
+        let (start, last) = (arrived(0, session_start()), arrived(9, session_end()));
         assert_eq!(broken_contract(&[start.clone(), open(1, 50), end(2, 60), last.clone()]), []);
 
         let unframed = broken_contract(&[open(1, 50), start.clone()]);
         assert_eq!(unframed.len(), 2, "{unframed:?}");
 
-        let mut stranger = end(2, 60);
-        stranger.line.session = "other".to_owned();
-        stranger.line.message.clear();
-        stranger.line.severity = "INFO".to_owned();
-        stranger.line.timestamp = "yesterday".to_owned();
-        stranger.line.schema = "stalltrace/2".to_owned();
-        assert_eq!(broken_contract(&[start, stranger, last]).len(), 5);
+        let mut stranger = stall("7", 100, 60, "pay");
+        stranger.common.session = "other".to_owned();
+        stranger.common.message.clear();
+        stranger.common.severity = Severity::Info;
+        stranger.common.timestamp = "yesterday".to_owned();
+        let stranger = arrived(2, Report::StallEnd(stranger));
+        assert_eq!(broken_contract(&[start, stranger, last]).len(), 4);
     }
 
     /// Microseconds and UTC, nothing else.

@@ -9,11 +9,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
 use crate::clock::{monotonic_ns, patience};
-use crate::report::{Arrived, Event, Line, StallLine, Stats};
+use crate::report::{self, Arrived, CauseKind, Report, StallExt as _, StallLine, Stats, WaitHooks};
 use crate::target::send;
 
 /// The binary under test: `STALLTRACE_BIN`, else the one that was built last beside this program.
@@ -113,23 +113,23 @@ pub struct Finished {
 impl Finished {
     /// What the session lost, by kind; nothing is known of one that did not come to its end.
     pub fn lost(&self) -> Option<&BTreeMap<String, u64>> {
-        self.lines.iter().rev().find_map(|arrived| match &arrived.line.event {
-            Event::SessionEnd(end) => Some(&end.lost),
+        self.lines.iter().rev().find_map(|arrived| match &arrived.line {
+            Report::SessionEnd(end) => Some(&end.lost),
             _ => None,
         })
     }
 
     /// The last line of every stall.
     pub fn ends(&self) -> impl Iterator<Item = &StallLine> {
-        self.lines.iter().filter_map(|arrived| match &arrived.line.event {
-            Event::StallEnd(end) => Some(&**end),
+        self.lines.iter().filter_map(|arrived| match &arrived.line {
+            Report::StallEnd(end) => Some(&**end),
             _ => None,
         })
     }
 
     /// The same but for those in which the machine had no CPU for the thread: nobody's fault that is tested.
     pub fn own_ends(&self) -> impl Iterator<Item = &StallLine> {
-        self.ends().filter(|end| end.cause.kind != "run_queue")
+        self.ends().filter(|end| !matches!(end.cause.kind, CauseKind::RunQueue { .. }))
     }
 
     /// The stall that was reported of what lasted from one moment to the other.
@@ -140,17 +140,17 @@ impl Finished {
     /// What was said at last of each stall, but for those of threads that others kept from their CPU: these
     /// are the machine's.
     pub fn told(&self) -> Vec<&str> {
-        let of_targets = self.lines.iter().filter(|arrived| match &arrived.line.event {
-            Event::StallEnd(end) => !end.is_starved(),
+        let of_targets = self.lines.iter().filter(|arrived| match &arrived.line {
+            Report::StallEnd(end) => !end.is_starved(),
             _ => false,
         });
-        of_targets.map(|arrived| arrived.line.message.as_str()).collect()
+        of_targets.map(|arrived| arrived.line.common().message.as_str()).collect()
     }
 
     /// The lines of statistics, in their order.
     pub fn stats(&self) -> impl Iterator<Item = &Stats> {
-        self.lines.iter().filter_map(|arrived| match &arrived.line.event {
-            Event::Stats(stats) => Some(stats),
+        self.lines.iter().filter_map(|arrived| match &arrived.line {
+            Report::Stats(stats) => Some(&**stats),
             _ => None,
         })
     }
@@ -175,17 +175,18 @@ impl Tracer {
 
     fn started(self) -> Result<(Self, Arrived)> {
         let tracer = self;
-        let is_start = |line: &Line| matches!(line.event, Event::SessionStart(_));
+        let is_start = |line: &Report| matches!(line, Report::SessionStart(_));
         match tracer.wait_for(is_start, patience(60)) {
             Ok(start) => {
-                let Event::SessionStart(attached) = &start.line.event else {
+                let Report::SessionStart(attached) = &start.line else {
                     bail!("the session began with another line");
                 };
-                let hooks = &attached.wait_hooks;
-                match std::env::var("EXPECT_WAIT_HOOKS") {
-                    Ok(expected) if *hooks != expected => bail!("{hooks} instead of {expected}"),
-                    _ => Ok((tracer, start)),
+                let hooks = attached.wait_hooks;
+                if let Ok(expected) = std::env::var("EXPECT_WAIT_HOOKS") {
+                    let expected: WaitHooks = serde_json::from_value(expected.into())?;
+                    ensure!(hooks == expected, "{hooks:?} instead of {expected:?}");
                 }
+                Ok((tracer, start))
             }
             Err(error) => {
                 let finished = tracer.interrupt()?;
@@ -230,7 +231,7 @@ impl Tracer {
     }
 
     /// The first line so far or to come that is like this.
-    pub fn wait_for(&self, is_it: impl Fn(&Line) -> bool, within: Duration) -> Result<Arrived> {
+    pub fn wait_for(&self, is_it: impl Fn(&Report) -> bool, within: Duration) -> Result<Arrived> {
         let deadline = Instant::now() + within;
         let mut seen = self.shared.lock();
         loop {
@@ -318,7 +319,7 @@ impl Drop for Tracer {
 fn collect(pipe: impl BufRead, shared: &Shared) {
     for text in pipe.lines().map_while(Result::ok) {
         let at_ns = monotonic_ns();
-        let line = Line::parse(&text);
+        let line = report::parse(&text);
         let mut seen = shared.lock();
         match line {
             Ok(line) => {
@@ -336,12 +337,14 @@ fn collect(pipe: impl BufRead, shared: &Shared) {
 #[cfg(test)]
 mod tests {
     use super::{Shared, collect};
-    use crate::report::tests::{line, stall};
+    use crate::report::Report;
+    use crate::report::tests::stall;
 
     /// Lines of the contract are kept with their time, others are kept apart, the end is noted.
     #[test]
     fn lines_are_sorted_out() {
-        let good = line("stall_end", &stall("7", 100, 50, "pay"));
+        let good = Report::StallEnd(stall("7", 100, 50, "pay"));
+        let good = serde_json::to_string(&good).unwrap();
         let text = format!("starting up\n{good}\n");
         let shared = Shared::default();
         collect(text.as_bytes(), &shared);

@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 
 use crate::clock::milliseconds;
-use crate::report::StallLine;
+use crate::report::{StallExt as _, StallLine};
 
 /// What the kernel's clock and the target's may differ by.
 const APART_NS: u64 = 1_000;

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use profiler_tests::clock::patience;
 use profiler_tests::redis::{self, Connection};
-use profiler_tests::report::StallLine;
+use profiler_tests::report::{StallExt as _, StallLine};
 use profiler_tests::scenario::{alone, each, observe, play, require_root};
 use profiler_tests::tally::Tally;
 use profiler_tests::target::{Target, folder, node, system_python};
@@ -15,7 +15,7 @@ use profiler_tests::tracer::Tracer;
 /// An error unless the advice has these words. A thread without a CPU is told about that instead, and
 /// rightly: then nothing is said of the test's own stall.
 fn must_advise(end: &StallLine, words: &str, tally: &mut Tally) -> Result<()> {
-    if end.cause.kind == "run_queue" {
+    if end.cause.kind.name() == "run_queue" {
         tally.passed_over(format!("starved: {}", end.cause.summary));
         return Ok(());
     }
@@ -66,7 +66,7 @@ fn a_peer_again_and_again() -> Result<()> {
     let played = play(&target, &each(&["/upstream"], &[300; 3]))?;
     played.must_be_right()?;
     let ends: Vec<&StallLine> =
-        played.finished.ends().filter(|end| end.cause.kind == "syscall").collect();
+        played.finished.ends().filter(|end| end.cause.kind.name() == "syscall").collect();
     ensure!(ends.len() >= 3, "{} stalls by the peer", ends.len());
     for (index, end) in ends.iter().enumerate() {
         let breaks =
@@ -124,7 +124,8 @@ fn computing() -> Result<()> {
 fn interpreter_lock() -> Result<()> {
     let _machine = alone();
     let ends = ends_of("gil.py", &["--times", "2"])?;
-    let end = ends.iter().find(|end| end.cause.kind == "gil").context("no wait was reported")?;
+    let end =
+        ends.iter().find(|end| end.cause.kind.name() == "gil").context("no wait was reported")?;
     let mut tally = Tally::of("advice/interpreter_lock");
     must_advise(end, "keeps the GIL", &mut tally)?;
     tally.must_be(1)

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use profiler_tests::attaching::{is_start, target_with, time_to_attach};
 use profiler_tests::clock::{patience, slowdown};
-use profiler_tests::report::Event;
+use profiler_tests::report::Report;
 use profiler_tests::scenario::{alone, require_root};
 use profiler_tests::target::send;
 use profiler_tests::tracer::Tracer;
@@ -62,8 +62,8 @@ fn a_signal_while_attaching() -> Result<()> {
         ensure!(is_in_order, "{wait_ms}: {:?}\n{}", finished.code, finished.logs);
         ensure!(took < patience(10), "{wait_ms}: {took:?}");
         let starts = finished.lines.iter().filter(|arrived| is_start(&arrived.line)).count();
-        let ends = |line: &Event| matches!(line, Event::SessionEnd(_));
-        let ends = finished.lines.iter().filter(|arrived| ends(&arrived.line.event)).count();
+        let ends = |line: &Report| matches!(line, Report::SessionEnd(_));
+        let ends = finished.lines.iter().filter(|arrived| ends(&arrived.line)).count();
         ensure!(starts == ends, "{wait_ms}: {starts} starts, {ends} ends");
         early += usize::from(starts == 0);
     }

@@ -7,7 +7,9 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use profiler_tests::clock::patience;
 use profiler_tests::lives::broken_contract;
-use profiler_tests::report::{Event, Stack, StallLine};
+use profiler_tests::report::{
+    self, Language, Report, Role, Stack, StallExt as _, StallLine, State,
+};
 use profiler_tests::scenario::{alone, require_root};
 use profiler_tests::target::{Target, folder, system_python};
 use profiler_tests::tracer::Tracer;
@@ -39,8 +41,8 @@ fn watch(options: &[&str], tracer_options: &[&str]) -> Result<(Stalled, Vec<Stal
     ensure!(broken.is_empty(), "{broken:?}\n{}", finished.logs);
     let line = target.line_starting("stalled", patience(60))?;
     let stalled: Stalled = serde_json::from_str(line.trim_start_matches("stalled"))?;
-    let of_stalls = finished.lines.into_iter().filter_map(|arrived| match arrived.line.event {
-        Event::StallOpen(stall) | Event::StallEnd(stall) => Some(*stall),
+    let of_stalls = finished.lines.into_iter().filter_map(|arrived| match arrived.line {
+        Report::StallOpen(stall) | Report::StallEnd(stall) => Some(*stall),
         _ => None,
     });
     let is_it = |stall: &StallLine| {
@@ -51,10 +53,9 @@ fn watch(options: &[&str], tracer_options: &[&str]) -> Result<(Stalled, Vec<Stal
 }
 
 fn python_frames(stack: &Stack) -> Vec<Frame> {
-    let frames = stack.frames.iter().filter(|frame| frame.language == "python");
-    let named = |frame: &profiler_tests::report::Frame| {
-        Some((frame.function.clone()?, frame.file.clone()?, frame.line?))
-    };
+    let frames = stack.frames.iter().filter(|frame| frame.language == Language::Python);
+    let named =
+        |frame: &report::Frame| Some((frame.function.clone()?, frame.file.clone()?, frame.line?));
     frames.filter_map(named).collect()
 }
 
@@ -69,14 +70,17 @@ fn all_threads_are_shown() -> Result<()> {
         let others: BTreeMap<u32, &Stack> = stall
             .stacks
             .iter()
-            .filter(|stack| stack.role == "other")
+            .filter(|stack| stack.role == Role::Other)
             .map(|stack| (stack.thread.tid, stack))
             .collect();
         for (tid, expected) in &stalled.others {
             let stack = others.get(tid).with_context(|| format!("no stack of thread {tid}"))?;
             ensure!(python_frames(stack) == *expected, "{stack:?} instead of {expected:?}");
-            ensure!(stack.state == "blocked", "{stack:?}");
-            ensure!(stack.frames.iter().any(|frame| frame.language == "native"), "{stack:?}");
+            ensure!(stack.state == State::Blocked, "{stack:?}");
+            ensure!(
+                stack.frames.iter().any(|frame| frame.language == Language::Native),
+                "{stack:?}"
+            );
         }
         for (tid, function) in &stalled.running {
             let told = |gap: &String| {
@@ -100,7 +104,7 @@ fn all_threads_are_shown() -> Result<()> {
 fn nobody_is_shown_unasked() -> Result<()> {
     let _machine = alone();
     let (_, stalls) = watch(&[], &[])?;
-    let is_other = |stack: &Stack| stack.role == "other";
+    let is_other = |stack: &Stack| stack.role == Role::Other;
     ensure!(stalls.iter().all(|stall| !stall.stacks.iter().any(is_other)), "{stalls:?}");
     let (_, stalls) = watch(&["--healthy"], &["--all-threads"])?;
     ensure!(stalls.is_empty(), "{stalls:?}");

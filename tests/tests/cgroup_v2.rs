@@ -9,11 +9,13 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use profiler_tests::cgroup::Group;
 use profiler_tests::clock::{MILLISECOND, milliseconds, monotonic_ns, slowdown};
-use profiler_tests::report::{Part, StallLine};
+use profiler_tests::report::{
+    CauseKind, Component, MemoryActivity, PressureOf, StallExt as _, StallLine, StoppedBy,
+};
 use profiler_tests::scenario::alone;
 use profiler_tests::tally::skip;
 use profiler_tests::target::Target;
@@ -226,8 +228,8 @@ fn what_the_group_does_is_the_cause() -> Result<()> {
 }
 
 fn frozen(scene: &Scene, stall: &StallLine) -> Result<()> {
-    ensure!(stall.cause.kind == "stopped", "not the cause");
-    ensure!(stall.cause.by.as_deref() == Some("freezer"), "by somebody else");
+    let CauseKind::Stopped { by, .. } = &stall.cause.kind else { bail!("not the cause") };
+    ensure!(*by == Some(StoppedBy::Freezer), "by somebody else");
     let stopped_ns = *scene.stopped_ns.borrow();
     let is_near = stall.cause.time_ns.abs_diff(stopped_ns) < near_ns();
     ensure!(is_near, "it was {}", milliseconds(stopped_ns));
@@ -236,10 +238,19 @@ fn frozen(scene: &Scene, stall: &StallLine) -> Result<()> {
     Ok(())
 }
 
-/// Of the group, not of the machine; and as the group has counted it.
-fn has_pressure(scene: &Scene, stall: &StallLine, turn: usize) -> Result<()> {
-    ensure!(stall.cause.pressure_of.as_deref() == Some("cgroup"), "of another");
-    let told_ns = stall.cause.pressure_ns.context("no pressure")?;
+/// What it did for its memory; the pressure is of the group, not of the machine, and as the group has counted it.
+fn waited_for_memory(
+    scene: &Scene,
+    stall: &StallLine,
+    turn: usize,
+    expected: MemoryActivity,
+) -> Result<()> {
+    let CauseKind::Memory { activity, pressure_ns, pressure_of } = &stall.cause.kind else {
+        bail!("not the cause");
+    };
+    ensure!(*activity == Some(expected), "another activity");
+    ensure!(*pressure_of == Some(PressureOf::Cgroup), "of another");
+    let told_ns = pressure_ns.context("no pressure")?;
     let (least_ns, most_ns) = scene.counted(turn, |counted| counted.pressure_ns);
     ensure!(told_ns <= most_ns, "the group counted no more than {}", milliseconds(most_ns));
     let is_enough = told_ns + near_ns() > least_ns.min(stall.cause.time_ns);
@@ -248,9 +259,7 @@ fn has_pressure(scene: &Scene, stall: &StallLine, turn: usize) -> Result<()> {
 }
 
 fn slowed_down(scene: &Scene, stall: &StallLine) -> Result<()> {
-    ensure!(stall.cause.kind == "memory", "not the cause");
-    ensure!(stall.cause.on_cpu.activity.as_deref() == Some("reclaim"), "another activity");
-    has_pressure(scene, stall, SLOWED)?;
+    waited_for_memory(scene, stall, SLOWED, MemoryActivity::Reclaim)?;
     let function = stall.culprit.as_ref().and_then(|culprit| culprit.function.as_deref());
     ensure!(function == Some("grow"), "{function:?} is blamed");
     Ok(())
@@ -259,19 +268,21 @@ fn slowed_down(scene: &Scene, stall: &StallLine) -> Result<()> {
 fn swapped_out(scene: &Scene, stall: &StallLine, turn: &Played) -> Result<()> {
     let swapped_bytes = *scene.swapped_bytes.borrow();
     ensure!(swapped_bytes > 16 * MIB, "only {swapped_bytes} bytes were swapped out");
-    if slowdown() > 1 && stall.cause.kind == "cpu" {
+    if slowdown() > 1 && stall.cause.kind.name() == "cpu" {
         // An emulated CPU may take longer to fault than its disk to read: then the reading comes second.
-        let swapped_in = |part: &&Part| {
+        let swapped_in = |part: &Component| {
             let function = part.culprit.as_ref().and_then(|culprit| culprit.function.as_deref());
-            part.on_cpu.activity.as_deref() == Some("swap_in") && function == Some("touch")
+            let is_it = matches!(
+                part.kind,
+                CauseKind::Memory { activity: Some(MemoryActivity::SwapIn), .. }
+            );
+            is_it && function == Some("touch")
         };
-        ensure!(stall.cause.also.iter().any(|part| swapped_in(&part)), "not among the causes");
+        ensure!(stall.cause.also.iter().any(swapped_in), "not among the causes");
         return Ok(());
     }
-    ensure!(stall.cause.kind == "memory", "not the cause");
-    ensure!(stall.cause.on_cpu.activity.as_deref() == Some("swap_in"), "another activity");
+    waited_for_memory(scene, stall, SWAPPED, MemoryActivity::SwapIn)?;
     ensure!(stall.cause.time_ns <= turn.duration_ns() + MILLISECOND, "longer than the turn");
-    has_pressure(scene, stall, SWAPPED)?;
     let function = stall.culprit.as_ref().and_then(|culprit| culprit.function.as_deref());
     ensure!(function == Some("touch"), "{function:?} is blamed");
     Ok(())
@@ -279,14 +290,15 @@ fn swapped_out(scene: &Scene, stall: &StallLine, turn: &Played) -> Result<()> {
 
 /// By the quota of the group above, which is named.
 fn throttled(scene: &Scene, stall: &StallLine) -> Result<()> {
-    ensure!(stall.cause.kind == "cpu_quota", "not the cause");
+    let CauseKind::CpuQuota { throttled_ns, quota_us, cgroup, .. } = &stall.cause.kind else {
+        bail!("not the cause");
+    };
     let (counted_ns, _) = scene.counted(THROTTLED, |counted| counted.throttled_ns);
-    let told_ns = stall.cause.throttled_ns.context("no throttled time")?;
+    let told_ns = throttled_ns.context("no throttled time")?;
     ensure!(told_ns <= counted_ns + MILLISECOND, "the group counted {counted_ns}");
     let ready_ns = stall.stall.time.runnable_ns;
     ensure!(told_ns + near_ns() > counted_ns.min(ready_ns), "the group counted {counted_ns}");
-    ensure!(stall.cause.quota_us == Some(QUOTA_US), "another quota");
-    let cgroup = stall.cause.cgroup.as_deref();
-    ensure!(cgroup == Some(scene.outer.name().as_str()), "of {cgroup:?}");
+    ensure!(*quota_us == QUOTA_US, "another quota");
+    ensure!(*cgroup == scene.outer.name(), "of {cgroup:?}");
     Ok(())
 }

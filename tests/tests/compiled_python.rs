@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::interpreters::{Interpreter, all};
+use profiler_tests::report::StallExt as _;
 use profiler_tests::scenario::{THRESHOLD_NS, alone, require_root};
 use profiler_tests::tally::{Tally, skip};
 use profiler_tests::turns::{Watched, watch};

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use profiler_tests::report::Event;
+use profiler_tests::report::{Confidence, Report};
 use profiler_tests::scenario::{alone, observe, require_root};
 use profiler_tests::target::{Scratch, Target, folder};
 
@@ -47,14 +47,14 @@ fn handlers_are_named(linked: Linked, is_searched: bool) -> Result<()> {
     })?;
     played.must_be_right()?;
     ensure!(played.verdict.confirmed >= CONFIRMED, "{}", played.verdict);
-    let ends = played.finished.lines.iter().filter_map(|arrived| match &arrived.line.event {
-        Event::StallEnd(end) => Some(end),
+    let ends = played.finished.lines.iter().filter_map(|arrived| match &arrived.line {
+        Report::StallEnd(end) => Some(end),
         _ => None,
     });
     for end in ends.filter(|end| end.stall.start_known && end.stall.end_known) {
-        let confidence = end.cause.fields.get("confidence").and_then(|it| it.as_str());
-        let expected = if is_searched { "likely" } else { "certain" };
-        ensure!(confidence == Some(expected), "{confidence:?}: {:?}", end.stacks);
+        let confidence = end.cause.confidence;
+        let expected = if is_searched { Confidence::Likely } else { Confidence::Certain };
+        ensure!(confidence == expected, "{confidence:?}: {:?}", end.stacks);
         let says_so = end.gaps.iter().any(|gap| gap.starts_with("native frames from "));
         ensure!(says_so == is_searched, "{:?}", end.gaps);
     }

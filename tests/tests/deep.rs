@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::interpreters::{Interpreter, all};
-use profiler_tests::report::{Stack, StallLine, basename};
+use profiler_tests::report::{Language, Role, Stack, StallExt as _, StallLine, basename, file_of};
 use profiler_tests::scenario::alone;
 use profiler_tests::tally::Tally;
 use profiler_tests::turns::{Watched, watch};
@@ -37,11 +37,11 @@ fn check(stall: &StallLine, turn: &Turn) -> Result<()> {
     let culprit = stall.culprit.as_ref().context("nobody is blamed")?;
     let name = culprit.function.as_deref().unwrap_or_default();
     ensure!(name.rsplit('.').next() == Some(&turn.function), "{culprit:?}");
-    ensure!(culprit.basename() == Some("deep.py"), "{culprit:?}");
+    ensure!(file_of(culprit) == Some("deep.py"), "{culprit:?}");
 
     // The handler is on the stacks of most of the time, and so is the loop itself. In code that a JIT made, frames may
     // be found amid a change.
-    let of_loop = || stall.stacks.iter().filter(|stack| stack.role == "loop");
+    let of_loop = || stall.stacks.iter().filter(|stack| stack.role == Role::Loop);
     let handles = |stack: &&Stack| {
         let names = stack.frames.iter().filter_map(|frame| frame.function.as_deref());
         names.filter(|name| name.rsplit('.').next() == Some("log_request")).count() > 0
@@ -52,7 +52,7 @@ fn check(stall: &StallLine, turn: &Turn) -> Result<()> {
     let heaviest = of_loop().filter(handles).max_by_key(|stack| stack.time_ns);
     let heaviest = heaviest.context("no stack")?;
     let python: Vec<_> =
-        heaviest.frames.iter().filter(|frame| frame.language == "python").collect();
+        heaviest.frames.iter().filter(|frame| frame.language == Language::Python).collect();
     let place = |function: &str| {
         let is_it = |name: &str| name.rsplit('.').next() == Some(function);
         python.iter().position(|frame| frame.function.as_deref().is_some_and(is_it))
@@ -63,7 +63,7 @@ fn check(stall: &StallLine, turn: &Turn) -> Result<()> {
 
     // A stack that stands still has been counted: what is missing is said, to the frame.
     let shown = python.len() as u64;
-    let left_out = heaviest.left_out;
+    let left_out = u64::from(heaviest.left_out);
     let is_said = |gap: &String| gap.starts_with("Python frames in the middle: ");
     ensure!(left_out == 0 || stall.gaps.iter().any(is_said), "{:?}", stall.gaps);
     if turn.kind == "pause" {

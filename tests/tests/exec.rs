@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use profiler_tests::clock::patience;
 use profiler_tests::lives::broken_contract;
-use profiler_tests::report::{Arrived, Event, Line, StallLine, Start};
+use profiler_tests::report::{Arrived, EndReason, Report, SessionStart, StallExt as _, StallLine};
 use profiler_tests::scenario::{alone, require_root};
 use profiler_tests::target::{Scratch, Target, folder, node, system_python};
 use profiler_tests::tracer::{Finished, Tracer};
@@ -35,7 +35,9 @@ fn python(randomised: bool) -> Command {
 fn sessions(finished: &Finished) -> Result<Vec<Vec<Arrived>>> {
     let mut sessions: Vec<Vec<Arrived>> = Vec::new();
     for arrived in &finished.lines {
-        let is_same = |lines: &&mut Vec<Arrived>| lines[0].line.session == arrived.line.session;
+        let is_same = |lines: &&mut Vec<Arrived>| {
+            lines[0].line.common().session == arrived.line.common().session
+        };
         match sessions.last_mut().filter(is_same) {
             Some(lines) => lines.push(arrived.clone()),
             None => sessions.push(vec![arrived.clone()]),
@@ -49,24 +51,24 @@ fn sessions(finished: &Finished) -> Result<Vec<Vec<Arrived>>> {
     Ok(sessions)
 }
 
-fn starts(lines: &[Arrived]) -> Result<&Start> {
-    match lines.first().map(|arrived| &arrived.line.event) {
-        Some(Event::SessionStart(start)) => Ok(start),
+fn starts(lines: &[Arrived]) -> Result<&SessionStart> {
+    match lines.first().map(|arrived| &arrived.line) {
+        Some(Report::SessionStart(start)) => Ok(start),
         _ => bail!("a session without a beginning"),
     }
 }
 
-fn reason(lines: &[Arrived]) -> Result<&str> {
-    match lines.last().map(|arrived| &arrived.line.event) {
-        Some(Event::SessionEnd(end)) => Ok(&end.reason),
+fn reason(lines: &[Arrived]) -> Result<EndReason> {
+    match lines.last().map(|arrived| &arrived.line) {
+        Some(Report::SessionEnd(end)) => Ok(end.reason),
         _ => bail!("a session without an end"),
     }
 }
 
 /// The ends of its stalls, but for those that the machine had no CPU for.
 fn stalls(lines: &[Arrived]) -> Vec<&StallLine> {
-    let ends = lines.iter().filter_map(|arrived| match &arrived.line.event {
-        Event::StallEnd(end) => Some(&**end),
+    let ends = lines.iter().filter_map(|arrived| match &arrived.line {
+        Report::StallEnd(end) => Some(&**end),
         _ => None,
     });
     ends.filter(|end| !end.is_starved()).collect()
@@ -84,26 +86,26 @@ fn must_blame(lines: &[Arrived], function: &str, other: &str) -> Result<()> {
     Ok(())
 }
 
-fn is_end_of(line: &Line, session: &str) -> bool {
-    line.session == session && matches!(line.event, Event::StallEnd(_))
+fn is_end_of(line: &Report, session: &str) -> bool {
+    line.common().session == session && matches!(line, Report::StallEnd(_))
 }
 
-fn is_start_after(line: &Line, session: &str) -> bool {
-    line.session != session && matches!(line.event, Event::SessionStart(_))
+fn is_start_after(line: &Report, session: &str) -> bool {
+    line.common().session != session && matches!(line, Report::SessionStart(_))
 }
 
 /// Lets a program stall and leave, and the one after it stall; what was told.
 fn play(target: &Target, leave: Signal, ready: &str, stall: Signal) -> Result<Finished> {
     let (tracer, start) = Tracer::attach(target.pid(), &[])?;
-    let first = start.line.session;
+    let first = &start.line.common().session;
     target.signal(Signal::SIGUSR1)?;
-    tracer.wait_for(|line| is_end_of(line, &first), patience(20))?;
+    tracer.wait_for(|line| is_end_of(line, first), patience(20))?;
     target.signal(leave)?;
     target.line_starting(ready, patience(60))?;
-    let next = tracer.wait_for(|line| is_start_after(line, &first), patience(60))?;
+    let next = tracer.wait_for(|line| is_start_after(line, first), patience(60))?;
     std::thread::sleep(Duration::from_millis(300));
     target.signal(stall)?;
-    tracer.wait_for(|line| is_end_of(line, &next.line.session), patience(20))?;
+    tracer.wait_for(|line| is_end_of(line, &next.line.common().session), patience(20))?;
     let finished = tracer.interrupt()?;
     println!("{}", finished.told().join("\n"));
     Ok(finished)
@@ -112,7 +114,7 @@ fn play(target: &Target, leave: Signal, ready: &str, stall: Signal) -> Result<Fi
 /// The stall in which the program was left has no known end: the kernel ends the thread or closes the loop, then
 /// executes.
 fn must_end_by_exec(lines: &[Arrived]) -> Result<()> {
-    ensure!(reason(lines)? == "executed", "ended for {}", reason(lines)?);
+    ensure!(reason(lines)? == EndReason::Executed, "ended for {:?}", reason(lines)?);
     let all = stalls(lines);
     let last = all.last().context("no stall")?;
     ensure!(!last.stall.end_known, "{:?}", last.stall);
@@ -184,7 +186,7 @@ fn from_the_beginning(mut command: Command, ready: &str, options: &[&str]) -> Re
     let (tracer, _) = Tracer::attach(target.pid(), options)?;
     target.line_starting(ready, patience(60))?;
     // Where programs follow each other, the last one may not be attached to yet.
-    let is_stall = |line: &Line| matches!(line.event, Event::StallEnd(_));
+    let is_stall = |line: &Report| matches!(line, Report::StallEnd(_));
     let deadline = Instant::now() + patience(30);
     while tracer.wait_for(is_stall, Duration::from_secs(2)).is_err() {
         ensure!(Instant::now() < deadline, "no stall is told");
@@ -221,7 +223,7 @@ fn a_shell_that_gives_way() -> Result<()> {
         let sessions = sessions(&finished)?;
         let [before @ .., last] = &sessions[..] else { bail!("no session") };
         for lines in before {
-            ensure!(reason(lines)? == "executed", "{}", reason(lines)?);
+            ensure!(reason(lines)? == EndReason::Executed, "{:?}", reason(lines)?);
         }
         ensure!(shell_s == "0.3" || before.len() == 1, "{} sessions", sessions.len());
         must_be_the_scripts(last)?;
@@ -289,12 +291,13 @@ fn the_end_is_noticed_at_once() -> Result<()> {
     std::thread::sleep(Duration::from_millis(300));
     target.signal(Signal::SIGKILL)?;
     let before = Instant::now();
-    let is_end = |line: &Line| matches!(line.event, Event::SessionEnd(_));
+    let is_end = |line: &Report| matches!(line, Report::SessionEnd(_));
     tracer.wait_for(is_end, patience(20))?;
     println!("noticed after {:?}", before.elapsed());
     // With what the kernel takes to give the probes back.
     ensure!(before.elapsed() < patience(3), "{:?}", before.elapsed());
     let finished = tracer.finish()?;
-    ensure!(reason(&finished.lines)? == "target_exited", "{}", reason(&finished.lines)?);
+    let reason = reason(&finished.lines)?;
+    ensure!(reason == EndReason::TargetExited, "{reason:?}");
     Ok(())
 }

@@ -7,7 +7,7 @@ use profiler_tests::clock::patience;
 use profiler_tests::compare::{Bounds, Observation, compare};
 use profiler_tests::lives::broken_contract;
 use profiler_tests::noise::NoiseMeter;
-use profiler_tests::report::Event;
+use profiler_tests::report::{Report, ReportExt as _};
 use profiler_tests::scenario::{THRESHOLD_NS, alone, require_root};
 use profiler_tests::target::{Target, folder, system_python};
 use profiler_tests::tracer::{Finished, Tracer};
@@ -48,8 +48,8 @@ fn a_loop_in_an_exit_handler_is_one() -> Result<()> {
     let finished = tracer.finish()?;
     let truths = target.truths()?;
     ensure!(truths.len() == 1, "odd target: {truths:?}");
-    let told = finished.lines.iter().filter_map(|arrived| match &arrived.line.event {
-        Event::StallEnd(end) => Some(end),
+    let told = finished.lines.iter().filter_map(|arrived| match &arrived.line {
+        Report::StallEnd(end) => Some(end),
         _ => None,
     });
     let of_it = told.filter(|end| {

@@ -2,7 +2,7 @@
 //! the loop is named, and what waits as it should is not.
 
 use anyhow::{Context as _, Result, ensure};
-use profiler_tests::report::StallLine;
+use profiler_tests::report::{Language, StallExt as _, StallLine};
 use profiler_tests::scenario::{Played, alone, each, play};
 use profiler_tests::target::Target;
 use profiler_tests::truth::Truth;
@@ -42,8 +42,7 @@ fn must_be(loop_kind: &str, arguments: &[&str], healthy: &[&str], stalling: &[&s
     ensure!(played.verdict.confirmed == stalling.len(), "{command}: {}", played.verdict);
     for truth in played.truths.iter().filter(|truth| !truth.is_lag()) {
         let end = report_of(truth, &played).with_context(|| command.clone())?;
-        let is_known = end.thread.loop_kind.as_deref() == Some(loop_kind)
-            && Some(end.thread.tid) == truth.thread;
+        let is_known = end.thread.loop_kind == loop_kind && Some(end.thread.tid) == truth.thread;
         ensure!(is_known, "{command}: {} of {:?}", truth.kind, end.thread);
         let cause = match truth.kind.as_str() {
             "sleep" => "sleep",
@@ -71,7 +70,7 @@ fn must_be_in_order(end: &StallLine) -> Result<()> {
     ensure!(!apart, "{:#?}", end.gaps);
     let heaviest = end.stacks.first().context("no stack")?;
     let outermost = heaviest.frames.last().context("no frame")?;
-    ensure!(outermost.language == "native", "the stack ends with {outermost:?}");
+    ensure!(outermost.language == Language::Native, "the stack ends with {outermost:?}");
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use profiler_tests::clock::{monotonic_ns, patience, slowdown};
 use profiler_tests::compare::{Bounds, Observation, compare};
 use profiler_tests::lives::broken_contract;
 use profiler_tests::noise::NoiseMeter;
-use profiler_tests::report::{Event, StallLine};
+use profiler_tests::report::{Report, ReportExt as _, StallExt as _, StallLine};
 use profiler_tests::scenario::{THRESHOLD_NS, alone, require_root};
 use profiler_tests::target::Target;
 use profiler_tests::tracer::Tracer;
@@ -25,7 +25,7 @@ fn attach_while_frozen(kind: &str) -> Result<()> {
     std::thread::sleep(Duration::from_millis(300));
     let noise = NoiseMeter::start();
     let (tracer, start) = Tracer::attach(target.pid(), &[])?;
-    let open = tracer.wait_for(|line| matches!(line.event, Event::StallOpen(_)), patience(40))?;
+    let open = tracer.wait_for(|line| matches!(line, Report::StallOpen(_)), patience(40))?;
 
     let after_ns = open.at_ns.saturating_sub(start.at_ns);
     // Long before the thaw.
@@ -53,8 +53,8 @@ fn attach_while_frozen(kind: &str) -> Result<()> {
     println!("{verdict}");
 
     let id = &stall.stall.id;
-    let end = lines.iter().find_map(|arrived| match &arrived.line.event {
-        Event::StallEnd(end) if end.stall.id == *id => Some(end),
+    let end = lines.iter().find_map(|arrived| match &arrived.line {
+        Report::StallEnd(end) if end.stall.id == *id => Some(end),
         _ => None,
     });
     let end = end.context("the freeze was not ended")?;

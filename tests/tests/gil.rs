@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::clock::{milliseconds, patience};
 use profiler_tests::interpreters::{Interpreter, all};
-use profiler_tests::report::{Stack, StallLine};
+use profiler_tests::report::{Language, Role, Stack, StallExt as _, StallLine};
 use profiler_tests::scenario::{THRESHOLD_NS, alone};
 use profiler_tests::tally::Tally;
 use profiler_tests::target::Target;
@@ -52,9 +52,10 @@ fn holder_is_blamed(interpreter: &Interpreter) -> Result<()> {
         let culprit = stall.culprit.as_ref().context("nobody is blamed")?;
         ensure!(culprit.function.as_deref() == Some("match_report"), "{culprit:?}");
         ensure!(culprit.line.map(u64::from) == Some(line), "{culprit:?} instead of line {line}");
-        ensure!(culprit.thread.map(u64::from) == Some(tid), "{culprit:?} instead of thread {tid}");
-        let mut holder = stall.stacks.iter().filter(|stack| stack.role == "holder");
-        let is_native = |stack: &Stack| stack.frames.iter().any(|frame| frame.language == "native");
+        ensure!(u64::from(culprit.thread) == tid, "{culprit:?} instead of thread {tid}");
+        let mut holder = stall.stacks.iter().filter(|stack| stack.role == Role::Holder);
+        let is_native =
+            |stack: &Stack| stack.frames.iter().any(|frame| frame.language == Language::Native);
         ensure!(holder.any(is_native), "no stack of the holder down to the call into C");
         tally.compared();
     }

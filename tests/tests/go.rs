@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::clock::patience;
-use profiler_tests::report::Event;
+use profiler_tests::report::{Report, ReportExt as _};
 use profiler_tests::scenario::{alone, require_root};
 use profiler_tests::target::{Scratch, Target, folder};
 use profiler_tests::tracer::{Tracer, run};
@@ -32,7 +32,7 @@ fn a_service_is_left_in_peace() -> Result<()> {
     ensure!(said.contains("Go 1.") && said.contains("stop-the-world"), "{said}");
 
     let (tracer, start) = Tracer::attach(target.pid(), &[])?;
-    let Event::SessionStart(session) = &start.line.event else { anyhow::bail!("no session_start") };
+    let Report::SessionStart(session) = &start.line else { anyhow::bail!("no session_start") };
     let runtime = session.runtime.as_ref().context("no runtime")?;
     ensure!(runtime.name == "go" && runtime.version.is_some(), "{runtime:?}");
     ensure!(session.gaps.iter().any(|gap| gap.contains("goroutines")), "{:?}", session.gaps);

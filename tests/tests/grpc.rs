@@ -3,8 +3,8 @@
 
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
-use profiler_tests::report::StallLine;
+use anyhow::{Context as _, Result, bail, ensure};
+use profiler_tests::report::{CauseKind, Purpose, StallLine};
 use profiler_tests::scenario::alone;
 use profiler_tests::target::{folder, venv_python};
 use profiler_tests::turns::{self, Watched};
@@ -23,12 +23,13 @@ struct Called {
 
 impl Called {
     fn check(&self, stall: &StallLine) -> Result<()> {
-        let (summary, fields) = (&stall.cause.summary, &stall.cause.fields);
+        let summary = &stall.cause.summary;
         let peer = format!("tcp {}", self.address);
         let culprit = stall.culprit.as_ref().and_then(|culprit| culprit.function.as_deref());
         ensure!(culprit == Some(&format!("Calls.{}", self.kind)), "{culprit:?} is to blame");
         if ["of_a_future", "beside_aio"].contains(&self.kind.as_str()) {
-            ensure!(stall.cause.kind == "lock", "another kind: {}", stall.cause.kind);
+            let kind = stall.cause.kind.name();
+            ensure!(kind == "lock", "another kind: {kind}");
             let start = "waiting for the answer to a gRPC call";
             ensure!(summary.starts_with(start), "{summary}");
             // A machine with other work may have no time to look at who ends the last of its waits.
@@ -36,15 +37,16 @@ impl Called {
             ensure!(is_told, "{summary}");
             return Ok(());
         }
-        ensure!(stall.cause.kind == "syscall", "another kind: {}", stall.cause.kind);
+        let CauseKind::Syscall { call, .. } = &stall.cause.kind else {
+            bail!("another kind: {}", stall.cause.kind.name());
+        };
         ensure!(
             *summary == format!("waiting for gRPC's completion queue, peer {peer}"),
             "{summary}"
         );
-        let purpose = fields.get("purpose").and_then(|it| it.as_str());
-        ensure!(purpose == Some("completion_queue"), "{purpose:?}");
-        let server = fields.get("connection").and_then(|it| it.pointer("/process/pid"));
-        ensure!(server.and_then(|it| it.as_u64()) == Some(self.server.into()), "{server:?}");
+        ensure!(call.purpose == Some(Purpose::CompletionQueue), "{call:?}");
+        let server = call.connection.as_ref().and_then(|it| it.process.as_ref());
+        ensure!(server.is_some_and(|it| it.pid == self.server), "{server:?}");
         Ok(())
     }
 }
@@ -64,7 +66,7 @@ fn calls() -> Result<()> {
         let stall = finished.stall_in(call.start_ns, call.end_ns);
         if call.kind == "healthy" {
             // A machine that keeps its CPUs from the loop does stall it.
-            let stall = stall.filter(|stall| stall.cause.kind != "run_queue");
+            let stall = stall.filter(|stall| stall.cause.kind.name() != "run_queue");
             ensure!(stall.is_none(), "{stall:?}");
             continue;
         }

@@ -4,11 +4,11 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::clock::{milliseconds, patience};
+use profiler_tests::report::{Confidence, Pause, StallExt as _};
 use profiler_tests::scenario::{THRESHOLD_NS, alone};
 use profiler_tests::tally::Tally;
 use profiler_tests::target::folder;
 use profiler_tests::turns::run;
-use serde_json::Value;
 
 /// The system's own Ruby, stripped of its local names as people have it.
 fn ruby(arguments: &[&str]) -> Command {
@@ -58,15 +58,15 @@ fn holder_is_named(test: &str, arguments: &[&str], does: impl Fn(&str) -> bool) 
         });
         let stall = stall.with_context(|| format!("time {time} was missed"))?;
         let (cause, gaps) = (&stall.cause, &stall.gaps);
-        let text = |name: &str| cause.fields.get(name).and_then(Value::as_str);
-        println!("{:?}: {}", text("confidence"), cause.summary);
+        println!("{:?}: {}", cause.confidence, cause.summary);
         ensure!(stall.is_caused_by("gil"), "{cause:?}");
         let held = format!("waiting for Ruby's GVL, held by thread {tid} (reports), ");
         let said = cause.summary.strip_prefix(&held).with_context(|| format!("{cause:?}"))?;
         ensure!(does(said), "{said}");
-        ensure!(text("confidence") == Some("likely"), "it was inferred: {cause:?}");
-        let pause = cause.fields.get("stop_the_world").context("no pause is told")?;
-        ensure!(pause["pause"] == "gvl" && pause["set_off_by"]["tid"] == tid, "{pause}");
+        ensure!(cause.confidence == Confidence::Likely, "it was inferred: {cause:?}");
+        let pause = cause.kind.stop_the_world().context("no pause is told")?;
+        let set_off_by = pause.set_off_by.as_ref().map(|thread| u64::from(thread.tid));
+        ensure!(pause.pause == Pause::Gvl && set_off_by == Some(tid), "{pause:?}");
         ensure!(stall.culprit.is_none(), "Ruby's lines are not read: {:?}", stall.culprit);
         let is_said = |what: &str| gaps.iter().any(|gap| gap.starts_with(what));
         ensure!(is_said("frames that ruby interprets") && is_said("holder_thread"), "{gaps:?}");

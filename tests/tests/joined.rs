@@ -9,6 +9,7 @@ use profiler_tests::compare::{Bounds, Observation, compare};
 use profiler_tests::compiled;
 use profiler_tests::lives::broken_contract;
 use profiler_tests::noise::NoiseMeter;
+use profiler_tests::report::ReportExt as _;
 use profiler_tests::scenario::{THRESHOLD_NS, alone, require_root};
 use profiler_tests::target::{Target, folder, system_python};
 use profiler_tests::tracer::Tracer;

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use profiler_tests::clock::patience;
 use profiler_tests::load::Client;
 use profiler_tests::programs;
-use profiler_tests::report::{Event, Line};
+use profiler_tests::report::{self, EndReason, Report};
 use profiler_tests::scenario::{alone, require_root};
 use profiler_tests::tally::skip;
 use profiler_tests::target::{Scratch, Target, folder};
@@ -22,20 +22,20 @@ const NO_SUCH_PROCESS: i32 = 4;
 /// Somebody without any privileges.
 const NOBODY: &str = "65534";
 
-fn is_open(line: &Line) -> bool {
-    matches!(line.event, Event::StallOpen(_))
+fn is_open(line: &Report) -> bool {
+    matches!(line, Report::StallOpen(_))
 }
 
 /// The session ended in order, for this reason.
-fn must_end_for(finished: &Finished, reason: &str) -> Result<()> {
+fn must_end_for(finished: &Finished, reason: EndReason) -> Result<()> {
     let Finished { code, lines, unreadable, logs, .. } = finished;
     ensure!(*code == Some(DONE), "exit code {code:?}\n{logs}");
     ensure!(unreadable.is_empty(), "{unreadable:#?}");
     let last = lines.last().context("no lines")?;
-    let Event::SessionEnd(end) = &last.line.event else {
+    let Report::SessionEnd(end) = &last.line else {
         anyhow::bail!("the last line is {:?}", last.line);
     };
-    ensure!(end.reason == reason, "ended for {} instead of {reason}", end.reason);
+    ensure!(end.reason == reason, "ended for {:?} instead of {reason:?}", end.reason);
     Ok(())
 }
 
@@ -44,8 +44,8 @@ fn must_leave_stall_unended(finished: &Finished) -> Result<()> {
     let ends: Vec<_> = finished
         .lines
         .iter()
-        .filter_map(|arrived| match &arrived.line.event {
-            Event::StallEnd(end) => Some(&end.stall),
+        .filter_map(|arrived| match &arrived.line {
+            Report::StallEnd(end) => Some(&end.stall),
             _ => None,
         })
         .collect();
@@ -91,7 +91,7 @@ fn a_signal_ends_everything() -> Result<()> {
         let before = Instant::now();
         let finished = tracer.end_by(signal)?;
         ensure!(before.elapsed() < patience(10), "it waited for the stall to end");
-        must_end_for(&finished, "signal")?;
+        must_end_for(&finished, EndReason::Signal)?;
         must_leave_stall_unended(&finished)?;
         must_be_unloaded(&programs)?;
         // It would not listen before its stall is over.
@@ -136,7 +136,7 @@ fn the_end_of_the_target_ends_the_session() -> Result<()> {
     let mut target = Target::service()?;
     let (tracer, _) = Tracer::attach(target.pid(), &[])?;
     target.stop()?;
-    must_end_for(&tracer.finish()?, "target_exited")?;
+    must_end_for(&tracer.finish()?, EndReason::TargetExited)?;
 
     let target = Target::service()?;
     let (tracer, _) = Tracer::attach(target.pid(), &[])?;
@@ -144,7 +144,7 @@ fn the_end_of_the_target_ends_the_session() -> Result<()> {
     tracer.wait_for(is_open, patience(20))?;
     target.signal(Signal::SIGKILL)?;
     let finished = tracer.finish()?;
-    must_end_for(&finished, "target_exited")?;
+    must_end_for(&finished, EndReason::TargetExited)?;
     must_leave_stall_unended(&finished)
 }
 
@@ -156,7 +156,7 @@ fn a_duration_ends_the_session() -> Result<()> {
     let target = Target::service()?;
     let (tracer, _) = Tracer::attach(target.pid(), &["--duration", "2s"])?;
     let before = Instant::now();
-    must_end_for(&tracer.finish()?, "duration_over")?;
+    must_end_for(&tracer.finish()?, EndReason::DurationOver)?;
     let watched = before.elapsed();
     ensure!(watched > Duration::from_millis(1500) && watched < patience(10), "{watched:?}");
     Ok(())
@@ -174,11 +174,11 @@ fn lines_go_to_a_file() -> Result<()> {
     let output = run(&["attach", &pid, "--duration", "1s", "--format", "json", "--output", file])?;
     ensure!(output.status.code() == Some(DONE), "{}", String::from_utf8_lossy(&output.stderr));
     ensure!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
-    let lines: Result<Vec<Line>> =
-        std::fs::read_to_string(&path)?.lines().map(Line::parse).collect();
+    let lines: Result<Vec<Report>> =
+        std::fs::read_to_string(&path)?.lines().map(report::parse).collect();
     let lines = lines?;
-    ensure!(matches!(lines.first().map(|line| &line.event), Some(Event::SessionStart(_))));
-    ensure!(matches!(lines.last().map(|line| &line.event), Some(Event::SessionEnd(_))));
+    ensure!(matches!(lines.first(), Some(Report::SessionStart(_))));
+    ensure!(matches!(lines.last(), Some(Report::SessionEnd(_))));
     Ok(())
 }
 
@@ -211,8 +211,8 @@ fn two_tracers_do_not_disturb_each_other() -> Result<()> {
     let (other, _) = Tracer::attach(target.pid(), &[])?;
     Client::connect(target.port())?.get("/sleep?ms=400")?;
     for tracer in [one, other] {
-        tracer.wait_for(|line| matches!(line.event, Event::StallEnd(_)), patience(20))?;
-        must_end_for(&tracer.interrupt()?, "signal")?;
+        tracer.wait_for(|line| matches!(line, Report::StallEnd(_)), patience(20))?;
+        must_end_for(&tracer.interrupt()?, EndReason::Signal)?;
     }
     Ok(())
 }
@@ -248,10 +248,10 @@ fn a_process_without_a_loop_is_followed() -> Result<()> {
     command.arg("100");
     let target = Target::program(command)?;
     let (tracer, start) = Tracer::attach(target.pid(), &["--duration", "2s"])?;
-    let Event::SessionStart(start) = &start.line.event else { anyhow::bail!("no start") };
+    let Report::SessionStart(start) = &start.line else { anyhow::bail!("no start") };
     ensure!(start.gaps.iter().any(|gap| gap.contains("event loop")), "{:?}", start.gaps);
     let finished = tracer.finish()?;
-    must_end_for(&finished, "duration_over")?;
+    must_end_for(&finished, EndReason::DurationOver)?;
     ensure!(finished.ends().next().is_none(), "{:?}", finished.told());
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use profiler_tests::clock::{MILLISECOND, milliseconds};
-use profiler_tests::report::{Stack, StallLine};
+use profiler_tests::report::{CauseKind, Language, Role, Stack, StallExt as _, StallLine};
 use profiler_tests::scenario::{THRESHOLD_NS, alone};
 use profiler_tests::tally::Tally;
 use profiler_tests::turns::{self, Watched, script};
@@ -70,7 +70,7 @@ impl Seen {
             let stall = finished.stall_in(waited.start_ns, waited.end_ns);
             let stall = stall.with_context(|| format!("{} was missed", waited.kind))?;
             ensure!(stall.is_caused_by(cause), "{}: {:?}", waited.kind, stall.cause);
-            if stall.cause.kind == cause {
+            if stall.cause.kind.name() == cause {
                 tally.compared();
                 judged.push((waited, stall));
             } else {
@@ -89,13 +89,14 @@ fn watch(options: &[&str]) -> Result<Seen> {
 /// The keeper that the culprit is said to be: by its thread, its function and its line.
 fn blamed<'a>(waited: &'a Waited, stall: &StallLine) -> Result<&'a Keeper> {
     let culprit = stall.culprit.as_ref().with_context(|| format!("nobody: {:?}", stall.gaps))?;
-    let keeper = waited.holders.iter().find(|keeper| Some(keeper.tid) == culprit.thread);
+    let keeper = waited.holders.iter().find(|keeper| keeper.tid == culprit.thread);
     let keeper = keeper.with_context(|| format!("{culprit:?} instead of {:?}", waited.holders))?;
     let is_there = keeper.place.is_at(culprit.function.as_deref(), culprit.line);
     ensure!(is_there, "{culprit:?} instead of {keeper:?}");
-    let holds = |stack: &&Stack| stack.role == "holder" && stack.thread.tid == keeper.tid;
+    let holds = |stack: &&Stack| stack.role == Role::Holder && stack.thread.tid == keeper.tid;
     let mut stacks = stall.stacks.iter().filter(holds).filter(|stack| keeper.place.is_on(stack));
-    let is_native = |stack: &Stack| stack.frames.iter().any(|frame| frame.language == "native");
+    let is_native =
+        |stack: &Stack| stack.frames.iter().any(|frame| frame.language == Language::Native);
     ensure!(stacks.any(is_native), "no stack of {keeper:?} with native frames");
     Ok(keeper)
 }
@@ -109,11 +110,14 @@ fn an_owner_is_blamed() -> Result<()> {
     let seen = watch(&["mutex", "busy", "inheriting", "rlock"])?;
     for (waited, stall) in seen.judged("lock", 4, &mut tally)? {
         let keeper = blamed(waited, stall)?;
-        let owner = stall.cause.owner_thread.as_ref().map(|thread| thread.tid);
+        let CauseKind::Lock { owner_thread, woken_by, .. } = &stall.cause.kind else {
+            bail!("{:?}", stall.cause);
+        };
+        let owner = owner_thread.as_ref().map(|thread| thread.tid);
         ensure!(owner == Some(keeper.tid), "{:?} instead of {keeper:?}", stall.cause);
         let told = format!("held by thread {}", keeper.tid);
         ensure!(stall.cause.summary.contains(&told), "{}", stall.cause.summary);
-        let waker = stall.cause.woken_by.as_ref().map(|waker| waker.tid);
+        let waker = woken_by.as_ref().map(|waker| waker.tid);
         ensure!(waker == Some(keeper.tid), "released by {waker:?}");
     }
     // One may be lost to a machine that is busy with something else.
@@ -132,17 +136,20 @@ fn a_waker_is_named() -> Result<()> {
         let culprit = stall.culprit.as_ref().context("nobody is named")?;
         let waits = waited.waiter.is_at(culprit.function.as_deref(), culprit.line);
         ensure!(waits, "{culprit:?} instead of {:?}", waited.waiter);
-        ensure!(culprit.thread == Some(seen.0.target.pid()), "{culprit:?} is another thread's");
-        ensure!(stall.cause.owner_thread.is_none(), "{:?}", stall.cause);
+        ensure!(culprit.thread == seen.0.target.pid(), "{culprit:?} is another thread's");
+        let CauseKind::Lock { owner_thread, woken_by, .. } = &stall.cause.kind else {
+            bail!("{:?}", stall.cause);
+        };
+        ensure!(owner_thread.is_none(), "{:?}", stall.cause);
         ensure!(stall.gaps.iter().any(|gap| gap.starts_with("owner_thread:")), "{:?}", stall.gaps);
 
-        let waker = stall.cause.woken_by.as_ref().context("nobody released it")?;
+        let waker = woken_by.as_ref().context("nobody released it")?;
         let in_process = waited.kind == "lock";
         let pid = if in_process { seen.0.target.pid() } else { keeper.tid };
         ensure!((waker.pid, waker.tid) == (pid, keeper.tid), "{waker:?} instead of {keeper:?}");
         ensure!(!waker.name.is_empty(), "{waker:?} has no name");
         let released = |stack: &Stack| {
-            stack.role == "waker" && stack.thread.tid == keeper.tid && keeper.place.is_on(stack)
+            stack.role == Role::Waker && stack.thread.tid == keeper.tid && keeper.place.is_on(stack)
         };
         let shown = stall.stacks.iter().any(released);
         ensure!(shown == in_process, "the releasing stack of {}: {shown}", waited.kind);
@@ -160,16 +167,19 @@ fn keepers_of_the_gil_are_blamed() -> Result<()> {
     let mut in_turn = BTreeSet::new();
     for (waited, stall) in seen.judged("gil", 6, &mut tally)? {
         let keeper = blamed(waited, stall)?;
-        let holder = stall.cause.holder_thread.as_ref().map(|thread| thread.tid);
+        let CauseKind::Gil { holder_thread, holders, .. } = &stall.cause.kind else {
+            bail!("{:?}", stall.cause);
+        };
+        let holder = holder_thread.as_ref().map(|thread| thread.tid);
         ensure!(holder == Some(keeper.tid), "{:?} instead of {keeper:?}", stall.cause);
         let keepers: Vec<_> = waited.holders.iter().map(|keeper| keeper.tid).collect();
-        for thread in &stall.cause.holders {
+        for thread in holders {
             ensure!(keepers.contains(&thread.tid), "{thread:?} is none of {keepers:?}");
             if waited.kind == "spinners" {
                 in_turn.insert(thread.tid);
             }
         }
-        let waiting = stall.stacks.iter().find(|stack| stack.role == "loop");
+        let waiting = stall.stacks.iter().find(|stack| stack.role == Role::Loop);
         let slices = waiting.map_or(0, |stack| stack.samples);
         ensure!(slices >= 5, "the wait is in pieces: {slices} samples");
     }
@@ -188,10 +198,13 @@ fn a_convoy_is_told() -> Result<()> {
     for (waited, stall) in seen.judged("lock", 2, &mut tally)? {
         blamed(waited, stall)?;
         let keepers: BTreeSet<_> = waited.holders.iter().map(|keeper| keeper.tid).collect();
-        let told: BTreeSet<_> = stall.cause.holders.iter().map(|holder| holder.tid).collect();
+        let CauseKind::Lock { holders, .. } = &stall.cause.kind else {
+            bail!("{:?}", stall.cause);
+        };
+        let told: BTreeSet<_> = holders.iter().map(|holder| holder.tid).collect();
         ensure!(told.len() >= 2 && told.is_subset(&keepers), "{told:?} of {keepers:?}");
         ensure!(stall.cause.summary.contains("threads in turn"), "{}", stall.cause.summary);
-        let times = stall.cause.how_often().unwrap_or(0);
+        let times = stall.how_often().unwrap_or(0);
         // A lock that another one took first is waited for again.
         ensure!(times >= 2, "{times} waits");
         // What ended before the turn was suspected has no stack; a hypervisor may take the CPU between a wait and the
@@ -222,7 +235,7 @@ fn what_is_given_back_is_no_stall() -> Result<()> {
     ];
     let seen = watch(&[&["--healthy"], &kinds[..]].concat())?;
     ensure!(seen.0.turns.len() == kinds.len(), "{} waits", seen.0.turns.len());
-    let is_held = |end: &&StallLine| ["lock", "gil"].contains(&end.cause.kind.as_str());
+    let is_held = |end: &&StallLine| ["lock", "gil"].contains(&end.cause.kind.name());
     // On a crowded machine whoever holds it for moments has no CPU to give it back: then the loop did wait.
     let is_true = |end: &&StallLine| {
         let mut around = seen.0.turns.iter().filter(|waited| {

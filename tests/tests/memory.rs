@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::cgroup::{Controller, Group};
 use profiler_tests::clock::{MILLISECOND, milliseconds};
-use profiler_tests::report::StallLine;
+use profiler_tests::report::{CauseKind, MemoryActivity, StallExt as _, StallLine};
 use profiler_tests::scenario::{THRESHOLD_NS, alone};
 use profiler_tests::target::{Scratch, folder};
 use profiler_tests::turns::{around, nothing, play};
@@ -19,14 +19,15 @@ const LIMIT_BYTES: u64 = 24 << 20;
 const NEAR_NS: u64 = 50 * MILLISECOND;
 
 /// What the stall's parts of this kind and activity add up to.
-fn memory_ns(stall: &StallLine, activity: &str) -> u64 {
+fn memory_ns(stall: &StallLine, activity: MemoryActivity) -> u64 {
     let cause = &stall.cause;
-    let parts =
-        cause.also.iter().map(|it| (it.kind.as_str(), it.on_cpu.activity.as_deref(), it.time_ns));
-    let all = parts.chain([(cause.kind.as_str(), cause.on_cpu.activity.as_deref(), cause.time_ns)]);
-    all.filter(|(kind, seen, _)| *kind == "memory" && *seen == Some(activity))
-        .map(|(_, _, time_ns)| time_ns)
-        .sum()
+    let parts = cause.also.iter().map(|it| (&it.kind, it.time_ns));
+    let all = parts.chain([(&cause.kind, cause.time_ns)]);
+    let is_it = |kind: &CauseKind| match kind {
+        CauseKind::Memory { activity: seen, .. } => *seen == Some(activity),
+        _ => false,
+    };
+    all.filter(|(kind, _)| is_it(kind)).map(|(_, time_ns)| time_ns).sum()
 }
 
 /// Writing a file that does not fit into the group's memory: the pages have to be cleaned and freed.
@@ -46,7 +47,7 @@ fn direct_reclaim() -> Result<()> {
 
     let (played, finished) = play(write(), 1, nothing, nothing)?;
     let stall = played.first().and_then(|turn| turn.stall(&finished));
-    let freeing_ns = stall.map_or(0, |stall| memory_ns(stall, "reclaim"));
+    let freeing_ns = stall.map_or(0, |stall| memory_ns(stall, MemoryActivity::Reclaim));
     ensure!(freeing_ns == 0, "nothing had to be freed: {stall:?}");
     Ok(())
 }
@@ -65,10 +66,10 @@ fn write_over_the_limit() -> Result<u64> {
     let stall = turn.stall(&finished).context("no stall")?;
     let words = format!("{:?} {:?} of {turn:?}", stall.cause, stall.stall.time);
     ensure!(times > 0, "the limit was never reached");
-    let freeing_ns = memory_ns(stall, "reclaim");
+    let freeing_ns = memory_ns(stall, MemoryActivity::Reclaim);
     ensure!(freeing_ns <= turn.duration_ns() + MILLISECOND, "{words}");
-    if stall.cause.kind == "memory" {
-        ensure!(stall.cause.pressure_ns.is_some_and(|ns| ns > 0), "{words}");
+    if let CauseKind::Memory { pressure_ns, .. } = &stall.cause.kind {
+        ensure!(pressure_ns.is_some_and(|ns| ns > 0), "{words}");
         let function = stall.culprit.as_ref().and_then(|culprit| culprit.function.as_deref());
         ensure!(function == Some("write"), "{function:?} is blamed");
     }
@@ -98,7 +99,7 @@ fn lock_of_the_address_space() -> Result<()> {
     let stall = turn.stall(&finished).context("no stall")?;
     let words = format!("{:?} {:?} of {turn:?}", stall.cause, stall.stall.time);
     ensure!(stall.is_caused_by("memory"), "{words}");
-    let waited_ns = memory_ns(stall, "mmap_lock");
+    let waited_ns = memory_ns(stall, MemoryActivity::MmapLock);
     let off_cpu_ns = turn.off_cpu_ns().saturating_sub(stall.stall.time.runnable_ns);
     ensure!(waited_ns.abs_diff(off_cpu_ns) < NEAR_NS, "{words}");
     let function = stall.culprit.as_ref().and_then(|culprit| culprit.function.as_deref());
@@ -107,7 +108,7 @@ fn lock_of_the_address_space() -> Result<()> {
     let mut alone = Command::new(&program);
     alone.arg("alone");
     let (_, finished) = play(alone, 1, nothing, nothing)?;
-    let memory = finished.ends().find(|end| end.cause.kind == "memory");
+    let memory = finished.ends().find(|end| end.cause.kind.name() == "memory");
     ensure!(memory.is_none(), "{memory:?}");
     Ok(())
 }

@@ -63,8 +63,8 @@ fn the_largest_part_is_the_cause() -> Result<()> {
             .cause
             .also
             .iter()
-            .map(|part| (part_of(&part.kind), part.time_ns))
-            .chain([(part_of(&stall.cause.kind), stall.cause.time_ns)])
+            .map(|part| (part_of(part.kind.name()), part.time_ns))
+            .chain([(part_of(stall.cause.kind.name()), stall.cause.time_ns)])
             .collect();
         for (kind, ns) in &mixture.parts {
             let told_ns = told.get(kind.as_str()).copied();
@@ -75,11 +75,11 @@ fn the_largest_part_is_the_cause() -> Result<()> {
         }
         for part in &stall.cause.also {
             let function = part.culprit.as_ref().and_then(|culprit| culprit.function.as_deref());
-            let expected = place_of(part_of(&part.kind));
+            let expected = place_of(part_of(part.kind.name()));
             ensure!(expected.is_none() || function == expected, "{function:?} for {part:?}");
         }
         if starved_ns < THRESHOLD_NS / 2 {
-            let cause = part_of(&stall.cause.kind);
+            let cause = part_of(stall.cause.kind.name());
             ensure!(Some(cause) == mixture.largest(), "{cause} in {mixture:?}");
         }
         let parts_ns: u64 = told.values().sum();

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use profiler_tests::clock::{MILLISECOND, patience};
 use profiler_tests::lives::broken_contract;
 use profiler_tests::noise::NoiseMeter;
-use profiler_tests::report::StallLine;
+use profiler_tests::report::{StallExt as _, StallLine};
 use profiler_tests::scenario::{alone, require_root};
 use profiler_tests::target::{Target, folder, system_python};
 use profiler_tests::tracer::{Finished, Tracer};

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::clock::patience;
 use profiler_tests::interpreters::{Interpreter, all};
-use profiler_tests::report::StallLine;
+use profiler_tests::report::{StallExt as _, StallLine};
 use profiler_tests::scenario::{THRESHOLD_NS, alone};
 use profiler_tests::tally::Tally;
 use profiler_tests::turns::run;

@@ -1,7 +1,7 @@
 //! The sample service on node 18 to 26: each stall's function, script and line of definition, from V8's own memory.
 
 use anyhow::{Context as _, Result, ensure};
-use profiler_tests::report::{Event, StallLine, Start};
+use profiler_tests::report::{Report, SessionStart, StallExt as _, StallLine};
 use profiler_tests::scenario::{Played, alone, each, play};
 use profiler_tests::target::{Target, node};
 use profiler_tests::truth::Truth;
@@ -12,9 +12,9 @@ const CALLING: [&str; 8] =
 /// In code that V8 made at run time, of every kind of function.
 const BUSY: [&str; 6] = ["/cpu", "/arrow", "/method", "/asynchronous", "/inlined", "/anonymous"];
 
-fn start(played: &Played) -> Result<&Start> {
-    let mut starts = played.finished.lines.iter().filter_map(|arrived| match &arrived.line.event {
-        Event::SessionStart(start) => Some(start),
+fn start(played: &Played) -> Result<&SessionStart> {
+    let mut starts = played.finished.lines.iter().filter_map(|arrived| match &arrived.line {
+        Report::SessionStart(start) => Some(&**start),
         _ => None,
     });
     starts.next().context("no session_start")
@@ -49,7 +49,7 @@ fn reports_of(major: u32) -> Result<()> {
         let truth = played.truths.iter().find(|truth| truth.kind == kind).context("no record")?;
         let end = end_of(&played, truth).with_context(|| format!("{kind} was not reported"))?;
         ensure!(end.is_caused_by(cause), "{kind}: {:?}", end.cause);
-        ensure!(end.thread.loop_kind.as_deref() == Some("libuv"), "{kind}: {:?}", end.thread);
+        ensure!(end.thread.loop_kind == "libuv", "{kind}: {:?}", end.thread);
         ensure!(end.loop_runs("uv_run"), "{kind}: the loop is not on its stacks");
     }
     Ok(())

@@ -1,8 +1,8 @@
 //! A loop that keeps its CPU: one call or many, the collector, page faults, the kernel; each against what
 //! the target measured itself.
 
-use anyhow::{Context as _, Result, ensure};
-use profiler_tests::report::{OnCpu, StallLine};
+use anyhow::{Context as _, Result, bail, ensure};
+use profiler_tests::report::{Activity, CauseKind, StallExt as _, StallLine};
 use profiler_tests::scenario::{THRESHOLD_NS, alone};
 use profiler_tests::tally::Tally;
 use profiler_tests::turns::{self, Watched, script};
@@ -31,21 +31,18 @@ struct Turn {
 /// What was said of a turn's time on the CPU, whether that was its largest part or not.
 #[derive(Debug)]
 struct Told {
-    kind: String,
+    kind: CauseKind,
     culprit: Option<String>,
-    on_cpu: OnCpu,
 }
 
 fn told(end: &StallLine) -> Option<Told> {
-    let is_it = |kind: &str| matches!(kind, "cpu" | "saturated");
-    if is_it(&end.cause.kind) {
-        let culprit = end.culprit.as_ref().and_then(|culprit| culprit.function.clone());
-        let (kind, on_cpu) = (end.cause.kind.clone(), end.cause.on_cpu.clone());
-        return Some(Told { kind, culprit, on_cpu });
-    }
-    let part = end.cause.also.iter().find(|part| is_it(&part.kind))?;
-    let culprit = part.culprit.as_ref().and_then(|culprit| culprit.function.clone());
-    Some(Told { kind: part.kind.clone(), culprit, on_cpu: part.on_cpu.clone() })
+    let own = (&end.cause.kind, &end.culprit);
+    let parts = end.cause.also.iter().map(|part| (&part.kind, &part.culprit));
+    let is_it =
+        |kind: &CauseKind| matches!(kind, CauseKind::Cpu { .. } | CauseKind::Saturated { .. });
+    let (kind, culprit) = std::iter::once(own).chain(parts).find(|(kind, _)| is_it(kind))?;
+    let culprit = culprit.as_ref().and_then(|culprit| culprit.function.clone());
+    Some(Told { kind: kind.clone(), culprit })
 }
 
 /// Plays these turns, and those that the machine had no CPU for once more; what the target measured of each, and what
@@ -103,16 +100,17 @@ fn watch_once<'a>(
 fn many_short_calls_and_a_long_one() -> Result<()> {
     let _machine = alone();
     for (turn, told) in watch(&["callbacks", "long", "tasks"])? {
-        let Told { kind, culprit, on_cpu, .. } = &told;
-        ensure!(culprit.as_deref() == Some("count_words"), "{}: {told:?}", turn.name);
+        ensure!(told.culprit.as_deref() == Some("count_words"), "{}: {told:?}", turn.name);
         if turn.name == "long" {
-            ensure!(kind == "cpu" && on_cpu.single_call == Some(true), "{told:?}");
+            let is_one = matches!(told.kind, CauseKind::Cpu { single_call: Some(true), .. });
+            ensure!(is_one, "{told:?}");
             continue;
         }
-        ensure!(kind == "saturated", "{}: {told:?}", turn.name);
-        let callbacks = on_cpu.callbacks.as_deref().unwrap_or_default();
+        let CauseKind::Saturated { callbacks, calls_seen, .. } = &told.kind else {
+            bail!("{}: {told:?}", turn.name);
+        };
         let samples: u64 = callbacks.iter().map(|callback| callback.samples).sum();
-        let calls = on_cpu.calls_seen.context("no calls were told apart")?;
+        let calls = calls_seen.context("no calls were told apart")?;
         // Hardly two samples fall into the same 20 µs; the first came before anybody knew where to look.
         ensure!(calls * 2 > samples && calls <= CALLS, "{calls} calls in {samples} samples");
     }
@@ -124,15 +122,13 @@ fn many_short_calls_and_a_long_one() -> Result<()> {
 fn garbage_collection() -> Result<()> {
     let _machine = alone();
     for (turn, told) in watch(&["collect", "objects"])? {
-        let expected = (turn.name == "collect").then_some("garbage_collection");
-        let activity = told.on_cpu.activity.as_deref();
-        let is_right = if expected.is_some() {
-            activity == expected
-        } else {
-            activity != Some("garbage_collection")
-        };
-        ensure!(is_right, "{}: {told:?}", turn.name);
-        let culprit = if expected.is_some() { "collect_garbage" } else { "make_objects" };
+        let is_expected = turn.name == "collect";
+        let collection = Some(Activity::GarbageCollection);
+        // Many short callbacks, which the objects may be taken for, have no activity.
+        let is_told =
+            matches!(told.kind, CauseKind::Cpu { activity, .. } if activity == collection);
+        ensure!(is_told == is_expected, "{}: {told:?}", turn.name);
+        let culprit = if is_expected { "collect_garbage" } else { "make_objects" };
         ensure!(told.culprit.as_deref() == Some(culprit), "{}: {told:?}", turn.name);
     }
     Ok(())
@@ -144,11 +140,13 @@ fn garbage_collection() -> Result<()> {
 fn page_faults() -> Result<()> {
     let _machine = alone();
     for (turn, told) in watch(&["touch", "retouch"])? {
-        let expected = (turn.name == "touch").then_some("page_faults");
-        ensure!(told.on_cpu.activity.as_deref() == expected, "{}: {told:?}", turn.name);
-        let faults = told.on_cpu.minor_faults.context("no faults are told")?;
-        let is_near = faults.abs_diff(turn.minor_faults) <= OTHER_FAULTS;
-        ensure!(is_near, "{}: {faults} faults of {}", turn.name, turn.minor_faults);
+        let CauseKind::Cpu { activity, minor_faults, .. } = told.kind else {
+            bail!("{}: {told:?}", turn.name);
+        };
+        let expected = (turn.name == "touch").then_some(Activity::PageFaults);
+        ensure!(activity == expected, "{}: {told:?}", turn.name);
+        let is_near = u64::from(minor_faults).abs_diff(turn.minor_faults) <= OTHER_FAULTS;
+        ensure!(is_near, "{}: {minor_faults} faults of {}", turn.name, turn.minor_faults);
     }
     Ok(())
 }
@@ -158,11 +156,14 @@ fn page_faults() -> Result<()> {
 fn kernel_and_user() -> Result<()> {
     let _machine = alone();
     for (turn, told) in watch(&["read", "long"])? {
-        let share = told.on_cpu.kernel_share.context("no share is told")?;
+        let CauseKind::Cpu { kernel_share, syscall, .. } = &told.kind else {
+            bail!("{}: {told:?}", turn.name);
+        };
+        let share = kernel_share.context("no share is told")?;
         let is_near = (share - turn.kernel_share).abs() <= NEAR;
         ensure!(is_near, "{}: {share} instead of {}", turn.name, turn.kernel_share);
         let expected = (turn.name == "read").then_some("read");
-        ensure!(told.on_cpu.syscall.as_deref() == expected, "{}: {told:?}", turn.name);
+        ensure!(syscall.as_deref() == expected, "{}: {told:?}", turn.name);
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use profiler_tests::clock::patience;
 use profiler_tests::load::Client;
-use profiler_tests::report::{Event, Line};
+use profiler_tests::report::{self, Report};
 use profiler_tests::scenario::{alone, require_root};
 use profiler_tests::target::{Scratch, Target, send};
 use profiler_tests::tracer::binary;
@@ -57,12 +57,12 @@ fn stall(target: &Target, times: usize) -> Result<()> {
 }
 
 /// Waits until a file has so many lines, and returns them.
-fn lines_of(path: &Path, least: usize) -> Result<Vec<Line>> {
+fn lines_of(path: &Path, least: usize) -> Result<Vec<Report>> {
     let deadline = Instant::now() + patience(30);
     loop {
         let text = fs::read_to_string(path).unwrap_or_default();
         if text.lines().count() >= least && text.ends_with('\n') {
-            return text.lines().map(Line::parse).collect();
+            return text.lines().map(report::parse).collect();
         }
         ensure!(Instant::now() < deadline, "{} lines in {}", text.lines().count(), path.display());
         std::thread::sleep(Duration::from_millis(20));
@@ -140,8 +140,8 @@ fn fifos() -> Result<()> {
     let text = fs::read_to_string(&path)?;
     let (code, words) = ended(tracer)?;
     ensure!(code == Some(0), "{code:?}: {words}");
-    let last = Line::parse(text.lines().last().context("no line")?)?;
-    ensure!(matches!(last.event, Event::SessionEnd(_)), "{last:?}");
+    let last = report::parse(text.lines().last().context("no line")?)?;
+    ensure!(matches!(last, Report::SessionEnd(_)), "{last:?}");
     Ok(())
 }
 
@@ -163,7 +163,7 @@ fn files_are_kept() -> Result<()> {
         let (code, words) = ended(tracer)?;
         ensure!(code == Some(0), "{code:?}: {words}");
         let starts = lines_of(&path, 1)?;
-        let starts = starts.iter().filter(|line| matches!(line.event, Event::SessionStart(_)));
+        let starts = starts.iter().filter(|line| matches!(line, Report::SessionStart(_)));
         ensure!(starts.count() == sessions, "the second session began the file anew");
     }
     let mode = fs::metadata(&path)?.permissions().mode() & 0o777;
@@ -181,7 +181,7 @@ fn files_are_kept() -> Result<()> {
     let (code, words) = ended(tracer)?;
     ensure!(code == Some(0), "{code:?}: {words}");
     let last = lines_of(&path, 1)?.pop().context("no line")?;
-    ensure!(matches!(last.event, Event::SessionEnd(_)), "{last:?}");
+    ensure!(matches!(last, Report::SessionEnd(_)), "{last:?}");
     lines_of(&old, before + 1)?;
     Ok(())
 }
@@ -250,7 +250,7 @@ fn a_full_disk() -> Result<()> {
     let (code, words) = ended(tracer)?;
     ensure!(code == Some(1) && words.contains(" could not be written"), "{code:?}: {words}");
     let lines = lines_of(&path, 2)?;
-    let Some(Event::SessionEnd(end)) = lines.last().map(|line| &line.event) else {
+    let Some(Report::SessionEnd(end)) = lines.last() else {
         anyhow::bail!("the last line is {:?}", lines.last());
     };
     let lost = end.lost.get("lines_unwritten").copied().unwrap_or_default();

@@ -5,6 +5,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use profiler_tests::clock::patience;
+use profiler_tests::report::StallExt as _;
 use profiler_tests::scenario::{alone, require_root};
 use profiler_tests::target::{Scratch, Target, folder};
 use profiler_tests::tracer::Tracer;

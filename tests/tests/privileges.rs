@@ -10,7 +10,7 @@ use profiler_tests::compare::{Bounds, Observation, compare};
 use profiler_tests::lives::broken_contract;
 use profiler_tests::load::{Client, Traffic};
 use profiler_tests::noise::NoiseMeter;
-use profiler_tests::report::{Event, Probe};
+use profiler_tests::report::{Probe, Report, State};
 use profiler_tests::scenario::{THRESHOLD_NS, alone, each, require_root};
 use profiler_tests::target::{Target, folder, system_python};
 use profiler_tests::tracer::{Finished, Tracer, binary, run_command};
@@ -37,7 +37,7 @@ fn play(paths: &[String], options: &[&str]) -> Result<(Finished, Probe)> {
     let target = Target::service()?;
     let noise = NoiseMeter::start();
     let (tracer, start) = Tracer::attach_by(with_capabilities(THREE)?, target.pid(), options)?;
-    let Event::SessionStart(started) = &start.line.event else { unreachable!() };
+    let Report::SessionStart(started) = &start.line else { unreachable!() };
     let clock = started.probes.iter().find(|probe| probe.name == "cpu-clock");
     let clock = clock.cloned().context("nothing is said of samples")?;
     let traffic = Traffic::start(target.port(), "/", Duration::from_millis(20), 8)?;
@@ -83,7 +83,7 @@ fn code_on_a_cpu_without_perf_events() -> Result<()> {
     let samples: u64 = finished
         .ends()
         .flat_map(|end| &end.stacks)
-        .filter(|stack| stack.state == "running")
+        .filter(|stack| stack.state == State::Running)
         .map(|stack| stack.samples)
         .sum();
     ensure!(samples >= 40, "{samples} samples");
@@ -111,7 +111,7 @@ fn another_users_process() -> Result<()> {
     require_root()?;
     let target = another_users(300)?;
     let (tracer, start) = Tracer::attach_by(with_capabilities(THREE)?, target.pid(), &[])?;
-    let Event::SessionStart(started) = &start.line.event else { unreachable!() };
+    let Report::SessionStart(started) = &start.line else { unreachable!() };
     let is_said = |gap: &String| gap.contains("epoll") && gap.contains("CAP_DAC_READ_SEARCH");
     ensure!(started.gaps.iter().any(is_said), "{:?}", started.gaps);
     // The first may have begun before.

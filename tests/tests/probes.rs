@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::clock::{MILLISECOND, patience, slowdown};
 use profiler_tests::load::Client;
-use profiler_tests::report::Event;
+use profiler_tests::report::{Report, ReportExt as _, StallExt as _, file_of};
 use profiler_tests::scenario::{alone, require_root};
 use profiler_tests::target::{Target, folder, system_python};
 use profiler_tests::tracer::Tracer;
@@ -86,10 +86,10 @@ fn one_stall_is_reported() -> Result<()> {
     require_root()?;
     let target = Target::service()?;
     let (tracer, start) = Tracer::attach(target.pid(), &[])?;
-    let Event::SessionStart(attached) = &start.line.event else {
+    let Report::SessionStart(attached) = &start.line else {
         anyhow::bail!("the session began with another line");
     };
-    println!("wait hooks: {}", attached.wait_hooks);
+    println!("wait hooks: {:?}", attached.wait_hooks);
     leave_room(tracer.pid())?;
 
     Client::connect(target.port())?.get("/sleep?ms=300")?;
@@ -98,8 +98,8 @@ fn one_stall_is_reported() -> Result<()> {
     let is_it =
         |end_ns: u64, start_ns: u64| truth.overlap_ns(start_ns, end_ns) > truth.duration_ns() / 2;
     let ended = tracer.wait_for(
-        |line| match &line.event {
-            Event::StallEnd(end) => is_it(end.end_ns(), end.stall.start_monotonic_ns),
+        |line| match line {
+            Report::StallEnd(end) => is_it(end.end_ns(), end.stall.start_monotonic_ns),
             _ => false,
         },
         patience(50),
@@ -112,9 +112,9 @@ fn one_stall_is_reported() -> Result<()> {
     let end = ended.line.stall().context("no stall")?;
 
     ensure!(end.stall.duration_ns >= 290 * MILLISECOND, "{:?}", end.stall);
-    ensure!(end.stall.time.sum_ns() == end.stall.duration_ns, "{:?}", end.stall);
+    ensure!(end.sum_ns() == end.stall.duration_ns, "{:?}", end.stall);
     let culprit = end.culprit.as_ref().with_context(|| format!("no culprit: {:?}", end.gaps))?;
-    let named = (culprit.function.as_deref(), culprit.basename(), culprit.line);
+    let named = (culprit.function.as_deref(), file_of(culprit), culprit.line);
     let recorded = (truth.function.as_deref(), Some("service.py"), truth.line);
     ensure!(named == recorded, "{named:?} instead of {recorded:?}");
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::interpreters::{Interpreter, all};
-use profiler_tests::report::{Frame, StallLine, basename};
+use profiler_tests::report::{Frame, Language, Role, StallExt as _, StallLine, basename, file_of};
 use profiler_tests::scenario::{THRESHOLD_NS, alone};
 use profiler_tests::tally::Tally;
 use profiler_tests::turns::{Watched, watch};
@@ -32,7 +32,7 @@ fn played(interpreter: &Interpreter, options: &[&str]) -> Result<Watched<Seen>> 
 
 /// The stack in which the most time was spent.
 fn main_stack(stall: &StallLine) -> Result<&[Frame]> {
-    let of_loop = stall.stacks.iter().filter(|stack| stack.role == "loop");
+    let of_loop = stall.stacks.iter().filter(|stack| stack.role == Role::Loop);
     let most = of_loop.max_by_key(|stack| stack.time_ns).context("no stack")?;
     Ok(&most.frames)
 }
@@ -45,7 +45,7 @@ fn check(stall: &StallLine, seen: &Seen) -> Result<()> {
     ensure!(doubt.is_none(), "{doubt:?}");
 
     let frames = main_stack(stall)?;
-    let python = || frames.iter().filter(|frame| frame.language == "python");
+    let python = || frames.iter().filter(|frame| frame.language == Language::Python);
     let functions: Vec<_> = python().map(|frame| frame.function.as_deref()).collect();
     let expected: Vec<_> = seen.stack.iter().map(|frame| Some(frame.function.as_str())).collect();
     ensure!(functions == expected, "{functions:?} instead of {expected:?}");
@@ -60,19 +60,19 @@ fn check(stall: &StallLine, seen: &Seen) -> Result<()> {
     let place = |function: &str| {
         let is_it = |frame: &Frame| {
             let name = frame.function.as_deref().unwrap_or_default();
-            frame.language == "python" && name.rsplit('.').next() == Some(function)
+            frame.language == Language::Python && name.rsplit('.').next() == Some(function)
         };
         frames.iter().position(is_it).with_context(|| format!("no {function}"))
     };
     let (inner, outer) = (place("<lambda>")?, place("handle")?);
     let between = frames.get(inner + 1..outer).unwrap_or_default();
     ensure!(!between.is_empty(), "nothing stands between the lambda and its caller");
-    ensure!(between.iter().all(|frame| frame.language == "native"), "{between:?}");
+    ensure!(between.iter().all(|frame| frame.language == Language::Native), "{between:?}");
 
     let culprit = stall.culprit.as_ref().context("nobody is blamed")?;
     let innermost = seen.stack.first().context("the target saw nothing")?;
     ensure!(culprit.function.as_deref() == Some(&innermost.function), "{culprit:?}");
-    ensure!(culprit.basename() == Some(basename(&innermost.file)), "{culprit:?}");
+    ensure!(file_of(culprit) == Some(basename(&innermost.file)), "{culprit:?}");
     Ok(())
 }
 

@@ -2,11 +2,12 @@
 
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use profiler_tests::cgroup::{Controller, Group};
 use profiler_tests::clock::{MILLISECOND, milliseconds, patience};
+use profiler_tests::report::{CauseKind, StallExt as _};
 use profiler_tests::scenario::alone;
 use profiler_tests::tally::Tally;
 use profiler_tests::target::{Target, system_python};
@@ -52,20 +53,22 @@ fn throttle(tally: &mut Tally) -> Result<()> {
         tally.passed_over(format!("others took so much that no quota was used up: {words}"));
         return Ok(());
     }
-    let parts = stall.cause.also.iter().map(|part| (part.kind.as_str(), part.throttled_ns));
-    let own = (stall.cause.kind.as_str(), stall.cause.throttled_ns);
-    let throttled = parts.chain([own]).find(|(kind, _)| *kind == "cpu_quota");
-    let (_, throttled_ns) = throttled.with_context(|| format!("no quota; {words}"))?;
+    let kinds = stall.cause.also.iter().map(|part| &part.kind).chain([&stall.cause.kind]);
+    let mut throttled = kinds.filter_map(|kind| match kind {
+        CauseKind::CpuQuota { throttled_ns, .. } => Some(*throttled_ns),
+        _ => None,
+    });
+    let throttled_ns = throttled.next().with_context(|| format!("no quota; {words}"))?;
     let throttled_ns = throttled_ns.context("no throttled time")?;
     ensure!(throttled_ns <= counted_ns + MILLISECOND, "{throttled_ns}; {words}");
     ensure!(throttled_ns + NEAR_NS >= counted_ns.min(ready_ns), "{throttled_ns}; {words}");
     // A machine that is busy besides may have taken more.
     if counted_ns > turn.off_cpu_ns() / 2 + NEAR_NS {
-        ensure!(own.0 == "cpu_quota", "{words}");
+        let CauseKind::CpuQuota { quota_us, cgroup, .. } = &stall.cause.kind else {
+            bail!("{words}");
+        };
         ensure!(stall.cause.summary.contains("out of its CPU quota (0.2 CPUs)"), "{words}");
-        ensure!(stall.cause.quota_us == Some(QUOTA_US), "{words}");
-        let cgroup = stall.cause.cgroup.as_deref();
-        ensure!(cgroup == Some(group.name().as_str()), "{words}");
+        ensure!(*quota_us == QUOTA_US && *cgroup == group.name(), "{words}");
         tally.compared();
     } else {
         tally.passed_over(format!("a busy machine took more: {words}"));
@@ -102,9 +105,9 @@ fn confined_to_one_cpu() -> Result<()> {
     let turn = played.first().context("no turn")?;
     let stall = turn.stall(&finished).context("no stall")?;
     let words = format!("{:?} {:?} of {turn:?}", stall.cause, stall.stall.time);
-    ensure!(stall.cause.kind == "run_queue", "{words}");
+    let CauseKind::RunQueue { allowed_cpus, .. } = stall.cause.kind else { bail!("{words}") };
     ensure!(stall.cause.summary.contains(", confined to CPU 0"), "{words}");
-    ensure!(stall.cause.allowed_cpus == Some(1), "{words}");
+    ensure!(allowed_cpus == Some(1), "{words}");
 
     let (played, finished) = play(around(&["compute=200"]), 1, nothing, nothing)?;
     let stall = played.first().and_then(|turn| turn.stall(&finished)).context("no stall")?;
@@ -128,7 +131,11 @@ fn without_a_quota_it_is_the_code() -> Result<()> {
         let stall = played.first().and_then(|turn| turn.stall(&finished)).context("no stall")?;
         ensure!(stall.is_caused_by("cpu"), "{:?} with {quota_us:?}", stall.cause);
         let is_quota = |kind: &str| kind == "cpu_quota";
-        ensure!(!stall.cause.also.iter().any(|part| is_quota(&part.kind)), "{:?}", stall.cause);
+        ensure!(
+            !stall.cause.also.iter().any(|part| is_quota(part.kind.name())),
+            "{:?}",
+            stall.cause
+        );
         let told = stall.gaps.iter().any(|gap| gap.contains("quota"));
         ensure!(!told, "{:?}", stall.gaps);
     }

@@ -11,7 +11,7 @@ use profiler_tests::compiled;
 use profiler_tests::lives::broken_contract;
 use profiler_tests::load::{Client, Exchange, Traffic};
 use profiler_tests::noise::NoiseMeter;
-use profiler_tests::report::StallLine;
+use profiler_tests::report::{StallExt as _, StallLine};
 use profiler_tests::scenario::{alone, require_root};
 use profiler_tests::target::Target;
 use profiler_tests::tracer::{Finished, Tracer};

@@ -3,13 +3,12 @@
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use profiler_tests::clock::patience;
-use profiler_tests::report::{Cause, Event, StallLine};
+use profiler_tests::report::{Confidence, Report, ReportExt as _, StallLine};
 use profiler_tests::scenario::{alone, require_root};
 use profiler_tests::target::Target;
 use profiler_tests::tracer::Tracer;
 use profiler_tests::turns::{self, Watched, script};
 use serde::Deserialize;
-use serde_json::Value;
 
 /// One wait, in the target's own words.
 #[derive(Debug, Deserialize)]
@@ -121,18 +120,11 @@ const EXPECTED: [Expected; 10] = [
     },
 ];
 
-fn text<'a>(value: &'a Value, path: &[&str]) -> Option<&'a str> {
-    path.iter().try_fold(value, |value, name| value.get(name))?.as_str()
-}
-
-fn is_deadlock(cause: &Cause) -> bool {
-    cause.fields.get("deadlock").and_then(Value::as_bool) == Some(true)
-}
-
 impl Expected {
     fn check(&self, wait: &Waited, stall: &StallLine) -> Result<()> {
         let cause = &stall.cause;
-        ensure!(cause.kind == self.cause, "another kind: {}", cause.kind);
+        let kind = cause.kind.name();
+        ensure!(kind == self.cause, "another kind: {kind}");
         let mut rest = cause.summary.as_str();
         for part in self.said {
             let (_, after) =
@@ -141,18 +133,18 @@ impl Expected {
         }
         let culprit = stall.culprit.as_ref().and_then(|culprit| culprit.function.as_deref());
         ensure!(culprit == Some(self.culprit), "{culprit:?} is to blame");
-        ensure!(!is_deadlock(cause), "it went on");
-        let because = cause.fields.get("because").and_then(Value::as_array).context("no chain")?;
+        ensure!(!cause.deadlock, "it went on");
+        let because = &cause.because;
         let Some((doing, function)) = self.because else {
             ensure!(because.is_empty(), "nobody had to do with it: {because:?}");
             return Ok(());
         };
         let first = because.first().context("the chain is empty")?;
-        let name = text(first, &["thread", "name"]);
+        let name = first.thread.name.as_deref();
         ensure!(name == wait.thread.as_deref(), "{name:?} instead of {:?}", wait.thread);
         ensure!(cause.summary.contains(name.unwrap_or_default()), "its name is not said");
-        ensure!(text(first, &["doing"]).is_some_and(|it| it.starts_with(doing)), "{first}");
-        ensure!(text(first, &["function"]) == Some(function), "{first}");
+        ensure!(first.doing.starts_with(doing), "{first:?}");
+        ensure!(first.function.as_deref() == Some(function), "{first:?}");
         Ok(())
     }
 }
@@ -182,9 +174,9 @@ fn deadlocks() -> Result<()> {
     let _machine = alone();
     require_root()?;
     for (name, said, confidence, culprit) in [
-        ("itself", "waiting for itself: it has no other thread", "certain", "of_itself"),
-        ("idle-threads", "waiting for itself, likely", "likely", "of_itself"),
-        ("cycle", ": a deadlock", "certain", "of_a_cycle.<locals>.keep_mutex"),
+        ("itself", "waiting for itself: it has no other thread", Confidence::Certain, "of_itself"),
+        ("idle-threads", "waiting for itself, likely", Confidence::Likely, "of_itself"),
+        ("cycle", ": a deadlock", Confidence::Certain, "of_a_cycle.<locals>.keep_mutex"),
     ] {
         let target = Target::program(script("reasons.py", &[name]))?;
         target.line_starting("ready", patience(60))?;
@@ -192,7 +184,7 @@ fn deadlocks() -> Result<()> {
         target.signal(Signal::SIGUSR1)?;
         // Looks from outside come at growing intervals.
         let told = tracer.wait_for(
-            |line| matches!(&line.event, Event::StallUpdate(stall) if is_deadlock(&stall.cause)),
+            |line| matches!(line, Report::StallUpdate(stall) if stall.cause.deadlock),
             patience(20),
         );
         let finished = tracer.interrupt()?;
@@ -201,9 +193,8 @@ fn deadlocks() -> Result<()> {
         let stall = told.line.stall().context("no stall")?;
         println!("{name}: {}", stall.cause.summary);
         ensure!(stall.cause.summary.contains(said), "{name}: {}", stall.cause.summary);
-        let fields = &stall.cause.fields;
-        let words = fields.get("confidence").and_then(Value::as_str);
-        ensure!(words == Some(confidence), "{name}: {words:?}");
+        let told = stall.cause.confidence;
+        ensure!(told == confidence, "{name}: {told:?}");
         let function = stall.culprit.as_ref().and_then(|culprit| culprit.function.as_deref());
         ensure!(function == Some(culprit), "{name}: {function:?}");
     }

@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::redis::{self, Connection};
-use profiler_tests::report::StallLine;
+use profiler_tests::report::{StallExt as _, StallLine};
 use profiler_tests::scenario::{Played, alone, observe};
 
 /// What is called, in Redis itself, when a script runs. The interpreter inside has no symbols of its own

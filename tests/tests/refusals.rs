@@ -4,7 +4,7 @@ use std::process::{Command, Output};
 
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::attaching::target_with;
-use profiler_tests::report::Event;
+use profiler_tests::report::Report;
 use profiler_tests::scenario::{alone, require_root};
 use profiler_tests::target::{Scratch, Target, node, system_python};
 use profiler_tests::tracer::{Tracer, binary, run, run_command};
@@ -181,7 +181,7 @@ fn check_agrees() -> Result<()> {
     let target = Target::node(&node(22)?, &[])?;
     let (tracer, start) = Tracer::attach(target.pid(), &[])?;
     tracer.interrupt()?;
-    let Event::SessionStart(started) = start.line.event else { unreachable!() };
+    let Report::SessionStart(started) = start.line else { unreachable!() };
     let runtime = started.runtime.context("no runtime")?;
     let checked = run(&["check", &target.pid().to_string()])?;
     let lines = String::from_utf8_lossy(&checked.stdout).into_owned();

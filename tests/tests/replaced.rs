@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use profiler_tests::clock::patience;
-use profiler_tests::report::{Event, Line, StallLine};
+use profiler_tests::report::{Report, ReportExt as _, StallExt as _, StallLine};
 use profiler_tests::scenario::{alone, require_root};
 use profiler_tests::target::{Scratch, Target, folder};
 use profiler_tests::tracer::{Finished, Tracer, binary};
@@ -56,8 +56,8 @@ fn stall_in<'a>(finished: &'a Finished, function: &str) -> Option<&'a StallLine>
     finished.ends().find(|end| end.loop_runs(function))
 }
 
-fn is_stall(line: &Line) -> bool {
-    matches!(line.event, Event::StallEnd(_))
+fn is_stall(line: &Report) -> bool {
+    matches!(line, Report::StallEnd(_))
 }
 
 /// Files that have lost their names are read all the same.

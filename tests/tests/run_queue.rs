@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 use profiler_tests::clock::{MILLISECOND, milliseconds};
-use profiler_tests::report::{Preemptor, StallLine};
+use profiler_tests::report::{CauseKind, PartOfStall, Preemptor, StallLine};
 use profiler_tests::scenario::{alone, require_root};
 use profiler_tests::tally::Tally;
 use profiler_tests::turns::{self, Watched, script};
@@ -66,9 +66,35 @@ struct Seen {
     stall: StallLine,
 }
 
-impl Seen {
+/// How its thread was ready without a CPU.
+#[derive(Debug, Clone, Copy)]
+struct Queued<'a> {
+    preempted_ns: u64,
+    woken_ns: u64,
+    idle_ns: u64,
+    preempted_by: &'a [Preemptor],
+}
+
+impl Queued<'_> {
     fn preemptor(&self, pid: u32) -> Option<&Preemptor> {
-        self.stall.cause.preempted_by.iter().flatten().find(|preemptor| preemptor.pid == pid)
+        self.preempted_by.iter().find(|preemptor| preemptor.pid == pid)
+    }
+}
+
+impl Seen {
+    /// Where that is the cause.
+    fn queued(&self) -> Option<Queued<'_>> {
+        let CauseKind::RunQueue { preempted_ns, woken_ns, idle_ns, preempted_by, .. } =
+            &self.stall.cause.kind
+        else {
+            return None;
+        };
+        Some(Queued {
+            preempted_ns: *preempted_ns,
+            woken_ns: *woken_ns,
+            idle_ns: *idle_ns,
+            preempted_by: preempted_by.as_deref().unwrap_or_default(),
+        })
     }
 
     /// All that is said of who ran instead is within what can be true.
@@ -77,19 +103,14 @@ impl Seen {
         let words = format!("{:?} {:?} {:?}", self.turn, self.stall.stall, cause);
         let waited_ns = self.turn.waited_ns;
         ensure!(runnable_ns.abs_diff(waited_ns) <= near_ns(waited_ns), "{words}");
-        if cause.kind != "run_queue" {
-            return Ok(());
-        }
-        let (preempted_ns, woken_ns) =
-            cause.preempted_ns.zip(cause.woken_ns).with_context(|| words.clone())?;
-        ensure!(preempted_ns + woken_ns == runnable_ns, "{words}");
-        let told: u64 = cause.preempted_by.iter().flatten().map(|it| it.time_ns).sum();
-        ensure!(told + cause.idle_ns.unwrap_or(0) <= runnable_ns, "{words}");
+        let Some(queued) = self.queued() else { return Ok(()) };
+        ensure!(queued.preempted_ns + queued.woken_ns == runnable_ns, "{words}");
+        let told: u64 = queued.preempted_by.iter().map(|it| it.time_ns).sum();
+        ensure!(told + queued.idle_ns <= runnable_ns, "{words}");
         // Nobody is charged with what a hog had.
         let hogs_ns: u64 = self.turn.hogs.values().sum();
         let is_other = |it: &&Preemptor| !self.turn.hogs.contains_key(&it.pid);
-        let others_ns: u64 =
-            cause.preempted_by.iter().flatten().filter(is_other).map(|it| it.time_ns).sum();
+        let others_ns: u64 = queued.preempted_by.iter().filter(is_other).map(|it| it.time_ns).sum();
         let most_ns = runnable_ns.saturating_sub(hogs_ns) + near_ns(runnable_ns);
         ensure!(others_ns <= most_ns, "others for {others_ns} ns: {words}");
         Ok(())
@@ -140,11 +161,11 @@ fn hogs_are_named() -> Result<()> {
     for seen in watch(cpu, &hogs, &["compute=150", "compute=200"])? {
         seen.check()?;
         let cause = &seen.stall.cause;
-        ensure!(cause.kind == "run_queue", "{cause:?}");
-        ensure!(cause.preempted_ns > cause.woken_ns, "{cause:?}");
+        let queued = seen.queued().with_context(|| format!("{cause:?}"))?;
+        ensure!(queued.preempted_ns > queued.woken_ns, "{cause:?}");
         for hog in &hogs {
             let truth_ns = seen.turn.hogs.get(&hog.pid()).copied().unwrap_or_default();
-            let named = seen.preemptor(hog.pid());
+            let named = queued.preemptor(hog.pid());
             let named = named.with_context(|| format!("{hog:?} is not named: {cause:?}"))?;
             let is_near = named.time_ns.abs_diff(truth_ns) <= near_ns(truth_ns);
             let times = (milliseconds(named.time_ns), milliseconds(truth_ns));
@@ -156,7 +177,7 @@ fn hogs_are_named() -> Result<()> {
         // What the loop's own line computed meanwhile is that line's.
         let culprit = seen.stall.culprit.as_ref().context("no line for what it computed")?;
         ensure!(culprit.function.as_deref() == Some("compute"), "{culprit:?}");
-        let (ran_ns, is_run) = (seen.turn.ran_ns, culprit.part == "running");
+        let (ran_ns, is_run) = (seen.turn.ran_ns, culprit.part == PartOfStall::Running);
         let is_near = culprit.time_ns.abs_diff(ran_ns) <= near_ns(ran_ns);
         ensure!(is_run && is_near, "{culprit:?} for {}", milliseconds(ran_ns));
     }
@@ -173,18 +194,18 @@ fn woken_but_waiting() -> Result<()> {
     for seen in watch(cpu, &hogs, &["nap=50", "nap=60"])? {
         seen.check()?;
         let cause = &seen.stall.cause;
-        ensure!(cause.kind == "run_queue", "{cause:?}");
-        ensure!(cause.woken_ns > cause.preempted_ns, "{cause:?}");
+        let queued = seen.queued().with_context(|| format!("{cause:?}"))?;
+        ensure!(queued.woken_ns > queued.preempted_ns, "{cause:?}");
         let [hog] = &hogs;
-        let named = seen.preemptor(hog.pid()).with_context(|| format!("nobody: {cause:?}"))?;
+        let named = queued.preemptor(hog.pid()).with_context(|| format!("nobody: {cause:?}"))?;
         // Until the loop's thread was woken, the hog had the CPU from nobody.
-        let woken_ns = cause.woken_ns.unwrap_or_default();
+        let woken_ns = queued.woken_ns;
         ensure!(named.time_ns.abs_diff(woken_ns) <= near_ns(woken_ns), "{cause:?}");
         ensure!(cause.summary.contains("woken, but waited"), "{}", cause.summary);
         // The nap that it had asked for is its own, and no more than that.
         if let Some(culprit) = &seen.stall.culprit {
             ensure!(culprit.function.as_deref() == Some("turn"), "{culprit:?}");
-            let is_nap = culprit.part == "blocked" && culprit.time_ns < woken_ns;
+            let is_nap = culprit.part == PartOfStall::Blocked && culprit.time_ns < woken_ns;
             ensure!(is_nap, "{culprit:?}: {cause:?}");
         }
     }
@@ -209,7 +230,7 @@ fn alone_on_a_cpu() -> Result<()> {
             tally.passed_over(format!("others had the CPU for {}", milliseconds(waited_ns)));
             continue;
         };
-        ensure!(seen.stall.cause.kind == expected, "{:?} {:?}", seen.turn, seen.stall.cause);
+        ensure!(seen.stall.cause.kind.name() == expected, "{:?} {:?}", seen.turn, seen.stall.cause);
         tally.compared();
     }
     tally.must_be(1)

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use profiler_tests::clock::monotonic_ns;
 use profiler_tests::load::Traffic;
-use profiler_tests::report::StallLine;
+use profiler_tests::report::{StallExt as _, StallLine};
 use profiler_tests::scenario::{Played, alone, observe, observe_process};
 use profiler_tests::servers::{Connection, Memcached, Server, busy_path, record, timed};
 use profiler_tests::target::{Target, send};
@@ -116,7 +116,7 @@ fn haproxy_waits_in_two_threads() -> Result<()> {
     ensure!(threads.len() == 2, "stalls of {threads:?}");
     for end in ends {
         let culprit = end.culprit.as_ref().context("no culprit")?;
-        ensure!(culprit.thread == Some(end.thread.tid), "{culprit:?} of {:?}", end.thread);
+        ensure!(culprit.thread == end.thread.tid, "{culprit:?} of {:?}", end.thread);
         ensure!(end.cause.summary.starts_with("waiting for child"), "{:?}", end.cause);
         ensure!(end.loop_runs("run_poll_loop"), "{end:#?}");
     }

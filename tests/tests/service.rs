@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::clock::MILLISECOND;
 use profiler_tests::load::Client;
-use profiler_tests::report::Event;
+use profiler_tests::report::{Report, StallExt as _};
 use profiler_tests::scenario::{THRESHOLD_NS, alone, each, observe, play};
 use profiler_tests::target::Target;
 use profiler_tests::tracer::Tracer;
@@ -52,7 +52,11 @@ fn must_be_caused_by(expected: &[(&str, &str)]) -> Result<()> {
             overlap_ns > truth.duration_ns() / 2
         });
         let end = ends.next().with_context(|| format!("{path} was not reported"))?;
-        ensure!(end.is_caused_by(kind), "{path}: cause {} instead of {kind}", end.cause.kind);
+        ensure!(
+            end.is_caused_by(kind),
+            "{path}: cause {} instead of {kind}",
+            end.cause.kind.name()
+        );
     }
     Ok(())
 }
@@ -87,8 +91,8 @@ fn a_long_stall_is_followed() -> Result<()> {
     let target = Target::service()?;
     let played = play(&target, &["/upstream?ms=4000".to_owned()])?;
     played.must_be_right()?;
-    let updates = played.finished.lines.iter().filter_map(|arrived| match &arrived.line.event {
-        Event::StallUpdate(update) => Some(update.stall.duration_ns),
+    let updates = played.finished.lines.iter().filter_map(|arrived| match &arrived.line {
+        Report::StallUpdate(update) => Some(update.stall.duration_ns),
         _ => None,
     });
     let durations_ns: Vec<u64> = updates.collect();
@@ -115,8 +119,8 @@ fn the_threshold_is_obeyed() -> Result<()> {
     let ends: Vec<u64> = finished
         .lines
         .iter()
-        .filter_map(|arrived| match &arrived.line.event {
-            Event::StallEnd(end) => Some(end.stall.duration_ns / MILLISECOND),
+        .filter_map(|arrived| match &arrived.line {
+            Report::StallEnd(end) => Some(end.stall.duration_ns / MILLISECOND),
             _ => None,
         })
         .collect();

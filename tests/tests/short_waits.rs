@@ -8,14 +8,15 @@ use anyhow::{Context as _, Result, bail, ensure};
 use profiler_tests::clock::MILLISECOND;
 use profiler_tests::postgres::Postgres;
 use profiler_tests::redis;
-use profiler_tests::report::{Arrived, Culprit, Event, Part, StallLine};
+use profiler_tests::report::{
+    Arrived, Component, Culprit, Report, StallExt as _, StallLine, Waits,
+};
 use profiler_tests::scenario::alone;
 use profiler_tests::servers::Server;
 use profiler_tests::target::{Scratch, Target, folder, venv_python};
 use profiler_tests::tracer::Finished;
 use profiler_tests::turns::{self, Watched};
 use serde::Deserialize;
-use serde_json::{Map, Value};
 
 /// Everything that the target knows.
 const KINDS: [&str; 6] = ["redis", "postgres", "http", "sqlite", "files", "naps"];
@@ -127,15 +128,16 @@ impl Servers {
         }
         let (kind, words) = self.cause_of(&waited.kind);
         let cause = &stall.cause;
-        if matches!(cause.kind.as_str(), "cpu" | "run_queue") {
+        if matches!(cause.kind.name(), "cpu" | "run_queue") {
             // What was blocked is of two kinds or more (a journal and its database, an `fsync` and the `open` before
             // it), each shorter than the computing between, or than what others took of the CPU: it is named among the
             // others, with its line.
-            let is_it = |part: &&Part| part.kind == kind && waited.is_at(part.culprit.as_ref());
+            let is_it =
+                |part: &&Component| part.kind.name() == kind && waited.is_at(part.culprit.as_ref());
             ensure!(cause.also.iter().any(|part| is_it(&part)), "{waited:?}: {cause:?}");
             return Ok(true);
         }
-        ensure!(cause.kind == kind, "{waited:?}: {cause:?}\n{:#?}", stall.gaps);
+        ensure!(cause.kind.name() == kind, "{waited:?}: {cause:?}\n{:#?}", stall.gaps);
         let summary = &cause.summary;
         let is_elsewhere = summary.contains(" on tcp") && !summary.contains("on tcp 127.0.0.1:");
         ensure!(!is_elsewhere, "{summary}: {waited:?}");
@@ -144,7 +146,7 @@ impl Servers {
         ensure!(line == Some(waited.line), "line {line:?}: {waited:?}");
         ensure!(cause.time_ns <= stall.stall.time.blocked_ns, "more than was blocked: {cause:?}");
         ensure!(stall.advice.is_some(), "no advice for {waited:?}");
-        let Some(count) = cause.how_often() else {
+        let Some(count) = stall.how_often() else {
             // On a slow disk a few long waits may be all there are.
             ensure!(waited.time_of_one_ns() > SHORT_NS, "{waited:?}: {cause:?}");
             return Ok(true);
@@ -153,7 +155,7 @@ impl Servers {
         // Of SQLite the journal, the database and their folder are waits of their own.
         if waited.switches >= MANY {
             ensure!(count * 6 >= waited.switches, "{count} waits: {waited:?}");
-            let mean_ns = cause.fields.get("waits").and_then(|waits| waits["mean_ns"].as_u64());
+            let mean_ns = cause.waits.map(|waits| waits.mean_ns);
             let mean_ns = mean_ns.with_context(|| format!("{waited:?}: {cause:?}"))?;
             ensure!(mean_ns == cause.time_ns / count, "{count} of {mean_ns}: {cause:?}");
         }
@@ -163,8 +165,8 @@ impl Servers {
 
 /// The sentence of a stall's last line.
 fn message<'a>(finished: &'a Finished, stall: &StallLine) -> &'a str {
-    let is_its = |arrived: &&Arrived| matches!(&arrived.line.event, Event::StallEnd(end) if end.stall.id == stall.stall.id);
-    finished.lines.iter().find(is_its).map_or("", |arrived| &arrived.line.message)
+    let is_its = |arrived: &&Arrived| matches!(&arrived.line, Report::StallEnd(end) if end.stall.id == stall.stall.id);
+    finished.lines.iter().find(is_its).map_or("", |arrived| &arrived.line.common().message)
 }
 
 /// Each kind of short wait is named, with its line, at each threshold.
@@ -241,12 +243,10 @@ fn shares_are_right(servers: &Servers) -> Result<usize> {
         }
         let cause = &stall.cause;
         let mut told: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
-        let waits = |fields: &Map<String, Value>| {
-            fields.get("waits").and_then(|waits| waits.get("count")).and_then(Value::as_u64)
-        };
-        told.insert(&cause.kind, (cause.time_ns, waits(&cause.fields).unwrap_or(0)));
+        let count = |waits: Option<Waits>| waits.map_or(0, |waits| waits.count);
+        told.insert(cause.kind.name(), (cause.time_ns, count(cause.waits)));
         for part in &cause.also {
-            told.insert(&part.kind, (part.time_ns, waits(&part.fields).unwrap_or(0)));
+            told.insert(part.kind.name(), (part.time_ns, count(part.waits)));
         }
         let of = |kind: &str| told.get(kind).copied().with_context(|| format!("{kind}: {told:?}"));
         let ((naps_ns, naps), (redis_ns, trips)) = (of("sleep")?, of("syscall")?);

@@ -11,9 +11,8 @@ use nix::unistd::Pid;
 use profiler_tests::clock::{MILLISECOND, monotonic_ns, patience};
 use profiler_tests::lives::broken_contract;
 use profiler_tests::noise::NoiseMeter;
-use profiler_tests::report::{Arrived, Event, Stats};
+use profiler_tests::report::{Arrived, LoopStats, Report, Stats};
 use profiler_tests::scenario::{alone, require_root};
-use profiler_tests::statistics::LoopStats;
 use profiler_tests::target::{Target, folder, system_python};
 use profiler_tests::tracer::{Finished, Tracer};
 
@@ -176,8 +175,8 @@ fn delays_alone_and_crowded() -> Result<(u64, u64)> {
         // The line that arrives first is about the moments before, too.
         let is_within = |at_ns: u64| (from_ns + 300 * MILLISECOND..until_ns).contains(&at_ns);
         let within = finished.lines.iter().filter(|arrived| is_within(arrived.at_ns));
-        let of = |arrived: &Arrived| match &arrived.line.event {
-            Event::Stats(stats) => {
+        let of = |arrived: &Arrived| match &arrived.line {
+            Report::Stats(stats) => {
                 loop_of(stats, target.pid()).ok()?.run_queue_delay_ns.percentiles.p99
             }
             _ => None,

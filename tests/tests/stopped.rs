@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::ptrace;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, waitpid};
@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use profiler_tests::cgroup::{Controller, Group, Hierarchy};
 use profiler_tests::clock::{MILLISECOND, milliseconds, monotonic_ns, slowdown};
 use profiler_tests::noise::NoiseMeter;
-use profiler_tests::report::StallLine;
+use profiler_tests::report::{CauseKind, StallExt as _, StallLine, StoppedBy};
 use profiler_tests::scenario::alone;
 use profiler_tests::target::{Scratch, Target};
 use profiler_tests::turns::{Played, around, let_it_begin, nothing, play};
@@ -50,17 +50,18 @@ fn stop_in_each(
 }
 
 /// The stop is the cause wherever nothing took longer, and a part of the stall in any case.
-fn check(stalls: &[(Played, StallLine, u64)], by: &str, near_ns: u64) -> Result<()> {
+fn check(stalls: &[(Played, StallLine, u64)], by: StoppedBy, near_ns: u64) -> Result<()> {
     for (turn, stall, stopped_ns) in stalls {
         let words = format!("{:?} {:?} of {turn:?}", stall.cause, stall.stall.time);
         let runnable_ns = stall.stall.time.runnable_ns;
-        let is_starved = stall.cause.kind == "run_queue" && runnable_ns + near_ns > *stopped_ns;
+        let is_starved =
+            stall.cause.kind.name() == "run_queue" && runnable_ns + near_ns > *stopped_ns;
         let told_ns = if is_starved {
-            let part = stall.cause.also.iter().find(|part| part.kind == "stopped");
+            let part = stall.cause.also.iter().find(|part| part.kind.name() == "stopped");
             part.with_context(|| words.clone())?.time_ns
         } else {
-            ensure!(stall.cause.kind == "stopped", "{words}");
-            ensure!(stall.cause.by.as_deref() == Some(by), "{words}");
+            let CauseKind::Stopped { by: told, .. } = &stall.cause.kind else { bail!("{words}") };
+            ensure!(*told == Some(by), "{words}");
             match &stall.culprit {
                 // For what it did besides, and for no more than that.
                 Some(culprit) => {
@@ -91,7 +92,7 @@ fn by_a_signal() -> Result<()> {
         std::thread::sleep(STOP);
         target.signal(Signal::SIGCONT)
     })?;
-    check(&stalls, "signal", near_ns(&noise))
+    check(&stalls, StoppedBy::Signal, near_ns(&noise))
 }
 
 /// A debugger that attaches, looks for a while, and lets it go: it is named.
@@ -106,10 +107,10 @@ fn by_a_debugger() -> Result<()> {
         std::thread::sleep(STOP);
         Ok(ptrace::detach(pid, None)?)
     })?;
-    check(&stalls, "debugger", near_ns(&noise))?;
+    check(&stalls, StoppedBy::Debugger, near_ns(&noise))?;
     for (_, stall, _) in &stalls {
-        if stall.cause.kind == "stopped" {
-            let tracer = stall.cause.tracer.as_ref().context("no tracer")?;
+        if let CauseKind::Stopped { tracer, .. } = &stall.cause.kind {
+            let tracer = tracer.as_ref().context("no tracer")?;
             ensure!(tracer.pid == std::process::id(), "{tracer:?}");
         }
     }
@@ -142,7 +143,7 @@ fn freeze_in_each(group: &Group) -> Result<()> {
             group.thaw()
         },
     )?;
-    check(&stalls, "freezer", near_ns(&noise))
+    check(&stalls, StoppedBy::Freezer, near_ns(&noise))
 }
 
 /// In a group that nobody freezes, and with a signal that stops nothing, it is the code.
@@ -163,7 +164,11 @@ fn nobody_stops_it() -> Result<()> {
         let stall = turn.stall(&finished).with_context(|| format!("{turn:?} was missed"))?;
         ensure!(stall.is_caused_by(kind), "{:?} instead of {kind}", stall.cause);
         ensure!(stall.stall.time.stopped_ns == 0, "{:?}", stall.stall.time);
-        ensure!(!stall.cause.also.iter().any(|part| part.kind == "stopped"), "{:?}", stall.cause);
+        ensure!(
+            !stall.cause.also.iter().any(|part| part.kind.name() == "stopped"),
+            "{:?}",
+            stall.cause
+        );
     }
     Ok(())
 }
@@ -183,7 +188,8 @@ fn an_idle_loop() -> Result<()> {
     };
     let noise = NoiseMeter::start();
     let (_, finished) = play(command, 1, nothing, stop)?;
-    let stopped: Vec<_> = finished.ends().filter(|end| end.cause.kind == "stopped").collect();
+    let stopped: Vec<_> =
+        finished.ends().filter(|end| end.cause.kind.name() == "stopped").collect();
     ensure!(stopped.len() == 1, "{} stalls", stopped.len());
     let told_ns = stopped[0].stall.duration_ns;
     let made_ns = u64::try_from(STOP.as_nanos())?;

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use profiler_tests::report::{Arrived, Event, Line, StallLine};
+use profiler_tests::report::{Arrived, CauseKind, Report, StallExt as _, StallLine, Waker};
 use profiler_tests::scenario::{THRESHOLD_NS, alone, require_root};
 use profiler_tests::tally::Tally;
 use profiler_tests::target::Target;
@@ -42,6 +42,14 @@ fn stall_of<'a>(seen: &'a Seen, waited: &Waited) -> Result<&'a StallLine> {
     ensure!(duration_ns >= THRESHOLD_NS, "{waited:?} was too short to be a test");
     let stall = seen.finished.stall_in(waited.start_ns, waited.end_ns);
     stall.with_context(|| format!("{} was missed", waited.kind))
+}
+
+/// Who ended the system call.
+fn woken_by(stall: &StallLine) -> Option<&Waker> {
+    match &stall.cause.kind {
+        CauseKind::Syscall { call, .. } => call.woken_by.as_ref(),
+        _ => None,
+    }
 }
 
 /// The first difference between what is expected and what is there; more fields may be there.
@@ -90,13 +98,13 @@ fn explain<'a>(seen: &Seen, kinds: &[&'a str], tally: &mut Tally) -> Result<Vec<
         let kind = waited.cause.as_ref().and_then(|cause| cause["kind"].as_str());
         let kind = kind.context("no kind")?;
         ensure!(stall.is_caused_by(kind), "{}: {:?}", waited.kind, stall.cause);
-        if stall.cause.kind != kind {
+        if stall.cause.kind.name() != kind {
             tally.passed_over(format!("{}: not enough CPU", waited.kind));
             starved.push(*name);
             continue;
         }
         let is_looked_for = |gap: &String| gap.starts_with("woken_by:");
-        let is_unknown = stall.cause.woken_by.is_none() && stall.gaps.iter().any(is_looked_for);
+        let is_unknown = woken_by(stall).is_none() && stall.gaps.iter().any(is_looked_for);
         if waited.woken_by.is_some() && is_unknown {
             tally.passed_over(format!("{}: not enough CPU to look for its waker", waited.kind));
             starved.push(*name);
@@ -111,15 +119,13 @@ fn explain<'a>(seen: &Seen, kinds: &[&'a str], tally: &mut Tally) -> Result<Vec<
 /// What is said of a wait is what is known of it.
 fn is_right(waited: &Waited, stall: &StallLine) -> Result<()> {
     let summary = &stall.cause.summary;
-    println!("{}: {summary} {:?}", waited.kind, stall.cause.woken_by);
+    println!("{}: {summary} {:?}", waited.kind, woken_by(stall));
     let words = waited.words.as_deref().unwrap_or_default();
     ensure!(summary.starts_with(words), "{}: {summary:?} instead of {words:?}", waited.kind);
     let mut expected = waited.cause.clone().unwrap_or_default();
     expected.as_object_mut().map(|fields| fields.remove("kind"));
-    let mut fields = stall.cause.fields.clone();
-    fields.insert("syscall".to_owned(), stall.cause.on_cpu.syscall.clone().into());
-    let fields = Value::Object(fields);
-    if let Some(difference) = difference(&expected, &fields, "cause") {
+    let told = serde_json::to_value(&stall.cause.kind)?;
+    if let Some(difference) = difference(&expected, &told["detail"], "cause") {
         anyhow::bail!("{}: {difference}\n{:#?}", waited.kind, stall.gaps);
     }
     let stack = stall.stacks.first().context("no stack")?;
@@ -128,7 +134,7 @@ fn is_right(waited: &Waited, stall: &StallLine) -> Result<()> {
         let frames = &stack.kernel;
         ensure!(kernel.any(|seen| seen.starts_with(function)), "{}: {frames:?}", waited.kind);
     }
-    let waker = stall.cause.woken_by.as_ref().map(|waker| waker.pid);
+    let waker = woken_by(stall).map(|waker| waker.pid);
     ensure!(
         waker == waited.woken_by,
         "{}: woken by {waker:?} instead of {:?}: {:?}",
@@ -247,7 +253,7 @@ fn moments_are_no_stalls() -> Result<()> {
     for waited in &seen.turns {
         let stall = seen.finished.stall_in(waited.start_ns, waited.end_ns);
         // A machine that keeps its CPUs from the loop, or from whom it waits for, does stall it.
-        let stall = stall.filter(|end| end.cause.kind != "run_queue");
+        let stall = stall.filter(|end| end.cause.kind.name() != "run_queue");
         let is_long = waited.end_ns - waited.start_ns >= THRESHOLD_NS / 2;
         ensure!(is_long || stall.is_none(), "{}: {stall:?}", waited.kind);
         if is_long {
@@ -287,7 +293,7 @@ fn victims_are_counted() -> Result<()> {
     ensure!(queue.address.ends_with(&format!(":{port}")), "{queue:?}");
     ensure!(queue.waiting == CLIENTS, "{queue:?} instead of {CLIENTS}");
     let message = |arrived: &Arrived| match &arrived.line {
-        Line { event: Event::StallEnd(_), message, .. } => Some(message.clone()),
+        Report::StallEnd(end) => Some(end.common.message.clone()),
         _ => None,
     };
     let said = format!("; {CLIENTS} connections");

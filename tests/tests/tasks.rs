@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use profiler_tests::clock::patience;
 use profiler_tests::lives::broken_contract;
 use profiler_tests::load::Client;
-use profiler_tests::report::{StallLine, Task};
+use profiler_tests::report::{StallExt as _, StallLine, Task};
 use profiler_tests::scenario::{THRESHOLD_NS, alone, require_root};
 use profiler_tests::tally::{Tally, skip};
 use profiler_tests::target::{

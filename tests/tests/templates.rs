@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use profiler_tests::report::{StallExt as _, file_of};
 use profiler_tests::scenario::alone;
 use profiler_tests::tally::Tally;
 use profiler_tests::target::{Scratch, folder};
@@ -56,7 +57,7 @@ fn own_functions_are_named() -> Result<()> {
             let told = culprit.function.as_deref().unwrap_or_default();
             ensure!(is_of(told, &turn.function), "{name}: {culprit:?} for {turn:?}");
             let file = options.contains(&"-g").then_some("templates.cpp");
-            ensure!(culprit.basename() == file, "{name}: {culprit:?}");
+            ensure!(file_of(culprit) == file, "{name}: {culprit:?}");
             tally.compared();
         }
         tally.must_be(1)?;

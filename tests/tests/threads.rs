@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use profiler_tests::clock::patience;
 use profiler_tests::interpreters::{Interpreter, all};
 use profiler_tests::lives::broken_contract;
-use profiler_tests::report::{Event, StallLine};
+use profiler_tests::report::{Report, ReportExt as _, StallExt as _, StallLine};
 use profiler_tests::scenario::{alone, require_root};
 use profiler_tests::target::{Scratch, Target, folder, node};
 use profiler_tests::tracer::{Finished, Tracer};
@@ -78,12 +78,12 @@ impl Watched {
 
     /// The sentence of the last line on this stall.
     fn sentence(&self, stall: &StallLine) -> &str {
-        let is_it = |line: &&profiler_tests::report::Line| match &line.event {
-            Event::StallEnd(end) => end.stall.id == stall.stall.id,
+        let is_it = |line: &&Report| match line {
+            Report::StallEnd(end) => end.stall.id == stall.stall.id,
             _ => false,
         };
         let mut lines = self.finished.lines.iter().map(|arrived| &arrived.line);
-        lines.find(is_it).map_or("", |line| line.message.as_str())
+        lines.find(is_it).map_or("", |line| line.common().message.as_str())
     }
 }
 
@@ -98,13 +98,13 @@ fn silent_by_default(program: &std::path::Path) -> Result<()> {
     let watched = watch_node(program, &steps, &[])?;
     let main = watched.of("main");
     let [stall] = main[..] else { anyhow::bail!("{} stalls of the main loop", main.len()) };
-    ensure!(stall.thread.is_main == Some(true), "{:?}", stall.thread);
+    ensure!(stall.thread.is_main, "{:?}", stall.thread);
     ensure!(stall.thread.tid == watched.pid, "{:?}", stall.thread);
     let sentence = watched.sentence(stall);
     ensure!(sentence.contains("]: event loop stalled "), "{sentence}");
     ensure!(stall.is_starved() || culprit(stall) == "rebuildIndex", "{:?}", stall.culprit);
     // A machine that is busy may keep the main loop from its CPU, too: that is told of the main thread.
-    let others = watched.finished.ends().filter(|end| end.thread.is_main != Some(true)).count();
+    let others = watched.finished.ends().filter(|end| !end.thread.is_main).count();
     ensure!(others == 0, "{others} stalls of worker threads");
     let late = watched.held.iter().filter(|held| held.kind != "main").map(|held| held.late_ms);
     let is_free = late.max().unwrap_or_default() < 100;
@@ -135,9 +135,8 @@ fn told_on_request(program: &std::path::Path) -> Result<()> {
         let lasted_ns = held.end_ns - held.start_ns;
         let apart_ns = stall.stall.duration_ns.abs_diff(lasted_ns);
         ensure!(apart_ns < APART_NS, "{} ns for {held:?}", stall.stall.duration_ns);
-        ensure!(stall.thread.is_main == Some(false), "{:?}", stall.thread);
-        let loop_kind = stall.thread.loop_kind.as_deref();
-        ensure!(loop_kind == Some("worker_threads"), "{:?}", stall.thread);
+        ensure!(!stall.thread.is_main, "{:?}", stall.thread);
+        ensure!(stall.thread.loop_kind == "worker_threads", "{:?}", stall.thread);
         let sentence = watched.sentence(stall);
         ensure!(sentence.contains("]: worker thread "), "{sentence}");
         let advice = stall.advice.as_deref().unwrap_or_default();
@@ -145,7 +144,7 @@ fn told_on_request(program: &std::path::Path) -> Result<()> {
         ensure!(stall.is_starved() || culprit(stall) == function, "{:?}", stall.culprit);
         println!("{sentence}");
     }
-    let of_workers = watched.finished.ends().filter(|end| end.thread.is_main == Some(false));
+    let of_workers = watched.finished.ends().filter(|end| !end.thread.is_main);
     let count = of_workers.count();
     ensure!(count == watched.held.len(), "{count} stalls of worker threads");
     Ok(())
@@ -227,10 +226,10 @@ fn second_loop_is_named(interpreter: &Interpreter) -> Result<()> {
         let stall =
             finished.stall_in(start_ns, end_ns).with_context(|| format!("{held} missed"))?;
         let thread = &stall.thread;
-        ensure!(thread.tid == tid && thread.is_main == Some(false), "{thread:?}");
+        ensure!(thread.tid == tid && !thread.is_main, "{thread:?}");
         ensure!(thread.python_name.as_deref() == Some(name), "{thread:?}, {:?}", stall.gaps);
         ensure!(thread.name.is_some(), "{thread:?}");
-        ensure!(thread.loop_kind.as_deref() == Some("asyncio"), "{thread:?}");
+        ensure!(thread.loop_kind == "asyncio", "{thread:?}");
         let told = culprit(stall);
         ensure!(told == "parse_feed" || stall.is_starved(), "{told}");
         let told = stall.culprit.as_ref().and_then(|culprit| culprit.line).map(u64::from);
@@ -238,9 +237,9 @@ fn second_loop_is_named(interpreter: &Interpreter) -> Result<()> {
         let subject = format!("]: event loop of thread {name} (not the main thread) stalled ");
         let sentence = finished.lines.iter().map(|arrived| &arrived.line).find(|line| {
             line.stall().is_some_and(|told| told.stall.id == stall.stall.id)
-                && matches!(line.event, Event::StallEnd(_))
+                && matches!(line, Report::StallEnd(_))
         });
-        let sentence = sentence.map_or("", |line| line.message.as_str());
+        let sentence = sentence.map_or("", |line| line.common().message.as_str());
         ensure!(sentence.contains(&subject), "{sentence}");
         println!("{}: {sentence}", interpreter.name);
     }
@@ -272,7 +271,7 @@ fn two_healthy_loops() -> Result<()> {
     for (tid, is_main, name) in [(pid, true, "MainThread"), (tid, false, "ingest")] {
         let of = loops.iter().find(|of| of.thread.tid == tid).context("a loop is missing")?;
         ensure!(of.turns > 50, "{} turns of thread {tid}", of.turns);
-        ensure!(of.thread.is_main == Some(is_main), "{:?}", of.thread);
+        ensure!(of.thread.is_main == is_main, "{:?}", of.thread);
         ensure!(of.thread.python_name.as_deref() == Some(name), "{:?}", of.thread);
     }
     Ok(())

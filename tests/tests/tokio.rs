@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::load::{Client, Exchange, Traffic};
-use profiler_tests::report::StallLine;
+use profiler_tests::report::{StallExt as _, StallLine};
 use profiler_tests::scenario::{THRESHOLD_NS, alone, each, observe, play, require_root};
 use profiler_tests::tally::Tally;
 use profiler_tests::target::{Scratch, Target};
@@ -34,7 +34,7 @@ fn current_thread() -> Result<()> {
     let ends = played.finished.ends().collect::<Vec<_>>();
     ensure!(ends.len() >= 8, "{} stalls of 8 were reported", ends.len());
     for end in &ends {
-        ensure!(end.thread.loop_kind.as_deref() == Some("tokio"), "{:?}", end.thread);
+        ensure!(end.thread.loop_kind == "tokio", "{:?}", end.thread);
         let runtime = end.runtime.as_ref().context("no runtime")?;
         let version = runtime.version.as_deref().unwrap_or_default();
         ensure!(runtime.name == "tokio" && version.starts_with("1."), "{runtime:?}");
@@ -134,7 +134,7 @@ fn multi_thread() -> Result<()> {
             continue;
         };
         ensure!(felt_ns > THRESHOLD_NS / 2, "{felt_ns} ns were felt, told was {:?}", end.stall);
-        ensure!(end.thread.loop_kind.as_deref() == Some("tokio"), "{:?}", end.thread);
+        ensure!(end.thread.loop_kind == "tokio", "{:?}", end.thread);
         ensure!(end.thread.tid == truth.thread.unwrap_or(0), "{:?} for {truth:?}", end.thread);
         let culprit = end.culprit.as_ref().and_then(|culprit| culprit.function.as_deref());
         ensure!(culprit == truth.function.as_deref() || end.is_starved(), "{culprit:?}, {truth:?}");
@@ -207,7 +207,7 @@ fn stripped() -> Result<()> {
             let culprit = end.culprit.as_ref().context("no culprit")?;
             let function = culprit.function.as_deref().unwrap_or_default();
             ensure!(function.starts_with("tokio_target::"), "{culprit:?}");
-            ensure!(end.thread.loop_kind.as_deref() == Some("tokio"), "{:?}", end.thread);
+            ensure!(end.thread.loop_kind == "tokio", "{:?}", end.thread);
         } else {
             ensure!(own.iter().all(|frame| frame.function.is_none()), "{own:#?}");
         }

@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::interpreters::{Interpreter, all};
-use profiler_tests::report::{Event, StallLine};
+use profiler_tests::report::{Report, StallExt as _, StallLine};
 use profiler_tests::scenario::{alone, require_root};
 use profiler_tests::tally::{Tally, skip};
 use profiler_tests::tracer::Finished;
@@ -17,8 +17,8 @@ const UNKNOWN: [u8; 4] = [0xf0, 1, 99, 3];
 
 /// The ends of stalls with their sentences.
 fn ends(finished: &Finished) -> impl Iterator<Item = (&str, &StallLine)> {
-    finished.lines.iter().filter_map(|arrived| match &arrived.line.event {
-        Event::StallEnd(end) => Some((arrived.line.message.as_str(), &**end)),
+    finished.lines.iter().filter_map(|arrived| match &arrived.line {
+        Report::StallEnd(end) => Some((arrived.line.common().message.as_str(), &**end)),
         _ => None,
     })
 }

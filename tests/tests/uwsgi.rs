@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use profiler_tests::load::Client;
+use profiler_tests::report::{ReportExt as _, StallExt as _};
 use profiler_tests::scenario::{Played, alone, each, observe};
 use profiler_tests::target::Target;
 

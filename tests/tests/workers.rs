@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use profiler_tests::clock::{patience, slowdown};
 use profiler_tests::lives::broken_contract;
 use profiler_tests::load::Client;
-use profiler_tests::report::{Line, StallLine};
+use profiler_tests::report::{Report, ReportExt as _, StallExt as _, StallLine};
 use profiler_tests::scenario::{THRESHOLD_NS, alone, require_root};
 use profiler_tests::target::{
     Scratch, Target, folder, free_port, send, system_python, venv_python,
@@ -199,7 +199,7 @@ fn held_threads_are_reported(server: &Server, how: &str) -> Result<()> {
     }
     // Where it was held by the machine, which had no CPU for it, that is true.
     let is_invented = |stall: &&&StallLine| {
-        stall.cause.kind != "run_queue" && !all.iter().any(|held| held.is_in(stall))
+        stall.cause.kind.name() != "run_queue" && !all.iter().any(|held| held.is_in(stall))
     };
     let invented: Vec<_> = ends.iter().filter(is_invented).collect();
     ensure!(invented.is_empty(), "stalls of threads that nobody held: {invented:#?}");
@@ -279,7 +279,8 @@ fn a_shutdown_that_hangs_names_the_thread() -> Result<()> {
     let (tracer, _) = Tracer::attach(server.worker, WATCH_WORKERS)?;
     until_found();
     send(server.worker, Signal::SIGTERM)?;
-    let is_it = |line: &Line| line.stall().is_some_and(|stall| u64::from(stall.thread.tid) == tid);
+    let is_it =
+        |line: &Report| line.stall().is_some_and(|stall| u64::from(stall.thread.tid) == tid);
     let found = tracer.wait_for(is_it, patience(40))?;
     let stall = found.line.stall().context("no stall")?;
     ensure!(!stall.stall.start_known && stall.stall.duration_ns >= THRESHOLD_NS, "{stall:?}");

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use profiler_tests::clock::{MILLISECOND, monotonic_ns};
 use profiler_tests::load::{Client, Exchange, Traffic};
-use profiler_tests::report::{Line, basename};
+use profiler_tests::report::{self, ReportExt as _, basename};
 use profiler_tests::scenario::require_root;
 use profiler_tests::target::{Target, send};
 use profiler_tests::tracer::binary;
@@ -176,7 +176,7 @@ fn named_at(truth: &Truth, said: &[Said]) -> Option<u64> {
     let since = said.iter().filter(|said| said.at_ns >= truth.start_ns);
     let mut text = String::new();
     for Said { at_ns, text: line } in since {
-        if let Ok(line) = Line::parse(line) {
+        if let Ok(line) = report::parse(line) {
             let culprit = line.stall().and_then(|stall| stall.culprit.as_ref());
             if culprit.is_some_and(|culprit| {
                 culprit.function == truth.function && truth.blocks_at(culprit.line)

@@ -1,8 +1,8 @@
 //! Sessions drawn by hand to the verdicts that they must get. Times in ms.
 
 use super::{Bounds, Observation, Verdict, compare};
-use crate::report::Arrived;
 use crate::report::tests::{arrived, stall};
+use crate::report::{Arrived, Report};
 use crate::truth::Truth;
 
 const MS: u64 = 1_000_000;
@@ -30,8 +30,8 @@ fn lag(start: u64, end: u64) -> Truth {
 fn reported(id: &str, start: u64, end: u64, function: &str) -> Vec<Arrived> {
     let so_far = |until: u64| stall(id, start * MS, (until - start) * MS, function);
     vec![
-        arrived((start + 110) * MS, "stall_open", &so_far(start + 105)),
-        arrived((end + 1) * MS, "stall_end", &so_far(end)),
+        arrived((start + 110) * MS, Report::StallOpen(so_far(start + 105))),
+        arrived((end + 1) * MS, Report::StallEnd(so_far(end))),
     ]
 }
 
@@ -103,7 +103,8 @@ fn explanations_are_not_counted_twice() {
 /// A turn below the threshold is no stall.
 #[test]
 fn the_threshold_holds() {
-    let lines = [arrived(1100 * MS, "stall_end", &stall("7", 1000 * MS, 99 * MS, "pay"))];
+    let short = stall("7", 1000 * MS, 99 * MS, "pay");
+    let lines = [arrived(1100 * MS, Report::StallEnd(short))];
     let below = verdict(&[truth("sleep", 1000, 1099)], &lines);
     assert_eq!(sentences(&below), ["stall 7 lasted 99.0 ms, less than the threshold of 100.0 ms"]);
 }
@@ -130,12 +131,15 @@ fn times_are_exact() {
 fn unknown_starts_are_lower_bounds() {
     let truths = [truth("sleep", 1000, 5000)];
     let attached = |start: u64, end: u64| {
-        let mut lines = Vec::new();
-        for (at, event, until) in [(2150, "stall_open", 2110), (end + 1, "stall_end", end)] {
-            let text = stall("7", start * MS, (until - start) * MS, "pay");
-            let text = text.replace("\"start_known\":true", "\"start_known\":false");
-            lines.push(arrived(at * MS, event, &text));
-        }
+        let so_far = |until: u64| {
+            let mut line = stall("7", start * MS, (until - start) * MS, "pay");
+            line.stall.start_known = false;
+            line
+        };
+        let lines = [
+            arrived(2150 * MS, Report::StallOpen(so_far(2110))),
+            arrived((end + 1) * MS, Report::StallEnd(so_far(end))),
+        ];
         let seen =
             Observation { truths: &truths, lines: &lines, from_ns: 2000 * MS, until_ns: 9000 * MS };
         compare(seen, BOUNDS)
@@ -151,16 +155,10 @@ fn unknown_ends_are_lower_bounds() {
     let truths = [truth("sleep", 1000, 5000)];
     let until = |end: u64| {
         let mut lines = reported("7", 1000, end, "pay");
-        for line in &mut lines {
-            *line = match line.line.stall() {
-                Some(stall_line) => {
-                    let text = stall("7", 1000 * MS, stall_line.stall.duration_ns, "pay");
-                    let text = text.replace("\"end_known\":true", "\"end_known\":false");
-                    let event = if line.at_ns == 1110 * MS { "stall_open" } else { "stall_end" };
-                    arrived(line.at_ns, event, &text)
-                }
-                None => line.clone(),
-            };
+        for arrived in &mut lines {
+            if let Report::StallOpen(line) | Report::StallEnd(line) = &mut arrived.line {
+                line.stall.end_known = false;
+            }
         }
         verdict(&truths, &lines)
     };
@@ -187,10 +185,9 @@ fn the_culprit_is_right() {
 /// No culprit at all is not the right one.
 #[test]
 fn a_missing_culprit_is_wrong() {
-    let text = stall("7", 1000 * MS, 150 * MS, "pay");
-    let (before, after) = text.split_once("\"culprit\":{").unwrap();
-    let (_, after) = after.split_once('}').unwrap();
-    let lines = [arrived(1151 * MS, "stall_end", &format!("{before}\"culprit\":null{after}"))];
+    let mut line = stall("7", 1000 * MS, 150 * MS, "pay");
+    line.culprit = None;
+    let lines = [arrived(1151 * MS, Report::StallEnd(line))];
     let verdict = verdict(&[truth("sleep", 1000, 1150)], &lines);
     assert_eq!(
         sentences(&verdict),

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 #[cfg(test)]
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The version of the contract.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub enum SchemaVersion {
     #[serde(rename = "stalltrace/1")]
@@ -15,7 +15,7 @@ pub enum SchemaVersion {
 }
 
 /// How much a line matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Severity {
@@ -28,7 +28,7 @@ pub enum Severity {
 }
 
 /// What every line has.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Common {
     pub schema: SchemaVersion,
@@ -45,12 +45,12 @@ pub struct Common {
     /// How much was left out for the line to be short enough, by what: `frames` and `stacks`, of these `stacks_told`
     /// that an earlier line of the stall had; entries of the list or object of that name; `texts` that were cut, which
     /// end in `…`; `command_bytes` of the command line. Absent where nothing was.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub omitted: BTreeMap<String, u64>,
 }
 
 /// The target.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Process {
     /// As stalltrace sees it.
@@ -76,7 +76,7 @@ pub struct Process {
 }
 
 /// A language runtime.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Runtime {
     /// `cpython`, `node`, …

@@ -1,4 +1,5 @@
 //! The JSON of every line, field by field: the contract with whoever parses it, and the only serialisable types.
+//! Whoever reads lines in Rust reads them by the same types.
 //!
 //! Within one [`line::SchemaVersion`] fields are only added. Units stand in the names, 64-bit addresses are
 //! hexadecimal strings (JSON numbers lose their last bits), and what could not be filled is `null`
@@ -10,10 +11,12 @@ pub mod line;
 pub mod session;
 pub mod stall;
 pub mod stats;
+#[cfg(test)]
+mod round_trip;
 
 #[cfg(test)]
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use line::Common;
 use session::{SessionEnd, SessionStart};
@@ -21,7 +24,7 @@ use stall::StallLine;
 use stats::Stats;
 
 /// One line of stalltrace's output.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Report {
@@ -138,13 +141,11 @@ pub mod tests {
         }
     }
 
-    /// Lines of every kind are what the schema says.
-    #[test]
-    fn lines_are_valid() {
-        let schema = schema();
+    /// Lines of every kind.
+    pub fn samples() -> [Report; 9] {
         let mut nameless = sample::stall();
         nameless.stacks.clear();
-        let lines = [
+        [
             sample::report(Moment::End, &sample::looked_at()),
             sample::session_start(),
             sample::report(Moment::Open, &sample::open_stall()),
@@ -154,8 +155,14 @@ pub mod tests {
             sample::stats(),
             sample::stats_of(&[sample::idle_loop()]),
             sample::session_end(),
-        ];
-        for line in lines {
+        ]
+    }
+
+    /// Lines of every kind are what the schema says.
+    #[test]
+    fn lines_are_valid() {
+        let schema = schema();
+        for line in samples() {
             let line = serde_json::to_value(line).unwrap();
             assert!(is_valid(&line, &schema, &schema), "{line:#}");
         }

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 #[cfg(test)]
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::line::{Common, Runtime};
 
 /// What is attached, and how it is set.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct SessionStart {
     #[serde(flatten)]
@@ -29,7 +29,7 @@ pub struct SessionStart {
 }
 
 /// The kind of hook on the system calls in which loops wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum WaitHooks {
@@ -40,7 +40,7 @@ pub enum WaitHooks {
 }
 
 /// One probe.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Probe {
     /// What it is attached to: `epoll_wait`, `sched_switch`, …
@@ -53,7 +53,7 @@ pub struct Probe {
 }
 
 /// The configuration in force.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Configuration {
     pub threshold_ns: u64,
@@ -71,7 +71,7 @@ pub struct Configuration {
 }
 
 /// How much of stacks is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Stacks {
@@ -83,7 +83,7 @@ pub enum Stacks {
 }
 
 /// What was seen, and what was lost.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct SessionEnd {
     #[serde(flatten)]
@@ -106,7 +106,7 @@ pub struct SessionEnd {
 }
 
 /// Why a session ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum EndReason {
@@ -120,7 +120,7 @@ pub enum EndReason {
 }
 
 /// A session's sums.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Totals {
     pub turns: u64,
@@ -130,7 +130,7 @@ pub struct Totals {
 }
 
 /// A function, and the stalls of which it was the culprit.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct TopCulprit {
     pub function: Option<String>,

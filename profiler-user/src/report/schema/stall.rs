@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 #[cfg(test)]
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::call::{Call, Party, Purpose, Waker};
 use super::line::{Common, Runtime};
 
 /// One moment of a stall.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct StallLine {
     #[serde(flatten)]
@@ -38,7 +38,7 @@ pub struct StallLine {
 }
 
 /// The stall itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Stall {
     /// The same on all lines of one stall.
@@ -75,7 +75,7 @@ pub struct Stall {
 }
 
 /// A thread that could have served the loop instead, and did not.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Away {
     pub thread: Thread,
@@ -88,7 +88,7 @@ pub struct Away {
 }
 
 /// Connections that nobody had accepted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct WaitingConnections {
     /// Of the listening socket.
@@ -97,7 +97,7 @@ pub struct WaitingConnections {
 }
 
 /// How a stall's time divides. The sum is its duration, exactly.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Time {
     /// On a CPU. Running time is measured; its split between user and kernel is sampled.
@@ -112,7 +112,7 @@ pub struct Time {
 }
 
 /// How often the thread left the CPU.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Switches {
     pub voluntary: u32,
@@ -120,7 +120,7 @@ pub struct Switches {
 }
 
 /// The thread whose loop stalled, or the worker whose work did.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct LoopThread {
     pub tid: u32,
@@ -138,7 +138,7 @@ pub struct LoopThread {
 }
 
 /// A thread of the target.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Thread {
     pub tid: u32,
@@ -146,7 +146,7 @@ pub struct Thread {
 }
 
 /// Why the loop stalled.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Cause {
     #[serde(flatten)]
@@ -171,7 +171,7 @@ pub struct Cause {
 }
 
 /// One of a chain of threads that wait for each other.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Link {
     pub thread: Thread,
@@ -188,7 +188,7 @@ pub struct Link {
 }
 
 /// A pause of everything that a runtime runs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct StopTheWorld {
     pub pause: Pause,
@@ -199,7 +199,7 @@ pub struct StopTheWorld {
 }
 
 /// What for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Pause {
@@ -213,7 +213,7 @@ pub enum Pause {
 }
 
 /// Many waits of one kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Waits {
     pub count: u64,
@@ -223,7 +223,7 @@ pub struct Waits {
 }
 
 /// Another part of the same stall.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Component {
     #[serde(flatten)]
@@ -239,7 +239,7 @@ pub struct Component {
 }
 
 /// How sure a cause is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Confidence {
@@ -253,7 +253,7 @@ pub enum Confidence {
 
 /// The kinds of cause. What belongs to one kind stands in `detail`, so that a table of all of them has few
 /// columns; `unknown` has none.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(tag = "kind", content = "detail", rename_all = "snake_case")]
 pub enum CauseKind {
@@ -384,7 +384,7 @@ pub enum CauseKind {
 }
 
 /// What a thread waits for that waits for another one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum AwaitedOf {
@@ -447,7 +447,7 @@ impl CauseKind {
 }
 
 /// What a thread did in the kernel instead of its work, to get memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum MemoryActivity {
@@ -464,7 +464,7 @@ pub enum MemoryActivity {
 }
 
 /// Whose tasks waited for memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum PressureOf {
@@ -475,7 +475,7 @@ pub enum PressureOf {
 }
 
 /// Who kept a thread from running.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum StoppedBy {
@@ -488,7 +488,7 @@ pub enum StoppedBy {
 }
 
 /// A process that traces the thread.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Tracer {
     pub pid: u32,
@@ -496,7 +496,7 @@ pub struct Tracer {
 }
 
 /// What code on the CPU was about, where most of it was not its own work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Activity {
@@ -509,7 +509,7 @@ pub enum Activity {
 }
 
 /// A callback of the loop, by the function with which the application's part of it begins.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Callback {
     pub function: Option<String>,
@@ -520,7 +520,7 @@ pub struct Callback {
 }
 
 /// A thread, and its share of the time that the loop waited.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Holder {
     pub tid: u32,
@@ -530,7 +530,7 @@ pub struct Holder {
 }
 
 /// A process that had the CPU meanwhile. The target's own pid stands for other threads of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Preemptor {
     pub pid: u32,
@@ -550,7 +550,7 @@ pub struct Preemptor {
 }
 
 /// A frame, and the thread in which it was seen.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Culprit {
     pub function: Option<String>,
@@ -568,7 +568,7 @@ pub struct Culprit {
 }
 
 /// What the loop's thread was in that part of the stall for which a culprit stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum PartOfStall {
@@ -584,7 +584,7 @@ pub enum PartOfStall {
 /// framework the handler, whatever middleware is above it. Where none of its code is the
 /// application's, they are of the handler all the same, or else of the task's own coroutine. The line
 /// is the one where that now stands.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Task {
     /// As asyncio has it: `Task-7`, or what the program called it.
@@ -595,7 +595,7 @@ pub struct Task {
 }
 
 /// A stack, and how much of the stall it stands for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Stack {
     pub thread: Thread,
@@ -608,7 +608,7 @@ pub struct Stack {
     /// of others 0.
     pub time_ns: u64,
     /// Innermost first; absent where the thread was in user code.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kernel: Vec<Frame>,
     /// Innermost first; frames of all languages in true calling order. By default all that matters of the
     /// stack that the culprit is on, and of others the frame to look at first: see `left_out`.
@@ -618,12 +618,12 @@ pub struct Stack {
     pub truncated: Option<String>,
     /// Frames of `frames` that are left out: those that the line has no room for or that lead nowhere, and of a
     /// deep stack an interpreter's between its innermost and its outermost ones. Absent where there are none.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub left_out: u32,
 }
 
 /// What a stack's thread has to do with the stall.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
@@ -638,7 +638,7 @@ pub enum Role {
 }
 
 /// What a stack's thread was doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum State {
@@ -649,7 +649,7 @@ pub enum State {
 }
 
 /// One frame. What is not known, or not so, is absent: there are many of them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Frame {
     /// Demangled, or Python's qualified name.
@@ -665,10 +665,10 @@ pub struct Frame {
     pub module: Option<String>,
     pub language: Language,
     /// The compiler put it into its caller.
-    #[serde(skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "is_false")]
     pub inlined: bool,
     /// Whether it is the application's own code, not a library's or the runtime's.
-    #[serde(skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "is_false")]
     pub in_app: bool,
     /// Hexadecimal; Python and JavaScript frames have none. Only with `--stacks full`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -678,7 +678,7 @@ pub struct Frame {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub module_offset: Option<String>,
     /// Frames left out between this one and the next that is listed, its callers.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub left_out: u32,
 }
 
@@ -693,7 +693,7 @@ fn is_zero(value: &u32) -> bool {
 }
 
 /// What a frame's code was written in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Language {

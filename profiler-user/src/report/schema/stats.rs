@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 #[cfg(test)]
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::line::Common;
 use super::stall::LoopThread;
 
 /// What was measured in one interval. Intervals follow each other without a gap; the session's last
 /// line of this kind covers what is left.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Stats {
     #[serde(flatten)]
@@ -30,7 +30,7 @@ pub struct Stats {
 }
 
 /// One loop's thread.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct LoopStats {
     pub thread: LoopThread,
@@ -54,7 +54,7 @@ pub struct LoopStats {
 }
 
 /// Time in turns by what the thread did; of turns that reach beyond the interval, the part within it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct TurnTime {
     /// On a CPU.
@@ -69,7 +69,7 @@ pub struct TurnTime {
 
 /// Percentiles: within 6.25 % of the true value from 256 ns to 18 minutes, and never above `max`.
 /// `null` where nothing was counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Percentiles {
     pub p50: Option<u64>,
@@ -82,7 +82,7 @@ pub struct Percentiles {
 }
 
 /// Percentiles, and of how many.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Delays {
     /// Times that the thread came onto a CPU after having been ready.
@@ -92,7 +92,7 @@ pub struct Delays {
 }
 
 /// Events that waits returned.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct ReadyEvents {
     /// Per wait that returned, also of those that returned nothing; `null` where none did.
@@ -102,7 +102,7 @@ pub struct ReadyEvents {
 }
 
 /// How one process's calls of `accept` and `accept4` ended, on whatever socket.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 pub struct Accepts {
     pub pid: u32,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use profiler_tests::report::ReportExt as _;
 use profiler_tests::tracer::{Finished, Tracer};
 
 use crate::paired::{Spread, order};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use profiler_tests::programs::held_by;
-use profiler_tests::report::Event;
+use profiler_tests::report::{self, Report};
 use profiler_tests::tracer::Tracer;
 
 use crate::arms::{SETTLE, about_stalls, detach};
@@ -159,8 +159,10 @@ fn wait_hooks() -> Result<WaitHooks> {
     let echo = Echo::start()?;
     let (tracer, start) = Tracer::attach(echo.pid(), OFF)?;
     detach(tracer)?;
-    Ok(match start.line.event {
-        Event::SessionStart(start) if start.wait_hooks == "fentry" => WaitHooks::Fentry,
+    Ok(match start.line {
+        Report::SessionStart(start) if start.wait_hooks == report::WaitHooks::Fentry => {
+            WaitHooks::Fentry
+        }
         _ => WaitHooks::Tracepoint,
     })
 }

@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use profiler_tests::load::Client;
-use profiler_tests::report::{Arrived, Event, Preemptor, StallLine};
+use profiler_tests::report::{Arrived, CauseKind, Report, ReportExt as _, StallLine};
 use profiler_tests::target::Target;
 use profiler_tests::tracer::Tracer;
-use serde::Deserialize as _;
 
 use crate::cpu::{Given, allowed};
 use crate::table::{Aim, Compare, Measured, Row};
@@ -91,8 +90,8 @@ fn arrangement(rounds: usize, spinning: usize) -> Result<Figures> {
         let told: Vec<_> = round.iter().flat_map(|range| told(&finished.lines, *range)).collect();
         let late = told.iter().filter_map(|arrived| lateness_ms(arrived));
         figures.late_ms.push(late.fold(0.0, f64::max));
-        let ends = told.iter().filter_map(|arrived| match &arrived.line.event {
-            Event::StallEnd(end) => Some(&**end),
+        let ends = told.iter().filter_map(|arrived| match &arrived.line {
+            Report::StallEnd(end) => Some(&**end),
             _ => None,
         });
         let (mut ours, mut all) = (0, 0);
@@ -119,15 +118,17 @@ fn told(lines: &[Arrived], (sent_ns, answered_ns): (u64, u64)) -> Vec<&Arrived> 
 
 /// How long after the threshold a first word came.
 fn lateness_ms(arrived: &Arrived) -> Option<f64> {
-    let Event::StallOpen(open) = &arrived.line.event else { return None };
+    let Report::StallOpen(open) = &arrived.line else { return None };
     let due_ns = open.stall.start_monotonic_ns + open.stall.threshold_ns;
     Some(arrived.at_ns.saturating_sub(due_ns) as f64 / 1e6)
 }
 
 /// For how long a process had the CPU that a stall's thread waited for.
 fn taken_by(pid: u32, end: &StallLine) -> u64 {
-    let lists = end.cause.also.iter().filter_map(|part| part.fields.get("preempted_by"));
-    let others = lists.filter_map(|list| Vec::<Preemptor>::deserialize(list).ok()).flatten();
-    let all = end.cause.preempted_by.iter().flatten().cloned().chain(others);
-    all.filter(|one| one.pid == pid).map(|one| one.time_ns).sum()
+    let parts = end.cause.also.iter().map(|part| &part.kind);
+    let lists = std::iter::once(&end.cause.kind).chain(parts).filter_map(|kind| match kind {
+        CauseKind::RunQueue { preempted_by, .. } => preempted_by.as_ref(),
+        _ => None,
+    });
+    lists.flatten().filter(|one| one.pid == pid).map(|one| one.time_ns).sum()
 }
