@@ -2,7 +2,8 @@
 
 use profiler_ebpf::python::PythonWalk;
 
-use super::{NamedFrame, Python};
+use super::interpreter::Python;
+use super::names::NamedFrame;
 use crate::gap::Gap;
 use crate::process::TargetMemory;
 use crate::source::Captured;

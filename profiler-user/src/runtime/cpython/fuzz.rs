@@ -7,10 +7,11 @@ use profiler_ebpf::python::{PythonFrame, PythonWalk};
 
 use super::detect::{Image, images};
 use super::dict::MAX_ENTRIES;
-use super::layout::{Layout, of_minor};
+use super::layout::Layout;
 use super::lines::{Format, LineTable};
 use super::names::{MAX_LINE_TABLE_BYTES, MAX_STACK_TABLE_BYTES, Names};
 use super::object::MAX_BYTES;
+use super::offsets::of_minor;
 use super::published::{DEBUG_COOKIE, DEBUG_WORDS};
 use super::strings::MAX_CHARACTERS;
 use super::tasks::{MAX_CURRENT, Tasks};

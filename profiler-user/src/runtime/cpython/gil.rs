@@ -3,7 +3,7 @@
 //! Offsets from 3.8 to 3.15, by `offsetof` over each version's internal headers: `_gil_runtime_state`
 //! (Include/internal/pycore_gil.h) has kept its form throughout.
 
-use super::layout::Layout;
+use super::layout::{Layout, LockPlace};
 use crate::process::TargetMemory;
 
 /// `last_holder`, a thread state.
@@ -19,17 +19,6 @@ const WAITED_ON: std::ops::Range<u64> = 32..208;
 /// `enabled`, an `int`, and what aligns the rest.
 const IN_USE_BYTES: u64 = 8;
 
-/// Where a version keeps the lock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
-    /// In the runtime, at this offset.
-    Runtime(u32),
-    /// Behind a pointer in the interpreter, at this offset.
-    Interpreter(u32),
-    /// The same in a free-threaded build: before it stands whether it is in use.
-    Optional(u32),
-}
-
 /// The lock of the first interpreter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gil {
@@ -41,8 +30,8 @@ impl Gil {
     /// on; a wait for one of those is not recognised.
     pub fn locate(memory: &dyn TargetMemory, layout: &Layout, runtime: u64) -> Option<Self> {
         let address = match layout.gil {
-            Place::Runtime(offset) => runtime.checked_add(offset.into())?,
-            Place::Interpreter(offset) | Place::Optional(offset) => {
+            LockPlace::Runtime(offset) => runtime.checked_add(offset.into())?,
+            LockPlace::Interpreter(offset) | LockPlace::Optional(offset) => {
                 let head = runtime.checked_add(layout.runtime_interpreters.into())?;
                 let interpreter = memory.read_u64(head).ok().filter(|address| *address != 0)?;
                 memory.read_u64(interpreter.checked_add(offset.into())?).ok()?
@@ -52,9 +41,9 @@ impl Gil {
             return None;
         }
         match layout.gil {
-            Place::Optional(_) if memory.read_u32(address).ok()? == 0 => None,
-            Place::Optional(_) => Some(Self { address: address.checked_add(IN_USE_BYTES)? }),
-            Place::Runtime(_) | Place::Interpreter(_) => Some(Self { address }),
+            LockPlace::Optional(_) if memory.read_u32(address).ok()? == 0 => None,
+            LockPlace::Optional(_) => Some(Self { address: address.checked_add(IN_USE_BYTES)? }),
+            LockPlace::Runtime(_) | LockPlace::Interpreter(_) => Some(Self { address }),
         }
     }
 
@@ -88,9 +77,9 @@ impl Gil {
 
 #[cfg(test)]
 mod tests {
-    use super::{Gil, Place};
+    use super::{Gil, LockPlace};
     use crate::process::{TargetMemory, Unreadable};
-    use crate::runtime::cpython::layout::of_minor;
+    use crate::runtime::cpython::offsets::of_minor;
 
     /// Words by address.
     struct Words(Vec<(u64, u64)>);
@@ -115,7 +104,7 @@ mod tests {
         assert!(gil.contains(1360 + 72) && !gil.contains(1360 + 16) && !gil.contains(1360 + 208));
 
         let layout = of_minor(12).expect("known");
-        assert_eq!(layout.gil, Place::Interpreter(384));
+        assert_eq!(layout.gil, LockPlace::Interpreter(384));
         let words = Words(vec![(1000 + 40, 5000), (5000 + 384, 9000)]);
         let gil = Gil::locate(&words, &layout, 1000).expect("behind the pointer");
         assert!(gil.contains(9040));

@@ -81,10 +81,10 @@ fn is_int(memory: &dyn TargetMemory, layout: &Layout, object: u64, wanted: u64) 
 #[cfg(test)]
 mod tests {
     use super::Threading;
-    use crate::runtime::cpython::attributes::Kept;
     use crate::runtime::cpython::dict::tests::{put_dict, put_table, put_text};
-    use crate::runtime::cpython::layout::{Layout, of_minor};
+    use crate::runtime::cpython::layout::{Kept, Layout};
     use crate::runtime::cpython::object::{IS_DICT, TYPE_FLAGS};
+    use crate::runtime::cpython::offsets::of_minor;
     use crate::runtime::cpython::pages::Pages;
 
     const TSTATE: u64 = 0x1_0000;
