@@ -429,7 +429,7 @@ mod tests {
             registers: Registers { syscall, ..Registers::default() },
             ..CaptureHead::default()
         };
-        Captured { head, kernel: Vec::new(), python: Vec::new(), stack: Vec::new() }
+        Captured::of_outside(head, Vec::new())
     }
 
     /// One loop that waits for another thread by a futex.

@@ -35,7 +35,7 @@ use crate::process::surroundings::Watch;
 use crate::process::target::Target;
 use crate::runtime::cpython::Python;
 use crate::runtime::v8::V8;
-use crate::source::{Event, EventSource, ExitedBy, PythonPlaces, Slot, Ticks};
+use crate::source::{Event, EventSource, ExitedBy, InterpreterPlaces, Slot, Ticks};
 use crate::turn::Moment;
 use crate::turn::tracker::{Due, Tracker};
 
@@ -261,7 +261,8 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             let followed = self.followed(tid);
             followed.tstate = Some(tstate);
             let callback = followed.callback_at;
-            self.source.set_python(slot, PythonPlaces { tstate, collecting, callback });
+            self.source
+                .set_interpreter(slot, InterpreterPlaces { state: tstate, collecting, callback });
         }
     }
 
@@ -400,7 +401,7 @@ mod tests {
     use crate::process::{TargetMemory, Unreadable};
     use crate::runtime::pool::{Pool, Posture};
     use crate::source::{
-        Captured, Ended, EndedBy, Event, EventSource, Others, PythonPlaces, Slot, Ticks,
+        Captured, Ended, EndedBy, Event, EventSource, InterpreterPlaces, Others, Slot, Ticks,
     };
     use crate::turn::Moment;
 
@@ -419,7 +420,7 @@ mod tests {
         moves_on: bool,
         parks: Parks,
         wanted: Wanted,
-        places: PythonPlaces,
+        places: InterpreterPlaces,
         wakers: bool,
         reading: Option<Reading>,
     }
@@ -470,7 +471,7 @@ mod tests {
             self.state.shares = u64::from(shares);
         }
 
-        fn set_python(&mut self, _slot: Slot, places: PythonPlaces) {
+        fn set_interpreter(&mut self, _slot: Slot, places: InterpreterPlaces) {
             self.places = places;
         }
 
@@ -544,7 +545,7 @@ mod tests {
             stack_top: 0x1010,
             ..CaptureHead::default()
         };
-        Captured { head, kernel: Vec::new(), python: Vec::new(), stack: Vec::new() }
+        Captured::of_outside(head, Vec::new())
     }
 
     fn moments(jobs: &[Job]) -> Vec<Moment> {

@@ -117,7 +117,7 @@ fn capture(
         frames = walked;
         head.python_walk = walk.number();
     }
-    Captured { head, kernel: Vec::new(), python: frames, stack }
+    Captured { interpreted: frames, ..Captured::of_outside(head, stack) }
 }
 
 #[cfg(test)]

@@ -212,7 +212,7 @@ fn standing(thread: &ThreadSnapshot, pid: u32) -> Captured {
         ..CaptureHead::default()
     };
     let stack = read_stack(&LiveMemory::new(pid), &head);
-    Captured { head, kernel: Vec::new(), python: Vec::new(), stack }
+    Captured::of_outside(head, stack)
 }
 
 fn first_line(source: &KernelSource, config: &Config) -> Start {

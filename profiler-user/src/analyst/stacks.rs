@@ -38,7 +38,7 @@ impl Analyst {
             native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
         }
         let mut named = self.symbolizer.name_stack(&self.modules, &native);
-        let posture = posture(registers, &native, &named, &captured.python, python);
+        let posture = posture(registers, &native, &named, &captured.interpreted, python);
         let greenlet_end = greenlet::end(&mut named);
         let copy = (registers, &*captured.stack);
         let mut gaps = v8::merge::place(&mut named, &native, &self.modules, script, copy);

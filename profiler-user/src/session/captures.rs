@@ -1,7 +1,6 @@
 //! Captures to samples for the analyst: those of the ring, and those of threads that cannot move.
 
 use profiler_ebpf::limits::MIN_BLOCK_NS;
-use profiler_ebpf::python::PythonWalk;
 use profiler_ebpf::record::reason;
 use profiler_ebpf::turn::state;
 
@@ -18,7 +17,7 @@ use crate::process::stack::{CopiedStack, read_stack};
 use crate::process::surroundings;
 use crate::runtime::cpython::capture::PythonFrames;
 use crate::runtime::v8::ScriptFrames;
-use crate::source::{Captured, EventSource, PythonPlaces, Slot};
+use crate::source::{Captured, EventSource, InterpreterPlaces, Slot};
 use crate::syscall::{name, restarted};
 use crate::turn::Awaited;
 
@@ -35,7 +34,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             jobs.push(Job::BlockEnded { captured });
             return;
         }
-        if PythonWalk::from_u32(head.python_walk) == PythonWalk::WrongThread
+        if captured.shows_another_thread()
             && let Some(followed) = self.loops.get_mut(&head.head.tid)
         {
             // The state that we knew belongs to another thread by now: search again.
@@ -110,7 +109,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             captured.stack = read_stack(&self.memory, &captured.head);
             if let (Some(python), Some(tstate)) = (&self.python, tstate) {
                 let (frames, walk) = python.walk(&self.memory, tstate, Some(captured.head.fsbase));
-                captured.python = frames;
+                captured.interpreted = frames;
                 captured.head.python_walk = walk.number();
             }
         }
@@ -227,8 +226,8 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         if let PythonFrames::Named { frames, walk, running, call } = &mut named
             && let Some(python) = &mut self.python
         {
-            *running = python.running(&self.memory, &captured.python, frames, *walk, tstate);
-            let place = python.callback_at(&captured.python, frames);
+            *running = python.running(&self.memory, &captured.interpreted, frames, *walk, tstate);
+            let place = python.callback_at(&captured.interpreted, frames);
             let coroutine = running.as_ref().and_then(|it| it.coroutines.last().copied());
             *call = place.and_then(|place| self.callback(captured, place)).or(coroutine);
         }
@@ -248,7 +247,10 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let tstate = followed.tstate?;
         let collecting = self.python.as_ref()?.collecting_at(&self.memory).unwrap_or(0);
         let slot = self.source.loops().into_iter().find(|slot| slot.state.tid == tid)?;
-        self.source.set_python(slot, PythonPlaces { tstate, collecting, callback: place });
+        self.source.set_interpreter(
+            slot,
+            InterpreterPlaces { state: tstate, collecting, callback: place },
+        );
         None
     }
 

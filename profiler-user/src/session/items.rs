@@ -106,7 +106,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         if followed.item.is_some_and(|item| item.turn_start_ns == turn_start_ns) {
             return;
         }
-        followed.item = work_frame(&captured.python, frames).and_then(|frame| {
+        followed.item = work_frame(&captured.interpreted, frames).and_then(|frame| {
             let work = interpreter.first_variable(&self.memory, frame)?;
             Some(Item { turn_start_ns, frame, work })
         });

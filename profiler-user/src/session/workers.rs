@@ -253,7 +253,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             head.python_walk = PythonWalk::NotTried.number();
         }
         let stack = read_stack(&self.memory, &head);
-        let captured = Captured { head, kernel: Vec::new(), python: raw, stack };
+        let captured = Captured { interpreted: raw, ..Captured::of_outside(head, stack) };
         let python = PythonFrames::of(&captured, self.python.as_mut(), &self.memory);
         (captured, python)
     }

@@ -47,7 +47,7 @@ impl PythonFrames {
             | PythonWalk::Unreadable
             | PythonWalk::TooDeep
             | PythonWalk::Shortened(_) => {
-                let frames = python.decode(memory, &captured.python);
+                let frames = python.decode(memory, &captured.interpreted);
                 Self::Named { frames, walk, running: None, call: None }
             }
         }

@@ -37,7 +37,7 @@ use self::attach::{Hooks, Probe, WaitHooks, Waits};
 use self::layout::{BTF_PATH, KernelLayout};
 use self::table::Table;
 use self::ticks::SampleHooks;
-use super::{Captured, Event, EventSource, PythonPlaces, Slot, decode};
+use super::{Captured, Event, EventSource, InterpreterPlaces, Slot, decode};
 use crate::error::Failure;
 use crate::process::thread::{is_alive, is_in_call};
 
@@ -280,8 +280,8 @@ impl EventSource for KernelSource {
         self.table.set_shares(slot.index, shares);
     }
 
-    fn set_python(&mut self, slot: Slot, places: PythonPlaces) {
-        self.table.set_python(slot.index, places);
+    fn set_interpreter(&mut self, slot: Slot, places: InterpreterPlaces) {
+        self.table.set_interpreter(slot.index, places);
     }
 
     fn set_ticks(&mut self, wanted: super::Ticks) -> anyhow::Result<()> {
