@@ -39,7 +39,7 @@ use crate::report::{Finish, Report};
 use crate::runtime::collector::is_collecting;
 use crate::runtime::cpython::capture::PythonFrames;
 use crate::runtime::loops::loop_kind;
-use crate::runtime::pool::{Posture, is_untold};
+use crate::runtime::park::{ParkState, is_untold};
 use crate::runtime::ruby;
 use crate::runtime::tokio;
 use crate::runtime::v8::ScriptFrames;
@@ -133,18 +133,18 @@ impl Analyst {
                 is_replaced,
                 is_served,
             } => {
-                let (stack, mut posture) = self.stack(&captured, &python, &javascript);
+                let (stack, mut park_state) = self.stack(&captured, &python, &javascript);
                 // A lock, too, may be the one under which threads take turns.
                 let may_rest = is_served || is_replaced && is_untold(&stack.frames);
-                if posture == Posture::Unknown && may_rest {
-                    posture = Posture::OffDuty;
+                if park_state == ParkState::Unknown && may_rest {
+                    park_state = ParkState::OffDuty;
                 }
-                self.sample(&captured, (stack, posture), &kernel, (awaited, arguments.as_ref()));
+                self.sample(&captured, (stack, park_state), &kernel, (awaited, arguments.as_ref()));
                 Ok(())
             }
             Job::Look { captured, python, javascript } => {
-                let (_, posture) = self.stack(&captured, &python, &javascript);
-                self.tell(&captured, posture);
+                let (_, park_state) = self.stack(&captured, &python, &javascript);
+                self.tell(&captured, park_state);
                 Ok(())
             }
             Job::Named { tid, name } => {
@@ -267,12 +267,12 @@ impl Analyst {
     fn sample(
         &mut self,
         captured: &Captured,
-        (mut stack, posture): (Stack, Posture),
+        (mut stack, park_state): (Stack, ParkState),
         kernel: &KernelStack,
         (awaited, arguments): (Awaited, Option<&Arguments>),
     ) {
-        self.tell(captured, posture);
-        if posture.is_idle() {
+        self.tell(captured, park_state);
+        if park_state.is_idle() {
             let head = &captured.head;
             self.gathered(head.head.tid, head.turn_start_ns).idle_since(head.at_ns);
             return;
@@ -339,15 +339,15 @@ impl Analyst {
     }
 
     /// Lets the session know where a thread parks. A full queue drops it: the next park tells as well.
-    fn tell(&mut self, captured: &Captured, posture: Posture) {
+    fn tell(&mut self, captured: &Captured, park_state: ParkState) {
         let gathered = self.loops.entry(captured.head.head.tid).or_default();
-        match posture {
-            Posture::Parked(pool, _) | Posture::Working(pool) => gathered.pool = Some(pool),
-            Posture::OffDuty => {}
-            Posture::Looping { .. } => gathered.pool = None,
-            Posture::Unknown => return,
+        match park_state {
+            ParkState::Parked(pool, _) | ParkState::Working(pool) => gathered.pool = Some(pool),
+            ParkState::OffDuty => {}
+            ParkState::Looping { .. } => gathered.pool = None,
+            ParkState::Unknown => return,
         }
-        let _ = self.verdicts.try_send(Verdict { head: captured.head, posture });
+        let _ = self.verdicts.try_send(Verdict { head: captured.head, park_state });
     }
 
     fn report(&mut self, tid: u32, due: Due, losses: &Losses, now_ns: u64) -> std::io::Result<()> {

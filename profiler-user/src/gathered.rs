@@ -8,7 +8,7 @@ use crate::gap::Gap;
 use crate::known::Known;
 use crate::process::neighbour::Neighbour;
 use crate::process::queues::Queue;
-use crate::runtime::pool::Pool;
+use crate::runtime::park::Pool;
 use crate::turn::company::Companions;
 use crate::turn::futex::FutexWaits;
 use crate::turn::holders::Holders;
@@ -120,7 +120,7 @@ impl Gathered {
 
     /// As a report's `thread.loop` has it.
     pub fn kind(&self) -> Option<&'static str> {
-        self.pool.map(Pool::name).or(self.loop_kind)
+        self.pool.map(|pool| pool.name).or(self.loop_kind)
     }
 
     /// What Python's `threading` calls the thread. What was known before stays so where it could not be read.

@@ -14,7 +14,7 @@ use crate::report::Start;
 use crate::report::facts::{ProgramFacts, SessionFacts};
 use crate::report::schema::session::EndReason;
 use crate::runtime::cpython::capture::PythonFrames;
-use crate::runtime::pool::Posture;
+use crate::runtime::park::ParkState;
 use crate::runtime::v8::ScriptFrames;
 use crate::source::Captured;
 use crate::turn::tracker::Due;
@@ -180,5 +180,5 @@ impl Job {
 pub struct Verdict {
     /// Of the capture that it was made of.
     pub head: CaptureHead,
-    pub posture: Posture,
+    pub park_state: ParkState,
 }

@@ -399,7 +399,7 @@ mod tests {
     use crate::job::Verdict;
     use crate::process::target::Target;
     use crate::process::{TargetMemory, Unreadable};
-    use crate::runtime::pool::{Pool, Posture};
+    use crate::runtime::park::{ParkState, Pool};
     use crate::source::{
         Captured, Ended, EndedBy, Event, EventSource, InterpreterPlaces, Others, Slot, Ticks,
     };
@@ -575,6 +575,8 @@ mod tests {
     #[test]
     fn a_worker_that_has_moved_on() {
         const WORKER: u32 = 78;
+        const QUEUE: Pool =
+            Pool { name: "pool", may_take_its_time: true, has_queue: true, waits_in_epoll: false };
         for (moves_on, expected) in [(false, phase::TURN), (true, phase::PARKED)] {
             let mut session = session(1000 * MS, state::RUNNING);
             session.source.moves_on = moves_on;
@@ -584,7 +586,7 @@ mod tests {
                 head: RecordHead { kind: profiler_ebpf::record::kind::CAPTURE, tid: WORKER },
                 ..CaptureHead::default()
             };
-            let verdict = Verdict { head, posture: Posture::Working(Pool::Python) };
+            let verdict = Verdict { head, park_state: ParkState::Working(QUEUE) };
             session.learn(&verdict, 1010 * MS, &mut Vec::new());
             let Loop { tid, phase, .. } = session.source.state;
             assert_eq!((tid, phase), (WORKER, expected));

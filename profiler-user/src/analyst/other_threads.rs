@@ -9,7 +9,7 @@ use crate::gathered::Gathered;
 use crate::job::{Bystander, OthersSeen, Sight};
 use crate::process::parties::party;
 use crate::runtime::cpython::capture::PythonFrames;
-use crate::runtime::pool::Posture;
+use crate::runtime::park::ParkState;
 use crate::runtime::ruby;
 use crate::runtime::v8::ScriptFrames;
 use crate::source::Captured;
@@ -184,7 +184,7 @@ impl Analyst {
     fn stood_still(&mut self, sight: Sight, seen: &Bystander) -> Companion {
         let Bystander { captured, python, arguments, awaited, waits_for } = seen;
         let head = &captured.head;
-        let (mut sampled, posture) = self.posed(captured, python, doing(captured.head.state));
+        let (mut sampled, park_state) = self.posed(captured, python, doing(captured.head.state));
         let (pid, tid) = (self.target.pid(), head.head.tid);
         let at_wall_ns = self.facts.anchor.wall_ns(head.at_ns);
         let (registers, stack) = (&sampled.registers, &sampled.stack);
@@ -193,7 +193,7 @@ impl Analyst {
             .turn_of(sight)
             .and_then(|gathered| caller.look(arguments.as_ref(), &mut gathered.known_of_others));
         (sampled.call, sampled.awaited) = (call.map(Box::new), *awaited);
-        let is_parked = posture.is_idle();
+        let is_parked = park_state.is_idle();
         Companion { tid, name: None, seen: sampled, is_parked, waits_for: *waits_for }
     }
 
@@ -211,8 +211,8 @@ impl Analyst {
         captured: &Captured,
         python: &PythonFrames,
         state: ThreadState,
-    ) -> (Sampled, Posture) {
-        let (mut stack, posture) = self.stack(captured, python, &ScriptFrames::default());
+    ) -> (Sampled, ParkState) {
+        let (mut stack, park_state) = self.stack(captured, python, &ScriptFrames::default());
         stack.kernel = self.kernel_frames(&captured.kernel, &mut stack.gaps);
         let sampled = Sampled {
             stack,
@@ -226,6 +226,6 @@ impl Analyst {
             task_state: captured.head.task_state,
             shares: Vec::new(),
         };
-        (sampled, posture)
+        (sampled, park_state)
     }
 }

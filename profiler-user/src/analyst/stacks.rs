@@ -8,7 +8,8 @@ use crate::process::live::open_region;
 use crate::report::application::Owner;
 use crate::runtime::cpython::capture::PythonFrames;
 use crate::runtime::cpython::python_stack;
-use crate::runtime::pool::{Posture, posture};
+use crate::runtime::park::{ParkState, Sleeper};
+use crate::runtime::table;
 use crate::runtime::v8::{self, ScriptFrames};
 use crate::source::Captured;
 use crate::symbolize::kernel::KernelSymbols;
@@ -23,7 +24,7 @@ impl Analyst {
         captured: &Captured,
         python: &PythonFrames,
         script: &ScriptFrames,
-    ) -> (Stack, Posture) {
+    ) -> (Stack, ParkState) {
         let registers = &captured.head.registers;
         let (path, builtins) = script.code.builtins();
         self.unwinder.trust_frame_pointers(path, builtins);
@@ -38,7 +39,8 @@ impl Analyst {
             native = self.unwinder.unwind(&self.modules, registers, &captured.stack);
         }
         let mut named = self.symbolizer.name_stack(&self.modules, &native);
-        let posture = posture(registers, &native, &named, &captured.interpreted, python);
+        let sleeper = Sleeper { registers, native: &native, named: &named, python };
+        let park_state = table::park_state(&sleeper);
         let greenlet_end = greenlet::end(&mut named);
         let copy = (registers, &*captured.stack);
         let mut gaps = v8::merge::place(&mut named, &native, &self.modules, script, copy);
@@ -71,7 +73,7 @@ impl Analyst {
         stack.truncated = stack.truncated.or(greenlet_end);
         native.count(&mut self.counts);
         self.counts.add(&stack);
-        (stack, posture)
+        (stack, park_state)
     }
 
     /// False where the process is gone: what we know of it is all there will be.

@@ -42,8 +42,8 @@ impl Analyst {
 
     /// A loop that has not stalled yet is recognised by the stack of its wait.
     pub(super) fn show(&mut self, captured: &Captured, python: &PythonFrames) {
-        let (stack, posture) = self.stack(captured, python, &ScriptFrames::default());
-        self.tell(captured, posture);
+        let (stack, park_state) = self.stack(captured, python, &ScriptFrames::default());
+        self.tell(captured, park_state);
         let gathered = self.loops.entry(captured.head.head.tid).or_default();
         gathered.loop_kind = gathered.loop_kind.or(loop_kind(&stack.frames));
     }

@@ -6,7 +6,6 @@ use super::Analyst;
 use crate::gap::Gap;
 use crate::gathered::Gathered;
 use crate::report::facts::ThreadFacts;
-use crate::runtime::pool::Pool;
 use crate::turn::Away;
 use crate::turn::tracker::{AwayThread, Due};
 
@@ -14,7 +13,7 @@ impl Analyst {
     /// Work that a pool was handed may take its time, unless the user says otherwise.
     pub(super) fn is_wanted(&self, tid: u32) -> bool {
         let pool = self.loops.get(&tid).and_then(|gathered| gathered.pool);
-        let may_take_its_time = pool.is_some_and(Pool::may_take_its_time);
+        let may_take_its_time = pool.is_some_and(|pool| pool.may_take_its_time);
         self.config.watch_workers || !may_take_its_time
     }
 

@@ -12,7 +12,7 @@ use super::followed::Followed;
 use crate::job::Job;
 use crate::process::TargetMemory;
 use crate::runtime::cpython::capture::PythonFrames;
-use crate::runtime::pool::work_frame;
+use crate::runtime::cpython::pools::work_frame;
 use crate::source::{Captured, EventSource, Slot};
 use crate::turn::instead::Instead;
 
@@ -106,7 +106,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         if followed.item.is_some_and(|item| item.turn_start_ns == turn_start_ns) {
             return;
         }
-        followed.item = work_frame(&captured.interpreted, frames).and_then(|frame| {
+        followed.item = work_frame(frames).and_then(|frame| {
             let work = interpreter.first_variable(&self.memory, frame)?;
             Some(Item { turn_start_ns, frame, work })
         });

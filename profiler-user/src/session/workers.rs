@@ -18,7 +18,7 @@ use crate::process::TargetMemory;
 use crate::process::frozen::{seed, waits};
 use crate::process::stack::read_stack;
 use crate::runtime::cpython::capture::PythonFrames;
-use crate::runtime::pool::{Pool, Posture, Word};
+use crate::runtime::park::{ParkState, Pool, Word};
 use crate::source::{Captured, EventSource, Slot};
 use crate::turn::instance::Stand;
 
@@ -142,19 +142,16 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let tid = verdict.head.head.tid;
         let slot = self.slot_of(tid);
         let is_there = slot.is_some() || self.workers.looked_at.contains_key(&tid);
-        if is_there && matches!(verdict.posture, Posture::Parked(..) | Posture::Working(_)) {
+        let pool = verdict.park_state.pool();
+        if is_there && pool.is_some() {
             self.workers.known.insert(tid);
         }
         if let Some(slot) = slot {
-            let is_handed = match verdict.posture {
-                Posture::Parked(pool, _) | Posture::Working(pool) => pool == Pool::Python,
-                Posture::OffDuty | Posture::Looping { .. } | Posture::Unknown => false,
-            };
-            self.source.set_handed_work(slot, is_handed);
-            if verdict.posture.is_idle() {
+            self.source.set_handed_work(slot, pool.is_some_and(|pool| pool.has_queue));
+            if verdict.park_state.is_idle() {
                 self.turn_ended_at(slot, &verdict.head, jobs);
             }
-            if verdict.posture == Posture::OffDuty {
+            if verdict.park_state == ParkState::OffDuty {
                 // What it does once it is back is a turn of its own.
                 let parks = self.workers.parks.entry(tid).or_default();
                 parks.found_ns = verdict.head.at_ns;
@@ -162,11 +159,11 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
                 self.source.set_parks(slot, parks);
             }
         }
-        if let Posture::Parked(Pool::Node, _) | Posture::Working(Pool::Node) = verdict.posture {
+        if pool.is_some_and(|pool| pool.waits_in_epoll) {
             self.workers.by_messages.insert(tid);
         }
-        match verdict.posture {
-            Posture::Parked(pool, word) => {
+        match verdict.park_state {
+            ParkState::Parked(pool, word) => {
                 let Some(word) = self.place(tid, word) else { return };
                 let registers = &verdict.head.registers;
                 let park = Park { sp: registers.sp, ip: registers.ip, ..word };
@@ -181,11 +178,13 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
                     self.source.set_parks(slot, parks);
                 }
             }
-            Posture::Working(pool) if slot.is_none() => {
+            ParkState::Working(pool) if slot.is_none() => {
                 self.follow_worker(tid, pool, now_ns, phase::TURN);
             }
-            Posture::Working(_) | Posture::OffDuty | Posture::Looping { .. } | Posture::Unknown => {
-            }
+            ParkState::Working(_)
+            | ParkState::OffDuty
+            | ParkState::Looping { .. }
+            | ParkState::Unknown => {}
         }
     }
 
@@ -262,7 +261,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     fn place(&self, tid: u32, word: Word) -> Option<Park> {
         let (word_address, word) = match word {
             Word::ReturnAddress { at, value } => (at, value),
-            Word::PythonFrame(frame) => {
+            Word::InnermostFrame(frame) => {
                 let python = self.python.as_ref()?;
                 let listed = self.workers.looked_at.get(&tid).and_then(|thread| {
                     let tstate = *self.workers.states.get(&thread.fsbase)?;
@@ -293,7 +292,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         }
         // Of threads that take turns at epoll, the first such wait is their own.
         watched.adopt(&WaitCall::any(wait::PARK));
-        watched.handed_work = u64::from(pool == Pool::Python);
+        watched.handed_work = u64::from(pool.has_queue);
         match self.source.seed(watched, capture) {
             // It has gone on in just this moment: the next search finds it where it is then.
             Ok(true) if works && !self.source.is_still_in(&capture) => {

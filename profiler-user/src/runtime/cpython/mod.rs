@@ -32,6 +32,7 @@ mod modules;
 mod names;
 mod object;
 mod offsets;
+pub mod pools;
 mod published;
 mod rlock;
 mod spans;
