@@ -37,12 +37,11 @@ use crate::report::facts::{Context, RuntimeFacts, SessionFacts};
 use crate::report::group::Tally;
 use crate::report::{Finish, Report};
 use crate::runtime::collector::is_collecting;
-use crate::runtime::cpython::capture::PythonFrames;
+use crate::runtime::frames::Frames;
 use crate::runtime::loops::loop_kind;
 use crate::runtime::park::{ParkState, is_untold};
 use crate::runtime::ruby;
 use crate::runtime::tokio;
-use crate::runtime::v8::ScriptFrames;
 use crate::sink::{self, Sink};
 use crate::source::Captured;
 use crate::symbolize::kernel::KernelSymbols;
@@ -71,7 +70,7 @@ pub struct Analyst {
     config: Config,
     tally: Tally,
     stalls: statistics::Stalls,
-    /// What Python calls threads that had to do with a stall.
+    /// What their runtime calls threads that had to do with a stall.
     names: BTreeMap<u32, String>,
     peers: Peers,
     /// How the frames of all stacks so far were had.
@@ -125,15 +124,14 @@ impl Analyst {
             }
             Job::Sample {
                 captured,
-                python,
-                javascript,
+                frames,
                 kernel,
                 awaited,
                 arguments,
                 is_replaced,
                 is_served,
             } => {
-                let (stack, mut park_state) = self.stack(&captured, &python, &javascript);
+                let (stack, mut park_state) = self.stack(&captured, &frames);
                 // A lock, too, may be the one under which threads take turns.
                 let may_rest = is_served || is_replaced && is_untold(&stack.frames);
                 if park_state == ParkState::Unknown && may_rest {
@@ -142,8 +140,8 @@ impl Analyst {
                 self.sample(&captured, (stack, park_state), &kernel, (awaited, arguments.as_ref()));
                 Ok(())
             }
-            Job::Look { captured, python, javascript } => {
-                let (_, park_state) = self.stack(&captured, &python, &javascript);
+            Job::Look { captured, frames } => {
+                let (_, park_state) = self.stack(&captured, &frames);
                 self.tell(&captured, park_state);
                 Ok(())
             }
@@ -151,16 +149,16 @@ impl Analyst {
                 self.loops.entry(tid).or_default().named(name);
                 Ok(())
             }
-            Job::Show { captured, python } => {
-                self.show(&captured, &python);
+            Job::Show { captured, frames } => {
+                self.show(&captured, &frames);
                 Ok(())
             }
             Job::Holder { sight, tid, seen, weight_ns } => {
                 self.holder(sight, tid, seen.as_deref(), weight_ns);
                 Ok(())
             }
-            Job::Other { sights, captured, python } => {
-                self.other(&sights, &captured, &python);
+            Job::Other { sights, captured, frames } => {
+                self.other(&sights, &captured, &frames);
                 Ok(())
             }
             Job::Woken(woken) => {
@@ -221,8 +219,7 @@ impl Analyst {
     /// tenth of a second of work.
     fn warm_up(&mut self, captured: &[Captured]) {
         for captured in captured {
-            let none = ScriptFrames::default();
-            let (stack, _) = self.stack(captured, &PythonFrames::NotPython, &none);
+            let (stack, _) = self.stack(captured, &Frames::default());
             self.recognise(&stack.frames);
         }
     }

@@ -26,13 +26,13 @@ impl Analyst {
         let gathered = self.loops.get(&tid);
         let kind = gathered.and_then(Gathered::kind).unwrap_or("epoll");
         let is_worker = gathered.is_some_and(|gathered| gathered.pool.is_some());
-        let (python_name, nameless) = gathered.map(Gathered::python_name).unwrap_or_default();
+        let (own_name, nameless) = gathered.map(Gathered::own_name).unwrap_or_default();
         gaps.extend(nameless);
         let thread = ThreadFacts {
             tid,
             tid_in_container: self.target.tid_in_container(tid),
             name,
-            python_name,
+            python_name: own_name,
             is_main: tid == self.target.pid(),
             loop_kind: kind.to_owned(),
             is_worker,

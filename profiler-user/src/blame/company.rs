@@ -5,26 +5,18 @@
 
 use profiler_ebpf::record::ThreadSnapshot;
 
-use super::{Blame, Outside};
-use crate::job::{Bystander, Job, OthersSeen};
+use super::Blame;
+use super::outside::{Look, Outside};
+use crate::job::{Bystander, Job};
 use crate::process::TargetMemory;
 use crate::process::arguments;
-use crate::runtime::cpython::capture::PythonFrames;
+use crate::runtime::Effort;
 use crate::source::{Captured, EventSource};
 use crate::standing::{self, Standing};
 use crate::syscall;
 
 /// Threads that wait for each other in a row, followed at most.
 const MAX_CHAIN: usize = 4;
-
-/// What a look is made for.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Look {
-    pub loop_tid: u32,
-    pub turn_start_ns: u64,
-    pub now_ns: u64,
-    pub weight_ns: u64,
-}
 
 impl Blame {
     /// Everybody who may end the wait of a loop, where nothing tells who will.
@@ -36,10 +28,16 @@ impl Blame {
     ) {
         let is_other = |thread: &ThreadSnapshot| thread.tid != look.loop_tid;
         let mut read_before = self.company.remove(&look.loop_tid).unwrap_or_default();
-        let python = outside.python.as_deref();
+        let interpreter = outside.runtimes.interpreter();
         let before = Some(&mut read_before);
-        let found =
-            standing::read(outside.source, outside.memory, python, is_other, before, look.now_ns);
+        let found = standing::read(
+            outside.source,
+            outside.memory,
+            interpreter,
+            is_other,
+            before,
+            look.now_ns,
+        );
         self.company.insert(look.loop_tid, read_before);
         match found {
             Ok(found) => {
@@ -84,51 +82,30 @@ impl Blame {
         outside: &mut Outside<'_, S, M>,
         captured: Captured,
     ) -> Bystander {
-        let python = PythonFrames::of(&captured, outside.python.as_deref_mut(), outside.memory);
+        let frames = outside.runtimes.frames(outside.memory, &captured, Effort::Walked);
         let registers = &captured.head.registers;
         let arguments = syscall::name(registers.syscall)
             .map(|name| arguments::read(outside.memory, name, registers, captured.head.at_ns));
         let awaited = self.awaited_in(registers);
         let waits_for = awaited.lock(registers).zip(self.holder(outside, awaited, &captured));
-        Bystander { captured, python, arguments, awaited, waits_for }
+        Bystander { captured, frames, arguments, awaited, waits_for }
     }
 
-    /// Has the analyst know what Python calls a thread; once in each stall.
+    /// Has the analyst know what its runtime calls a thread; once in each stall.
     pub fn name<S, M: TargetMemory>(
         &mut self,
         outside: &mut Outside<'_, S, M>,
         tid: u32,
         jobs: &mut Vec<Job>,
     ) {
-        let Some(python) = outside.python.as_deref_mut() else { return };
+        let Some(interpreter) = outside.runtimes.interpreter_mut() else { return };
         if !self.named.insert(tid) {
             return;
         }
         let number = outside.target.tid_in_container(tid);
-        let state =
-            number.and_then(|number| python.thread_state(outside.memory, number, None).ok());
-        let name = state.and_then(|state| python.thread_name(outside.memory, state).ok().flatten());
+        let state = number.and_then(|number| interpreter.state_of(outside.memory, number));
+        let name =
+            state.and_then(|state| interpreter.thread_name(outside.memory, state).ok().flatten());
         jobs.extend(name.map(|name| Job::Called { tid, name }));
-    }
-}
-
-impl Look {
-    fn seen(
-        self,
-        still: Vec<Bystander>,
-        unmoved: Vec<u32>,
-        moving: Vec<u32>,
-        left_out: Option<usize>,
-    ) -> Job {
-        let Self { loop_tid, turn_start_ns, weight_ns, .. } = self;
-        Job::Others(Box::new(OthersSeen {
-            loop_tid,
-            turn_start_ns,
-            weight_ns,
-            still,
-            unmoved,
-            moving,
-            left_out,
-        }))
     }
 }

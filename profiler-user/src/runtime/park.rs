@@ -6,9 +6,9 @@
 
 use profiler_ebpf::record::Registers;
 
+use super::frames::Frames;
 use super::names::last_segment;
 use crate::frame::{Frame, Language};
-use crate::runtime::cpython::capture::PythonFrames;
 use crate::unwind::merge::NamedNativeStack;
 use crate::unwind::native::NativeStack;
 
@@ -31,7 +31,7 @@ pub struct Sleeper<'a> {
     pub registers: &'a Registers,
     pub native: &'a NativeStack,
     pub named: &'a NamedNativeStack,
-    pub python: &'a PythonFrames,
+    pub frames: &'a Frames,
 }
 
 /// What a thread is about that sleeps, or slept a moment ago.

@@ -19,9 +19,10 @@ mod tests {
     use super::park_state;
     use crate::frame::{Frame, Language};
     use crate::report::sample::{native, python as python_frame};
-    use crate::runtime::cpython::capture::PythonFrames;
-    use crate::runtime::cpython::pools::{THREAD_POOL, UWSGI, work_frame};
+    use crate::runtime::cpython::capture::{Named, PythonFrames};
+    use crate::runtime::cpython::pools::{THREAD_POOL, UWSGI};
     use crate::runtime::cpython::{FrameKind, NamedFrame};
+    use crate::runtime::frames::{Frames, RuntimeFrames};
     use crate::runtime::park::{ParkState, Sleeper, Word, is_untold};
     use crate::runtime::{tokio, worker_threads};
     use crate::unwind::merge::NamedNativeStack;
@@ -30,7 +31,7 @@ mod tests {
     const ON_FUTEX: Registers = Registers { ip: 1, sp: 2, bp: 3, syscall: FUTEX, args: [0; 6] };
 
     /// Frames of (function, file), innermost first, the n-th at 0x100 + n.
-    fn python(frames: &[(&str, &str)]) -> PythonFrames {
+    fn python(frames: &[(&str, &str)]) -> Frames {
         let named = (0x100..).zip(frames).map(|(address, (function, file))| NamedFrame {
             address,
             is_resumable: false,
@@ -43,17 +44,18 @@ mod tests {
             ends_eval: true,
             gap: None,
         });
-        let (frames, walk) = (named.collect(), PythonWalk::Complete);
-        PythonFrames::Named { frames, walk, running: None, call: None }
+        let named = Named::new(named.collect(), PythonWalk::Complete);
+        let frames: Box<dyn RuntimeFrames> = Box::new(PythonFrames::Named(named));
+        Frames::from_iter([frames])
     }
 
     fn of(
         registers: &Registers,
         native: &NativeStack,
         named: &NamedNativeStack,
-        python: &PythonFrames,
+        frames: &Frames,
     ) -> ParkState {
-        park_state(&Sleeper { registers, native, named, python })
+        park_state(&Sleeper { registers, native, named, frames })
     }
 
     fn of_python(frames: &[(&str, &str)]) -> ParkState {
@@ -62,7 +64,7 @@ mod tests {
 
     /// A native stack of (function, module), innermost first, the n-th at address and stack pointer
     /// 0x1000 * (n + 1).
-    fn of_native(functions: &[(&str, &str)], frames: &PythonFrames) -> ParkState {
+    fn of_native(functions: &[(&str, &str)], frames: &Frames) -> ParkState {
         let mut native = NativeStack::default();
         let mut named = NamedNativeStack::default();
         for (index, (function, module)) in functions.iter().enumerate() {
@@ -129,16 +131,13 @@ mod tests {
         assert_eq!(of_native(&stack, &python(&[app])), ParkState::OffDuty);
         let event_loop = ("BaseEventLoop._run_once", "/lib/asyncio/base_events.py");
         assert_eq!(of_native(&stack, &python(&[app, event_loop])), ParkState::Unknown);
-        assert_eq!(of_native(&stack, &PythonFrames::NotPython), ParkState::OffDuty);
+        assert_eq!(of_native(&stack, &Frames::default()), ParkState::OffDuty);
     }
 
     /// The piece of work is found in the frame that the pool's loop called.
     #[test]
     fn work_in_hand() {
-        let named = |calls: &[(&str, &str)]| match python(calls) {
-            PythonFrames::Named { frames, .. } => work_frame(&frames),
-            _ => None,
-        };
+        let named = |calls: &[(&str, &str)]| python(calls).work().map(|place| place.at);
         let thread = ("Thread.run", "/lib/threading.py");
         let run = ("_WorkItem.run", "/usr/lib/python3.11/concurrent/futures/thread.py");
         assert_eq!(named(&[("handle", "/srv/app.py"), run, POOL, thread]), Some(0x101));
@@ -187,7 +186,7 @@ mod tests {
         let of = |inner: &[(&str, &str)]| {
             let stack: Vec<_> =
                 inner.iter().copied().chain([run, ("start_thread", LIBC)]).collect();
-            of_native(&stack, &PythonFrames::NotPython)
+            of_native(&stack, &Frames::default())
         };
         let cond = ("pthread_cond_wait", LIBC);
         let base = ("v8::base::ConditionVariable::Wait(v8::base::Mutex*)", NODE);
@@ -203,7 +202,7 @@ mod tests {
         assert_eq!(of(&[cond, mutex, builtin]), ParkState::Working(worker_threads::POOL));
         assert_eq!(of(&[cond, ("", NODE), builtin]), ParkState::OffDuty);
         let main = [cond, ("", NODE), ("node::NodeMainInstance::Run()", NODE)];
-        assert_eq!(of_native(&main, &PythonFrames::NotPython), ParkState::Unknown);
+        assert_eq!(of_native(&main, &Frames::default()), ParkState::Unknown);
     }
 
     /// tokio's worker is parked where the runtime waits on a condition variable; a mutex that a task
@@ -216,7 +215,7 @@ mod tests {
         let run = ("tokio::runtime::scheduler::multi_thread::worker::run", APP);
         let pool = ("tokio::runtime::blocking::pool::Inner::run", APP);
         let condvar = ("std::sys::sync::condvar::futex::Condvar::wait", APP);
-        let not_python = PythonFrames::NotPython;
+        let not_python = Frames::default();
         assert_eq!(
             of_native(&[syscall, condvar, park, run, pool], &not_python),
             ParkState::Parked(tokio::POOL, Word::ReturnAddress { at: 0x3000 - 8, value: 0x3000 })

@@ -8,7 +8,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use profiler_ebpf::parks::{MAX_PARKS, Park, Parks};
-use profiler_ebpf::python::PythonWalk;
 use profiler_ebpf::record::{CaptureHead, RecordHead, ThreadSnapshot, kind, reason};
 use profiler_ebpf::turn::{FUTEX, Loop, WaitCall, phase, state, wait};
 
@@ -17,7 +16,8 @@ use crate::job::{Job, Verdict};
 use crate::process::TargetMemory;
 use crate::process::frozen::{seed, waits};
 use crate::process::stack::read_stack;
-use crate::runtime::cpython::capture::PythonFrames;
+use crate::runtime::Effort;
+use crate::runtime::frames::Frames;
 use crate::runtime::park::{ParkState, Pool, Word};
 use crate::source::{Captured, EventSource, Slot};
 use crate::turn::instance::Stand;
@@ -129,9 +129,8 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let states = self.interpreter_states();
         for thread in new {
             self.workers.look_at(thread);
-            let (captured, python) = self.standing(&thread, &states, now_ns);
-            let javascript = self.name_javascript(&captured);
-            jobs.push(Job::Look { captured: Box::new(captured), python, javascript });
+            let (captured, frames) = self.standing(&thread, &states, Effort::Copied, now_ns);
+            jobs.push(Job::Look { captured: Box::new(captured), frames });
         }
         self.workers.states = states;
         Ok(())
@@ -232,9 +231,10 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         &mut self,
         thread: &ThreadSnapshot,
         states: &BTreeMap<u64, u64>,
+        effort: Effort,
         now_ns: u64,
-    ) -> (Captured, PythonFrames) {
-        let mut head = CaptureHead {
+    ) -> (Captured, Frames) {
+        let head = CaptureHead {
             head: RecordHead { kind: kind::CAPTURE, tid: thread.tid },
             at_ns: now_ns,
             registers: thread.registers,
@@ -242,19 +242,15 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             fsbase: thread.fsbase,
             ..CaptureHead::default()
         };
-        let mut raw = Vec::new();
-        if let Some(python) = &self.python
-            && let Some(tstate) = states.get(&thread.fsbase)
+        let mut captured = Captured::of_outside(head, Vec::new());
+        if let (Some(interpreter), Some(state)) =
+            (self.runtimes.interpreter(), states.get(&thread.fsbase))
         {
-            let (frames, walk) = python.walk(&self.memory, *tstate, Some(thread.fsbase));
-            (raw, head.python_walk) = (frames, walk.number());
-        } else {
-            head.python_walk = PythonWalk::NotTried.number();
+            interpreter.walk(&self.memory, *state, &mut captured);
         }
-        let stack = read_stack(&self.memory, &head);
-        let captured = Captured { interpreted: raw, ..Captured::of_outside(head, stack) };
-        let python = PythonFrames::of(&captured, self.python.as_mut(), &self.memory);
-        (captured, python)
+        captured.stack = read_stack(&self.memory, &captured.head);
+        let frames = self.runtimes.frames(&self.memory, &captured, effort);
+        (captured, frames)
     }
 
     /// Where in the target the word lies that a parked thread is known by.
@@ -262,17 +258,17 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let (word_address, word) = match word {
             Word::ReturnAddress { at, value } => (at, value),
             Word::InnermostFrame(frame) => {
-                let python = self.python.as_ref()?;
+                let interpreter = self.runtimes.interpreter()?;
                 let listed = self.workers.looked_at.get(&tid).and_then(|thread| {
-                    let tstate = *self.workers.states.get(&thread.fsbase)?;
-                    let is_its = python.is_state_of(&self.memory, tstate, thread.fsbase);
-                    is_its.then_some(tstate)
+                    let state = *self.workers.states.get(&thread.fsbase)?;
+                    let is_its = interpreter.is_state_of(&self.memory, state, thread.fsbase);
+                    is_its.then_some(state)
                 });
-                let tstate = listed.or_else(|| {
+                let state = listed.or_else(|| {
                     let number = self.target.tid_in_container(tid)?;
-                    python.thread_state(&self.memory, number, None).ok()
+                    interpreter.state_of(&self.memory, number)
                 })?;
-                (python.innermost_at(&self.memory, tstate)?, frame)
+                (interpreter.innermost_at(&self.memory, state)?, frame)
             }
         };
         Some(Park { word_address, word, ..Park::default() })

@@ -4,10 +4,10 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use profiler_ebpf::python::{PythonFrame, PythonLayout, PythonWalk};
+use profiler_ebpf::python::{PythonFrame, PythonWalk};
 
 use super::detect::{self, Image};
-use super::gil::Gil;
+use super::gil;
 use super::layout::Layout;
 use super::names::{NamedFrame, Names};
 use super::tasks::{Seen, Tasks};
@@ -17,6 +17,7 @@ use super::{frames, rlock, version};
 use crate::gap::Gap;
 use crate::process::TargetMemory;
 use crate::process::maps::Region;
+use crate::runtime::GlobalLock;
 use crate::task::Running;
 
 /// The interpreter of one process.
@@ -73,13 +74,13 @@ impl Python {
     }
 
     /// Where the interpreter keeps its lock, once it has one.
-    pub fn gil(&self, memory: &dyn TargetMemory) -> Option<Gil> {
-        Gil::locate(memory, &self.layout, self.image.runtime)
+    pub fn gil(&self, memory: &dyn TargetMemory) -> Option<GlobalLock> {
+        gil::locate(memory, &self.layout, self.image.runtime)
     }
 
     /// The thread that holds the lock now, by its number in the innermost PID namespace.
-    pub fn holder(&self, memory: &dyn TargetMemory, gil: Gil) -> Option<u32> {
-        let address = gil.holder(memory)?;
+    pub fn holder(&self, memory: &dyn TargetMemory, lock: &GlobalLock) -> Option<u32> {
+        let address = gil::holder(memory, lock)?;
         let (states, _) = threads::list(memory, &self.layout, self.image.runtime);
         let state = states.into_iter().find(|state| state.address == address)?;
         threads::number(memory, &state)
@@ -98,11 +99,6 @@ impl Python {
     pub fn states_by_thread(&self, memory: &dyn TargetMemory) -> Vec<(u64, u64)> {
         let (states, _) = threads::list(memory, &self.layout, self.image.runtime);
         threads::by_thread(memory, &self.layout, &states)
-    }
-
-    /// What the probes need to walk this interpreter's frames.
-    pub fn layout(&self) -> PythonLayout {
-        self.layout.walk
     }
 
     /// The mapped file that holds the interpreter, as the target sees it.
@@ -134,12 +130,6 @@ impl Python {
         )
     }
 
-    /// Whether a state that was listed a while ago still is the thread's with this thread pointer.
-    pub fn is_state_of(&self, memory: &dyn TargetMemory, tstate: u64, thread_id: u64) -> bool {
-        let at = tstate.wrapping_add(self.layout.walk.tstate_thread_id.into());
-        memory.read_u64(at) == Ok(thread_id)
-    }
-
     /// All thread states, or why not all could be reached. Threads that come and go meanwhile may
     /// break the list; asking again is then worthwhile.
     pub fn thread_states(&self, memory: &dyn TargetMemory) -> Result<Vec<ThreadState>, Gap> {
@@ -158,12 +148,6 @@ impl Python {
         thread_id: Option<u64>,
     ) -> (Vec<PythonFrame>, PythonWalk) {
         frames::walk(memory, &self.layout.walk, tstate, thread_id)
-    }
-
-    /// The first local variable of a frame: of a method, the object.
-    pub fn first_variable(&self, memory: &dyn TargetMemory, frame: u64) -> Option<u64> {
-        let word = memory.read_u64(frame.wrapping_add(self.layout.frame_variables.into())).ok()?;
-        Some(word & !u64::from(self.layout.walk.code_tag_mask))
     }
 
     /// Where asyncio's loop keeps which callback it runs, if one of these frames is the one that does:

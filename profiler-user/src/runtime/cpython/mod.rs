@@ -35,6 +35,7 @@ mod offsets;
 pub mod pools;
 mod published;
 mod rlock;
+mod runtime;
 mod spans;
 mod strings;
 mod tasks;
@@ -46,7 +47,6 @@ mod pages;
 #[cfg(test)]
 mod fuzz;
 
-pub use gil::Gil;
 pub use interpreter::Python;
 pub use names::{FrameKind, NamedFrame};
 pub use spans::python_stack;

@@ -6,7 +6,7 @@ use profiler_ebpf::python::PythonWalk;
 use profiler_ebpf::record::Registers;
 use profiler_ebpf::turn::{FUTEX, wait, wait_of};
 
-use super::capture::PythonFrames;
+use super::capture::{Named, PythonFrames};
 use super::names::{FrameKind, NamedFrame};
 use crate::frame::{Frame, Language};
 use crate::process::frozen::is_of_a_loop;
@@ -45,11 +45,12 @@ const PYTHON_WAITS: [&str; 2] = ["/threading.py", "/queue.py"];
 
 /// What a thread is about by its Python frames, or by the interpreter's own functions. None: they do not tell.
 pub fn park_state(sleeper: &Sleeper<'_>) -> Option<ParkState> {
-    let Sleeper { registers, named, python, .. } = sleeper;
+    let Sleeper { registers, named, frames, .. } = sleeper;
+    let python = frames.of::<PythonFrames>();
     if is_finalizing(named, python) {
         return Some(ParkState::OffDuty);
     }
-    let PythonFrames::Named { frames, walk: PythonWalk::Complete, .. } = python else {
+    let Some(PythonFrames::Named(Named { frames, walk: PythonWalk::Complete, .. })) = python else {
         return None;
     };
     if let Some(of_uwsgi) = of_uwsgi(named, frames) {
@@ -65,10 +66,10 @@ pub fn park_state(sleeper: &Sleeper<'_>) -> Option<ParkState> {
 
 /// Whether the thread ends its interpreter. Its last loop is over, though it may not have been closed: what
 /// is waited for now (threads to be joined, exit handlers) holds up no loop, unless one runs in a handler.
-fn is_finalizing(named: &NamedNativeStack, python: &PythonFrames) -> bool {
+fn is_finalizing(named: &NamedNativeStack, python: Option<&PythonFrames>) -> bool {
     let frames = match python {
-        PythonFrames::Named { frames, .. } => frames.as_slice(),
-        PythonFrames::NotPython | PythonFrames::Missing(_) => &[],
+        Some(PythonFrames::Named(named)) => named.frames.as_slice(),
+        Some(PythonFrames::Missing(_)) | None => &[],
     };
     if frames.iter().any(is_event_loop) {
         return false;

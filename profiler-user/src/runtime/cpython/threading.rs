@@ -10,9 +10,10 @@ use super::modules::ModuleDict;
 use super::strings;
 use crate::gap::Gap;
 use crate::process::TargetMemory;
+use crate::runtime::THREAD_NAME;
 
 /// What a gap is about.
-const WHAT: &str = "thread.python_name";
+const WHAT: &str = THREAD_NAME;
 
 /// An `int`: how many digits it has, and those, 30 bits each.
 const INT_COUNT: u64 = 16;
