@@ -37,12 +37,11 @@ use crate::report::facts::{Context, RuntimeFacts, SessionFacts};
 use crate::report::group::Tally;
 use crate::report::{Finish, Report};
 use crate::runtime::collector::is_collecting;
-use crate::runtime::cpython::capture::PythonFrames;
+use crate::runtime::frames::Frames;
 use crate::runtime::loops::loop_kind;
-use crate::runtime::pool::{Posture, is_untold};
+use crate::runtime::park::{ParkState, is_untold};
 use crate::runtime::ruby;
 use crate::runtime::tokio;
-use crate::runtime::v8::ScriptFrames;
 use crate::sink::{self, Sink};
 use crate::source::Captured;
 use crate::symbolize::kernel::KernelSymbols;
@@ -72,7 +71,7 @@ pub struct Analyst {
     tally: Tally,
     /// Ends of stalls that were told since the last line of statistics, by thread.
     stalls: BTreeMap<u32, u64>,
-    /// What Python calls threads that had to do with a stall.
+    /// What their runtime calls threads that had to do with a stall.
     names: BTreeMap<u32, String>,
     peers: Peers,
     /// How the frames of all stacks so far were had.
@@ -126,42 +125,41 @@ impl Analyst {
             }
             Job::Sample {
                 captured,
-                python,
-                javascript,
+                frames,
                 kernel,
                 awaited,
                 arguments,
                 is_replaced,
                 is_served,
             } => {
-                let (stack, mut posture) = self.stack(&captured, &python, &javascript);
+                let (stack, mut park_state) = self.stack(&captured, &frames);
                 // A lock, too, may be the one under which threads take turns.
                 let may_rest = is_served || is_replaced && is_untold(&stack.frames);
-                if posture == Posture::Unknown && may_rest {
-                    posture = Posture::OffDuty;
+                if park_state == ParkState::Unknown && may_rest {
+                    park_state = ParkState::OffDuty;
                 }
-                self.sample(&captured, (stack, posture), &kernel, (awaited, arguments.as_ref()));
+                self.sample(&captured, (stack, park_state), &kernel, (awaited, arguments.as_ref()));
                 Ok(())
             }
-            Job::Look { captured, python, javascript } => {
-                let (_, posture) = self.stack(&captured, &python, &javascript);
-                self.tell(&captured, posture);
+            Job::Look { captured, frames } => {
+                let (_, park_state) = self.stack(&captured, &frames);
+                self.tell(&captured, park_state);
                 Ok(())
             }
             Job::Named { tid, name } => {
                 self.loops.entry(tid).or_default().named(name);
                 Ok(())
             }
-            Job::Show { captured, python } => {
-                self.show(&captured, &python);
+            Job::Show { captured, frames } => {
+                self.show(&captured, &frames);
                 Ok(())
             }
             Job::Holder { sight, tid, seen, weight_ns } => {
                 self.holder(sight, tid, seen.as_deref(), weight_ns);
                 Ok(())
             }
-            Job::Other { sights, captured, python } => {
-                self.other(&sights, &captured, &python);
+            Job::Other { sights, captured, frames } => {
+                self.other(&sights, &captured, &frames);
                 Ok(())
             }
             Job::Woken(woken) => {
@@ -222,8 +220,7 @@ impl Analyst {
     /// tenth of a second of work.
     fn warm_up(&mut self, captured: &[Captured]) {
         for captured in captured {
-            let none = ScriptFrames::default();
-            let (stack, _) = self.stack(captured, &PythonFrames::NotPython, &none);
+            let (stack, _) = self.stack(captured, &Frames::default());
             self.recognise(&stack.frames);
         }
     }
@@ -268,12 +265,12 @@ impl Analyst {
     fn sample(
         &mut self,
         captured: &Captured,
-        (mut stack, posture): (Stack, Posture),
+        (mut stack, park_state): (Stack, ParkState),
         kernel: &KernelStack,
         (awaited, arguments): (Awaited, Option<&Arguments>),
     ) {
-        self.tell(captured, posture);
-        if posture.is_idle() {
+        self.tell(captured, park_state);
+        if park_state.is_idle() {
             let head = &captured.head;
             self.gathered(head.head.tid, head.turn_start_ns).idle_since(head.at_ns);
             return;
@@ -340,15 +337,15 @@ impl Analyst {
     }
 
     /// Lets the session know where a thread parks. A full queue drops it: the next park tells as well.
-    fn tell(&mut self, captured: &Captured, posture: Posture) {
+    fn tell(&mut self, captured: &Captured, park_state: ParkState) {
         let gathered = self.loops.entry(captured.head.head.tid).or_default();
-        match posture {
-            Posture::Parked(pool, _) | Posture::Working(pool) => gathered.pool = Some(pool),
-            Posture::OffDuty => {}
-            Posture::Looping { .. } => gathered.pool = None,
-            Posture::Unknown => return,
+        match park_state {
+            ParkState::Parked(pool, _) | ParkState::Working(pool) => gathered.pool = Some(pool),
+            ParkState::OffDuty => {}
+            ParkState::Looping { .. } => gathered.pool = None,
+            ParkState::Unknown => return,
         }
-        let _ = self.verdicts.try_send(Verdict { head: captured.head, posture });
+        let _ = self.verdicts.try_send(Verdict { head: captured.head, park_state });
     }
 
     fn report(&mut self, tid: u32, due: Due, losses: &Losses, now_ns: u64) -> std::io::Result<()> {

@@ -1,26 +1,24 @@
 //! A suspected loop that waits for another thread: what for, who holds that, and whom the probes are to watch for it.
 
 mod company;
-mod look;
+mod outside;
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use profiler_ebpf::record::{Registers, ThreadSnapshot, reason};
 use profiler_ebpf::turn::FUTEX;
 use profiler_ebpf::wanted::{Wanted, may_be_ended};
 
-use self::look::Look;
+use self::outside::{Look, lock_owner};
 use crate::gap::Gap;
 use crate::job::{Bystander, Job, Sight};
 use crate::process::TargetMemory;
-use crate::process::lock;
-use crate::process::stack::read_stack;
-use crate::process::target::Target;
-use crate::runtime::cpython::{Gil, Python};
+use crate::runtime::{GlobalLock, Interpreter};
 use crate::source::{Captured, EventSource};
 use crate::standing::{self, MAX_THREADS, Standing};
 use crate::turn::{Awaited, Lock};
+
+pub use self::outside::{Blocked, Outside};
 
 /// Between two looks from outside at who holds what a loop waits for; in a long stall a tenth of its
 /// age so far.
@@ -36,7 +34,7 @@ const LINGER_NS: u64 = 250_000_000;
 #[derive(Debug, Clone, Copy)]
 struct Wait {
     turn_start_ns: u64,
-    gil: bool,
+    global_lock: bool,
     futex: bool,
     /// It was in a system call that another task's may end.
     call: bool,
@@ -46,35 +44,19 @@ struct Wait {
     next_look_ns: u64,
 }
 
-/// What the session needs of the target while it looks for a holder.
-#[derive(Debug)]
-pub struct Outside<'a, S, M> {
-    pub source: &'a mut S,
-    pub memory: &'a M,
-    pub target: &'a Target,
-    pub python: Option<&'a mut Python>,
-}
-
-/// What a loop is blocked in, and since which turn.
-#[derive(Debug, Clone, Copy)]
-pub struct Blocked<'a> {
-    pub captured: &'a Captured,
-    pub awaited: Awaited,
-    pub now_ns: u64,
-}
-
 /// Who is to blame, as far as is known now.
 #[derive(Debug, Default)]
 pub struct Blame {
     /// The interpreter's lock, once it was found.
-    gil: Option<Gil>,
+    global_lock: Option<GlobalLock>,
     /// Where it is known that the interpreter collects garbage, or 0.
     collecting_at: u64,
     waits: BTreeMap<u32, Wait>,
     /// Whether every thread is of interest, and in which suspected turns.
     everyone: bool,
-    /// Whether any thread may be the one that another waits for on a futex: that has Ruby's GVL.
-    gvl: bool,
+    /// Whether any thread may be the one that another waits for on a futex: that has a runtime's global lock, of which
+    /// only stacks tell.
+    hidden_lock: bool,
     suspected: Vec<(u32, u64)>,
     /// Each loop's last turn that is known to be over: where other threads are since does not matter
     /// to it, however long a state that was read before still shows it.
@@ -91,20 +73,6 @@ pub struct Blame {
     pub refused: Option<String>,
 }
 
-/// The owner of the lock that a thread is blocked on, by the lock's own words.
-fn lock_owner<S, M: TargetMemory>(outside: &Outside<'_, S, M>, captured: &Captured) -> Option<u32> {
-    let registers = &captured.head.registers;
-    lock::owner(outside.memory, registers).or_else(|| {
-        let python = outside.python.as_ref()?;
-        let [futex, ..] = registers.args;
-        let stack = match captured.stack.is_empty() {
-            true => Cow::Owned(read_stack(outside.memory, &captured.head)),
-            false => Cow::Borrowed(&captured.stack),
-        };
-        python.lock_owner(outside.memory, &stack, futex)
-    })
-}
-
 impl Blame {
     /// From now on every thread of the target is of interest.
     pub fn want_everyone(&mut self) {
@@ -112,14 +80,14 @@ impl Blame {
     }
 
     /// From now on whoever runs while a loop waits on a futex is of interest.
-    pub fn want_holders_of_gvl(&mut self) {
-        self.gvl = true;
+    pub fn want_holders_of_hidden_lock(&mut self) {
+        self.hidden_lock = true;
     }
 
     /// What a blocked thread waits for, as far as its registers and the interpreter tell.
     pub fn awaited(
         &mut self,
-        python: Option<&Python>,
+        interpreter: Option<&dyn Interpreter>,
         memory: &impl TargetMemory,
         captured: &Captured,
     ) -> Awaited {
@@ -133,10 +101,10 @@ impl Blame {
             }
             return Awaited::Syscall;
         }
-        self.gil = self.gil.or_else(|| python?.gil(memory));
+        self.global_lock = self.global_lock.or_else(|| interpreter?.lock(memory));
         let awaited = self.awaited_in(&head.registers);
         let wait = self.wait(head.head.tid, head.turn_start_ns);
-        wait.gil |= awaited == Awaited::Gil;
+        wait.global_lock |= awaited == Awaited::Gil;
         wait.futex |= awaited == Awaited::Futex;
         awaited
     }
@@ -144,9 +112,9 @@ impl Blame {
     /// What a thread waits for that sleeps with these registers.
     fn awaited_in(&self, registers: &Registers) -> Awaited {
         let [futex, ..] = registers.args;
-        match self.gil {
+        match self.global_lock {
             _ if registers.syscall != FUTEX => Awaited::Syscall,
-            Some(gil) if gil.contains(futex) => Awaited::Gil,
+            Some(lock) if lock.contains(futex) => Awaited::Gil,
             _ => Awaited::Futex,
         }
     }
@@ -196,20 +164,21 @@ impl Blame {
         now_ns: u64,
     ) -> anyhow::Result<()> {
         if !self.suspected.is_empty() {
-            let python = outside.python.as_deref();
-            self.gil = self.gil.or_else(|| python?.gil(outside.memory));
-            let collecting_at = python.and_then(|python| python.collecting_at(outside.memory));
+            let interpreter = outside.runtimes.interpreter();
+            let lock = || interpreter?.lock(outside.memory);
+            self.global_lock = self.global_lock.or_else(lock);
+            let collecting_at = interpreter.and_then(|it| it.collecting_at(outside.memory));
             self.collecting_at = collecting_at.unwrap_or(0);
         }
         let wanted = self.wanted();
         let wakers = now_ns < self.wakers_until_ns;
         let stacks = now_ns < self.stacks_until_ns;
-        if let Some(python) = outside.python
+        if let Some(interpreter) = outside.runtimes.interpreter()
             && (stacks || self.wants_ticks())
             && now_ns >= self.next_list_ns
         {
             self.next_list_ns = now_ns + LIST_EVERY_NS;
-            outside.source.set_thread_states(&python.states_by_thread(outside.memory))?;
+            outside.source.set_thread_states(&interpreter.states(outside.memory))?;
         }
         outside.source.set_wanted(wanted)?;
         outside.source.watch_wakers(wakers)
@@ -218,18 +187,19 @@ impl Blame {
     fn wanted(&self) -> Wanted {
         let owners: Vec<u32> =
             self.waits.values().filter_map(|wait| wait.owner).map(|(tid, _)| tid).collect();
-        let gil_is_waited_for = self.gil.is_some() && self.waits.values().any(|wait| wait.gil);
+        let lock = self.global_lock;
+        let is_waited_for = lock.is_some() && self.waits.values().any(|wait| wait.global_lock);
         // The probes compare with one owner; of several, everybody's ticks are sorted here.
         let several = owners.iter().any(|owner| owners.first() != Some(owner));
-        let may_be_gvl = self.gvl && self.waits.values().any(|wait| wait.futex);
-        let everyone = several || may_be_gvl || (self.everyone && !self.suspected.is_empty());
+        let may_be_hidden = self.hidden_lock && self.waits.values().any(|wait| wait.futex);
+        let everyone = several || may_be_hidden || (self.everyone && !self.suspected.is_empty());
         Wanted {
-            gil: u32::from(gil_is_waited_for),
+            gil: u32::from(is_waited_for),
             everyone: u32::from(everyone),
             owner: owners.first().copied().unwrap_or(0),
             reserved: 0,
-            gil_holder_at: self.gil.map_or(0, |gil| gil.holder_at()),
-            gil_locked_at: self.gil.map_or(0, |gil| gil.locked_at()),
+            gil_holder_at: lock.map_or(0, |lock| lock.holder_at),
+            gil_locked_at: lock.map_or(0, |lock| lock.locked_at),
             collecting_at: self.collecting_at,
         }
     }
@@ -240,11 +210,11 @@ impl Blame {
         let mut sights = Vec::new();
         for (tid, wait) in self.waits.iter().filter(|(tid, _)| **tid != head.head.tid) {
             let sight = |held| Sight { loop_tid: *tid, turn_start_ns: wait.turn_start_ns, held };
-            if wait.gil && head.holds_gil == 1 {
+            if wait.global_lock && head.holds_gil == 1 {
                 sights.push(sight(Some(Lock::Gil)));
             }
             // Its stack will tell whether it has it, and the loop's whether that waits for it.
-            sights.extend((self.gvl && wait.futex).then(|| sight(Some(Lock::Gvl))));
+            sights.extend((self.hidden_lock && wait.futex).then(|| sight(Some(Lock::Gvl))));
             if let Some((owner, futex)) = wait.owner
                 && owner == head.head.tid
             {
@@ -312,7 +282,7 @@ impl Blame {
 
     /// When to look next for the holder of the lock that a loop waits for, if it waits for one.
     pub fn next_look_ns(&self, loop_tid: u32) -> Option<u64> {
-        let wait = self.waits.get(&loop_tid).filter(|wait| wait.gil || wait.futex);
+        let wait = self.waits.get(&loop_tid).filter(|wait| wait.global_lock || wait.futex);
         wait.map(|wait| wait.next_look_ns)
     }
 
@@ -323,8 +293,10 @@ impl Blame {
         awaited: Awaited,
         captured: &Captured,
     ) -> Option<u32> {
-        let tid_in_container = match (awaited, self.gil) {
-            (Awaited::Gil, Some(gil)) => outside.python.as_ref()?.holder(outside.memory, gil)?,
+        let tid_in_container = match (awaited, &self.global_lock) {
+            (Awaited::Gil, Some(lock)) => {
+                outside.runtimes.interpreter()?.holder(outside.memory, lock)?
+            }
             (Awaited::Futex, _) => lock_owner(outside, captured)?,
             _ => return None,
         };
@@ -338,8 +310,9 @@ impl Blame {
         now_ns: u64,
     ) -> Option<Bystander> {
         let is_it = |thread: &ThreadSnapshot| thread.tid == tid;
-        let python = outside.python.as_deref();
-        let found = standing::read(outside.source, outside.memory, python, is_it, None, now_ns);
+        let interpreter = outside.runtimes.interpreter();
+        let found =
+            standing::read(outside.source, outside.memory, interpreter, is_it, None, now_ns);
         let captured = match found {
             Ok(mut found) => found.still.pop()?,
             Err(error) => {
@@ -353,7 +326,7 @@ impl Blame {
     fn wait(&mut self, loop_tid: u32, turn_start_ns: u64) -> &mut Wait {
         let new = Wait {
             turn_start_ns,
-            gil: false,
+            global_lock: false,
             futex: false,
             call: false,
             owner: None,
@@ -382,8 +355,9 @@ impl Blame {
             return None;
         }
         let is_other = |thread: &ThreadSnapshot| thread.tid != loop_tid;
-        let python = outside.python.as_deref();
-        let read = standing::read(outside.source, outside.memory, python, is_other, None, now_ns);
+        let interpreter = outside.runtimes.interpreter();
+        let read =
+            standing::read(outside.source, outside.memory, interpreter, is_other, None, now_ns);
         let mut gaps = Vec::new();
         let found = read.unwrap_or_else(|error| {
             gaps.push(Gap::new("stacks of the other threads", format!("{error:#}")));
@@ -407,7 +381,7 @@ mod tests {
     use super::Blame;
     use crate::job::Sight;
     use crate::process::{TargetMemory, Unreadable};
-    use crate::runtime::cpython::Gil;
+    use crate::runtime::GlobalLock;
     use crate::source::Captured;
     use crate::turn::{Awaited, Lock};
 
@@ -430,7 +404,7 @@ mod tests {
             registers: Registers { syscall, ..Registers::default() },
             ..CaptureHead::default()
         };
-        Captured { head, kernel: Vec::new(), python: Vec::new(), stack: Vec::new() }
+        Captured::of_outside(head, Vec::new())
     }
 
     /// One loop that waits for another thread by a futex.
@@ -461,16 +435,15 @@ mod tests {
     /// say whether it holds it. That alone asks for nobody else.
     #[test]
     fn lock_that_nobody_waits_for() {
-        let gil = Gil::at(0x7000);
-        let mut blame = Blame { gil: Some(gil), ..Blame::default() };
-        let known = Wanted {
-            gil_holder_at: gil.holder_at(),
-            gil_locked_at: gil.locked_at(),
-            ..Wanted::default()
-        };
+        let (holder_at, locked_at) = (0x7008, 0x7010);
+        let lock =
+            GlobalLock { waited_on_from: 0x7020, waited_on_to: 0x70d0, holder_at, locked_at };
+        let mut blame = Blame { global_lock: Some(lock), ..Blame::default() };
+        let known =
+            Wanted { gil_holder_at: holder_at, gil_locked_at: locked_at, ..Wanted::default() };
         assert_eq!(blame.wanted(), known);
         assert!(!blame.wants_ticks());
-        blame.wait(LOOP, TURN).gil = true;
+        blame.wait(LOOP, TURN).global_lock = true;
         assert_eq!(blame.wanted(), Wanted { gil: 1, ..known });
         assert!(blame.wants_ticks());
     }

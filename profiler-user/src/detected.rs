@@ -10,7 +10,8 @@ use crate::process::target::Target;
 use crate::report::facts::{Libc, ProgramFacts, RuntimeFacts};
 use crate::runtime::cpython::Python;
 use crate::runtime::go::{self, Go};
-use crate::runtime::ruby;
+use crate::runtime::ruby::{self, Ruby};
+use crate::runtime::runtimes::Runtimes;
 use crate::runtime::v8::V8;
 
 /// A file with code, at the place where it is mapped.
@@ -24,10 +25,9 @@ pub struct MappedCode {
 /// What is there.
 #[derive(Debug)]
 pub struct Detected {
-    pub python: Option<Python>,
-    pub v8: Option<V8>,
-    /// Whether it runs Ruby, whose frames are not read.
-    pub is_ruby: bool,
+    pub runtimes: Runtimes,
+    /// Whether what was found may be told better once the program has run for a moment.
+    is_unborn: bool,
     pub facts: ProgramFacts,
     /// What was mapped as it was looked for.
     pub code: Vec<MappedCode>,
@@ -46,7 +46,7 @@ impl Detected {
     pub fn failed(why: impl std::fmt::Display) -> Self {
         let gap = Some(Gap::new("runtime", why));
         let facts = ProgramFacts { gap, ..ProgramFacts::default() };
-        Self { python: None, v8: None, is_ruby: false, facts, code: Vec::new() }
+        Self { runtimes: Runtimes::default(), is_unborn: false, facts, code: Vec::new() }
     }
 
     /// The same where it is known what is mapped.
@@ -74,13 +74,20 @@ impl Detected {
         let runtime = runtime.or_else(|| ruby.map(of_ruby));
         let gap = python_gap.or(v8_gap).or_else(|| go.map(|_| Go::gap())).or(foreign);
         let facts = ProgramFacts { libc: libc(regions, has_lines), runtime, gap };
-        Self { python, v8, is_ruby, facts, code: mapped_code(regions) }
+        let is_unborn = |v8: &V8| v8.is_node() && v8.version().starts_with("V8 ");
+        let is_unborn = v8.as_ref().is_some_and(is_unborn);
+        let mut runtimes = Runtimes::default();
+        python.into_iter().for_each(|python| runtimes.add("CPython", Box::new(python)));
+        v8.into_iter().for_each(|v8| runtimes.add("V8", Box::new(v8)));
+        if is_ruby {
+            runtimes.add("Ruby", Box::new(Ruby));
+        }
+        Self { runtimes, is_unborn, facts, code: mapped_code(regions) }
     }
 
     /// Whether nothing better is to come: a runtime is there, and tells which one it is.
     pub fn is_settled(&self) -> bool {
-        let is_unborn = |v8: &V8| v8.is_node() && v8.version().starts_with("V8 ");
-        self.facts.runtime.is_some() && !self.v8.as_ref().is_some_and(is_unborn)
+        self.facts.runtime.is_some() && !self.is_unborn
     }
 }
 
@@ -140,7 +147,7 @@ mod tests {
     fn own_process() {
         let target = Target::open(std::process::id()).unwrap();
         let detected = Detected::of(&target, &LiveMemory::new(target.pid()));
-        assert!(detected.python.is_none() && detected.v8.is_none() && !detected.is_settled());
+        assert!(detected.runtimes.is_empty() && !detected.is_settled());
         assert_eq!((detected.facts.libc, &detected.facts.gap), (Libc::Shared, &None));
         assert_eq!(detected.code, mapped_code(&target.regions().unwrap()));
     }

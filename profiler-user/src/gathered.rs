@@ -10,7 +10,7 @@ use crate::gap::Gap;
 use crate::known::Known;
 use crate::process::neighbour::Neighbour;
 use crate::process::queues::Queue;
-use crate::runtime::pool::Pool;
+use crate::runtime::park::Pool;
 use crate::turn::company::Companions;
 use crate::turn::futex::FutexWaits;
 use crate::turn::holders::Holders;
@@ -45,8 +45,8 @@ pub struct Gathered {
     pub loop_kind: Option<&'static str>,
     /// The pool whose worker the thread is.
     pub pool: Option<Pool>,
-    /// What Python's `threading` calls the thread, as it was known last.
-    python_name: Option<String>,
+    /// What its runtime calls the thread, as it was known last.
+    own_name: Option<String>,
     /// Why that is not known, if it ought to be.
     nameless: Option<Gap>,
     /// Who was seen to hold what the thread waited for.
@@ -82,10 +82,10 @@ impl Gathered {
     pub fn keep_to(&mut self, turn_start_ns: u64) {
         if self.turn_start_ns != turn_start_ns {
             let (loop_kind, pool) = (self.loop_kind, self.pool);
-            let (python_name, nameless) = (self.python_name.take(), self.nameless.take());
+            let (own_name, nameless) = (self.own_name.take(), self.nameless.take());
             let kept_back_ns = self.kept_back_ns;
             let known =
-                Self { loop_kind, pool, python_name, nameless, kept_back_ns, ..Self::default() };
+                Self { loop_kind, pool, own_name, nameless, kept_back_ns, ..Self::default() };
             *self = Self { turn_start_ns, ..known };
         }
     }
@@ -122,20 +122,20 @@ impl Gathered {
 
     /// As a report's `thread.loop` has it.
     pub fn kind(&self) -> Option<&'static str> {
-        self.pool.map(Pool::name).or(self.loop_kind)
+        self.pool.map(|pool| pool.name).or(self.loop_kind)
     }
 
-    /// What Python's `threading` calls the thread. What was known before stays so where it could not be read.
+    /// What its runtime calls the thread. What was known before stays so where it could not be read.
     pub fn named(&mut self, name: Result<Option<String>, Gap>) {
         match name {
-            Ok(name) => (self.python_name, self.nameless) = (name, None),
-            Err(_) if self.python_name.is_some() => {}
+            Ok(name) => (self.own_name, self.nameless) = (name, None),
+            Err(_) if self.own_name.is_some() => {}
             Err(why) => self.nameless = Some(why),
         }
     }
 
-    pub fn python_name(&self) -> (Option<String>, Option<Gap>) {
-        (self.python_name.clone(), self.nameless.clone())
+    pub fn own_name(&self) -> (Option<String>, Option<Gap>) {
+        (self.own_name.clone(), self.nameless.clone())
     }
 
     pub fn descriptors(&self) -> BTreeMap<u32, String> {
@@ -519,16 +519,16 @@ mod tests {
     #[test]
     fn names_stay() {
         let mut gathered = Gathered::default();
-        let unreadable = || Err(Gap::new("thread.python_name", "x"));
+        let unreadable = || Err(Gap::new("thread.own_name", "x"));
         gathered.named(unreadable());
-        assert_eq!(gathered.python_name(), (None, Some(Gap::new("thread.python_name", "x"))));
+        assert_eq!(gathered.own_name(), (None, Some(Gap::new("thread.own_name", "x"))));
         let ingest = || Some("ingest".to_owned());
         gathered.named(Ok(ingest()));
         gathered.named(unreadable());
         gathered.keep_to(7);
-        assert_eq!(gathered.python_name(), (ingest(), None));
+        assert_eq!(gathered.own_name(), (ingest(), None));
         gathered.named(Ok(None));
-        assert_eq!(gathered.python_name(), (None, None));
+        assert_eq!(gathered.own_name(), (None, None));
     }
 
     /// What was gathered of one turn does not show in the next.

@@ -13,9 +13,8 @@ use crate::process::target::Target;
 use crate::report::Start;
 use crate::report::facts::{ProgramFacts, SessionFacts};
 use crate::report::schema::session::EndReason;
-use crate::runtime::cpython::capture::PythonFrames;
-use crate::runtime::pool::Posture;
-use crate::runtime::v8::ScriptFrames;
+use crate::runtime::frames::Frames;
+use crate::runtime::park::ParkState;
 use crate::source::Captured;
 use crate::turn::tracker::Due;
 use crate::turn::{Awaited, Lock};
@@ -24,7 +23,7 @@ use crate::turn::{Awaited, Lock};
 #[derive(Debug, Clone)]
 pub struct Bystander {
     pub captured: Captured,
-    pub python: PythonFrames,
+    pub frames: Frames,
     /// What the pointers among the arguments of its system call point to.
     pub arguments: Option<Arguments>,
     pub awaited: Awaited,
@@ -96,8 +95,7 @@ pub enum Job {
     /// Where a loop's thread was at one moment.
     Sample {
         captured: Box<Captured>,
-        python: PythonFrames,
-        javascript: ScriptFrames,
+        frames: Frames,
         kernel: KernelStack,
         awaited: Awaited,
         /// What the pointers among the arguments of its system call point to, as far as that was read.
@@ -108,13 +106,13 @@ pub enum Job {
         is_served: bool,
     },
     /// A thread that is no loop of ours sleeps: it may be a worker.
-    Look { captured: Box<Captured>, python: PythonFrames, javascript: ScriptFrames },
-    /// What Python's `threading` calls a loop's thread, or why that is not known.
+    Look { captured: Box<Captured>, frames: Frames },
+    /// What its runtime calls a loop's thread, or why that is not known.
     Named { tid: u32, name: Result<Option<String>, Gap> },
     /// What it calls another.
     Called { tid: u32, name: String },
     /// A thread that waits as event loops do: its stack shows which loop it is.
-    Show { captured: Box<Captured>, python: PythonFrames },
+    Show { captured: Box<Captured>, frames: Frames },
     /// Who held what a loop's thread waited for, by a look from outside, and where it stood, if it
     /// stood still.
     Holder {
@@ -125,7 +123,7 @@ pub enum Job {
         weight_ns: u64,
     },
     /// A tick found another thread on a CPU, or it woke a loop's.
-    Other { sights: Vec<Sight>, captured: Box<Captured>, python: PythonFrames },
+    Other { sights: Vec<Sight>, captured: Box<Captured>, frames: Frames },
     /// Who ended a loop's wait on a futex.
     Woken(Woken),
     /// All other threads that stood still when a stall was first told, and what is missing of the rest.
@@ -180,5 +178,5 @@ impl Job {
 pub struct Verdict {
     /// Of the capture that it was made of.
     pub head: CaptureHead,
-    pub posture: Posture,
+    pub park_state: ParkState,
 }

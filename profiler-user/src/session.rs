@@ -33,9 +33,8 @@ use crate::job::Job;
 use crate::process::TargetMemory;
 use crate::process::surroundings::Watch;
 use crate::process::target::Target;
-use crate::runtime::cpython::Python;
-use crate::runtime::v8::V8;
-use crate::source::{Event, EventSource, ExitedBy, PythonPlaces, Slot, Ticks};
+use crate::runtime::runtimes::Runtimes;
+use crate::source::{Event, EventSource, ExitedBy, InterpreterPlaces, Slot, Ticks};
 use crate::turn::Moment;
 use crate::turn::tracker::{Due, Tracker};
 
@@ -48,8 +47,7 @@ pub struct Session<S, M> {
     pub source: S,
     memory: M,
     target: Arc<Target>,
-    python: Option<Python>,
-    v8: Option<V8>,
+    runtimes: Runtimes,
     blame: Blame,
     threshold_ns: u64,
     loops: BTreeMap<u32, Followed>,
@@ -71,16 +69,15 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         source: S,
         memory: M,
         target: Arc<Target>,
-        python: Option<Python>,
+        runtimes: Runtimes,
         threshold_ns: u64,
     ) -> Self {
-        Self {
+        let mut session = Self {
             around: Watch::new(target.pid()),
             source,
             memory,
             target,
-            python,
-            v8: None,
+            runtimes: Runtimes::default(),
             blame: Blame::default(),
             threshold_ns,
             loops: BTreeMap::new(),
@@ -91,12 +88,9 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             shown: Shown::default(),
             slotless: Slotless::default(),
             statistics: None,
-        }
-    }
-
-    /// Names the JavaScript functions of captures, too.
-    pub fn with_v8(self, v8: Option<V8>) -> Self {
-        Self { v8, ..self }
+        };
+        session.use_runtimes(runtimes);
+        session
     }
 
     /// Tells, of every stall, where all other threads were as well.
@@ -104,20 +98,14 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         self.blame.want_everyone();
     }
 
-    /// The target runs Ruby: who waits on a futex may wait for the GVL, which any of its threads may have.
-    pub fn runs_ruby(&mut self) {
-        self.blame.want_holders_of_gvl();
-    }
-
-    /// A runtime has turned up since.
-    pub fn use_runtime(&mut self, python: Option<Python>, v8: Option<V8>) {
-        self.python = python.or(self.python.take());
-        self.v8 = v8.or(self.v8.take());
+    /// Runtimes have turned up.
+    pub fn use_runtimes(&mut self, newer: Runtimes) {
+        self.runtimes.take_over(newer);
+        // Who waits on a futex may wait for that lock, which any thread may have.
+        if self.runtimes.hide_a_lock() {
+            self.blame.want_holders_of_hidden_lock();
+        }
         self.loops.values_mut().for_each(Followed::search_again);
-    }
-
-    pub fn python(&self) -> Option<&Python> {
-        self.python.as_ref()
     }
 
     /// Looks once; returns when to look next. `now_ns` is CLOCK_MONOTONIC.
@@ -253,15 +241,15 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let followed = self.followed(tid);
         followed.turns = slot.state.turns;
         if followed.search_is_due(now_ns)
-            && let Some(python) = &self.python
+            && let Some(interpreter) = self.runtimes.interpreter()
             && let Some(number) = self.target.tid_in_container(tid)
-            && let Ok(tstate) = python.thread_state(&self.memory, number, None)
+            && let Some(state) = interpreter.state_of(&self.memory, number)
         {
-            let collecting = python.collecting_at(&self.memory).unwrap_or(0);
+            let collecting = interpreter.collecting_at(&self.memory).unwrap_or(0);
             let followed = self.followed(tid);
-            followed.tstate = Some(tstate);
+            followed.interpreter_state = Some(state);
             let callback = followed.callback_at;
-            self.source.set_python(slot, PythonPlaces { tstate, collecting, callback });
+            self.source.set_interpreter(slot, InterpreterPlaces { state, collecting, callback });
         }
     }
 
@@ -398,9 +386,10 @@ mod tests {
     use crate::job::Verdict;
     use crate::process::target::Target;
     use crate::process::{TargetMemory, Unreadable};
-    use crate::runtime::pool::{Pool, Posture};
+    use crate::runtime::park::{ParkState, Pool};
+    use crate::runtime::runtimes::Runtimes;
     use crate::source::{
-        Captured, Ended, EndedBy, Event, EventSource, Others, PythonPlaces, Slot, Ticks,
+        Captured, Ended, EndedBy, Event, EventSource, InterpreterPlaces, Others, Slot, Ticks,
     };
     use crate::turn::Moment;
 
@@ -419,7 +408,7 @@ mod tests {
         moves_on: bool,
         parks: Parks,
         wanted: Wanted,
-        places: PythonPlaces,
+        places: InterpreterPlaces,
         wakers: bool,
         reading: Option<Reading>,
     }
@@ -470,7 +459,7 @@ mod tests {
             self.state.shares = u64::from(shares);
         }
 
-        fn set_python(&mut self, _slot: Slot, places: PythonPlaces) {
+        fn set_interpreter(&mut self, _slot: Slot, places: InterpreterPlaces) {
             self.places = places;
         }
 
@@ -531,7 +520,7 @@ mod tests {
         state.state = scheduler;
         let source = Scripted { state, ..Scripted::default() };
         let target = Arc::new(Target::open(std::process::id()).unwrap());
-        Session::new(source, Sevens, target, None, THRESHOLD)
+        Session::new(source, Sevens, target, Runtimes::default(), THRESHOLD)
     }
 
     fn blocked_at(at_ns: u64, begun_ns: u64) -> Captured {
@@ -544,7 +533,7 @@ mod tests {
             stack_top: 0x1010,
             ..CaptureHead::default()
         };
-        Captured { head, kernel: Vec::new(), python: Vec::new(), stack: Vec::new() }
+        Captured::of_outside(head, Vec::new())
     }
 
     fn moments(jobs: &[Job]) -> Vec<Moment> {
@@ -574,6 +563,8 @@ mod tests {
     #[test]
     fn a_worker_that_has_moved_on() {
         const WORKER: u32 = 78;
+        const QUEUE: Pool =
+            Pool { name: "pool", may_take_its_time: true, has_queue: true, waits_in_epoll: false };
         for (moves_on, expected) in [(false, phase::TURN), (true, phase::PARKED)] {
             let mut session = session(1000 * MS, state::RUNNING);
             session.source.moves_on = moves_on;
@@ -583,7 +574,7 @@ mod tests {
                 head: RecordHead { kind: profiler_ebpf::record::kind::CAPTURE, tid: WORKER },
                 ..CaptureHead::default()
             };
-            let verdict = Verdict { head, posture: Posture::Working(Pool::Python) };
+            let verdict = Verdict { head, park_state: ParkState::Working(QUEUE) };
             session.learn(&verdict, 1010 * MS, &mut Vec::new());
             let Loop { tid, phase, .. } = session.source.state;
             assert_eq!((tid, phase), (WORKER, expected));

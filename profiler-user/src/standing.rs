@@ -10,7 +10,7 @@ use profiler_ebpf::turn::state;
 
 use crate::process::TargetMemory;
 use crate::process::stack::read_stack;
-use crate::runtime::cpython::Python;
+use crate::runtime::Interpreter;
 use crate::source::{Captured, EventSource};
 
 /// Threads read between two looks at all of them: the longer that takes, the more of them move.
@@ -40,7 +40,7 @@ pub type Read = BTreeMap<u32, u64>;
 pub fn read(
     source: &mut impl EventSource,
     memory: &impl TargetMemory,
-    python: Option<&Python>,
+    interpreter: Option<&dyn Interpreter>,
     wanted: impl Fn(&ThreadSnapshot) -> bool,
     read_before: Option<&mut Read>,
     now_ns: u64,
@@ -52,8 +52,8 @@ pub fn read(
         thread.on_cpu == 0 && known == Some(&thread.switches)
     };
     let (unmoved, mut before): (Vec<_>, Vec<_>) = before.into_iter().partition(is_unmoved);
-    let states: BTreeMap<u64, u64> = python
-        .map(|python| python.states_by_thread(memory))
+    let states: BTreeMap<u64, u64> = interpreter
+        .map(|interpreter| interpreter.states(memory))
         .unwrap_or_default()
         .into_iter()
         .collect();
@@ -64,8 +64,8 @@ pub fn read(
     let mut read = Read::new();
     for some in before.chunks(AT_ONCE) {
         let capture = |thread: &ThreadSnapshot| {
-            let tstate = states.get(&thread.fsbase).copied();
-            (*thread, (thread.on_cpu == 0).then(|| capture(memory, python, tstate, thread, now_ns)))
+            let of_thread = interpreter.zip(states.get(&thread.fsbase).copied());
+            (*thread, (thread.on_cpu == 0).then(|| capture(memory, of_thread, thread, now_ns)))
         };
         let captured: Vec<_> = some.iter().map(capture).collect();
         let after = source.threads()?;
@@ -95,12 +95,11 @@ fn has_not_run(before: &ThreadSnapshot, after: &ThreadSnapshot) -> bool {
 
 fn capture(
     memory: &impl TargetMemory,
-    python: Option<&Python>,
-    tstate: Option<u64>,
+    interpreter: Option<(&dyn Interpreter, u64)>,
     thread: &ThreadSnapshot,
     now_ns: u64,
 ) -> Captured {
-    let mut head = CaptureHead {
+    let head = CaptureHead {
         head: RecordHead { kind: kind::OTHER, tid: thread.tid },
         at_ns: now_ns,
         reason: reason::SWITCH_OUT,
@@ -111,13 +110,11 @@ fn capture(
         ..CaptureHead::default()
     };
     let stack = read_stack(memory, &head);
-    let mut frames = Vec::new();
-    if let (Some(python), Some(tstate)) = (python, tstate) {
-        let (walked, walk) = python.walk(memory, tstate, Some(thread.fsbase));
-        frames = walked;
-        head.python_walk = walk.number();
+    let mut captured = Captured::of_outside(head, stack);
+    if let Some((interpreter, state)) = interpreter {
+        interpreter.walk(memory, state, &mut captured);
     }
-    Captured { head, kernel: Vec::new(), python: frames, stack }
+    captured
 }
 
 #[cfg(test)]

@@ -122,16 +122,13 @@ async fn begin(hooked: Hooked, config: &Config) -> anyhow::Result<Begun> {
     let Hooked { target, mut source, descriptors, detected } = hooked;
     let pid = target.pid();
     let lookout = Lookout::after(&detected, Arc::clone(&target));
-    let Detected { python, v8, is_ruby, facts: program, .. } = detected;
-    if let Some(python) = &python {
-        source.set_python_layout(python.layout())?;
+    let Detected { runtimes, facts: program, .. } = detected;
+    if let Some(interpreter) = runtimes.interpreter() {
+        source.set_python_layout(interpreter.layout())?;
     }
     let memory = LiveMemory::new(pid);
     let mut session =
-        Session::new(source, memory, Arc::clone(&target), python, config.threshold_ns).with_v8(v8);
-    if is_ruby {
-        session.runs_ruby();
-    }
+        Session::new(source, memory, Arc::clone(&target), runtimes, config.threshold_ns);
     if config.all_threads {
         session.watch_all_threads();
     }
@@ -213,7 +210,7 @@ fn standing(thread: &ThreadSnapshot, pid: u32) -> Captured {
         ..CaptureHead::default()
     };
     let stack = read_stack(&LiveMemory::new(pid), &head);
-    Captured { head, kernel: Vec::new(), python: Vec::new(), stack }
+    Captured::of_outside(head, stack)
 }
 
 fn first_line(source: &KernelSource, config: &Config) -> Start {

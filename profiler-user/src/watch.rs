@@ -173,16 +173,11 @@ impl Watched {
     fn look(&mut self, queue: &Queue, jobs: &mut Vec<Job>) -> anyhow::Result<u64> {
         let Self { session, lookout, .. } = self;
         let now_ns = monotonic_ns();
-        if let Some(Detected { python, v8, is_ruby, facts, .. }) =
-            lookout.as_ref().and_then(Lookout::news)
-        {
-            if let Some(python) = &python {
-                session.source.set_python_layout(python.layout())?;
+        if let Some(Detected { runtimes, facts, .. }) = lookout.as_ref().and_then(Lookout::news) {
+            if let Some(interpreter) = runtimes.interpreter() {
+                session.source.set_python_layout(interpreter.layout())?;
             }
-            session.use_runtime(python, v8);
-            if is_ruby {
-                session.runs_ruby();
-            }
+            session.use_runtimes(runtimes);
             jobs.push(Job::Program(Box::new(facts)));
         }
         for verdict in queue.verdicts.try_iter() {

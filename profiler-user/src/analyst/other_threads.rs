@@ -8,10 +8,9 @@ use crate::gap::Gap;
 use crate::gathered::Gathered;
 use crate::job::{Bystander, OthersSeen, Sight};
 use crate::process::parties::party;
-use crate::runtime::cpython::capture::PythonFrames;
-use crate::runtime::pool::Posture;
+use crate::runtime::frames::Frames;
+use crate::runtime::park::ParkState;
 use crate::runtime::ruby;
-use crate::runtime::v8::ScriptFrames;
 use crate::source::Captured;
 use crate::source::kernel::ticks::FREQUENCY_HZ;
 use crate::standing::MAX_THREADS;
@@ -73,7 +72,7 @@ impl Analyst {
         }
     }
 
-    /// What Python calls a thread.
+    /// What its runtime calls a thread.
     pub(super) fn called(&mut self, tid: u32, name: String) {
         self.names.insert(tid, name);
         if self.names.len() > MAX_NAMES {
@@ -82,17 +81,17 @@ impl Analyst {
     }
 
     /// A tick found another thread, or it woke a loop's.
-    pub(super) fn other(&mut self, sights: &[Sight], captured: &Captured, python: &PythonFrames) {
+    pub(super) fn other(&mut self, sights: &[Sight], captured: &Captured, frames: &Frames) {
         let head = &captured.head;
         let (tid, at_ns) = (head.head.tid, head.at_ns);
         if head.reason == reason::WAKING {
-            let sampled = self.other_stack(captured, python, ThreadState::RunningKernel);
+            let sampled = self.other_stack(captured, frames, ThreadState::RunningKernel);
             for gathered in self.loops.values_mut() {
                 gathered.wake_seen(tid, at_ns, &sampled);
             }
             return;
         }
-        let sampled = self.other_stack(captured, python, tick_state(head.in_user));
+        let sampled = self.other_stack(captured, frames, tick_state(head.in_user));
         for sight in sights {
             let sampled = sampled.clone();
             let Some(gathered) = self.concerned(tid, *sight) else { continue };
@@ -182,9 +181,9 @@ impl Analyst {
 
     /// What a thread that stood still does, with what its system call works on.
     fn stood_still(&mut self, sight: Sight, seen: &Bystander) -> Companion {
-        let Bystander { captured, python, arguments, awaited, waits_for } = seen;
+        let Bystander { captured, frames, arguments, awaited, waits_for } = seen;
         let head = &captured.head;
-        let (mut sampled, posture) = self.posed(captured, python, doing(captured.head.state));
+        let (mut sampled, park_state) = self.posed(captured, frames, doing(captured.head.state));
         let (pid, tid) = (self.target.pid(), head.head.tid);
         let at_wall_ns = self.facts.anchor.wall_ns(head.at_ns);
         let (registers, stack) = (&sampled.registers, &sampled.stack);
@@ -193,26 +192,21 @@ impl Analyst {
             .turn_of(sight)
             .and_then(|gathered| caller.look(arguments.as_ref(), &mut gathered.known_of_others));
         (sampled.call, sampled.awaited) = (call.map(Box::new), *awaited);
-        let is_parked = posture.is_idle();
+        let is_parked = park_state.is_idle();
         Companion { tid, name: None, seen: sampled, is_parked, waits_for: *waits_for }
     }
 
-    fn other_stack(
-        &mut self,
-        captured: &Captured,
-        python: &PythonFrames,
-        state: ThreadState,
-    ) -> Sampled {
-        self.posed(captured, python, state).0
+    fn other_stack(&mut self, captured: &Captured, frames: &Frames, state: ThreadState) -> Sampled {
+        self.posed(captured, frames, state).0
     }
 
     fn posed(
         &mut self,
         captured: &Captured,
-        python: &PythonFrames,
+        frames: &Frames,
         state: ThreadState,
-    ) -> (Sampled, Posture) {
-        let (mut stack, posture) = self.stack(captured, python, &ScriptFrames::default());
+    ) -> (Sampled, ParkState) {
+        let (mut stack, park_state) = self.stack(captured, frames);
         stack.kernel = self.kernel_frames(&captured.kernel, &mut stack.gaps);
         let sampled = Sampled {
             stack,
@@ -226,6 +220,6 @@ impl Analyst {
             task_state: captured.head.task_state,
             shares: Vec::new(),
         };
-        (sampled, posture)
+        (sampled, park_state)
     }
 }

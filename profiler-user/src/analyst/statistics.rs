@@ -8,9 +8,8 @@ use crate::interval::{Interval, LoopInterval};
 use crate::report::Report;
 use crate::report::facts::ThreadFacts;
 use crate::report::stats::{Measured, StatsContext};
-use crate::runtime::cpython::capture::PythonFrames;
+use crate::runtime::frames::Frames;
 use crate::runtime::loops::loop_kind;
-use crate::runtime::v8::ScriptFrames;
 use crate::source::Captured;
 
 impl Analyst {
@@ -36,9 +35,9 @@ impl Analyst {
     }
 
     /// A loop that has not stalled yet is recognised by the stack of its wait.
-    pub(super) fn show(&mut self, captured: &Captured, python: &PythonFrames) {
-        let (stack, posture) = self.stack(captured, python, &ScriptFrames::default());
-        self.tell(captured, posture);
+    pub(super) fn show(&mut self, captured: &Captured, frames: &Frames) {
+        let (stack, park_state) = self.stack(captured, frames);
+        self.tell(captured, park_state);
         let gathered = self.loops.entry(captured.head.head.tid).or_default();
         gathered.loop_kind = gathered.loop_kind.or(loop_kind(&stack.frames));
     }

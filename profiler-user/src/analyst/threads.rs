@@ -6,7 +6,6 @@ use super::Analyst;
 use crate::gap::Gap;
 use crate::gathered::Gathered;
 use crate::report::facts::ThreadFacts;
-use crate::runtime::pool::Pool;
 use crate::turn::Away;
 use crate::turn::tracker::{AwayThread, Due};
 
@@ -14,7 +13,7 @@ impl Analyst {
     /// Work that a pool was handed may take its time, unless the user says otherwise.
     pub(super) fn is_wanted(&self, tid: u32) -> bool {
         let pool = self.loops.get(&tid).and_then(|gathered| gathered.pool);
-        let may_take_its_time = pool.is_some_and(Pool::may_take_its_time);
+        let may_take_its_time = pool.is_some_and(|pool| pool.may_take_its_time);
         self.config.watch_workers || !may_take_its_time
     }
 
@@ -27,13 +26,13 @@ impl Analyst {
         let gathered = self.loops.get(&tid);
         let kind = gathered.and_then(Gathered::kind).unwrap_or("epoll");
         let is_worker = gathered.is_some_and(|gathered| gathered.pool.is_some());
-        let (python_name, nameless) = gathered.map(Gathered::python_name).unwrap_or_default();
+        let (own_name, nameless) = gathered.map(Gathered::own_name).unwrap_or_default();
         gaps.extend(nameless);
         let thread = ThreadFacts {
             tid,
             tid_in_container: self.target.tid_in_container(tid),
             name,
-            python_name,
+            python_name: own_name,
             is_main: tid == self.target.pid(),
             loop_kind: kind.to_owned(),
             is_worker,

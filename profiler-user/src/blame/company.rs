@@ -5,12 +5,12 @@
 
 use profiler_ebpf::record::ThreadSnapshot;
 
-use super::look::Look;
-use super::{Blame, Outside};
+use super::Blame;
+use super::outside::{Look, Outside};
 use crate::job::{Bystander, Job};
 use crate::process::TargetMemory;
 use crate::process::arguments;
-use crate::runtime::cpython::capture::PythonFrames;
+use crate::runtime::Effort;
 use crate::source::{Captured, EventSource};
 use crate::standing::{self, Standing};
 use crate::syscall;
@@ -28,10 +28,16 @@ impl Blame {
     ) {
         let is_other = |thread: &ThreadSnapshot| thread.tid != look.loop_tid;
         let mut read_before = self.company.remove(&look.loop_tid).unwrap_or_default();
-        let python = outside.python.as_deref();
+        let interpreter = outside.runtimes.interpreter();
         let before = Some(&mut read_before);
-        let found =
-            standing::read(outside.source, outside.memory, python, is_other, before, look.now_ns);
+        let found = standing::read(
+            outside.source,
+            outside.memory,
+            interpreter,
+            is_other,
+            before,
+            look.now_ns,
+        );
         self.company.insert(look.loop_tid, read_before);
         match found {
             Ok(found) => {
@@ -76,30 +82,30 @@ impl Blame {
         outside: &mut Outside<'_, S, M>,
         captured: Captured,
     ) -> Bystander {
-        let python = PythonFrames::of(&captured, outside.python.as_deref_mut(), outside.memory);
+        let frames = outside.runtimes.frames(outside.memory, &captured, Effort::Walked);
         let registers = &captured.head.registers;
         let arguments = syscall::name(registers.syscall)
             .map(|name| arguments::read(outside.memory, name, registers, captured.head.at_ns));
         let awaited = self.awaited_in(registers);
         let waits_for = awaited.lock(registers).zip(self.holder(outside, awaited, &captured));
-        Bystander { captured, python, arguments, awaited, waits_for }
+        Bystander { captured, frames, arguments, awaited, waits_for }
     }
 
-    /// Has the analyst know what Python calls a thread; once in each stall.
+    /// Has the analyst know what its runtime calls a thread; once in each stall.
     pub fn name<S, M: TargetMemory>(
         &mut self,
         outside: &mut Outside<'_, S, M>,
         tid: u32,
         jobs: &mut Vec<Job>,
     ) {
-        let Some(python) = outside.python.as_deref_mut() else { return };
+        let Some(interpreter) = outside.runtimes.interpreter_mut() else { return };
         if !self.named.insert(tid) {
             return;
         }
         let number = outside.target.tid_in_container(tid);
-        let state =
-            number.and_then(|number| python.thread_state(outside.memory, number, None).ok());
-        let name = state.and_then(|state| python.thread_name(outside.memory, state).ok().flatten());
+        let state = number.and_then(|number| interpreter.state_of(outside.memory, number));
+        let name =
+            state.and_then(|state| interpreter.thread_name(outside.memory, state).ok().flatten());
         jobs.extend(name.map(|name| Job::Called { tid, name }));
     }
 }

@@ -5,6 +5,7 @@
 //! without the GVL is called by few functions, though, which extensions use and every build exports, and the only
 //! condition that these wait for themselves is that of the GVL, which they take back before they return.
 
+use super::Attached;
 use crate::frame::{Frame, Language};
 use crate::process::executables::{basename, is_libc};
 use crate::process::maps::{Backing, Region};
@@ -12,6 +13,16 @@ use crate::process::target::WaitDescriptors;
 
 /// As a report's `runtime.name` has it.
 pub const NAME: &str = "ruby";
+
+/// A process that runs Ruby, whose frames are not read.
+#[derive(Debug)]
+pub struct Ruby;
+
+impl Attached for Ruby {
+    fn hides_its_lock(&self) -> bool {
+        true
+    }
+}
 
 /// Where a thread waits for it, 2.7 to 3.4. Beginnings: compilers add suffixes.
 const TAKES: [&str; 6] = [

@@ -4,6 +4,10 @@
 //! files tell most, because it need not spell out of which module an inlined function is; where there
 //! are only symbols, their paths do.
 
+use profiler_ebpf::turn::FUTEX;
+
+use super::names::last_segment;
+use super::park::{ParkState, Pool, Sleeper, Word};
 use crate::frame::{Frame, Language};
 
 /// Of which version of tokio a stack is, as far as its files tell; `None` where it is not tokio's.
@@ -11,6 +15,10 @@ use crate::frame::{Frame, Language};
 pub struct Tokio {
     pub version: Option<String>,
 }
+
+/// Its workers park on a futex, all but the one that waits in epoll.
+pub const POOL: Pool =
+    Pool { name: "tokio", may_take_its_time: false, has_queue: false, waits_in_epoll: false };
 
 /// tokio, if its runtime is on the stack.
 pub fn recognise(frames: &[Frame]) -> Option<Tokio> {
@@ -106,6 +114,44 @@ pub fn is_off_duty<'a>(frames: impl Iterator<Item = &'a Frame> + Clone) -> bool 
     (in_pool && !is_of_scheduler(frames.clone())) || calls(frames, &WORKER, "block_in_place")
 }
 
+/// What a thread of the runtime's is about. None: it is none that runs tasks.
+pub fn park_state(sleeper: &Sleeper<'_>) -> Option<ParkState> {
+    let Sleeper { registers, native, named, .. } = sleeper;
+    let all = || named.frames.iter().flatten();
+    if !all().any(may_be_of) {
+        return None;
+    }
+    if is_off_duty(all()) {
+        return Some(ParkState::OffDuty);
+    }
+    let of_runtime = |inlined: &Vec<Frame>| inlined.iter().any(is_runtime);
+    let index = named.frames.iter().position(of_runtime)?;
+    if !is_worker(all()) {
+        return None;
+    }
+    // Where names lack the small functions, what lies within the runtime's innermost tells.
+    let within = named.frames.iter().take(index).flatten();
+    let inlined = named.frames[index].iter().take_while(|frame| !is_runtime(frame));
+    // A lock may be inlined into the task that takes it.
+    let in_task = named.frames[index].iter().any(polls_task);
+    let sleeps = || index > 0 && !in_task && within.chain(inlined).all(is_of_parking);
+    if registers.syscall != FUTEX || !(is_parked(all()) || sleeps()) {
+        return Some(ParkState::Working(POOL));
+    }
+    Some(ParkState::Parked(POOL, Word::return_to(native, index)?))
+}
+
+/// Whether this function is of how a thread sleeps until it is unparked: a condition variable, and
+/// not a mutex, which a task could hold up its worker with.
+fn is_of_parking(frame: &Frame) -> bool {
+    const LOCKS: [&str; 4] = ["Mutex", "mutex", "RwLock", "rwlock"];
+    const SLEEP: [&str; 4] = ["std::", "core::", "parking_lot", "<parking_lot"];
+    let name = frame.function.as_deref().unwrap_or_default();
+    let of_libc = frame.module.as_deref().is_some_and(|module| module.contains("/libc"));
+    (of_libc || SLEEP.iter().any(|start| name.starts_with(start)))
+        && !LOCKS.iter().any(|lock| name.contains(lock))
+}
+
 /// Whether a function of these parts of the runtime is on the stack whose name begins so.
 fn calls<'a>(mut frames: impl Iterator<Item = &'a Frame>, parts: &[&str], begins: &str) -> bool {
     frames.any(|frame| {
@@ -148,17 +194,6 @@ fn source(frame: &Frame) -> Option<(Option<&str>, &str)> {
         }
     }
     None
-}
-
-/// A function's own name: of `<a::B as c::D>::park::<T>` it is `park`.
-pub fn last_segment(frame: &Frame) -> Option<&str> {
-    let name = frame.function.as_deref()?;
-    let name = name.find('(').filter(|at| *at > 0).map_or(name, |at| &name[..at]);
-    let plain = name.trim_start_matches('<').split(['<', '>']).next()?;
-    match name.rsplit_once(">::") {
-        Some((_, method)) if name.starts_with('<') => method.split(['<', ':']).next(),
-        _ => plain.trim_end_matches("::").rsplit("::").next(),
-    }
 }
 
 #[cfg(test)]

@@ -3,8 +3,19 @@
 //! There is nothing to read in the target: the native stack tells it. Node exports the function in which
 //! such a thread runs from its beginning to its end, also where its own symbols were stripped.
 
+use profiler_ebpf::turn::FUTEX;
+
+use super::park::{ParkState, Pool, Sleeper, Word};
 use crate::frame::{Frame, Language};
 use crate::unwind::merge::NamedNativeStack;
+
+/// Each has an event loop of its own, by which it is handed messages.
+pub const POOL: Pool = Pool {
+    name: "worker_threads",
+    may_take_its_time: true,
+    has_queue: false,
+    waits_in_epoll: true,
+};
 
 /// In whose call a worker thread runs.
 const RUN: &str = "node::worker::Worker::Run(";
@@ -14,6 +25,24 @@ const ATOMICS_WAIT: &str = "v8::internal::FutexEmulation::Wait";
 
 /// What sleeps on behalf of its caller.
 const SLEEP: [&str; 4] = ["v8::base::", "std::", "uv_cond_", "uv_sem_"];
+
+/// A worker thread waits for messages in epoll, which is hooked as any loop's wait. Pools of them wait for
+/// their work with `Atomics.wait`. None: the thread is none of them.
+pub fn park_state(sleeper: &Sleeper<'_>) -> Option<ParkState> {
+    let Sleeper { registers, native, named, .. } = sleeper;
+    if !runs_in(named) {
+        return None;
+    }
+    if registers.syscall != FUTEX {
+        return Some(ParkState::Working(POOL));
+    }
+    let word = atomics_wait(named).and_then(|frame| Word::return_to(native, frame));
+    Some(match word {
+        Some(word) => ParkState::Parked(POOL, word),
+        None if sleeps_namelessly(named) => ParkState::OffDuty,
+        None => ParkState::Working(POOL),
+    })
+}
 
 /// Whether the stack is a worker thread's.
 pub fn runs_in(named: &NamedNativeStack) -> bool {

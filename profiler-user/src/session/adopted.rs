@@ -10,10 +10,9 @@ use super::followed::Followed;
 use crate::job::Job;
 use crate::process::TargetMemory;
 use crate::process::frozen::{
-    Candidate, Certainty, Evidence, InTurn, in_turn, is_of_a_loop, joins, seed, waiting, waits,
+    Candidate, Certainty, Evidence, InTurn, in_turn, joins, seed, waiting, waits,
 };
 use crate::process::target::{Target, WaitDescriptors};
-use crate::runtime::cpython::NamedFrame;
 use crate::source::{EventSource, Slot};
 use crate::turn::End;
 use crate::turn::tracker::Due;
@@ -52,8 +51,8 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
 
     /// The interpreter's state of each thread, by its thread pointer; none where there is no interpreter.
     pub(super) fn interpreter_states(&self) -> BTreeMap<u64, u64> {
-        let python = self.python.as_ref();
-        let states = python.map(|python| python.states_by_thread(&self.memory));
+        let interpreter = self.runtimes.interpreter();
+        let states = interpreter.map(|interpreter| interpreter.states(&self.memory));
         states.unwrap_or_default().into_iter().collect()
     }
 
@@ -99,15 +98,13 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             // Whatever its stack shows: it is in no turn.
             return Evidence::Unknown;
         }
-        let Some(python) = &mut self.python else {
+        let Some(interpreter) = self.runtimes.interpreter_mut() else {
             let other = joins(thread).and_then(|number| witnesses.tid_of(number, &self.target));
             let is_other = other.is_some_and(|tid| tid != thread.tid);
             return if is_other { Evidence::NoLoop } else { Evidence::Unknown };
         };
         let Some(state) = witnesses.states.get(&thread.fsbase) else { return Evidence::NoLoop };
-        let (frames, _) = python.walk(&self.memory, *state, Some(thread.fsbase));
-        let shows_loop = |frame: &NamedFrame| frame.file.as_deref().is_some_and(is_of_a_loop);
-        match python.decode(&self.memory, &frames).iter().any(shows_loop) {
+        match interpreter.shows_loop(&self.memory, *state, thread.fsbase) {
             true => Evidence::LoopOnStack,
             false => Evidence::NoLoop,
         }

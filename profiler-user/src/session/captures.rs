@@ -1,7 +1,6 @@
 //! Captures to samples for the analyst: those of the ring, and those of threads that cannot move.
 
 use profiler_ebpf::limits::MIN_BLOCK_NS;
-use profiler_ebpf::python::PythonWalk;
 use profiler_ebpf::record::reason;
 use profiler_ebpf::turn::state;
 
@@ -9,16 +8,15 @@ use super::Session;
 use super::workers::{is_replaced, is_served};
 use crate::activity::Activity;
 use crate::blame::{Blame, Blocked, Outside};
-use crate::gap::Gap;
 use crate::job::{Job, KernelStack};
 use crate::process::TargetMemory;
 use crate::process::arguments::{self, Arguments};
 use crate::process::kernel_stack;
 use crate::process::stack::{CopiedStack, read_stack};
 use crate::process::surroundings;
-use crate::runtime::cpython::capture::PythonFrames;
-use crate::runtime::v8::ScriptFrames;
-use crate::source::{Captured, EventSource, PythonPlaces, Slot};
+use crate::runtime::Effort;
+use crate::runtime::frames::Frames;
+use crate::source::{Captured, EventSource, InterpreterPlaces, Slot};
 use crate::syscall::{name, restarted};
 use crate::turn::Awaited;
 
@@ -35,18 +33,17 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             jobs.push(Job::BlockEnded { captured });
             return;
         }
-        if PythonWalk::from_u32(head.python_walk) == PythonWalk::WrongThread
+        if captured.shows_another_thread()
             && let Some(followed) = self.loops.get_mut(&head.head.tid)
         {
             // The state that we knew belongs to another thread by now: search again.
-            followed.tstate = None;
+            followed.interpreter_state = None;
         }
-        let javascript = self.name_javascript(&captured);
-        let mut python = self.name_python(&captured);
+        let mut frames = self.name_frames(&captured);
         if !self.source.is_in_turn(head.head.tid, head.turn_start_ns) {
-            python.came_too_late();
+            frames.came_too_late();
         }
-        self.note_work(&captured, &python);
+        self.note_work(&captured, &frames);
         self.followed(head.head.tid).cut_capture(&mut captured);
         let awaited = self.awaited(&captured);
         // Other loops may wait for what this one holds.
@@ -55,8 +52,8 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             _ => Vec::new(),
         };
         if !sights.is_empty() {
-            let (captured, python) = (captured.clone(), python.clone());
-            jobs.push(Job::Other { sights, captured, python });
+            let (captured, frames) = (captured.clone(), frames.clone());
+            jobs.push(Job::Other { sights, captured, frames });
         }
         let kernel = KernelStack::Captured;
         let arguments = past_arguments(&captured);
@@ -65,8 +62,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let is_served = is_replaced && is_served(&captured.head, &slots);
         jobs.push(Job::Sample {
             captured,
-            python,
-            javascript,
+            frames,
             kernel,
             awaited,
             arguments,
@@ -105,17 +101,14 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             return;
         }
         let Some(followed) = self.loops.get(&tid) else { return };
-        let tstate = followed.tstate;
+        let state = followed.interpreter_state;
         if captured.stack.is_empty() {
             captured.stack = read_stack(&self.memory, &captured.head);
-            if let (Some(python), Some(tstate)) = (&self.python, tstate) {
-                let (frames, walk) = python.walk(&self.memory, tstate, Some(captured.head.fsbase));
-                captured.python = frames;
-                captured.head.python_walk = walk.number();
+            if let (Some(interpreter), Some(state)) = (self.runtimes.interpreter(), state) {
+                interpreter.walk(&self.memory, state, &mut captured);
             }
         }
-        let python = self.name_python(&captured);
-        let javascript = self.name_javascript(&captured);
+        let frames = self.name_frames(&captured);
         let registers = &mut captured.head.registers;
         registers.syscall = restarted(registers, kernel.as_deref().unwrap_or_default());
         let arguments = name(registers.syscall)
@@ -133,7 +126,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         if !unmoved {
             return;
         }
-        self.note_work(&captured, &python);
+        self.note_work(&captured, &frames);
         if let Some(followed) = self.loops.get_mut(&tid) {
             followed.completed_ns = captured.head.at_ns;
             if slot.state.state == state::STOPPED
@@ -152,8 +145,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let captured = Box::new(captured);
         jobs.push(Job::Sample {
             captured,
-            python,
-            javascript,
+            frames,
             kernel,
             awaited,
             arguments,
@@ -174,17 +166,11 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let mut captured = Box::new(captured);
         followed.cut_capture(&mut captured);
         captured.head.blocked_ns = 0;
-        let python = match self.python {
-            Some(_) => {
-                let why = "the address space is locked, and the interpreter's memory in it";
-                PythonFrames::Missing(Gap::new("python frames", why))
-            }
-            None => PythonFrames::NotPython,
-        };
+        let why = "the address space is locked, and the interpreter's memory in it";
+        let frames = self.runtimes.unread(why);
         jobs.push(Job::Sample {
             captured,
-            python,
-            javascript: ScriptFrames::default(),
+            frames,
             kernel: KernelStack::Text(kernel),
             awaited: Awaited::Syscall,
             arguments: None,
@@ -202,7 +188,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
 
     /// What a blocked thread waits for, as far as its registers and the interpreter tell.
     pub fn awaited(&mut self, captured: &Captured) -> Awaited {
-        self.blame.awaited(self.python.as_ref(), &self.memory, captured)
+        self.blame.awaited(self.runtimes.interpreter(), &self.memory, captured)
     }
 
     /// Another thread, as far as a suspected loop has to do with it.
@@ -211,28 +197,21 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         if !sights.is_empty() || captured.head.reason == reason::WAKING {
             let (blame, mut outside) = self.outside();
             blame.name(&mut outside, captured.head.head.tid, jobs);
-            let python = PythonFrames::of(&captured, self.python.as_mut(), &self.memory);
-            jobs.push(Job::Other { sights, captured, python });
+            let frames = self.runtimes.frames(&self.memory, &captured, Effort::Walked);
+            jobs.push(Job::Other { sights, captured, frames });
         }
     }
 
-    pub fn name_javascript(&mut self, captured: &Captured) -> ScriptFrames {
-        let Some(v8) = &mut self.v8 else { return ScriptFrames::default() };
-        v8.frames(&self.memory, &captured.head.registers, &captured.stack)
-    }
-
-    pub fn name_python(&mut self, captured: &Captured) -> PythonFrames {
-        let mut named = PythonFrames::of(captured, self.python.as_mut(), &self.memory);
-        let tstate = self.loops.get(&captured.head.head.tid).and_then(|followed| followed.tstate);
-        if let PythonFrames::Named { frames, walk, running, call } = &mut named
-            && let Some(python) = &mut self.python
-        {
-            *running = python.running(&self.memory, &captured.python, frames, *walk, tstate);
-            let place = python.callback_at(&captured.python, frames);
-            let coroutine = running.as_ref().and_then(|it| it.coroutines.last().copied());
-            *call = place.and_then(|place| self.callback(captured, place)).or(coroutine);
+    /// What the runtimes show of a capture of a loop's thread.
+    pub fn name_frames(&mut self, captured: &Captured) -> Frames {
+        let followed = self.loops.get(&captured.head.head.tid);
+        let state = followed.and_then(|followed| followed.interpreter_state);
+        let mut frames = self.runtimes.frames(&self.memory, captured, Effort::Loop { state });
+        let callback = frames.callback_at().and_then(|place| self.callback(captured, place));
+        if let Some(callback) = callback {
+            frames.set_call(callback);
         }
-        named
+        frames
     }
 
     /// Which callback a tick found the loop to run, if the probes had been told of this very place by
@@ -245,10 +224,10 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             return (captured.head.reason == reason::TICK && callback != 0).then_some(callback);
         }
         followed.callback_at = place;
-        let tstate = followed.tstate?;
-        let collecting = self.python.as_ref()?.collecting_at(&self.memory).unwrap_or(0);
+        let state = followed.interpreter_state?;
+        let collecting = self.runtimes.interpreter()?.collecting_at(&self.memory).unwrap_or(0);
         let slot = self.source.loops().into_iter().find(|slot| slot.state.tid == tid)?;
-        self.source.set_python(slot, PythonPlaces { tstate, collecting, callback: place });
+        self.source.set_interpreter(slot, InterpreterPlaces { state, collecting, callback: place });
         None
     }
 
@@ -257,7 +236,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             source: &mut self.source,
             memory: &self.memory,
             target: &self.target,
-            python: self.python.as_mut(),
+            runtimes: &mut self.runtimes,
         };
         (&mut self.blame, outside)
     }

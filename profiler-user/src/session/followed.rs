@@ -56,10 +56,10 @@ pub struct Followed {
     pub completed_ns: u64,
     /// The blocked stretch, by its beginning, in which the address space was found locked.
     pub locked_ns: u64,
-    /// The turn, by its beginning, in which what Python calls the thread was last read.
+    /// The turn, by its beginning, in which what its runtime calls the thread was last read.
     pub named_in_ns: Option<u64>,
     /// The interpreter's state of this thread, once found.
-    pub tstate: Option<u64>,
+    pub interpreter_state: Option<u64>,
     /// Where the loop's frame keeps which callback it runs, once seen; 0: not yet.
     pub callback_at: u64,
     next_search_ns: u64,
@@ -95,7 +95,7 @@ impl Followed {
             completed_ns: 0,
             locked_ns: 0,
             named_in_ns: None,
-            tstate: None,
+            interpreter_state: None,
             callback_at: 0,
             next_search_ns: 0,
             next_glance_ns: 0,
@@ -184,7 +184,7 @@ impl Followed {
 
     /// Whether to search for the interpreter's state of this thread now; not at every look.
     pub fn search_is_due(&mut self, now_ns: u64) -> bool {
-        let due = self.tstate.is_none() && now_ns >= self.next_search_ns;
+        let due = self.interpreter_state.is_none() && now_ns >= self.next_search_ns;
         if due {
             self.next_search_ns = now_ns + SEARCH_EVERY_NS;
         }
@@ -244,7 +244,7 @@ mod tests {
         let looks = (0..=40).map(|look| look * 50 * MS);
         let searches: Vec<u64> = looks.filter(|now_ns| followed.search_is_due(*now_ns)).collect();
         assert_eq!(searches, [0, 1000 * MS, 2000 * MS]);
-        followed.tstate = Some(1);
+        followed.interpreter_state = Some(1);
         assert!(!followed.search_is_due(9000 * MS));
     }
 }

@@ -11,8 +11,7 @@ use super::Session;
 use super::followed::Followed;
 use crate::job::Job;
 use crate::process::TargetMemory;
-use crate::runtime::cpython::capture::PythonFrames;
-use crate::runtime::pool::work_frame;
+use crate::runtime::frames::{Frames, WorkPlace};
 use crate::source::{Captured, EventSource, Slot};
 use crate::turn::instead::Instead;
 
@@ -20,8 +19,7 @@ use crate::turn::instead::Instead;
 #[derive(Debug, Clone, Copy)]
 pub struct Item {
     turn_start_ns: u64,
-    /// The frame of the call that the pool's loop made, whose first variable holds the work.
-    frame: u64,
+    place: WorkPlace,
     work: u64,
 }
 
@@ -97,18 +95,15 @@ impl Followed {
 impl<S: EventSource, M: TargetMemory> Session<S, M> {
     /// Remembers what work a worker has in hand, from the frames of its turn's first capture. To be
     /// called before the capture is cut.
-    pub fn note_work(&mut self, captured: &Captured, python: &PythonFrames) {
-        let (Some(interpreter), PythonFrames::Named { frames, .. }) = (&self.python, python) else {
-            return;
-        };
+    pub fn note_work(&mut self, captured: &Captured, frames: &Frames) {
         let turn_start_ns = captured.head.turn_start_ns;
         let Some(followed) = self.loops.get_mut(&captured.head.head.tid) else { return };
         if followed.item.is_some_and(|item| item.turn_start_ns == turn_start_ns) {
             return;
         }
-        followed.item = work_frame(&captured.python, frames).and_then(|frame| {
-            let work = interpreter.first_variable(&self.memory, frame)?;
-            Some(Item { turn_start_ns, frame, work })
+        followed.item = frames.work().and_then(|place| {
+            let work = place.read(&self.memory)?;
+            Some(Item { turn_start_ns, place, work })
         });
     }
 
@@ -119,8 +114,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let known = self.loops.get(&tid).and_then(|followed| followed.item);
         if let Some(mut item) = known.filter(|item| in_turn && item.turn_start_ns == turn.start_ns)
         {
-            let python = self.python.as_ref();
-            let work = python.and_then(|python| python.first_variable(&self.memory, item.frame));
+            let work = item.place.read(&self.memory);
             // A thread cannot take up work while it is blocked: all of that block is of this work. But one that has
             // come back since its state was read may have done with it.
             let is_blocked = slot.state.state == state::BLOCKED;

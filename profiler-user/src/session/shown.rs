@@ -9,6 +9,7 @@ use crate::gap::Gap;
 use crate::job::Job;
 use crate::process::TargetMemory;
 use crate::process::frozen::{polls, waits};
+use crate::runtime::{Effort, THREAD_NAME};
 use crate::source::{EventSource, Slot};
 
 /// Between two searches for loops that are asleep.
@@ -47,29 +48,29 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let new: Vec<_> = new.take(MAX_SHOWN).collect();
         let states = if new.is_empty() { BTreeMap::new() } else { self.interpreter_states() };
         for thread in new {
-            let (captured, python) = self.standing(thread, &states, now_ns);
-            jobs.push(Job::Show { captured: Box::new(captured), python });
+            let (captured, frames) = self.standing(thread, &states, Effort::Walked, now_ns);
+            jobs.push(Job::Show { captured: Box::new(captured), frames });
         }
         self.shown.tids = shown;
     }
 
-    /// Has the analyst know what Python calls the thread: its program may rename it at any time. Not where its
+    /// Has the analyst know what its runtime calls the thread: its program may rename it at any time. Not where its
     /// address space was locked since then: whoever reads it may wait for as long as the thread does.
     pub fn tell_name(&mut self, tid: u32, since_ns: u64, jobs: &mut Vec<Job>) {
-        let Some(python) = &mut self.python else { return };
+        let Some(interpreter) = self.runtimes.interpreter_mut() else { return };
         let followed = self.loops.get(&tid);
         if followed.is_some_and(|followed| followed.locked_ns >= since_ns.max(1)) {
             let why = "the address space was locked, and the interpreter's memory in it";
-            jobs.push(Job::Named { tid, name: Err(Gap::new("thread.python_name", why)) });
+            jobs.push(Job::Named { tid, name: Err(Gap::new(THREAD_NAME, why)) });
             return;
         }
-        let known = followed.and_then(|followed| followed.tstate);
-        let tstate = known.or_else(|| {
+        let known = followed.and_then(|followed| followed.interpreter_state);
+        let state = known.or_else(|| {
             let number = self.target.tid_in_container(tid)?;
-            python.thread_state(&self.memory, number, None).ok()
+            interpreter.state_of(&self.memory, number)
         });
-        // A thread without a state runs no Python.
-        let Some(tstate) = tstate else { return };
-        jobs.push(Job::Named { tid, name: python.thread_name(&self.memory, tstate) });
+        // A thread without a state runs none of the interpreter's code.
+        let Some(state) = state else { return };
+        jobs.push(Job::Named { tid, name: interpreter.thread_name(&self.memory, state) });
     }
 }

@@ -8,7 +8,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use profiler_ebpf::parks::{MAX_PARKS, Park, Parks};
-use profiler_ebpf::python::PythonWalk;
 use profiler_ebpf::record::{CaptureHead, RecordHead, ThreadSnapshot, kind, reason};
 use profiler_ebpf::turn::{FUTEX, Loop, WaitCall, phase, state, wait};
 
@@ -17,8 +16,9 @@ use crate::job::{Job, Verdict};
 use crate::process::TargetMemory;
 use crate::process::frozen::{seed, waits};
 use crate::process::stack::read_stack;
-use crate::runtime::cpython::capture::PythonFrames;
-use crate::runtime::pool::{Pool, Posture, Word};
+use crate::runtime::Effort;
+use crate::runtime::frames::Frames;
+use crate::runtime::park::{ParkState, Pool, Word};
 use crate::source::{Captured, EventSource, Slot};
 use crate::turn::instance::Stand;
 
@@ -129,9 +129,8 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let states = self.interpreter_states();
         for thread in new {
             self.workers.look_at(thread);
-            let (captured, python) = self.standing(&thread, &states, now_ns);
-            let javascript = self.name_javascript(&captured);
-            jobs.push(Job::Look { captured: Box::new(captured), python, javascript });
+            let (captured, frames) = self.standing(&thread, &states, Effort::Copied, now_ns);
+            jobs.push(Job::Look { captured: Box::new(captured), frames });
         }
         self.workers.states = states;
         Ok(())
@@ -142,19 +141,16 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let tid = verdict.head.head.tid;
         let slot = self.slot_of(tid);
         let is_there = slot.is_some() || self.workers.looked_at.contains_key(&tid);
-        if is_there && matches!(verdict.posture, Posture::Parked(..) | Posture::Working(_)) {
+        let pool = verdict.park_state.pool();
+        if is_there && pool.is_some() {
             self.workers.known.insert(tid);
         }
         if let Some(slot) = slot {
-            let is_handed = match verdict.posture {
-                Posture::Parked(pool, _) | Posture::Working(pool) => pool == Pool::Python,
-                Posture::OffDuty | Posture::Looping { .. } | Posture::Unknown => false,
-            };
-            self.source.set_handed_work(slot, is_handed);
-            if verdict.posture.is_idle() {
+            self.source.set_handed_work(slot, pool.is_some_and(|pool| pool.has_queue));
+            if verdict.park_state.is_idle() {
                 self.turn_ended_at(slot, &verdict.head, jobs);
             }
-            if verdict.posture == Posture::OffDuty {
+            if verdict.park_state == ParkState::OffDuty {
                 // What it does once it is back is a turn of its own.
                 let parks = self.workers.parks.entry(tid).or_default();
                 parks.found_ns = verdict.head.at_ns;
@@ -162,11 +158,11 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
                 self.source.set_parks(slot, parks);
             }
         }
-        if let Posture::Parked(Pool::Node, _) | Posture::Working(Pool::Node) = verdict.posture {
+        if pool.is_some_and(|pool| pool.waits_in_epoll) {
             self.workers.by_messages.insert(tid);
         }
-        match verdict.posture {
-            Posture::Parked(pool, word) => {
+        match verdict.park_state {
+            ParkState::Parked(pool, word) => {
                 let Some(word) = self.place(tid, word) else { return };
                 let registers = &verdict.head.registers;
                 let park = Park { sp: registers.sp, ip: registers.ip, ..word };
@@ -181,11 +177,13 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
                     self.source.set_parks(slot, parks);
                 }
             }
-            Posture::Working(pool) if slot.is_none() => {
+            ParkState::Working(pool) if slot.is_none() => {
                 self.follow_worker(tid, pool, now_ns, phase::TURN);
             }
-            Posture::Working(_) | Posture::OffDuty | Posture::Looping { .. } | Posture::Unknown => {
-            }
+            ParkState::Working(_)
+            | ParkState::OffDuty
+            | ParkState::Looping { .. }
+            | ParkState::Unknown => {}
         }
     }
 
@@ -233,9 +231,10 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         &mut self,
         thread: &ThreadSnapshot,
         states: &BTreeMap<u64, u64>,
+        effort: Effort,
         now_ns: u64,
-    ) -> (Captured, PythonFrames) {
-        let mut head = CaptureHead {
+    ) -> (Captured, Frames) {
+        let head = CaptureHead {
             head: RecordHead { kind: kind::CAPTURE, tid: thread.tid },
             at_ns: now_ns,
             registers: thread.registers,
@@ -243,37 +242,33 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             fsbase: thread.fsbase,
             ..CaptureHead::default()
         };
-        let mut raw = Vec::new();
-        if let Some(python) = &self.python
-            && let Some(tstate) = states.get(&thread.fsbase)
+        let mut captured = Captured::of_outside(head, Vec::new());
+        if let (Some(interpreter), Some(state)) =
+            (self.runtimes.interpreter(), states.get(&thread.fsbase))
         {
-            let (frames, walk) = python.walk(&self.memory, *tstate, Some(thread.fsbase));
-            (raw, head.python_walk) = (frames, walk.number());
-        } else {
-            head.python_walk = PythonWalk::NotTried.number();
+            interpreter.walk(&self.memory, *state, &mut captured);
         }
-        let stack = read_stack(&self.memory, &head);
-        let captured = Captured { head, kernel: Vec::new(), python: raw, stack };
-        let python = PythonFrames::of(&captured, self.python.as_mut(), &self.memory);
-        (captured, python)
+        captured.stack = read_stack(&self.memory, &captured.head);
+        let frames = self.runtimes.frames(&self.memory, &captured, effort);
+        (captured, frames)
     }
 
     /// Where in the target the word lies that a parked thread is known by.
     fn place(&self, tid: u32, word: Word) -> Option<Park> {
         let (word_address, word) = match word {
             Word::ReturnAddress { at, value } => (at, value),
-            Word::PythonFrame(frame) => {
-                let python = self.python.as_ref()?;
+            Word::InnermostFrame(frame) => {
+                let interpreter = self.runtimes.interpreter()?;
                 let listed = self.workers.looked_at.get(&tid).and_then(|thread| {
-                    let tstate = *self.workers.states.get(&thread.fsbase)?;
-                    let is_its = python.is_state_of(&self.memory, tstate, thread.fsbase);
-                    is_its.then_some(tstate)
+                    let state = *self.workers.states.get(&thread.fsbase)?;
+                    let is_its = interpreter.is_state_of(&self.memory, state, thread.fsbase);
+                    is_its.then_some(state)
                 });
-                let tstate = listed.or_else(|| {
+                let state = listed.or_else(|| {
                     let number = self.target.tid_in_container(tid)?;
-                    python.thread_state(&self.memory, number, None).ok()
+                    interpreter.state_of(&self.memory, number)
                 })?;
-                (python.innermost_at(&self.memory, tstate)?, frame)
+                (interpreter.innermost_at(&self.memory, state)?, frame)
             }
         };
         Some(Park { word_address, word, ..Park::default() })
@@ -293,7 +288,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         }
         // Of threads that take turns at epoll, the first such wait is their own.
         watched.adopt(&WaitCall::any(wait::PARK));
-        watched.handed_work = u64::from(pool == Pool::Python);
+        watched.handed_work = u64::from(pool.has_queue);
         match self.source.seed(watched, capture) {
             // It has gone on in just this moment: the next search finds it where it is then.
             Ok(true) if works && !self.source.is_still_in(&capture) => {

@@ -60,11 +60,11 @@ fn ended_of(record: &TurnEnded) -> Ended {
 pub fn capture(bytes: &[u8]) -> Result<Captured, Malformed> {
     let head: CaptureHead = prefix(bytes)?;
     let kernel = list(bytes, offset_of!(Capture, kernel), head.kernel_frames, KERNEL_FRAMES);
-    let python = list(bytes, offset_of!(Capture, python), head.python_frames, PYTHON_FRAMES);
+    let interpreted = list(bytes, offset_of!(Capture, python), head.python_frames, PYTHON_FRAMES);
     let start = offset_of!(Capture, stack);
     let end = start + (head.stack_bytes as usize).min(STACK_BYTES);
     let stack = bytes.get(start..end).unwrap_or_default().to_vec();
-    Ok(Captured { head, kernel, python, stack })
+    Ok(Captured { head, kernel, interpreted, stack })
 }
 
 fn prefix<T: FromBytes>(bytes: &[u8]) -> Result<T, Malformed> {
@@ -167,7 +167,7 @@ mod tests {
             damage(random, &mut bytes);
             let Ok(Event::Captured(captured)) = record(&bytes) else { return };
             assert!(captured.kernel.len() <= KERNEL_FRAMES);
-            assert!(captured.python.len() <= PYTHON_FRAMES);
+            assert!(captured.interpreted.len() <= PYTHON_FRAMES);
             assert!(captured.stack.len() <= STACK_BYTES);
             assert!(captured.stack.len() <= captured.head.stack_bytes as usize);
         });

@@ -4,7 +4,7 @@ pub mod decode;
 pub mod kernel;
 
 use profiler_ebpf::parks::Parks;
-use profiler_ebpf::python::PythonFrame;
+use profiler_ebpf::python::{PythonFrame, PythonWalk};
 use profiler_ebpf::reading::{Accepts, Reading};
 use profiler_ebpf::record::{CaptureHead, ThreadSnapshot, Woken};
 use profiler_ebpf::rivals::Rivals;
@@ -75,9 +75,21 @@ pub struct Captured {
     /// Kernel return addresses, innermost first.
     pub kernel: Vec<u64>,
     /// Interpreter frames, innermost first, undecoded.
-    pub python: Vec<PythonFrame>,
+    pub interpreted: Vec<PythonFrame>,
     /// The stack from `head.registers.sp` upwards; empty where only registers were taken.
     pub stack: Vec<u8>,
+}
+
+impl Captured {
+    /// One of a thread that is looked at from outside: with its copied stack, and nothing walked.
+    pub fn of_outside(head: CaptureHead, stack: Vec<u8>) -> Self {
+        Self { head, kernel: Vec::new(), interpreted: Vec::new(), stack }
+    }
+
+    /// Whether the interpreter's state that the probes were told of is another thread's by now.
+    pub fn shows_another_thread(&self) -> bool {
+        PythonWalk::from_u32(self.head.python_walk) == PythonWalk::WrongThread
+    }
 }
 
 /// One loop as it is now.
@@ -96,8 +108,9 @@ impl Slot {
 
 /// What the probes read of a thread's interpreter: addresses in the target, 0 where not known.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct PythonPlaces {
-    pub tstate: u64,
+pub struct InterpreterPlaces {
+    /// Of the thread.
+    pub state: u64,
     /// Whether garbage is being collected.
     pub collecting: u64,
     /// Which callback the loop runs.
@@ -151,7 +164,7 @@ pub trait EventSource {
     fn set_shares(&mut self, slot: Slot, shares: bool);
 
     /// Tells the probes where a thread keeps what they read of its interpreter.
-    fn set_python(&mut self, slot: Slot, places: PythonPlaces);
+    fn set_interpreter(&mut self, slot: Slot, places: InterpreterPlaces);
 
     /// Switches the sampling of running threads on or off; it costs all CPUs, so it is off while
     /// nothing is suspected.

@@ -4,7 +4,7 @@
 //! only, until somebody asks for its `__dict__` or gives it names that the others lack.
 
 use super::dict::{self, NoDict};
-use super::layout::Layout;
+use super::layout::{Kept, Layout};
 use super::object::type_of;
 use crate::process::TargetMemory;
 
@@ -29,20 +29,6 @@ const DICT_VALUES: u64 = 40;
 
 /// No object of a class is as long.
 const MAX_OBJECT_BYTES: u64 = 1 << 20;
-
-/// How a version keeps an object's attributes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kept {
-    /// To 3.10, and later where the type does not have it otherwise: in a dictionary, to which the object
-    /// points at an offset that the type tells.
-    Behind,
-    /// 3.11: before the object, a pointer each for values and for a dictionary.
-    Apart,
-    /// 3.12: before the object, one pointer for either. Of values it is one too low.
-    Tagged,
-    /// From 3.13: the values at the object's end; before it, a pointer to the dictionary, if there is one.
-    Inline,
-}
 
 /// What holds the attributes of one object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

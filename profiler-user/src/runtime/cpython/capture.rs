@@ -2,7 +2,8 @@
 
 use profiler_ebpf::python::PythonWalk;
 
-use super::{NamedFrame, Python};
+use super::interpreter::Python;
+use super::names::NamedFrame;
 use crate::gap::Gap;
 use crate::process::TargetMemory;
 use crate::source::Captured;
@@ -11,74 +12,76 @@ use crate::task::Running;
 /// Interpreter frames of one capture, or why there are none.
 #[derive(Debug, Clone)]
 pub enum PythonFrames {
-    /// The target runs no CPython that we know.
-    NotPython,
-    Named {
-        frames: Vec<NamedFrame>,
-        walk: PythonWalk,
-        /// The coroutines among them, and whose task they are.
-        running: Option<Running>,
-        /// Of which call of a callback it is: the same number in one turn is the same call.
-        call: Option<u64>,
-    },
+    Named(Named),
     Missing(Gap),
 }
 
+/// The frames, and what they tell.
+#[derive(Debug, Clone)]
+pub struct Named {
+    pub frames: Vec<NamedFrame>,
+    pub walk: PythonWalk,
+    /// The coroutines among them, and whose task they are.
+    pub running: Option<Running>,
+    /// Of which call of a callback it is: the same number in one turn is the same call.
+    pub call: Option<u64>,
+    /// Where the loop keeps which callback it runs.
+    pub callback_at: Option<u64>,
+    /// Where in a frame its variables begin, in bytes, and which bits of them are tags.
+    pub variables_at: u64,
+    pub tags: u64,
+}
+
+impl Named {
+    /// Frames of which nothing else is known.
+    pub fn new(frames: Vec<NamedFrame>, walk: PythonWalk) -> Self {
+        let (running, call, callback_at) = Default::default();
+        Self { frames, walk, running, call, callback_at, variables_at: 0, tags: 0 }
+    }
+}
+
 impl PythonFrames {
+    /// There are none, for this reason.
+    pub fn missing(why: &str) -> Self {
+        Self::Missing(Gap::new("python frames", why))
+    }
+
     /// Names what the probes, or a reader from outside, walked. At once: the target may free it.
-    pub fn of(captured: &Captured, python: Option<&mut Python>, memory: &dyn TargetMemory) -> Self {
-        let Some(python) = python else { return Self::NotPython };
+    pub fn of(captured: &Captured, python: &mut Python, memory: &dyn TargetMemory) -> Self {
         let walk = PythonWalk::from_u32(captured.head.python_walk);
         match walk {
-            PythonWalk::NotTried => {
-                let why = if captured.stack.is_empty() {
-                    "it blocked before the turn was suspected, and not for long after"
-                } else {
-                    "the thread has no interpreter state that we know"
-                };
-                Self::Missing(Gap::new("python frames", why))
-            }
+            PythonWalk::NotTried => Self::missing(if captured.stack.is_empty() {
+                "it blocked before the turn was suspected, and not for long after"
+            } else {
+                "the thread has no interpreter state that we know"
+            }),
             PythonWalk::WrongThread => {
-                let why = "the interpreter state that we know belongs to another thread";
-                Self::Missing(Gap::new("python frames", why))
+                Self::missing("the interpreter state that we know belongs to another thread")
             }
             PythonWalk::Complete
             | PythonWalk::Unreadable
             | PythonWalk::TooDeep
-            | PythonWalk::Shortened(_) => {
-                let frames = python.decode(memory, &captured.python);
-                Self::Named { frames, walk, running: None, call: None }
-            }
+            | PythonWalk::Shortened(_) => Self::Named(Named {
+                variables_at: python.layout.frame_variables.into(),
+                tags: python.layout.walk.code_tag_mask.into(),
+                ..Named::new(python.decode(memory, &captured.interpreted), walk)
+            }),
         }
     }
 
-    /// The thread had left the turn of the capture by the time that its task was asked for: whatever
-    /// the answer was, the task may have been another.
-    pub fn came_too_late(&mut self) {
-        if let Self::Named { running: Some(running), .. } = self {
-            running.task = Err(Gap::new("task", "the turn was over by the time it was asked"));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use profiler_ebpf::python::PythonWalk;
-
-    use super::PythonFrames;
-    use crate::task::{Running, Task};
-
-    /// What was asked too late is no proof, whatever the answer was; a callback stays one.
-    #[test]
-    fn too_late() {
-        let task = Task { name: Ok("t".to_owned()), frame: 1, root: 0, middleware: Vec::new() };
-        let coroutine = Running { coroutines: vec![1], task: Ok(task) };
-        for running in [Some(coroutine), None] {
-            let walk = PythonWalk::Complete;
-            let mut late = PythonFrames::Named { frames: Vec::new(), walk, running, call: None };
-            late.came_too_late();
-            let PythonFrames::Named { running, .. } = late else { panic!("frames were lost") };
-            assert!(running.is_none_or(|running| running.task.is_err()));
-        }
+    /// Asks as well whose coroutine ran in the thread with this state, and which callback.
+    pub fn add_task(
+        &mut self,
+        captured: &Captured,
+        python: &mut Python,
+        memory: &dyn TargetMemory,
+        state: Option<u64>,
+    ) {
+        let Self::Named(named) = self else { return };
+        let (raw, frames) = (&captured.interpreted, &named.frames);
+        named.running = python.running(memory, raw, frames, named.walk, state);
+        named.callback_at = python.callback_at(raw, frames);
+        // Where the callback is not known, its coroutine tells calls apart.
+        named.call = named.running.as_ref().and_then(|it| it.coroutines.last().copied());
     }
 }

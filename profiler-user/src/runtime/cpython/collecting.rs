@@ -3,17 +3,8 @@
 //! Offsets of 3.8 to 3.13 by `offsetof` over each version's internal headers, of 3.14 by what it publishes:
 //! `_gc_runtime_state.collecting` (Include/internal/pycore_gc.h) is an `int` in all of them.
 
-use super::layout::Layout;
+use super::layout::{Collecting, Layout};
 use crate::process::TargetMemory;
-
-/// Where a version keeps the flag.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Collecting {
-    /// In the runtime, at this offset.
-    Runtime(u32),
-    /// In the interpreter: where its collector's state begins, and the flag in that.
-    Interpreter { collector: u32, flag: u32 },
-}
 
 impl Collecting {
     /// The flag of the first interpreter. None where the runtime cannot be read.
@@ -32,7 +23,7 @@ impl Collecting {
 #[cfg(test)]
 mod tests {
     use crate::process::{TargetMemory, Unreadable};
-    use crate::runtime::cpython::layout::of_minor;
+    use crate::runtime::cpython::offsets::of_minor;
 
     /// A runtime whose first interpreter is at 5000.
     struct Runtime;

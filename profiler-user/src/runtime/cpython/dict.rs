@@ -1,6 +1,6 @@
 //! A `dict` in the target's memory to its entries, and text keys to whether they are the one looked for.
 
-use super::layout::StrLayout;
+use super::layout::{Form, StrLayout};
 use crate::process::{TargetMemory, Unreadable};
 
 /// Entries read of one dictionary at most. Large services have some thousand modules.
@@ -11,17 +11,6 @@ const MAX_LOG2_BYTES: u8 = 40;
 
 /// `PyDictObject.ma_keys`, the same from 3.8 to 3.15.
 pub const KEYS: u64 = 32;
-
-/// How a version lays out `PyDictKeysObject`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
-    /// To 3.10: the number of slots, and entries of hash, key and value.
-    Sized,
-    /// From 3.11: the index's size as a power of two; where all keys are text, entries lack the hash.
-    Logarithmic,
-    /// The same behind the longer header of free-threaded builds.
-    LogarithmicAfterLonger,
-}
 
 impl Form {
     /// Where `ma_keys` lies.
@@ -133,7 +122,7 @@ pub fn is_text(memory: &dyn TargetMemory, layout: &StrLayout, key: u64, wanted: 
 #[cfg(test)]
 pub mod tests {
     use super::{Form, MAX_ENTRIES, NoDict, entries, value_of};
-    use crate::runtime::cpython::layout::of_minor;
+    use crate::runtime::cpython::offsets::of_minor;
     use crate::runtime::cpython::pages::Pages;
 
     /// Puts a dictionary there, its keys 0x100 further on. Entries lack hashes where `kind` is not 0.

@@ -183,7 +183,7 @@ pub fn check_of(
 #[cfg(test)]
 mod tests {
     use super::walk;
-    use crate::runtime::cpython::layout::of_minor;
+    use crate::runtime::cpython::offsets::of_minor;
     use crate::runtime::cpython::pages::Pages;
     use profiler_ebpf::limits::{INNER_PYTHON_FRAMES, PYTHON_STRIDE, PYTHON_STRIDES};
     use profiler_ebpf::python::{ABSENT, PythonLayout, PythonWalk, code_check};

@@ -7,20 +7,22 @@ use profiler_ebpf::python::{PythonFrame, PythonWalk};
 
 use super::detect::{Image, images};
 use super::dict::MAX_ENTRIES;
-use super::layout::{Layout, of_minor};
+use super::layout::Layout;
 use super::lines::{Format, LineTable};
 use super::names::{MAX_LINE_TABLE_BYTES, MAX_STACK_TABLE_BYTES, Names};
 use super::object::MAX_BYTES;
+use super::offsets::of_minor;
 use super::published::{DEBUG_COOKIE, DEBUG_WORDS};
 use super::strings::MAX_CHARACTERS;
 use super::tasks::{MAX_CURRENT, Tasks};
 use super::threading::Threading;
 use super::threads::{self, MAX_INTERPRETERS, MAX_THREAD_STATES};
-use super::{Gil, Python, frames, version};
+use super::{Python, frames, gil, version};
 use crate::hostile::{
     HEAP, HostileMemory, Random, STYLES, damage, damaged_elf, file_of, libc, rounds,
 };
 use crate::process::maps::{Backing, Region};
+use crate::runtime::frames::WorkPlace;
 
 /// Two words of each interpreter, one structure of each thread, and where it all begins.
 const MOST_LIST_READS: u64 = 1 + 2 * MAX_INTERPRETERS as u64 + MAX_THREAD_STATES as u64;
@@ -160,7 +162,7 @@ fn frames_and_names() {
         assert!(reads <= frames.len() as u64 * MOST_NAME_READS, "{reads} reads");
         assert!(bytes <= most, "{bytes} bytes");
         for frame in &frames {
-            python.first_variable(&memory, frame.frame);
+            WorkPlace { at: frame.frame, tags: 3 }.read(&memory);
         }
     });
 }
@@ -246,10 +248,10 @@ fn locks() {
     rounds(60, |random| {
         let (layout, memory) = (any_layout(random), any_memory(random));
         let python = python(layout, memory.place(random), None);
-        let gil = Gil::locate(&memory, &layout, python.image.runtime);
-        let Some(gil) = gil else { return };
-        gil.contains(random.odd_number());
-        python.holder(&memory, gil);
+        let lock = gil::locate(&memory, &layout, python.image.runtime);
+        let Some(lock) = lock else { return };
+        lock.contains(random.odd_number());
+        python.holder(&memory, &lock);
         let (reads, _) = memory.counts();
         let most = 2 * MOST_LOCK_READS + 2 * MOST_WALK_READS + MOST_LIST_READS + 2;
         assert!(reads <= most, "{reads} reads");

@@ -3,8 +3,9 @@
 //! Offsets from 3.8 to 3.15, by `offsetof` over each version's internal headers: `_gil_runtime_state`
 //! (Include/internal/pycore_gil.h) has kept its form throughout.
 
-use super::layout::Layout;
+use super::layout::{Layout, LockPlace};
 use crate::process::TargetMemory;
+use crate::runtime::GlobalLock;
 
 /// `last_holder`, a thread state.
 const HOLDER: u64 = 8;
@@ -19,78 +20,48 @@ const WAITED_ON: std::ops::Range<u64> = 32..208;
 /// `enabled`, an `int`, and what aligns the rest.
 const IN_USE_BYTES: u64 = 8;
 
-/// Where a version keeps the lock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
-    /// In the runtime, at this offset.
-    Runtime(u32),
-    /// Behind a pointer in the interpreter, at this offset.
-    Interpreter(u32),
-    /// The same in a free-threaded build: before it stands whether it is in use.
-    Optional(u32),
+/// The lock of the first interpreter. None where the runtime cannot be read, or a free-threaded build does without.
+/// Sub-interpreters may have locks of their own from 3.12 on; a wait for one of those is not recognised.
+pub fn locate(memory: &dyn TargetMemory, layout: &Layout, runtime: u64) -> Option<GlobalLock> {
+    let address = match layout.gil {
+        LockPlace::Runtime(offset) => runtime.checked_add(offset.into())?,
+        LockPlace::Interpreter(offset) | LockPlace::Optional(offset) => {
+            let head = runtime.checked_add(layout.runtime_interpreters.into())?;
+            let interpreter = memory.read_u64(head).ok().filter(|address| *address != 0)?;
+            memory.read_u64(interpreter.checked_add(offset.into())?).ok()?
+        }
+    };
+    if address == 0 {
+        return None;
+    }
+    match layout.gil {
+        LockPlace::Optional(_) if memory.read_u32(address).ok()? == 0 => None,
+        LockPlace::Optional(_) => Some(lock_at(address.checked_add(IN_USE_BYTES)?)),
+        LockPlace::Runtime(_) | LockPlace::Interpreter(_) => Some(lock_at(address)),
+    }
 }
 
-/// The lock of the first interpreter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Gil {
-    address: u64,
+fn lock_at(address: u64) -> GlobalLock {
+    GlobalLock {
+        waited_on_from: address.saturating_add(WAITED_ON.start),
+        waited_on_to: address.saturating_add(WAITED_ON.end),
+        holder_at: address.wrapping_add(HOLDER),
+        locked_at: address.wrapping_add(LOCKED),
+    }
 }
 
-impl Gil {
-    /// None where the runtime cannot be read, or a free-threaded build does without. Sub-interpreters may have locks of their own from 3.12
-    /// on; a wait for one of those is not recognised.
-    pub fn locate(memory: &dyn TargetMemory, layout: &Layout, runtime: u64) -> Option<Self> {
-        let address = match layout.gil {
-            Place::Runtime(offset) => runtime.checked_add(offset.into())?,
-            Place::Interpreter(offset) | Place::Optional(offset) => {
-                let head = runtime.checked_add(layout.runtime_interpreters.into())?;
-                let interpreter = memory.read_u64(head).ok().filter(|address| *address != 0)?;
-                memory.read_u64(interpreter.checked_add(offset.into())?).ok()?
-            }
-        };
-        if address == 0 {
-            return None;
-        }
-        match layout.gil {
-            Place::Optional(_) if memory.read_u32(address).ok()? == 0 => None,
-            Place::Optional(_) => Some(Self { address: address.checked_add(IN_USE_BYTES)? }),
-            Place::Runtime(_) | Place::Interpreter(_) => Some(Self { address }),
-        }
-    }
-
-    #[cfg(test)]
-    pub fn at(address: u64) -> Self {
-        Self { address }
-    }
-
-    /// Whether a futex at this address is part of the lock.
-    pub fn contains(&self, futex: u64) -> bool {
-        futex.checked_sub(self.address).is_some_and(|offset| WAITED_ON.contains(&offset))
-    }
-
-    /// Where the thread state of its last holder stands.
-    pub fn holder_at(&self) -> u64 {
-        self.address.wrapping_add(HOLDER)
-    }
-
-    /// Where it stands whether it is held.
-    pub fn locked_at(&self) -> u64 {
-        self.address.wrapping_add(LOCKED)
-    }
-
-    /// The thread state of the thread that holds it now.
-    pub fn holder(&self, memory: &dyn TargetMemory) -> Option<u64> {
-        let locked = memory.read_u32(self.locked_at()).ok()?;
-        let holder = memory.read_u64(self.holder_at()).ok()?;
-        (locked == 1 && holder != 0).then_some(holder)
-    }
+/// The thread state of the thread that holds it now.
+pub fn holder(memory: &dyn TargetMemory, lock: &GlobalLock) -> Option<u64> {
+    let locked = memory.read_u32(lock.locked_at).ok()?;
+    let holder = memory.read_u64(lock.holder_at).ok()?;
+    (locked == 1 && holder != 0).then_some(holder)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Gil, Place};
+    use super::{LockPlace, holder, locate};
     use crate::process::{TargetMemory, Unreadable};
-    use crate::runtime::cpython::layout::of_minor;
+    use crate::runtime::cpython::offsets::of_minor;
 
     /// Words by address.
     struct Words(Vec<(u64, u64)>);
@@ -109,16 +80,16 @@ mod tests {
     fn where_and_who() {
         let layout = of_minor(11).expect("known");
         let held = Words(vec![(1000 + 360 + 16, 1), (1000 + 360 + 8, 0x77)]);
-        let gil = Gil::locate(&held, &layout, 1000).expect("in the runtime");
-        assert_eq!(gil.holder(&held), Some(0x77));
-        assert_eq!(gil.holder(&Words(vec![(1376, 0), (1368, 0x77)])), None);
+        let gil = locate(&held, &layout, 1000).expect("in the runtime");
+        assert_eq!(holder(&held, &gil), Some(0x77));
+        assert_eq!(holder(&Words(vec![(1376, 0), (1368, 0x77)]), &gil), None);
         assert!(gil.contains(1360 + 72) && !gil.contains(1360 + 16) && !gil.contains(1360 + 208));
 
         let layout = of_minor(12).expect("known");
-        assert_eq!(layout.gil, Place::Interpreter(384));
+        assert_eq!(layout.gil, LockPlace::Interpreter(384));
         let words = Words(vec![(1000 + 40, 5000), (5000 + 384, 9000)]);
-        let gil = Gil::locate(&words, &layout, 1000).expect("behind the pointer");
+        let gil = locate(&words, &layout, 1000).expect("behind the pointer");
         assert!(gil.contains(9040));
-        assert_eq!(Gil::locate(&Words(Vec::new()), &layout, 1000), None);
+        assert_eq!(locate(&Words(Vec::new()), &layout, 1000), None);
     }
 }

@@ -335,7 +335,8 @@ mod tests {
     use super::{FrameKind, MAX_CACHE_BYTES, NamedFrame, Names};
     use crate::process::TargetMemory;
     use crate::runtime::cpython::frames::check_of;
-    use crate::runtime::cpython::layout::{Layout, of_minor};
+    use crate::runtime::cpython::layout::Layout;
+    use crate::runtime::cpython::offsets::of_minor;
     use crate::runtime::cpython::pages::Pages;
     use profiler_ebpf::python::PythonFrame;
 

@@ -3,11 +3,7 @@
 //! It has numbers only, no names: which number is which differs between minor versions, whose groups grow at
 //! their ends and within.
 
-use super::collecting::Collecting;
-use super::dict::Form;
-use super::gil::Place;
-use super::layout::Layout;
-use super::tasks::{Current, FrameOf};
+use super::layout::{Collecting, Current, Form, FrameOf, Layout, LockPlace};
 use crate::gap::Gap;
 
 /// The first minor version that carries its own table of offsets.
@@ -109,7 +105,7 @@ impl Layout {
         self.interpreter_next = state(7)?;
         self.interpreter_threads = state(8)?;
         self.modules = state(group.modules)?;
-        self.gil = Place::Interpreter(state(group.lock)?);
+        self.gil = LockPlace::Interpreter(state(group.lock)?);
         self.collecting = Collecting::Interpreter {
             collector: state(group.collector)?,
             flag: object(group.collecting)?,
@@ -183,7 +179,7 @@ impl Layout {
         };
         self.dict = Form::LogarithmicAfterLonger;
         self.gil = match self.gil {
-            Place::Interpreter(offset) => Place::Optional(offset),
+            LockPlace::Interpreter(offset) => LockPlace::Optional(offset),
             place => place,
         };
         if minor < 15 {
@@ -212,7 +208,7 @@ fn offset(words: &[u64], word: usize, below: u64) -> Result<u32, Gap> {
 #[cfg(test)]
 mod tests {
     use super::DEBUG_WORDS;
-    use crate::runtime::cpython::layout::of_minor;
+    use crate::runtime::cpython::offsets::of_minor;
 
     /// What the binaries of these releases hold: pyenv's 3.13.0, Debian's 3.14.10 and 3.15.2.
     const OF_3_13_0: [u64; 72] = [

@@ -3,7 +3,7 @@
 use profiler_ebpf::limits::INNER_PYTHON_FRAMES;
 use profiler_ebpf::python::PythonWalk;
 
-use super::{FrameKind, NamedFrame};
+use super::names::{FrameKind, NamedFrame};
 use crate::frame::{Frame, Language};
 use crate::unwind::merge::{PythonSpan, PythonStack};
 use crate::unwind::pairs::Hole;

@@ -91,7 +91,7 @@ fn decode(kind: Kind, bytes: &[u8]) -> String {
 mod tests {
     use super::{CUT, MAX_CHARACTERS, read};
     use crate::gap::Gap;
-    use crate::runtime::cpython::layout::of_minor;
+    use crate::runtime::cpython::offsets::of_minor;
     use crate::runtime::cpython::pages::Pages;
 
     /// Interned, compact; the kind and whether it is ASCII differ.

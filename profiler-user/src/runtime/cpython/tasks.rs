@@ -8,7 +8,7 @@
 use profiler_ebpf::python::{PythonFrame, PythonWalk};
 
 use super::dict;
-use super::layout::Layout;
+use super::layout::{Current, FrameOf, Layout, TaskLayout};
 use super::modules::ModuleDict;
 use super::names::{FrameKind, NamedFrame};
 use super::object::{IS_INT, IS_TEXT, type_of};
@@ -30,39 +30,6 @@ const MAX_PARAMETERS: u32 = 16;
 
 /// Current tasks looked at: there is one a loop, and a loop has a thread of its own.
 pub const MAX_CURRENT: usize = 1024;
-
-/// Where a version keeps what leads from a thread to its task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TaskLayout {
-    pub current: Current,
-    /// `TaskObj.task_coro`. `task_name` is the word after it.
-    pub task_coroutine: u32,
-    pub frame: FrameOf,
-    /// Names that nobody gave are numbers until somebody asks for them.
-    pub lazy_names: bool,
-    /// `PyCodeObject.co_argcount`. `co_kwonlyargcount` follows two words later.
-    pub code_parameters: u32,
-    /// `PyCodeObject.co_localsplusnames`, to 3.10 `co_varnames`: parameters come first.
-    pub code_names: u32,
-}
-
-/// Where asyncio keeps which task is current.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Current {
-    /// In a dictionary of its module.
-    Table,
-    /// In the thread's state, at this offset.
-    Thread(u32),
-}
-
-/// How a coroutine object leads to its frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FrameOf {
-    /// A pointer, at this offset.
-    Behind(u32),
-    /// It lies inside, at this offset.
-    Inside(u32),
-}
 
 /// Where the tasks of a process are to be found.
 #[derive(Debug)]
@@ -294,10 +261,11 @@ mod tests {
 
     use super::{Current, FrameOf, Seen, Tasks};
     use crate::runtime::cpython::dict::tests::{put_dict, put_text};
-    use crate::runtime::cpython::layout::{Layout, of_minor};
+    use crate::runtime::cpython::layout::Layout;
     use crate::runtime::cpython::modules::SEARCH_EVERY;
     use crate::runtime::cpython::names::{FrameKind, NamedFrame};
     use crate::runtime::cpython::object::{IS_DICT, IS_INT, IS_TEXT};
+    use crate::runtime::cpython::offsets::of_minor;
     use crate::runtime::cpython::pages::Pages;
     use crate::task::{Running, Task};
 

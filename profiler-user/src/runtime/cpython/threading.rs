@@ -10,9 +10,10 @@ use super::modules::ModuleDict;
 use super::strings;
 use crate::gap::Gap;
 use crate::process::TargetMemory;
+use crate::runtime::THREAD_NAME;
 
 /// What a gap is about.
-const WHAT: &str = "thread.python_name";
+const WHAT: &str = THREAD_NAME;
 
 /// An `int`: how many digits it has, and those, 30 bits each.
 const INT_COUNT: u64 = 16;
@@ -81,10 +82,10 @@ fn is_int(memory: &dyn TargetMemory, layout: &Layout, object: u64, wanted: u64) 
 #[cfg(test)]
 mod tests {
     use super::Threading;
-    use crate::runtime::cpython::attributes::Kept;
     use crate::runtime::cpython::dict::tests::{put_dict, put_table, put_text};
-    use crate::runtime::cpython::layout::{Layout, of_minor};
+    use crate::runtime::cpython::layout::{Kept, Layout};
     use crate::runtime::cpython::object::{IS_DICT, TYPE_FLAGS};
+    use crate::runtime::cpython::offsets::of_minor;
     use crate::runtime::cpython::pages::Pages;
 
     const TSTATE: u64 = 0x1_0000;

@@ -177,7 +177,8 @@ fn has_tid(memory: &dyn TargetMemory, state: &ThreadState, tid: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{MAX_THREAD_STATES, ThreadState, by_thread, list, of_thread};
-    use crate::runtime::cpython::layout::{Layout, of_minor};
+    use crate::runtime::cpython::layout::Layout;
+    use crate::runtime::cpython::offsets::of_minor;
     use crate::runtime::cpython::pages::Pages;
 
     const RUNTIME: u64 = 0x1_0000;

@@ -1,7 +1,8 @@
 //! An image of the interpreter to its version, and to the layout that goes with it.
 
 use super::detect::{Image, minor_of_name};
-use super::layout::{Layout, of_minor};
+use super::layout::Layout;
+use super::offsets::of_minor;
 use super::published::{DEBUG_COOKIE, DEBUG_WORDS, FIRST_WITH_DEBUG_OFFSETS, WORD_VERSION};
 use crate::gap::Gap;
 use crate::process::TargetMemory;

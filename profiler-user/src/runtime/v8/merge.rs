@@ -4,15 +4,16 @@
 //! pointers. Only in V8's own code does a frame pointer mean that: what C++ has at the same place
 //! below it is left over from others.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use profiler_ebpf::record::Registers;
 
-use super::{ScriptFrame, ScriptFrames};
+use super::script::{ScriptFrame, ScriptFrames};
 use crate::frame::{Frame, Language};
 use crate::gap::Gap;
 use crate::process::modules::Modules;
-
+use crate::runtime::frames::RuntimeFrames;
 use crate::unwind::merge::NamedNativeStack;
 use crate::unwind::native::{NativeFrame, NativeStack};
 
@@ -56,6 +57,26 @@ pub fn place(
         gaps.push(Gap::new("functions inlined into optimised JavaScript", why));
     }
     gaps
+}
+
+impl RuntimeFrames for ScriptFrames {
+    fn boxed(&self) -> Box<dyn RuntimeFrames> {
+        Box::new(self.clone())
+    }
+
+    fn own_code(&self) -> Option<(&str, Range<u64>)> {
+        self.code.is_known().then(|| self.code.builtins())
+    }
+
+    fn place(
+        &self,
+        named: &mut NamedNativeStack,
+        native: &NativeStack,
+        modules: &Modules,
+        copy: (&Registers, &[u8]),
+    ) -> Vec<Gap> {
+        place(named, native, modules, self, copy)
+    }
 }
 
 /// Which of V8's code a frame is in.

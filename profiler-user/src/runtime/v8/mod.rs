@@ -23,6 +23,7 @@ mod heap;
 mod layout;
 pub mod merge;
 mod names;
+mod script;
 #[cfg(test)]
 mod fuzz;
 #[cfg(test)]
@@ -31,7 +32,6 @@ mod symbols;
 
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -40,11 +40,15 @@ use profiler_ebpf::record::Registers;
 use crate::gap::Gap;
 use crate::process::TargetMemory;
 use crate::process::maps::Region;
+use crate::runtime::frames::RuntimeFrames;
+use crate::runtime::{Attached, Effort};
+use crate::source::Captured;
 
-use layout::{FrameTypes, Layout};
+use layout::Layout;
 use names::{Named, Names};
 
 pub use names::Function;
+pub use script::{Code, ScriptFrame, ScriptFrames};
 
 /// The V8 of one process.
 #[derive(Debug)]
@@ -54,61 +58,6 @@ pub struct V8 {
     version: String,
     is_node: bool,
     code: Arc<Code>,
-}
-
-/// Where V8's own code is, and what frames in it may be.
-#[derive(Debug, Default)]
-pub struct Code {
-    /// As modules are called.
-    path: String,
-    builtins: Range<u64>,
-    frame_types: FrameTypes,
-    context_slot: u64,
-}
-
-/// A frame of a script's function.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ScriptFrame {
-    pub frame_pointer: u64,
-    pub function: Arc<Function>,
-    /// The frame has no bytecode: if its code was made at run time, it was optimised, and other
-    /// functions may have been inlined into it.
-    pub without_bytecode: bool,
-}
-
-/// What may be on one stack.
-#[derive(Debug, Clone, Default)]
-pub struct ScriptFrames {
-    /// By frame pointer.
-    pub frames: Vec<ScriptFrame>,
-    pub code: Arc<Code>,
-}
-
-impl Code {
-    /// False where there is no V8 that can be read.
-    pub fn is_known(&self) -> bool {
-        !self.builtins.is_empty()
-    }
-
-    /// Whether a place in a mapped file is in one of the builtins.
-    pub fn is_builtin(&self, module: &str, offset: u64) -> bool {
-        self.builtins.contains(&offset) && module == self.path
-    }
-
-    /// The file that holds the builtins, and where in it they are.
-    pub fn builtins(&self) -> (&str, Range<u64>) {
-        (&self.path, self.builtins.clone())
-    }
-
-    /// The slot below a frame pointer that tells of what kind the frame is.
-    pub fn context_slot(&self, frame_pointer: u64) -> u64 {
-        frame_pointer.wrapping_sub(self.context_slot)
-    }
-
-    /// The kind of a frame that belongs to no function, by that slot.
-    pub fn frame_type(&self, context: u64) -> Option<&str> {
-        self.frame_types.name(context)
-    }
 }
 
 impl V8 {
@@ -152,7 +101,7 @@ impl V8 {
     }
 
     /// The functions on a stack that was copied a moment ago.
-    pub fn frames(
+    pub fn script_frames(
         &mut self,
         memory: &dyn TargetMemory,
         registers: &Registers,
@@ -171,5 +120,20 @@ impl V8 {
             });
         }
         ScriptFrames { frames: found, code: Arc::clone(&self.code) }
+    }
+}
+
+impl Attached for V8 {
+    fn frames(
+        &mut self,
+        memory: &dyn TargetMemory,
+        captured: &Captured,
+        effort: Effort,
+    ) -> Option<Box<dyn RuntimeFrames>> {
+        if effort == Effort::Walked {
+            return None;
+        }
+        let frames = self.script_frames(memory, &captured.head.registers, &captured.stack);
+        Some(Box::new(frames))
     }
 }

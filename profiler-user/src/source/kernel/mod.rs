@@ -40,7 +40,7 @@ use self::hooks::{Probe, Watch};
 use self::layout::{BTF_PATH, KernelLayout};
 use self::object::{descriptor, take};
 use self::table::Table;
-use super::{Captured, Event, EventSource, PythonPlaces, Slot, decode};
+use super::{Captured, Event, EventSource, InterpreterPlaces, Slot, decode};
 use crate::error::Failure;
 use crate::process::thread::{is_alive, is_in_call};
 
@@ -269,8 +269,8 @@ impl EventSource for KernelSource {
         self.table.set_shares(slot.index, shares);
     }
 
-    fn set_python(&mut self, slot: Slot, places: PythonPlaces) {
-        self.table.set_python(slot.index, places);
+    fn set_interpreter(&mut self, slot: Slot, places: InterpreterPlaces) {
+        self.table.set_interpreter(slot.index, places);
     }
 
     fn set_ticks(&mut self, wanted: super::Ticks) -> anyhow::Result<()> {

@@ -18,7 +18,7 @@ use profiler_ebpf::version;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use crate::source::PythonPlaces;
+use crate::source::InterpreterPlaces;
 
 /// Tries before a slot that the kernel keeps changing is passed over until the next look.
 const MAX_TRIES: u32 = 16;
@@ -221,9 +221,9 @@ impl Table {
         }
     }
 
-    pub fn set_python(&self, slot: u32, places: PythonPlaces) {
-        let PythonPlaces { tstate, collecting, callback } = places;
-        self.set_word(slot, offset_of!(Loop, python_tstate), tstate);
+    pub fn set_interpreter(&self, slot: u32, places: InterpreterPlaces) {
+        let InterpreterPlaces { state, collecting, callback } = places;
+        self.set_word(slot, offset_of!(Loop, python_tstate), state);
         self.set_word(slot, offset_of!(Loop, python_collecting), collecting);
         self.set_word(slot, offset_of!(Loop, python_callback), callback);
     }
