@@ -11,7 +11,7 @@ use crate::report::Report;
 use crate::report::facts::ThreadFacts;
 use crate::report::stats::{Measured, StatsContext};
 use crate::runtime::frames::Frames;
-use crate::runtime::loops::loop_kind;
+use crate::runtime::table::loop_kind;
 use crate::source::Captured;
 
 /// Ends of stalls that were told since the last line, by thread.
