@@ -68,7 +68,8 @@ pub struct Analyst {
     facts: SessionFacts,
     config: Config,
     tally: Tally,
-    stalls: statistics::Stalls,
+    /// Ends of stalls that were told since the last line of statistics, by thread.
+    stalls: BTreeMap<u32, u64>,
     /// What their runtime calls threads that had to do with a stall.
     names: BTreeMap<u32, String>,
     peers: Peers,
@@ -104,7 +105,7 @@ impl Analyst {
             facts,
             config,
             tally: Tally::default(),
-            stalls: statistics::Stalls::default(),
+            stalls: BTreeMap::new(),
             names: BTreeMap::new(),
             peers: Peers::default(),
             counts: Counts::default(),

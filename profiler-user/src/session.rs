@@ -5,109 +5,38 @@
 
 mod acceptors;
 mod adopted;
+mod attachment;
 mod captures;
 mod followed;
 mod instances;
+mod intervals;
 mod items;
+mod naming;
+mod parking;
 mod rivals;
 mod shown;
 mod slotless;
 mod statistics;
+mod work;
 mod workers;
-
-use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use profiler_ebpf::limits::CLOSE_LOOK_NS;
 use profiler_ebpf::turn::{phase, state};
 
-use self::followed::Followed;
 use self::instances::Instances;
-use self::shown::Shown;
-use self::slotless::Slotless;
-use self::statistics::Statistics;
-use self::workers::Workers;
-use crate::blame::Blame;
 use crate::gap::Gap;
 use crate::job::Job;
 use crate::process::TargetMemory;
-use crate::process::surroundings::Watch;
-use crate::process::target::Target;
-use crate::runtime::runtimes::Runtimes;
 use crate::source::{Event, EventSource, ExitedBy, InterpreterPlaces, Slot, Ticks};
 use crate::turn::Moment;
 use crate::turn::tracker::{Due, Tracker};
 
+pub use self::attachment::Session;
+
 /// Ticks stay on so long after the last suspicion: switching on the first one takes 13 ms.
 const TICKS_LINGER_NS: u64 = 250_000_000;
 
-/// The event path. Generic over its two doors.
-#[allow(missing_debug_implementations, reason = "the source has none")]
-pub struct Session<S, M> {
-    pub source: S,
-    memory: M,
-    target: Arc<Target>,
-    runtimes: Runtimes,
-    blame: Blame,
-    threshold_ns: u64,
-    loops: BTreeMap<u32, Followed>,
-    /// Turns of loops whose threads have exited.
-    turns_of_gone: u64,
-    suspected_ns: u64,
-    /// Why running threads cannot be sampled, if they cannot.
-    ticks_refused: Option<String>,
-    workers: Workers,
-    shown: Shown,
-    slotless: Slotless,
-    /// Where they are wanted.
-    statistics: Option<Statistics>,
-    around: Watch,
-}
-
 impl<S: EventSource, M: TargetMemory> Session<S, M> {
-    pub fn new(
-        source: S,
-        memory: M,
-        target: Arc<Target>,
-        runtimes: Runtimes,
-        threshold_ns: u64,
-    ) -> Self {
-        let mut session = Self {
-            around: Watch::new(target.pid()),
-            source,
-            memory,
-            target,
-            runtimes: Runtimes::default(),
-            blame: Blame::default(),
-            threshold_ns,
-            loops: BTreeMap::new(),
-            turns_of_gone: 0,
-            suspected_ns: 0,
-            ticks_refused: None,
-            workers: Workers::default(),
-            shown: Shown::default(),
-            slotless: Slotless::default(),
-            statistics: None,
-        };
-        session.use_runtimes(runtimes);
-        session
-    }
-
-    /// Tells, of every stall, where all other threads were as well.
-    pub fn watch_all_threads(&mut self) {
-        self.blame.want_everyone();
-    }
-
-    /// Runtimes have turned up.
-    pub fn use_runtimes(&mut self, newer: Runtimes) {
-        self.runtimes.take_over(newer);
-        // Who waits on a futex may wait for that lock, which any thread may have.
-        if self.runtimes.hide_a_lock() {
-            self.blame.want_holders_of_hidden_lock();
-        }
-        self.loops.values_mut().for_each(Followed::search_again);
-    }
-
     /// Looks once; returns when to look next. `now_ns` is CLOCK_MONOTONIC.
     pub fn step(&mut self, now_ns: u64, jobs: &mut Vec<Job>) -> u64 {
         // First the states, then the records: see `turn::tracker`.
@@ -179,7 +108,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let wants_ticks = wants_ticks || self.blame.wants_ticks();
         self.sample_running(wants_ticks, now_ns);
         self.show_waiting(&slots, now_ns, jobs);
-        self.tell_slotless(now_ns);
+        self.slotless.tell(&mut self.source, self.target.pid(), now_ns);
         next_ns.min(self.tell_statistics(&slots, now_ns, jobs))
     }
 
@@ -218,22 +147,6 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             self.report(tid, due, jobs);
         }
         self.tell_rest(&slots, now_ns, jobs);
-    }
-
-    /// Turns of all loops so far.
-    pub fn turns(&self) -> u64 {
-        let present: u64 = self.loops.values().map(|followed| followed.turns).sum();
-        self.turns_of_gone + present
-    }
-
-    /// Half the threshold: from here on a turn is suspected.
-    fn suspect_ns(&self) -> u64 {
-        self.threshold_ns / 2
-    }
-
-    fn followed(&mut self, tid: u32) -> &mut Followed {
-        let threshold_ns = self.threshold_ns;
-        self.loops.entry(tid).or_insert_with(|| Followed::new(threshold_ns))
     }
 
     fn follow(&mut self, slot: Slot, now_ns: u64) {

@@ -1,7 +1,5 @@
 //! What happened in one interval to its line: the loops' threads are named, and their stalls counted.
 
-use std::collections::BTreeMap;
-
 use profiler_ebpf::turn::wait;
 
 use super::Analyst;
@@ -13,9 +11,6 @@ use crate::report::stats::{Measured, StatsContext};
 use crate::runtime::frames::Frames;
 use crate::runtime::table::loop_kind;
 use crate::source::Captured;
-
-/// Ends of stalls that were told since the last line, by thread.
-pub type Stalls = BTreeMap<u32, u64>;
 
 impl Analyst {
     pub(super) fn statistics(&mut self, interval: &Interval, now_ns: u64) -> std::io::Result<()> {
