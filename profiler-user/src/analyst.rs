@@ -36,12 +36,11 @@ use crate::report::advice::Peers;
 use crate::report::facts::{Context, RuntimeFacts, SessionFacts};
 use crate::report::group::Tally;
 use crate::report::{Finish, Report};
+use crate::runtime::Identity;
 use crate::runtime::collector::is_collecting;
 use crate::runtime::frames::Frames;
-use crate::runtime::loops::loop_kind;
 use crate::runtime::park::{ParkState, is_untold};
-use crate::runtime::ruby;
-use crate::runtime::tokio;
+use crate::runtime::table;
 use crate::sink::{self, Sink};
 use crate::source::Captured;
 use crate::symbolize::kernel::KernelSymbols;
@@ -285,7 +284,7 @@ impl Analyst {
             KernelStack::Captured => self.kernel_frames(&captured.kernel, &mut stack.gaps),
         };
         self.recognise(&stack.frames);
-        let loop_kind = loop_kind(&stack.frames);
+        let loop_kind = table::loop_kind(&stack.frames);
         let (head, pid) = (&captured.head, self.target.pid());
         let at_wall_ns = self.facts.anchor.wall_ns(head.at_ns);
         // Descriptors of another program are others. Of a process that has exited, what was read of the call is left.
@@ -307,10 +306,7 @@ impl Analyst {
             let caller = Caller { pid, tid, registers: &registers, at_wall_ns, stack: &stack };
             let call = is_there.then(|| caller.look(arguments, &mut gathered.known)).flatten();
             let (state, task_state) = (doing(head.state), head.task_state);
-            let awaited = match awaited {
-                Awaited::Futex if ruby::waits_for_gvl(&stack.frames) => Awaited::Gvl,
-                other => other,
-            };
+            let awaited = table::awaited(awaited, &stack.frames);
             let was = Was { state, registers, awaited, task_state, call };
             gathered.samples.block(head.at_ns, Length::of(head), stack, was);
             if head.blocked_ns > 0 {
@@ -329,10 +325,9 @@ impl Analyst {
     /// A runtime that is known by its frames, unless one is known already.
     fn recognise(&mut self, frames: &[Frame]) {
         if self.facts.runtime.is_none()
-            && let Some(tokio) = tokio::recognise(frames)
+            && let Some(Identity { name, version }) = table::recognise(frames)
         {
-            let (name, version) = ("tokio".to_owned(), tokio.version);
-            self.facts.runtime = Some(RuntimeFacts { name, version });
+            self.facts.runtime = Some(RuntimeFacts { name: name.to_owned(), version });
         }
     }
 
@@ -387,30 +382,5 @@ fn tick_state(in_user: u32) -> ThreadState {
     match in_user {
         1 => ThreadState::RunningUser,
         _ => ThreadState::RunningKernel,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use profiler_ebpf::record::CaptureHead;
-
-    use super::is_collecting;
-    use crate::frame::{Frame, Stack};
-    use crate::report::sample::{native, python};
-
-    /// The interpreter's flag counts for the thread that holds its lock, and a collector's frame for
-    /// itself.
-    #[test]
-    fn who_collects() {
-        let is = |holds_gil, collecting, innermost: Frame| {
-            let head = CaptureHead { holds_gil, collecting, ..CaptureHead::default() };
-            is_collecting(&head, &Stack { frames: vec![innermost], ..Stack::default() })
-        };
-        let nameless = || Frame { function: None, ..native("", "/usr/bin/python3.11") };
-        assert!(is(1, 1, nameless()));
-        assert!(!is(0, 1, nameless()), "another thread collects, or nothing tells who");
-        assert!(!is(1, 0, nameless()));
-        assert!(!is(1, 1, python("parse", "/srv/app.py", 7)));
-        assert!(is(0, 0, native("gc_collect_main", "/usr/bin/python3.11")));
     }
 }

@@ -8,7 +8,7 @@ use crate::error::{Exit, Failure};
 use crate::process::live::LiveMemory;
 use crate::process::target::{Target, WaitDescriptors};
 use crate::report::facts::RuntimeFacts;
-use crate::runtime::ruby;
+use crate::runtime::{ruby, table};
 use crate::source::kernel::preflight::{self, Check, State};
 use crate::source::kernel::probed;
 
@@ -47,7 +47,7 @@ fn is_there(target: &Target) -> Check {
 
 fn event_loop(target: &Target) -> Check {
     let regions = target.regions().unwrap_or_default();
-    let found = target.wait_descriptors().map(|found| ruby::without_its_own(found, &regions));
+    let found = target.wait_descriptors().map(|found| table::without_their_own(found, &regions));
     let state = match found {
         Ok(WaitDescriptors { epoll: true, .. }) => State::Fine("has an epoll instance".to_owned()),
         Ok(WaitDescriptors { io_uring: true, .. }) => State::Fine("has an io_uring".to_owned()),

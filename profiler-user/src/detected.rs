@@ -3,16 +3,14 @@
 //! A program that is only starting has neither mapped yet: see [`Lookout`](crate::lookout::Lookout).
 
 use crate::gap::Gap;
-use crate::process::executables::{interpreter, is_libc};
+use crate::process::executables::is_libc;
 use crate::process::live::{LiveMemory, open_region};
 use crate::process::maps::{Backing, Region};
 use crate::process::target::Target;
 use crate::report::facts::{Libc, ProgramFacts, RuntimeFacts};
-use crate::runtime::cpython::Python;
-use crate::runtime::go::{self, Go};
-use crate::runtime::ruby::{self, Ruby};
 use crate::runtime::runtimes::Runtimes;
-use crate::runtime::v8::V8;
+use crate::runtime::table::{self, Detection};
+use crate::runtime::{Identity, Process};
 
 /// A file with code, at the place where it is mapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,8 +24,8 @@ pub struct MappedCode {
 #[derive(Debug)]
 pub struct Detected {
     pub runtimes: Runtimes,
-    /// Whether what was found may be told better once the program has run for a moment.
-    is_unborn: bool,
+    /// Whether a look a moment later may tell more of the runtime that is there.
+    is_early: bool,
     pub facts: ProgramFacts,
     /// What was mapped as it was looked for.
     pub code: Vec<MappedCode>,
@@ -46,48 +44,31 @@ impl Detected {
     pub fn failed(why: impl std::fmt::Display) -> Self {
         let gap = Some(Gap::new("runtime", why));
         let facts = ProgramFacts { gap, ..ProgramFacts::default() };
-        Self { runtimes: Runtimes::default(), is_unborn: false, facts, code: Vec::new() }
+        Self { runtimes: Runtimes::default(), is_early: false, facts, code: Vec::new() }
     }
 
     /// The same where it is known what is mapped.
     pub fn among(regions: &[Region], target: &Target, memory: &LiveMemory) -> Self {
-        let (pid, exe) = (target.pid(), target.exe());
+        let (pid, exe, program) = (target.pid(), target.exe(), target.program());
         let open = |region: &Region| open_region(pid, region);
-        let (python, python_gap) = found(Python::detect(memory, regions, &open));
-        let (v8, v8_gap) = match python {
-            Some(_) => (None, None),
-            None => found(V8::detect(memory, regions, exe.as_deref(), &open)),
+        let process = Process {
+            memory,
+            regions,
+            exe: exe.as_deref(),
+            program: program.as_ref(),
+            open: &open,
         };
-        let program = target.program();
-        let go = program.as_ref().and_then(Go::detect).filter(|_| python.is_none() && v8.is_none());
-        let runtime = runtime(python.as_ref(), v8.as_ref(), go.as_ref());
-        let ruby = ruby::detect(regions).filter(|_| runtime.is_none());
+        let Detection { identity, gap, is_early, runtimes } = table::detect(&process);
+        let facts_of = |Identity { name, version }| RuntimeFacts { name: name.to_owned(), version };
+        let runtime = identity.map(facts_of);
         let has_lines = program.map(|program| program.debug_bytes() > 0);
-        let foreign = exe.as_deref().and_then(|exe| exe.to_str()).and_then(interpreter);
-        let foreign = foreign.or(ruby.as_ref().map(|_| ruby::NAME));
-        let foreign = foreign.filter(|_| runtime.is_none()).map(|name| {
-            let why = "only those of CPython and V8 are read";
-            Gap::new(&format!("frames that {name} interprets"), why)
-        });
-        let is_ruby = ruby.is_some();
-        let of_ruby = |version| RuntimeFacts { name: ruby::NAME.to_owned(), version };
-        let runtime = runtime.or_else(|| ruby.map(of_ruby));
-        let gap = python_gap.or(v8_gap).or_else(|| go.map(|_| Go::gap())).or(foreign);
         let facts = ProgramFacts { libc: libc(regions, has_lines), runtime, gap };
-        let is_unborn = |v8: &V8| v8.is_node() && v8.version().starts_with("V8 ");
-        let is_unborn = v8.as_ref().is_some_and(is_unborn);
-        let mut runtimes = Runtimes::default();
-        python.into_iter().for_each(|python| runtimes.add("CPython", Box::new(python)));
-        v8.into_iter().for_each(|v8| runtimes.add("V8", Box::new(v8)));
-        if is_ruby {
-            runtimes.add("Ruby", Box::new(Ruby));
-        }
-        Self { runtimes, is_unborn, facts, code: mapped_code(regions) }
+        Self { runtimes, is_early, facts, code: mapped_code(regions) }
     }
 
     /// Whether nothing better is to come: a runtime is there, and tells which one it is.
     pub fn is_settled(&self) -> bool {
-        self.facts.runtime.is_some() && !self.is_unborn
+        self.facts.runtime.is_some() && !self.is_early
     }
 }
 
@@ -102,24 +83,6 @@ pub fn mapped_code(regions: &[Region]) -> Vec<MappedCode> {
         start: region.start,
     })
     .collect()
-}
-
-fn found<T>(detected: Result<Option<T>, Gap>) -> (Option<T>, Option<Gap>) {
-    match detected {
-        Ok(found) => (found, None),
-        Err(gap) => (None, Some(gap)),
-    }
-}
-
-fn runtime(python: Option<&Python>, v8: Option<&V8>, go: Option<&Go>) -> Option<RuntimeFacts> {
-    let facts = |name: &str, version: &str| RuntimeFacts {
-        name: name.to_owned(),
-        version: Some(version.to_owned()),
-    };
-    let python = python.map(|python| facts("cpython", python.version()));
-    let go =
-        || go.map(|go| RuntimeFacts { name: go::NAME.to_owned(), version: go.version.clone() });
-    python.or_else(|| v8.map(|v8| facts(v8.name(), v8.version()))).or_else(go)
 }
 
 /// Where the C library's code is: in the executable, if no file of its own is mapped. Of an executable that can be

@@ -5,109 +5,57 @@
 
 mod acceptors;
 mod adopted;
+mod attachment;
 mod captures;
 mod followed;
 mod instances;
+mod intervals;
 mod items;
+mod naming;
+mod parking;
 mod rivals;
 mod shown;
 mod slotless;
 mod statistics;
+mod work;
 mod workers;
-
-use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use profiler_ebpf::limits::CLOSE_LOOK_NS;
 use profiler_ebpf::turn::{phase, state};
 
-use self::followed::Followed;
 use self::instances::Instances;
-use self::shown::Shown;
-use self::slotless::Slotless;
-use self::statistics::Statistics;
-use self::workers::Workers;
-use crate::blame::Blame;
 use crate::gap::Gap;
 use crate::job::Job;
 use crate::process::TargetMemory;
-use crate::process::surroundings::Watch;
-use crate::process::target::Target;
-use crate::runtime::runtimes::Runtimes;
 use crate::source::{Event, EventSource, ExitedBy, InterpreterPlaces, Slot, Ticks};
 use crate::turn::Moment;
 use crate::turn::tracker::{Due, Tracker};
 
+pub use self::attachment::Session;
+
 /// Ticks stay on so long after the last suspicion: switching on the first one takes 13 ms.
 const TICKS_LINGER_NS: u64 = 250_000_000;
 
-/// The event path. Generic over its two doors.
-#[allow(missing_debug_implementations, reason = "the source has none")]
-pub struct Session<S, M> {
-    pub source: S,
-    memory: M,
-    target: Arc<Target>,
-    runtimes: Runtimes,
-    blame: Blame,
-    threshold_ns: u64,
-    loops: BTreeMap<u32, Followed>,
-    /// Turns of loops whose threads have exited.
-    turns_of_gone: u64,
-    suspected_ns: u64,
-    /// Why running threads cannot be sampled, if they cannot.
-    ticks_refused: Option<String>,
-    workers: Workers,
-    shown: Shown,
-    slotless: Slotless,
-    /// Where they are wanted.
-    statistics: Option<Statistics>,
-    around: Watch,
+/// What one look at all threads has found so far.
+#[derive(Debug)]
+struct Look {
+    now_ns: u64,
+    instances: Instances,
+    next_ns: u64,
+    /// Whether a thread runs that must be sampled.
+    wants_ticks: bool,
+    /// Suspected turns: the thread, and when its turn began.
+    suspected: Vec<(u32, u64)>,
+}
+
+impl Look {
+    /// The next look is to come by then.
+    fn again_by(&mut self, ns: u64) {
+        self.next_ns = self.next_ns.min(ns);
+    }
 }
 
 impl<S: EventSource, M: TargetMemory> Session<S, M> {
-    pub fn new(
-        source: S,
-        memory: M,
-        target: Arc<Target>,
-        runtimes: Runtimes,
-        threshold_ns: u64,
-    ) -> Self {
-        let mut session = Self {
-            around: Watch::new(target.pid()),
-            source,
-            memory,
-            target,
-            runtimes: Runtimes::default(),
-            blame: Blame::default(),
-            threshold_ns,
-            loops: BTreeMap::new(),
-            turns_of_gone: 0,
-            suspected_ns: 0,
-            ticks_refused: None,
-            workers: Workers::default(),
-            shown: Shown::default(),
-            slotless: Slotless::default(),
-            statistics: None,
-        };
-        session.use_runtimes(runtimes);
-        session
-    }
-
-    /// Tells, of every stall, where all other threads were as well.
-    pub fn watch_all_threads(&mut self) {
-        self.blame.want_everyone();
-    }
-
-    /// Runtimes have turned up.
-    pub fn use_runtimes(&mut self, newer: Runtimes) {
-        self.runtimes.take_over(newer);
-        // Who waits on a futex may wait for that lock, which any thread may have.
-        if self.runtimes.hide_a_lock() {
-            self.blame.want_holders_of_hidden_lock();
-        }
-        self.loops.values_mut().for_each(Followed::search_again);
-    }
-
     /// Looks once; returns when to look next. `now_ns` is CLOCK_MONOTONIC.
     pub fn step(&mut self, now_ns: u64, jobs: &mut Vec<Job>) -> u64 {
         // First the states, then the records: see `turn::tracker`.
@@ -118,58 +66,86 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             self.take(event, jobs);
         }
         let dropped = self.drop_mistaken(&slots, now_ns, jobs);
-        let mut next_ns = now_ns + self.suspect_ns();
-        let mut wants_ticks = false;
-        let mut suspected = Vec::new();
-        let instances = Instances::of(&slots, now_ns, self.suspect_ns());
+        let mut look = Look {
+            now_ns,
+            instances: Instances::of(&slots, now_ns, self.suspect_ns()),
+            next_ns: now_ns + self.suspect_ns(),
+            wants_ticks: false,
+            suspected: Vec::new(),
+        };
         for slot in slots.iter().copied() {
             if slot.state.phase == phase::DEAD {
-                self.sum_up_gone(slot, now_ns);
-                self.end_of_gone(&slot, now_ns, jobs);
-                if let Some(gone) = self.loops.remove(&slot.state.tid) {
-                    self.turns_of_gone += gone.turns;
-                }
-                self.workers.forget(slot.state.tid);
-                self.source.release(slot);
-                continue;
+                self.release(slot, now_ns, jobs);
+            } else if !dropped.contains(&slot.state.tid) && !self.is_dropped(&slot, now_ns) {
+                self.look_at(slot, &mut look, jobs);
             }
-            if dropped.contains(&slot.state.tid) || self.is_dropped(&slot, now_ns) {
-                continue;
+        }
+        let next_ns = self.look_around(look);
+        self.show_waiting(&slots, now_ns, jobs);
+        self.slotless.tell(&mut self.source, self.target.pid(), now_ns);
+        next_ns.min(self.tell_statistics(&slots, now_ns, jobs))
+    }
+
+    /// A thread is gone: its slot serves another from now on.
+    fn release(&mut self, slot: Slot, now_ns: u64, jobs: &mut Vec<Job>) {
+        self.sum_up_gone(slot, now_ns);
+        self.end_of_gone(&slot, now_ns, jobs);
+        if let Some(gone) = self.loops.remove(&slot.state.tid) {
+            self.turns_of_gone += gone.turns;
+        }
+        self.workers.forget(slot.state.tid);
+        self.source.release(slot);
+    }
+
+    /// One thread, as far as it may be in a turn. Tells what is due of that.
+    fn look_at(&mut self, whole: Slot, look: &mut Look, jobs: &mut Vec<Job>) {
+        let now_ns = look.now_ns;
+        self.follow(whole, now_ns);
+        self.tell_shared(whole, &look.instances);
+        let is_parked = self.followed(whole.state.tid).is_parked(&whole.state);
+        if is_parked || self.passes_over(whole, now_ns) {
+            return;
+        }
+        let slot = self.cut_at_work(whole, now_ns, jobs);
+        let is_told = if slot.state.phase != phase::TURN {
+            if self.may_have_left(&slot, now_ns) {
+                look.wants_ticks = true;
+                look.again_by(now_ns + CLOSE_LOOK_NS);
             }
-            self.follow(slot, now_ns);
-            self.tell_shared(slot, &instances);
-            let is_parked = self.followed(slot.state.tid).is_parked(&slot.state);
-            if is_parked || self.passes_over(slot, now_ns) {
-                continue;
-            }
-            let whole = slot;
-            let slot = self.cut_at_work(whole, now_ns, jobs);
-            if slot.state.phase == phase::TURN {
-                let suspect_at_ns = slot.state.turn.start_ns + self.suspect_ns();
-                let look_at_ns = whole.state.turn.start_ns + self.suspect_ns();
-                if now_ns >= suspect_at_ns {
-                    let service = instances.service(&whole);
-                    let is_silent = self.is_served(whole, service, now_ns, jobs);
-                    if is_silent && !instances.is_away(slot.state.tid) {
-                        continue;
-                    }
-                    wants_ticks |= slot.state.state != state::BLOCKED;
-                    self.suspected_ns = now_ns;
-                    suspected.push((slot.state.tid, slot.state.turn.start_ns));
-                    self.complete_block(whole, now_ns, jobs);
-                    next_ns = next_ns.min(self.next_look_ns(&slot, &instances, now_ns));
-                    if is_silent || self.may_be_closed(&whole, now_ns) {
-                        continue;
-                    }
-                } else {
-                    next_ns = next_ns.min(look_at_ns.max(now_ns + CLOSE_LOOK_NS));
-                }
-            } else if self.may_have_left(&slot, now_ns) {
-                wants_ticks = true;
-                next_ns = next_ns.min(now_ns + CLOSE_LOOK_NS);
-            }
+            true
+        } else if now_ns >= slot.state.turn.start_ns + self.suspect_ns() {
+            self.suspect(whole, slot, look, jobs)
+        } else {
+            let suspect_at_ns = whole.state.turn.start_ns + self.suspect_ns();
+            look.again_by(suspect_at_ns.max(now_ns + CLOSE_LOOK_NS));
+            true
+        };
+        if is_told {
             self.look(slot, now_ns, jobs);
         }
+    }
+
+    /// A turn that may become a stall, as a whole and as far as it is about the work in hand. Whether that is to be told
+    /// by now.
+    fn suspect(&mut self, whole: Slot, slot: Slot, look: &mut Look, jobs: &mut Vec<Job>) -> bool {
+        let now_ns = look.now_ns;
+        let service = look.instances.service(&whole);
+        let is_silent = self.is_served(whole, service, now_ns, jobs);
+        if is_silent && !look.instances.is_away(slot.state.tid) {
+            return false;
+        }
+        look.wants_ticks |= slot.state.state != state::BLOCKED;
+        self.suspected_ns = now_ns;
+        look.suspected.push((slot.state.tid, slot.state.turn.start_ns));
+        self.complete_block(whole, now_ns, jobs);
+        look.again_by(self.next_look_ns(&slot, &look.instances, now_ns));
+        !is_silent && !self.may_be_closed(&whole, now_ns)
+    }
+
+    /// What all suspected turns together ask for: a close look at the machine, at other threads, and at who runs. Returns
+    /// when to look next.
+    fn look_around(&mut self, look: Look) -> u64 {
+        let Look { now_ns, mut next_ns, wants_ticks, suspected, .. } = look;
         if self.around.look_closely(!suspected.is_empty(), now_ns) {
             next_ns = next_ns.min(now_ns + CLOSE_LOOK_NS);
         }
@@ -178,9 +154,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         blame.watch(outside, now_ns);
         let wants_ticks = wants_ticks || self.blame.wants_ticks();
         self.sample_running(wants_ticks, now_ns);
-        self.show_waiting(&slots, now_ns, jobs);
-        self.tell_slotless(now_ns);
-        next_ns.min(self.tell_statistics(&slots, now_ns, jobs))
+        next_ns
     }
 
     /// When to look again at a suspected turn.
@@ -218,22 +192,6 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             self.report(tid, due, jobs);
         }
         self.tell_rest(&slots, now_ns, jobs);
-    }
-
-    /// Turns of all loops so far.
-    pub fn turns(&self) -> u64 {
-        let present: u64 = self.loops.values().map(|followed| followed.turns).sum();
-        self.turns_of_gone + present
-    }
-
-    /// Half the threshold: from here on a turn is suspected.
-    fn suspect_ns(&self) -> u64 {
-        self.threshold_ns / 2
-    }
-
-    fn followed(&mut self, tid: u32) -> &mut Followed {
-        let threshold_ns = self.threshold_ns;
-        self.loops.entry(tid).or_insert_with(|| Followed::new(threshold_ns))
     }
 
     fn follow(&mut self, slot: Slot, now_ns: u64) {

@@ -23,7 +23,7 @@ use crate::report::Start;
 use crate::report::facts::{ProcessFacts, ProgramFacts, SessionFacts};
 use crate::report::schema::session::{Configuration, Probe, WaitHooks};
 use crate::report::service;
-use crate::runtime::ruby;
+use crate::runtime::table;
 use crate::session::Session;
 use crate::source::kernel::hooks::{self, Waits, Watch};
 use crate::source::kernel::preflight::{self, State};
@@ -93,7 +93,7 @@ struct Hooked {
 async fn hook(pid: u32, config: &Config) -> anyhow::Result<Hooked> {
     let target = Arc::new(Target::open(pid)?);
     let regions = target.regions().unwrap_or_default();
-    let descriptors = target.wait_descriptors().map(|it| ruby::without_its_own(it, &regions));
+    let descriptors = target.wait_descriptors().map(|it| table::without_their_own(it, &regions));
     // What is not known may be, and a process without either may make one later.
     let waits = match &descriptors {
         Ok(known) => Waits { poll: !known.epoll, io_uring: known.io_uring || !known.epoll },

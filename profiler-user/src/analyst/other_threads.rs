@@ -10,7 +10,7 @@ use crate::job::{Bystander, OthersSeen, Sight};
 use crate::process::parties::party;
 use crate::runtime::frames::Frames;
 use crate::runtime::park::ParkState;
-use crate::runtime::ruby;
+use crate::runtime::table;
 use crate::source::Captured;
 use crate::source::kernel::ticks::FREQUENCY_HZ;
 use crate::standing::MAX_THREADS;
@@ -99,7 +99,7 @@ impl Analyst {
                 gathered.met(tid, sampled);
                 continue;
             };
-            if held == Lock::Gvl && !ruby::may_have_gvl(&sampled.stack.frames) {
+            if !table::may_have(held, &sampled.stack.frames) {
                 continue;
             }
             let (weight_ns, is_collecting) = (TICK_NS, is_collecting(head, &sampled.stack));

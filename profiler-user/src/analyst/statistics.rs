@@ -9,7 +9,7 @@ use crate::report::Report;
 use crate::report::facts::ThreadFacts;
 use crate::report::stats::{Measured, StatsContext};
 use crate::runtime::frames::Frames;
-use crate::runtime::loops::loop_kind;
+use crate::runtime::table::loop_kind;
 use crate::source::Captured;
 
 impl Analyst {

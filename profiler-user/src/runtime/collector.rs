@@ -2,31 +2,12 @@
 
 use profiler_ebpf::record::CaptureHead;
 
-use super::ruby;
+use super::table;
 use crate::frame::{Frame, Language, Stack};
-
-/// Functions of CPython's collector, 3.8 to 3.15 (Modules/gcmodule.c, since 3.13 Python/gc.c), and of V8's
-/// (src/heap/). Beginnings: compilers add suffixes.
-const COLLECTORS: [&str; 12] = [
-    "gc_collect_",
-    "collect_with_callback",
-    "deduce_unreachable",
-    "PyGC_Collect",
-    "_PyGC_Collect",
-    "_Py_RunGC",
-    "v8::internal::Heap::CollectGarbage",
-    "v8::internal::Heap::PerformGarbageCollection",
-    "v8::internal::Heap::CollectAllGarbage",
-    "v8::internal::MarkCompactCollector::",
-    "v8::internal::ScavengerCollector::",
-    "v8::internal::IncrementalMarking::",
-];
 
 /// Whether a frame is one of a garbage collector.
 pub fn is_of_collector(frame: &Frame) -> bool {
-    let name = frame.function.as_deref().unwrap_or_default();
-    let is_known = || COLLECTORS.iter().any(|known| name.starts_with(known));
-    frame.language == Language::Native && (is_known() || ruby::collects(frame))
+    table::collects(frame)
 }
 
 /// Whether the thread was collecting garbage. The flag is the whole interpreter's, and whoever collects
@@ -40,7 +21,10 @@ pub fn is_collecting(head: &CaptureHead, stack: &Stack) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::is_of_collector;
+    use profiler_ebpf::record::CaptureHead;
+
+    use super::{is_collecting, is_of_collector};
+    use crate::frame::{Frame, Stack};
     use crate::report::sample::{native, python};
 
     /// All interpreters' collectors are known, also with a compiler's suffix; what allocates is not one.
@@ -58,5 +42,21 @@ mod tests {
         assert!(!is_of_collector(&native("gc_start", "/srv/shop")), "anybody may call it so");
         assert!(!is_of_collector(&native("_PyObject_GC_New", "/usr/bin/python3")));
         assert!(!is_of_collector(&python("gc_collect_all", "/srv/app.py", 1)));
+    }
+
+    /// The interpreter's flag counts for the thread that holds its lock, and a collector's frame for
+    /// itself.
+    #[test]
+    fn who_collects() {
+        let is = |holds_gil, collecting, innermost: Frame| {
+            let head = CaptureHead { holds_gil, collecting, ..CaptureHead::default() };
+            is_collecting(&head, &Stack { frames: vec![innermost], ..Stack::default() })
+        };
+        let nameless = || Frame { function: None, ..native("", "/usr/bin/python3.11") };
+        assert!(is(1, 1, nameless()));
+        assert!(!is(0, 1, nameless()), "another thread collects, or nothing tells who");
+        assert!(!is(1, 0, nameless()));
+        assert!(!is(1, 1, python("parse", "/srv/app.py", 7)));
+        assert!(is(0, 0, native("gc_collect_main", "/usr/bin/python3.11")));
     }
 }

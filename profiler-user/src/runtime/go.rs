@@ -4,6 +4,7 @@
 //! computation or a system call, while others go on with all other goroutines: what is late in such a
 //! program is a goroutine, and never a thread.
 
+use super::{Found, Process, Runtime};
 use crate::gap::Gap;
 use crate::process::image::Image;
 
@@ -21,6 +22,21 @@ const INLINE: u8 = 2;
 
 /// `go1.23.4 X:rangefunc`: bytes of a version at most, so that its length has one byte.
 const MAX_VERSION_BYTES: u8 = 127;
+
+/// Go's row in the table of runtimes.
+#[derive(Debug)]
+pub struct Row;
+
+impl Runtime for Row {
+    fn name(&self) -> &'static str {
+        "Go"
+    }
+
+    fn attach(&self, process: &Process<'_>) -> Result<Option<Found>, Gap> {
+        let found = process.program.and_then(Go::detect);
+        Ok(found.map(|go| Found { gap: Some(Go::gap()), ..Found::whole(NAME, go.version) }))
+    }
+}
 
 /// A program made by Go.
 #[derive(Debug, Clone, PartialEq, Eq)]

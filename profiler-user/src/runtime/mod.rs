@@ -1,21 +1,25 @@
-//! Language runtimes: from a target's memory to frames that only the runtime can name.
+//! Language runtimes, and event loops of libraries that are like them: what they know that the kernel and the native
+//! stack do not tell.
 //!
-//! A runtime is asked three things, in this order. *Detect*, once per process: does it run this
-//! runtime? There are three legal answers: no; yes, and this is how to read it; yes, but it cannot
-//! be read, with the reason. *Walk*, for a thread that stands still: which frames, raw. Mostly the
-//! probes have done that already, in the thread's own context. *Decode*, as soon as raw frames
-//! arrive, because the target may free what they point to: one named frame for each raw one, in the
-//! same order, and a gap where the name could not be had.
+//! A runtime is known by a [`Runtime`], one row of the [`table`], without a state. It is asked in two places.
 //!
-//! A runtime sees the target only through [`crate::process::TargetMemory`] and the files that it is
-//! handed. Its frames also say where one call of the interpreter's own evaluation function ends,
-//! because that is what ties them to the native stack.
+//! *Once for each program*, while we attach, and again while the program may be only starting: does the process run this
+//! runtime? There are three legal answers: no; yes, and this is how to read it; yes, but it cannot be read, with the
+//! reason. What can be read or asked is [`Attached`] from then on, and belongs to the event path. As soon as raw frames
+//! arrive it makes [`RuntimeFrames`](frames::RuntimeFrames) of them, because the target may free what they point to: one
+//! named frame for each raw one, in the same order, and a gap where the name could not be had.
+//!
+//! *For each stack with names*, by the analyst: what do these frames tell? Which loop it is, whether the thread parks,
+//! collects garbage, or waits for a lock of the runtime's. That holds for runtimes, too, of which nothing can be read.
+//!
+//! A runtime sees the target only through [`TargetMemory`] and the files that it is handed. Whatever it reads there is
+//! the target's word, and every length, count and chain needs a bound with a name. Nobody outside of this folder asks
+//! which runtime it is, but for the words that reports have of some of them: to add one, add its folder, and its row.
 
 pub mod collector;
 pub mod cpython;
 pub mod frames;
 pub mod go;
-pub mod loops;
 pub mod names;
 pub mod park;
 pub mod ruby;
@@ -26,16 +30,118 @@ pub mod v8;
 pub mod worker_threads;
 
 use std::fmt::Debug;
+use std::fs::File;
+use std::io;
+use std::path::Path;
 
 use profiler_ebpf::python::PythonLayout;
 
 use self::frames::RuntimeFrames;
+use self::park::{ParkState, Sleeper};
+use crate::frame::Frame;
 use crate::gap::Gap;
 use crate::process::TargetMemory;
+use crate::process::image::Image;
+use crate::process::maps::Region;
+use crate::process::target::WaitDescriptors;
 use crate::source::Captured;
+use crate::turn::{Awaited, Lock};
 
 /// What reports call the name that a runtime has for a thread; gaps are about it, too.
 pub const THREAD_NAME: &str = "thread.python_name";
+
+/// A runtime that is known: how it is recognised, and what stacks tell of it. Each question has "no" for an answer.
+pub trait Runtime: Debug + Sync {
+    /// As its makers write it; no two have the same.
+    fn name(&self) -> &'static str;
+
+    /// Whether frames that it interprets are read where it is attached.
+    fn reads_frames(&self) -> bool {
+        false
+    }
+
+    /// Recognises the runtime by what the process has mapped. An error where it is there, and cannot be read: then the
+    /// others are asked all the same. It may read files, and take milliseconds.
+    fn attach(&self, _process: &Process<'_>) -> Result<Option<Found>, Gap> {
+        Ok(None)
+    }
+
+    /// What a process has open to wait on, without what the runtime itself opens in every process.
+    fn without_its_own(&self, found: WaitDescriptors, _regions: &[Region]) -> WaitDescriptors {
+        found
+    }
+
+    /// Recognises a runtime of which nothing is mapped, by the frames of a stack.
+    fn recognise(&self, _frames: &[Frame]) -> Option<Identity> {
+        None
+    }
+
+    /// Which event loop a frame is of, as a report's `thread.loop` has it.
+    fn loop_kind(&self, _frame: &Frame) -> Option<&'static str> {
+        None
+    }
+
+    /// Whether a frame is of the runtime's garbage collector.
+    fn collects(&self, _frame: &Frame) -> bool {
+        false
+    }
+
+    /// Whether a thread waits for work there, or is inside its work. None: it is in no pool that the runtime knows.
+    fn park_state(&self, _sleeper: &Sleeper<'_>) -> Option<ParkState> {
+        None
+    }
+
+    /// What a thread with this stack waits for that sleeps on a futex, where nothing but the stack tells.
+    fn awaited(&self, _frames: &[Frame]) -> Option<Awaited> {
+        None
+    }
+
+    /// Whether a thread with this stack, which ran while another waited for this lock, is sure not to have it.
+    fn cannot_have(&self, _lock: Lock, _frames: &[Frame]) -> bool {
+        false
+    }
+}
+
+/// A process that may run a runtime.
+#[derive(Clone, Copy)]
+#[allow(missing_debug_implementations, reason = "neither memory nor a function has one")]
+pub struct Process<'a> {
+    pub memory: &'a dyn TargetMemory,
+    /// What it has mapped.
+    pub regions: &'a [Region],
+    /// Its executable, as it sees that, and what is in it; where they can be read.
+    pub exe: Option<&'a Path>,
+    pub program: Option<&'a Image>,
+    /// How a mapped file is opened.
+    pub open: &'a dyn Fn(&Region) -> io::Result<File>,
+}
+
+/// A runtime that a process runs.
+#[derive(Debug)]
+pub struct Found {
+    pub identity: Identity,
+    /// What is not seen of it all the same.
+    pub gap: Option<Gap>,
+    /// Whether a look a moment later may tell more, because the process is so young.
+    pub is_early: bool,
+    /// Where it can be read or asked.
+    pub attached: Option<Box<dyn Attached>>,
+}
+
+impl Found {
+    /// One that is all there.
+    pub fn whole(name: &'static str, version: Option<String>) -> Self {
+        let identity = Identity { name, version };
+        Self { identity, gap: None, is_early: false, attached: None }
+    }
+}
+
+/// As a report's `runtime` has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    pub name: &'static str,
+    pub version: Option<String>,
+}
 
 /// How much is read of a capture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +173,7 @@ pub trait Attached: Debug + Send {
     }
 
     /// Whether its threads run one at a time, under a lock of which nothing in memory tells who has it: stacks do, see
-    /// [`Awaited::Gvl`](crate::turn::Awaited).
+    /// [`Runtime::awaited`].
     fn hides_its_lock(&self) -> bool {
         false
     }

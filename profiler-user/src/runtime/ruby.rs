@@ -5,14 +5,48 @@
 //! without the GVL is called by few functions, though, which extensions use and every build exports, and the only
 //! condition that these wait for themselves is that of the GVL, which they take back before they return.
 
-use super::Attached;
+use super::{Attached, Found, Process, Runtime};
 use crate::frame::{Frame, Language};
+use crate::gap::Gap;
 use crate::process::executables::{basename, is_libc};
 use crate::process::maps::{Backing, Region};
 use crate::process::target::WaitDescriptors;
+use crate::turn::{Awaited, Lock};
 
 /// As a report's `runtime.name` has it.
 pub const NAME: &str = "ruby";
+
+/// Ruby's row in the table of runtimes.
+#[derive(Debug)]
+pub struct Row;
+
+impl Runtime for Row {
+    fn name(&self) -> &'static str {
+        "Ruby"
+    }
+
+    fn attach(&self, process: &Process<'_>) -> Result<Option<Found>, Gap> {
+        let found =
+            |version| Found { attached: Some(Box::new(Ruby)), ..Found::whole(NAME, version) };
+        Ok(detect(process.regions).map(found))
+    }
+
+    fn without_its_own(&self, found: WaitDescriptors, regions: &[Region]) -> WaitDescriptors {
+        without_its_own(found, regions)
+    }
+
+    fn collects(&self, frame: &Frame) -> bool {
+        collects(frame)
+    }
+
+    fn awaited(&self, frames: &[Frame]) -> Option<Awaited> {
+        waits_for_gvl(frames).then_some(Awaited::Gvl)
+    }
+
+    fn cannot_have(&self, lock: Lock, frames: &[Frame]) -> bool {
+        lock == Lock::Gvl && !may_have_gvl(frames)
+    }
+}
 
 /// A process that runs Ruby, whose frames are not read.
 #[derive(Debug)]

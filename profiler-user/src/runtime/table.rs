@@ -1,13 +1,105 @@
-//! What is asked of all runtimes at once.
+//! The runtimes that are known, and what is asked of all of them.
 
-use super::cpython::pools;
 use super::park::{ParkState, Sleeper};
-use super::{tokio, worker_threads};
+use super::runtimes::Runtimes;
+use super::{Found, Identity, Process, Runtime, cpython, go, ruby, tokio, v8, worker_threads};
+use crate::frame::Frame;
+use crate::gap::Gap;
+use crate::process::executables::interpreter;
+use crate::process::maps::Region;
+use crate::process::target::WaitDescriptors;
+use crate::turn::{Awaited, Lock};
 
-/// What a thread is about, by the first runtime that knows.
+/// Where two of them know an answer, the first one's counts: a worker thread of Node's is one whatever else its stack
+/// shows, libuv is uvloop's where that runs it, and a program that embeds Python may be made by Go.
+const KNOWN: [&dyn Runtime; 6] =
+    [&worker_threads::Row, &cpython::Row, &v8::Row, &go::Row, &ruby::Row, &tokio::Row];
+
+/// What a process was found to run.
+#[derive(Debug, Default)]
+pub struct Detection {
+    pub identity: Option<Identity>,
+    /// What of it cannot be had.
+    pub gap: Option<Gap>,
+    /// Whether a look a moment later may tell more of it.
+    pub is_early: bool,
+    pub runtimes: Runtimes,
+}
+
+/// Looks for a runtime in a process, and attaches to the first.
+pub fn detect(process: &Process<'_>) -> Detection {
+    let family = process.exe.and_then(|exe| exe.to_str()).and_then(interpreter);
+    let mut gap = None;
+    for runtime in KNOWN {
+        let found = match runtime.attach(process) {
+            Ok(None) => continue,
+            Ok(Some(found)) => found,
+            Err(why) => {
+                gap = gap.or(Some(why));
+                continue;
+            }
+        };
+        let Found { identity, gap: missing, is_early, attached } = found;
+        let foreign =
+            || (!runtime.reads_frames()).then(|| not_read(family.unwrap_or(identity.name)));
+        let gap = gap.or(missing).or_else(foreign);
+        let mut runtimes = Runtimes::default();
+        if let Some(attached) = attached {
+            runtimes.add(runtime.name(), attached);
+        }
+        return Detection { identity: Some(identity), gap, is_early, runtimes };
+    }
+    Detection { gap: gap.or_else(|| family.map(not_read)), ..Detection::default() }
+}
+
+/// What is missing of a process that runs an interpreter of this name, which nobody reads.
+fn not_read(name: &str) -> Gap {
+    let read = KNOWN.iter().filter(|runtime| runtime.reads_frames());
+    let names: Vec<&str> = read.map(|runtime| runtime.name()).collect();
+    let why = format!("only those of {} are read", names.join(" and "));
+    Gap::new(&format!("frames that {name} interprets"), why)
+}
+
+/// What a program has open to wait on: without what its runtime has open for itself.
+pub fn without_their_own(found: WaitDescriptors, regions: &[Region]) -> WaitDescriptors {
+    KNOWN.iter().fold(found, |found, runtime| runtime.without_its_own(found, regions))
+}
+
+/// A runtime that is known by its frames alone.
+pub fn recognise(frames: &[Frame]) -> Option<Identity> {
+    KNOWN.iter().find_map(|runtime| runtime.recognise(frames))
+}
+
+/// Which event loop's code the stack runs in, by its own frames.
+pub fn loop_kind(frames: &[Frame]) -> Option<&'static str> {
+    let of = |frame: &Frame| KNOWN.iter().find_map(|runtime| runtime.loop_kind(frame));
+    // uvloop's frames lie inside libuv's and those of asyncio's runner around both.
+    frames.iter().find_map(of)
+}
+
+/// Whether a frame is one of a garbage collector.
+pub fn collects(frame: &Frame) -> bool {
+    KNOWN.iter().any(|runtime| runtime.collects(frame))
+}
+
+/// What a thread is about, by its stack.
 pub fn park_state(sleeper: &Sleeper<'_>) -> ParkState {
-    let rules = [worker_threads::park_state, pools::park_state, tokio::park_state];
-    rules.iter().find_map(|rule| rule(sleeper)).unwrap_or(ParkState::Unknown)
+    let known = KNOWN.iter().find_map(|runtime| runtime.park_state(sleeper));
+    known.unwrap_or(ParkState::Unknown)
+}
+
+/// What a thread waits for that was blocked: its stack may tell more than was known of its futex.
+pub fn awaited(awaited: Awaited, frames: &[Frame]) -> Awaited {
+    let by_stack = || KNOWN.iter().find_map(|runtime| runtime.awaited(frames));
+    match awaited {
+        Awaited::Futex => by_stack().unwrap_or(awaited),
+        other => other,
+    }
+}
+
+/// Whether a thread that ran while another waited for this lock may have it.
+pub fn may_have(lock: Lock, frames: &[Frame]) -> bool {
+    !KNOWN.iter().any(|runtime| runtime.cannot_have(lock, frames))
 }
 
 #[cfg(test)]
@@ -16,7 +108,7 @@ mod tests {
     use profiler_ebpf::record::Registers;
     use profiler_ebpf::turn::FUTEX;
 
-    use super::park_state;
+    use super::{loop_kind, park_state};
     use crate::frame::{Frame, Language};
     use crate::report::sample::{native, python as python_frame};
     use crate::runtime::cpython::capture::{Named, PythonFrames};
@@ -229,5 +321,39 @@ mod tests {
         let off_duty = ParkState::OffDuty;
         assert_eq!(of_native(&[syscall, condvar, pool], &not_python), off_duty);
         assert_eq!(of_native(&[syscall, condvar, task], &not_python), ParkState::Unknown);
+    }
+
+    /// Each loop is known by its own code, and the inner one's name holds where it runs inside another's.
+    #[test]
+    fn loops_by_their_code() {
+        let lib = |file: &str| format!("/v/lib/python3.11/site-packages/{file}");
+        let asyncio = python_frame(
+            "BaseEventLoop._run_once",
+            "/usr/lib/python3.11/asyncio/base_events.py",
+            9,
+        );
+        let trio = python_frame("unrolled_run", &lib("trio/_core/_run.py"), 2760);
+        let greenlet = native("Greenlet_run", &lib("gevent/_gevent_cgreenlet.cpython-311.so"));
+        let hub = python_frame("Hub.run", &lib("gevent/hub.py"), 647);
+        let green = python_frame("GreenThread.main", &lib("eventlet/greenthread.py"), 272);
+        let uvloop = native("__pyx_f_6uvloop_4loop_4Loop__run", &lib("uvloop/loop.so"));
+        let reactor = |function| python_frame(function, &lib("twisted/internet/base.py"), 690);
+        let table = [
+            (vec![asyncio.clone()], Some("asyncio")),
+            (
+                vec![uvloop, native("uv_run", "/usr/lib/libuv.so.1"), asyncio.clone()],
+                Some("uvloop"),
+            ),
+            (vec![trio], Some("trio")),
+            (vec![greenlet], Some("gevent")),
+            (vec![hub], Some("gevent")),
+            (vec![green], Some("eventlet")),
+            (vec![reactor("_SignalReactorMixin.mainLoop")], Some("twisted")),
+            (vec![reactor("ReactorBase.runUntilCurrent"), asyncio], Some("asyncio")),
+            (vec![python_frame("handle", "/srv/gevent/app.py", 1)], None),
+        ];
+        for (frames, expected) in table {
+            assert_eq!(loop_kind(&frames), expected, "{:?}", frames[0].function);
+        }
     }
 }

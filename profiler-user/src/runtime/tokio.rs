@@ -8,24 +8,41 @@ use profiler_ebpf::turn::FUTEX;
 
 use super::names::last_segment;
 use super::park::{ParkState, Pool, Sleeper, Word};
+use super::{Identity, Runtime};
 use crate::frame::{Frame, Language};
-
-/// Of which version of tokio a stack is, as far as its files tell; `None` where it is not tokio's.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tokio {
-    pub version: Option<String>,
-}
 
 /// Its workers park on a futex, all but the one that waits in epoll.
 pub const POOL: Pool =
     Pool { name: "tokio", may_take_its_time: false, has_queue: false, waits_in_epoll: false };
 
-/// tokio, if its runtime is on the stack.
-pub fn recognise(frames: &[Frame]) -> Option<Tokio> {
+/// tokio's row in the table of runtimes.
+#[derive(Debug)]
+pub struct Row;
+
+impl Runtime for Row {
+    fn name(&self) -> &'static str {
+        "tokio"
+    }
+
+    fn recognise(&self, frames: &[Frame]) -> Option<Identity> {
+        recognise(frames)
+    }
+
+    fn loop_kind(&self, frame: &Frame) -> Option<&'static str> {
+        is_runtime(frame).then_some("tokio")
+    }
+
+    fn park_state(&self, sleeper: &Sleeper<'_>) -> Option<ParkState> {
+        park_state(sleeper)
+    }
+}
+
+/// tokio, if its runtime is on the stack, with its version as far as its files tell.
+fn recognise(frames: &[Frame]) -> Option<Identity> {
     let mut of_runtime = frames.iter().filter(|frame| is_of(frame, "")).peekable();
     of_runtime.peek()?;
     let version = of_runtime.find_map(|frame| Some(source(frame)?.0?.to_owned()));
-    Some(Tokio { version })
+    Some(Identity { name: "tokio", version })
 }
 
 /// Whether a frame may have to do with the runtime, at the price of one look: most processes have no such frame.
@@ -115,7 +132,7 @@ pub fn is_off_duty<'a>(frames: impl Iterator<Item = &'a Frame> + Clone) -> bool 
 }
 
 /// What a thread of the runtime's is about. None: it is none that runs tasks.
-pub fn park_state(sleeper: &Sleeper<'_>) -> Option<ParkState> {
+fn park_state(sleeper: &Sleeper<'_>) -> Option<ParkState> {
     let Sleeper { registers, native, named, .. } = sleeper;
     let all = || named.frames.iter().flatten();
     if !all().any(may_be_of) {

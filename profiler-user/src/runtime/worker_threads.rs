@@ -5,6 +5,7 @@
 
 use profiler_ebpf::turn::FUTEX;
 
+use super::Runtime;
 use super::park::{ParkState, Pool, Sleeper, Word};
 use crate::frame::{Frame, Language};
 use crate::unwind::merge::NamedNativeStack;
@@ -26,9 +27,23 @@ const ATOMICS_WAIT: &str = "v8::internal::FutexEmulation::Wait";
 /// What sleeps on behalf of its caller.
 const SLEEP: [&str; 4] = ["v8::base::", "std::", "uv_cond_", "uv_sem_"];
 
+/// Their row in the table of runtimes: it holds as well where Node's V8 cannot be read.
+#[derive(Debug)]
+pub struct Row;
+
+impl Runtime for Row {
+    fn name(&self) -> &'static str {
+        "worker threads"
+    }
+
+    fn park_state(&self, sleeper: &Sleeper<'_>) -> Option<ParkState> {
+        park_state(sleeper)
+    }
+}
+
 /// A worker thread waits for messages in epoll, which is hooked as any loop's wait. Pools of them wait for
 /// their work with `Atomics.wait`. None: the thread is none of them.
-pub fn park_state(sleeper: &Sleeper<'_>) -> Option<ParkState> {
+fn park_state(sleeper: &Sleeper<'_>) -> Option<ParkState> {
     let Sleeper { registers, native, named, .. } = sleeper;
     if !runs_in(named) {
         return None;
@@ -45,18 +60,18 @@ pub fn park_state(sleeper: &Sleeper<'_>) -> Option<ParkState> {
 }
 
 /// Whether the stack is a worker thread's.
-pub fn runs_in(named: &NamedNativeStack) -> bool {
+fn runs_in(named: &NamedNativeStack) -> bool {
     named.frames.iter().flatten().any(|frame| begins_with(frame, RUN))
 }
 
 /// Which frame of the stack is inside `Atomics.wait`, innermost first.
-pub fn atomics_wait(named: &NamedNativeStack) -> Option<usize> {
+fn atomics_wait(named: &NamedNativeStack) -> Option<usize> {
     named.frames.iter().position(|inlined| inlined.iter().any(|it| begins_with(it, ATOMICS_WAIT)))
 }
 
 /// Whether nothing tells on whose behalf a thread sleeps: V8's functions have no names where symbols were
 /// stripped.
-pub fn sleeps_namelessly(named: &NamedNativeStack) -> bool {
+fn sleeps_namelessly(named: &NamedNativeStack) -> bool {
     let sleeps = |frame: &&Frame| {
         let module = frame.module.as_deref().unwrap_or_default();
         let of_libc = module.contains("/libc.so") || module.contains("/ld-musl");

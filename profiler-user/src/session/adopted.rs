@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use profiler_ebpf::record::{CaptureHead, ThreadSnapshot};
 use profiler_ebpf::turn::{SINCE_BIRTH, phase};
 
-use super::Session;
+use super::attachment::Session;
 use super::followed::Followed;
 use crate::job::Job;
 use crate::process::TargetMemory;

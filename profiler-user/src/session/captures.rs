@@ -4,10 +4,10 @@ use profiler_ebpf::limits::MIN_BLOCK_NS;
 use profiler_ebpf::record::reason;
 use profiler_ebpf::turn::state;
 
-use super::Session;
+use super::attachment::Session;
 use super::workers::{is_replaced, is_served};
 use crate::activity::Activity;
-use crate::blame::{Blame, Blocked, Outside};
+use crate::blame::Blocked;
 use crate::job::{Job, KernelStack};
 use crate::process::TargetMemory;
 use crate::process::arguments::{self, Arguments};
@@ -229,16 +229,6 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let slot = self.source.loops().into_iter().find(|slot| slot.state.tid == tid)?;
         self.source.set_interpreter(slot, InterpreterPlaces { state, collecting, callback: place });
         None
-    }
-
-    pub fn outside(&mut self) -> (&mut Blame, Outside<'_, S, M>) {
-        let outside = Outside {
-            source: &mut self.source,
-            memory: &self.memory,
-            target: &self.target,
-            runtimes: &mut self.runtimes,
-        };
-        (&mut self.blame, outside)
     }
 }
 

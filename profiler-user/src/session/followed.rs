@@ -4,7 +4,7 @@ use profiler_ebpf::limits::CLOSE_LOOK_NS;
 use profiler_ebpf::rivals::Rivals;
 use profiler_ebpf::turn::{Loop, Turn, state};
 
-use super::items::{Cut, Item};
+use super::work::{Cut, Item};
 use crate::around::Tracer;
 use crate::process::frozen::Certainty;
 use crate::turn::instead::Instead;

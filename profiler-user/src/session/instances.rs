@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use profiler_ebpf::turn::{Turn, phase, state};
 
-use super::Session;
+use super::attachment::Session;
 use super::followed::Followed;
 use crate::job::Job;
 use crate::process::TargetMemory;

@@ -5,57 +5,15 @@
 //! begins there has an unknown beginning, at most one look before.
 
 use profiler_ebpf::record::Woken;
-use profiler_ebpf::turn::{Loop, START_UNKNOWN, Turn, phase, state};
+use profiler_ebpf::turn::{Loop, Turn, phase, state};
 
-use super::Session;
+use super::attachment::Session;
 use super::followed::Followed;
+use super::work::{Cut, Item};
 use crate::job::Job;
 use crate::process::TargetMemory;
-use crate::runtime::frames::{Frames, WorkPlace};
+use crate::runtime::frames::Frames;
 use crate::source::{Captured, EventSource, Slot};
-use crate::turn::instead::Instead;
-
-/// The piece of work that was seen in one turn.
-#[derive(Debug, Clone, Copy)]
-pub struct Item {
-    turn_start_ns: u64,
-    place: WorkPlace,
-    work: u64,
-}
-
-/// Where a turn was cut: the account up to there belongs to earlier work.
-#[derive(Debug, Clone)]
-pub struct Cut {
-    pub turn_start_ns: u64,
-    pub at_ns: u64,
-    before: Turn,
-    /// Who had run instead by then.
-    pub instead_before: Instead,
-}
-
-impl Cut {
-    /// The rest of that turn; any other turn as it is.
-    fn apply(&self, turn: &mut Turn) {
-        if turn.start_ns != self.turn_start_ns {
-            return;
-        }
-        let before = &self.before;
-        *turn = Turn {
-            start_ns: self.at_ns,
-            running_ns: turn.running_ns.saturating_sub(before.running_ns),
-            blocked_ns: turn.blocked_ns.saturating_sub(before.blocked_ns),
-            runnable_ns: turn.runnable_ns.saturating_sub(before.runnable_ns),
-            stopped_ns: turn.stopped_ns.saturating_sub(before.stopped_ns),
-            voluntary: turn.voluntary.saturating_sub(before.voluntary),
-            preempted: turn.preempted.saturating_sub(before.preempted),
-            flags: turn.flags | START_UNKNOWN,
-            nested_waits: turn.nested_waits.saturating_sub(before.nested_waits),
-            preempted_ns: turn.preempted_ns.saturating_sub(before.preempted_ns),
-            minor_faults: turn.minor_faults.saturating_sub(before.minor_faults),
-            major_faults: turn.major_faults.saturating_sub(before.major_faults),
-        };
-    }
-}
 
 impl Followed {
     /// The turn as far as it is about the work in hand.
@@ -153,29 +111,5 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
                 tracker.ended_without_wait(turn, at_ns, due)
             });
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use profiler_ebpf::turn::{START_UNKNOWN, Turn};
-
-    use super::Cut;
-    use crate::turn::instead::Instead;
-
-    /// The rest of a turn has the rest of its account, and only of that turn.
-    #[test]
-    fn a_cut_takes_away_what_was_before() {
-        let before = Turn { start_ns: 100, running_ns: 30, blocked_ns: 20, ..Turn::default() };
-        let instead_before = Instead::default();
-        let cut = Cut { turn_start_ns: 100, at_ns: 150, before, instead_before };
-        let mut turn = Turn { start_ns: 100, running_ns: 35, blocked_ns: 95, ..Turn::default() };
-        cut.apply(&mut turn);
-        assert_eq!((turn.start_ns, turn.booked_ns()), (150, 80));
-        assert_eq!((turn.running_ns, turn.blocked_ns), (5, 75));
-        assert_eq!(turn.flags, START_UNKNOWN);
-        let mut other = Turn { start_ns: 300, running_ns: 35, ..Turn::default() };
-        cut.apply(&mut other);
-        assert_eq!((other.start_ns, other.running_ns, other.flags), (300, 35, 0));
     }
 }

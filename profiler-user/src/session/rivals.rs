@@ -2,7 +2,7 @@
 
 use profiler_ebpf::rivals::{Rivals, TaskId};
 
-use super::Session;
+use super::attachment::Session;
 use crate::process::TargetMemory;
 use crate::process::neighbour;
 use crate::source::{EventSource, Slot};

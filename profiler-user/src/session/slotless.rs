@@ -4,8 +4,6 @@ use std::collections::BTreeSet;
 
 use profiler_ebpf::limits::MAX_LOOPS;
 
-use super::Session;
-use crate::process::TargetMemory;
 use crate::process::arguments::printable;
 use crate::process::neighbour::thread_name;
 use crate::source::EventSource;
@@ -24,18 +22,16 @@ pub struct Slotless {
     next_ns: Option<u64>,
 }
 
-impl<S: EventSource, M: TargetMemory> Session<S, M> {
-    /// Says which threads are not watched, now and then.
-    pub fn tell_slotless(&mut self, now_ns: u64) {
-        let due_ns = *self.slotless.next_ns.get_or_insert(now_ns + LOOK_EVERY_NS);
+impl Slotless {
+    /// Says which threads of the process are not watched, now and then.
+    pub fn tell(&mut self, source: &mut impl EventSource, pid: u32, now_ns: u64) {
+        let due_ns = *self.next_ns.get_or_insert(now_ns + LOOK_EVERY_NS);
         if now_ns < due_ns {
             return;
         }
-        self.slotless.next_ns = Some(now_ns + LOOK_EVERY_NS);
-        let told = &mut self.slotless.told;
-        let new: Vec<u32> =
-            self.source.slotless().into_iter().filter(|tid| told.insert(*tid)).collect();
-        let pid = self.target.pid();
+        self.next_ns = Some(now_ns + LOOK_EVERY_NS);
+        let told = &mut self.told;
+        let new: Vec<u32> = source.slotless().into_iter().filter(|tid| told.insert(*tid)).collect();
         let name = |tid: &u32| match thread_name(pid, *tid) {
             Some(name) => format!("{tid} ({})", printable(name.as_bytes())),
             None => tid.to_string(),

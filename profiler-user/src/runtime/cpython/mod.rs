@@ -49,4 +49,5 @@ mod fuzz;
 
 pub use interpreter::Python;
 pub use names::{FrameKind, NamedFrame};
+pub use runtime::Row;
 pub use spans::python_stack;

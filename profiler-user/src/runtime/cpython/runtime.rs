@@ -4,17 +4,85 @@ use profiler_ebpf::python::PythonLayout;
 
 use super::capture::PythonFrames;
 use super::interpreter::Python;
-use super::pools::work_frame;
+use super::pools::{self, work_frame};
 use super::spans::python_stack;
-use crate::frame::Stack;
+use crate::frame::{Frame, Language, Stack};
 use crate::gap::Gap;
 use crate::process::TargetMemory;
 use crate::process::frozen::is_of_a_loop;
 use crate::runtime::frames::{RuntimeFrames, WorkPlace};
-use crate::runtime::{Attached, Effort, GlobalLock, Interpreter};
+use crate::runtime::park::{ParkState, Sleeper};
+use crate::runtime::{Attached, Effort, Found, GlobalLock, Interpreter, Process, Runtime};
 use crate::source::Captured;
 use crate::task::Running;
 use crate::unwind::merge::PythonStack;
+
+/// Functions of CPython's collector, 3.8 to 3.15 (Modules/gcmodule.c, since 3.13 Python/gc.c). Beginnings: compilers add
+/// suffixes.
+const COLLECTORS: [&str; 6] = [
+    "gc_collect_",
+    "collect_with_callback",
+    "deduce_unreachable",
+    "PyGC_Collect",
+    "_PyGC_Collect",
+    "_Py_RunGC",
+];
+
+/// CPython's row in the table of runtimes.
+#[derive(Debug)]
+pub struct Row;
+
+impl Runtime for Row {
+    fn name(&self) -> &'static str {
+        "CPython"
+    }
+
+    fn reads_frames(&self) -> bool {
+        true
+    }
+
+    fn attach(&self, process: &Process<'_>) -> Result<Option<Found>, Gap> {
+        let found = Python::detect(process.memory, process.regions, process.open)?;
+        Ok(found.map(|python| {
+            let found = Found::whole("cpython", Some(python.version().to_owned()));
+            Found { attached: Some(Box::new(python)), ..found }
+        }))
+    }
+
+    /// Of loops that are written for Python, also where it is C that runs.
+    fn loop_kind(&self, frame: &Frame) -> Option<&'static str> {
+        let module = frame.module.as_deref().unwrap_or_default();
+        let file = frame.file.as_deref().unwrap_or_default();
+        let function = frame.function.as_deref().unwrap_or_default();
+        if module.contains("/uvloop/") {
+            Some("uvloop")
+        } else if module.contains("/gevent/_gevent_c") || file.ends_with("/gevent/hub.py") {
+            Some("gevent")
+        } else if file.ends_with("/eventlet/greenthread.py")
+            || file.ends_with("/eventlet/hubs/hub.py")
+        {
+            Some("eventlet")
+        } else if file.ends_with("/trio/_core/_run.py") {
+            Some("trio")
+        } else if file.ends_with("/twisted/internet/base.py") && function.ends_with("mainLoop") {
+            // Its reactor on asyncio's loop does without.
+            Some("twisted")
+        } else if file.ends_with("/asyncio/base_events.py") {
+            Some("asyncio")
+        } else {
+            None
+        }
+    }
+
+    fn collects(&self, frame: &Frame) -> bool {
+        let name = frame.function.as_deref().unwrap_or_default();
+        frame.language == Language::Native && COLLECTORS.iter().any(|known| name.starts_with(known))
+    }
+
+    fn park_state(&self, sleeper: &Sleeper<'_>) -> Option<ParkState> {
+        pools::park_state(sleeper)
+    }
+}
 
 impl Attached for Python {
     fn frames(

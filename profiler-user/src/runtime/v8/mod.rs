@@ -37,11 +37,12 @@ use std::sync::Arc;
 
 use profiler_ebpf::record::Registers;
 
+use crate::frame::{Frame, Language};
 use crate::gap::Gap;
 use crate::process::TargetMemory;
 use crate::process::maps::Region;
 use crate::runtime::frames::RuntimeFrames;
-use crate::runtime::{Attached, Effort};
+use crate::runtime::{Attached, Effort, Found, Process, Runtime};
 use crate::source::Captured;
 
 use layout::Layout;
@@ -56,6 +57,7 @@ pub struct V8 {
     layout: Layout,
     names: Names,
     version: String,
+    /// Whether it is Node's, which has a version of its own.
     is_node: bool,
     code: Arc<Code>,
 }
@@ -83,11 +85,6 @@ impl V8 {
             is_node: found.is_node,
             code: Arc::new(code),
         }))
-    }
-
-    /// Whether it is Node's, which has a version of its own.
-    pub fn is_node(&self) -> bool {
-        self.is_node
     }
 
     /// What reports call this runtime.
@@ -120,6 +117,49 @@ impl V8 {
             });
         }
         ScriptFrames { frames: found, code: Arc::clone(&self.code) }
+    }
+}
+
+/// Functions of V8's collector (src/heap/). Beginnings.
+const COLLECTORS: [&str; 6] = [
+    "v8::internal::Heap::CollectGarbage",
+    "v8::internal::Heap::PerformGarbageCollection",
+    "v8::internal::Heap::CollectAllGarbage",
+    "v8::internal::MarkCompactCollector::",
+    "v8::internal::ScavengerCollector::",
+    "v8::internal::IncrementalMarking::",
+];
+
+/// V8's row in the table of runtimes.
+#[derive(Debug)]
+pub struct Row;
+
+impl Runtime for Row {
+    fn name(&self) -> &'static str {
+        "V8"
+    }
+
+    fn reads_frames(&self) -> bool {
+        true
+    }
+
+    fn attach(&self, process: &Process<'_>) -> Result<Option<Found>, Gap> {
+        let Process { memory, regions, exe, open, .. } = *process;
+        let Some(v8) = V8::detect(memory, regions, exe, open)? else { return Ok(None) };
+        // Node's own version is there a moment later.
+        let is_early = v8.is_node && v8.version.starts_with("V8 ");
+        let found = Found::whole(v8.name(), Some(v8.version().to_owned()));
+        Ok(Some(Found { is_early, attached: Some(Box::new(v8)), ..found }))
+    }
+
+    /// Node's loop, which others link as well.
+    fn loop_kind(&self, frame: &Frame) -> Option<&'static str> {
+        (frame.function.as_deref() == Some("uv_run")).then_some("libuv")
+    }
+
+    fn collects(&self, frame: &Frame) -> bool {
+        let name = frame.function.as_deref().unwrap_or_default();
+        frame.language == Language::Native && COLLECTORS.iter().any(|known| name.starts_with(known))
     }
 }
 
