@@ -12,10 +12,6 @@ use super::violation::Violation;
 const ROOTS: [&str; 3] =
     ["profiler-user/src/lib.rs", "profiler-ebpf/src/lib.rs", "xtask/src/main.rs"];
 
-/// Circles that stay for now: how the paths of all their files begin, and why.
-const UNOPENED: [(&str, &str); 1] =
-    [("profiler-user/src/session", "the loop that is followed moves below what is done with it")];
-
 /// How often an import may be handed on.
 const MAX_HANDED_ON: usize = 8;
 
@@ -36,42 +32,17 @@ struct Files(BTreeMap<Module, File>);
 /// One file's imports of other files: to which, and the line of the first.
 type Arrows<'a> = BTreeMap<&'a Module, (usize, String)>;
 
-/// A circle, by its first import.
-#[derive(Debug)]
-struct Circle {
-    files: Vec<String>,
-    line: usize,
-    rule: String,
-}
-
-/// All circles but those that stay, and whatever is said to stay and does not.
+/// All circles.
 pub fn circles(texts: &BTreeMap<String, String>) -> Vec<(String, Violation)> {
     let missing = ROOTS.iter().filter(|root| !texts.contains_key(**root)).map(|root| {
         let rule = format!("looks for circles below {root}, which is not there");
         (file!().to_owned(), Violation { line: 1, rule })
     });
-    let all = ROOTS.iter().flat_map(|root| below(root, texts)).collect();
-    missing.chain(excused(all, &UNOPENED)).collect()
+    missing.chain(ROOTS.iter().flat_map(|root| below(root, texts))).collect()
 }
 
-fn excused(all: Vec<Circle>, unopened: &[(&str, &str)]) -> Vec<(String, Violation)> {
-    let is_of = |circle: &Circle, start: &str| circle.files.iter().all(|it| it.starts_with(start));
-    let is_gone = |start: &str| !all.iter().any(|circle| is_of(circle, start));
-    let gone = unopened.iter().filter(|(start, _)| is_gone(start)).map(|(start, _)| {
-        let rule = format!("excuses a circle of {start}, where none is left: take it out");
-        (file!().to_owned(), Violation { line: 1, rule })
-    });
-    let gone: Vec<_> = gone.collect();
-    let stay = |circle: &Circle| unopened.iter().any(|(start, _)| is_of(circle, start));
-    let left = all.into_iter().filter(|circle| !stay(circle));
-    let left = left.map(|Circle { files, line, rule }| {
-        (files.into_iter().next().unwrap_or_default(), Violation { line, rule })
-    });
-    left.chain(gone).collect()
-}
-
-/// The circles of the files below a first one.
-fn below(root: &str, texts: &BTreeMap<String, String>) -> Vec<Circle> {
+/// The circles of the files below a first one, each by its first import.
+fn below(root: &str, texts: &BTreeMap<String, String>) -> Vec<(String, Violation)> {
     let mut files = Files::default();
     let folder = root.rsplit_once('/').map_or("", |(folder, _)| folder);
     files.add(Module::new(), root.to_owned(), folder, texts);
@@ -189,7 +160,11 @@ impl Files {
     }
 
     /// A circle, with one import for each of its arrows.
-    fn circle(&self, modules: &[&Module], arrows: &BTreeMap<&Module, Arrows<'_>>) -> Circle {
+    fn circle(
+        &self,
+        modules: &[&Module],
+        arrows: &BTreeMap<&Module, Arrows<'_>>,
+    ) -> (String, Violation) {
         let mut rule = format!("{} files import each other in a circle:", modules.len());
         let mut first = None;
         for from in modules {
@@ -199,8 +174,8 @@ impl Files {
                 first = first.or(Some(*line));
             }
         }
-        let files = modules.iter().map(|module| self.0[*module].path.clone()).collect();
-        Circle { files, line: first.unwrap_or(1), rule }
+        let path = modules.first().map(|module| self.0[*module].path.clone());
+        (path.unwrap_or_default(), Violation { line: first.unwrap_or(1), rule })
     }
 }
 
@@ -210,20 +185,13 @@ fn child(module: &[String], name: &str) -> Module {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use super::{Circle, below, excused};
-
-    fn circles(files: &[(&str, &str)]) -> Vec<Circle> {
-        let path = |name: &str| format!("p/src/{name}");
-        let texts: BTreeMap<String, String> =
-            files.iter().map(|(name, text)| (path(name), (*text).to_owned())).collect();
-        below("p/src/lib.rs", &texts)
-    }
+    use super::below;
 
     /// The lines of what is said of these files, the first of each circle with its place.
     fn said(files: &[(&str, &str)]) -> Vec<String> {
-        let found = excused(circles(files), &[])
+        let path = |name: &str| format!("p/src/{name}");
+        let texts = files.iter().map(|(name, text)| (path(name), (*text).to_owned())).collect();
+        let found = below("p/src/lib.rs", &texts)
             .into_iter()
             .map(|(path, violation)| format!("{path}:{}: {}", violation.line, violation.rule));
         let lines = found.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>());
@@ -310,19 +278,5 @@ mod tests {
         let files =
             [("lib.rs", "mod a;\nmod b;\n"), ("a.rs", "use crate::b::B;\n"), ("b.rs", tests)];
         assert_eq!(said(&files), [""; 0]);
-    }
-
-    /// A circle may stay while it is there, and only with all of its files.
-    #[test]
-    fn excuses() {
-        let lib = ("lib.rs", "mod a;\nmod b;\n");
-        let (a, b) = (("a.rs", "use crate::b::B;\n"), ("b.rs", "use crate::a::A;\n"));
-        let left = |files: &[_], start| {
-            let found = excused(circles(files), &[(start, "for a reason")]).into_iter();
-            found.map(|(path, _)| path).collect::<Vec<_>>()
-        };
-        assert_eq!(left(&[lib, a, b], "p/src/"), [""; 0]);
-        assert_eq!(left(&[lib, a, b], "p/src/a"), ["p/src/a.rs", file!()]);
-        assert_eq!(left(&[lib, a, ("b.rs", "")], "p/src/"), [file!()]);
     }
 }

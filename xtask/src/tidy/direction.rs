@@ -51,6 +51,10 @@ const AGAINST: [(&str, &str, &str); 3] = [
 /// Files of tests only.
 const OF_TESTS: [&str; 5] = ["fuzz.rs", "hostile.rs", "rows.rs", "sample.rs", "tests.rs"];
 
+pub fn is_of_tests(path: &str) -> bool {
+    OF_TESTS.iter().any(|name| path.ends_with(name))
+}
+
 /// Where a module stands: 0 is below all stages.
 fn rank(module: &str) -> Option<usize> {
     if BELOW.contains(&module) {
@@ -71,7 +75,7 @@ fn is_excused(from: &str, to: &str) -> bool {
 /// The imports of one file of the daemon that run against the direction.
 pub fn against(path: &str, text: &str) -> Vec<Violation> {
     let Some(inside) = path.strip_prefix("profiler-user/src/") else { return Vec::new() };
-    if OF_TESTS.iter().any(|name| inside.ends_with(name)) {
+    if is_of_tests(inside) {
         return Vec::new();
     }
     let first = inside.split('/').next().unwrap_or(inside);

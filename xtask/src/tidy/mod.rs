@@ -4,6 +4,7 @@ mod circles;
 mod code;
 mod direction;
 mod imports;
+mod names;
 mod violation;
 
 use std::collections::BTreeMap;
@@ -76,7 +77,8 @@ pub fn tidy() -> Result<()> {
     let alone = texts.iter().flat_map(|(path, text)| {
         check(path, text, &shared).into_iter().map(|violation| (path.clone(), violation))
     });
-    let violations: Vec<_> = alone.chain(circles::circles(&texts)).collect();
+    let violations: Vec<_> =
+        alone.chain(circles::circles(&texts)).chain(names::doubled(&texts)).collect();
     for (path, Violation { line, rule }) in &violations {
         eprintln!("{}: {rule}", paint(Colour::Yellow, &format!("{path}:{line}")));
     }
