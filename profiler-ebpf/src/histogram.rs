@@ -126,9 +126,10 @@ mod tests {
     /// Values from every part of the range: around each power of two, around each border of a bucket,
     /// and between, evenly in their logarithm.
     fn values() -> impl Iterator<Item = u64> {
-        let around = |value: u64| (value - 2..=value + 2).chain([value + value / 7]);
-        let powers = (2..63).flat_map(move |power| around(1 << power));
-        let borders = (0..BUCKETS).flat_map(move |bucket| around(midpoint_ns(bucket) / 17 * 16));
+        let environment = |value: u64| (value - 2..=value + 2).chain([value + value / 7]);
+        let powers = (2..63).flat_map(move |power| environment(1 << power));
+        let borders =
+            (0..BUCKETS).flat_map(move |bucket| environment(midpoint_ns(bucket) / 17 * 16));
         let between = std::iter::successors(Some(3_u64), |value| {
             value.checked_add(value / 997 + 1).filter(|value| *value < 1 << 62)
         });

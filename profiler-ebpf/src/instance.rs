@@ -8,7 +8,7 @@ use profiler_ebpf::turn::wait::EPOLL;
 use profiler_ebpf::turn::{Loop, Turn, WaitCall, has_instance, phase, wait_of};
 
 use crate::maps::{change, count, loop_at, param, slot_of};
-use crate::runnable::tell_rivals;
+use crate::runnable::tell_contenders;
 use crate::task::{Task, read_field};
 use crate::{emit, stats};
 
@@ -117,7 +117,7 @@ fn close(slot: u32, state: &mut Loop) {
 pub extern "C" fn tell_over(slot: u32, by: u32) -> u32 {
     let Some(state) = loop_at(slot) else { return 0 };
     let Turn { start_ns, .. } = state.turn;
-    tell_rivals(slot, start_ns);
+    tell_contenders(slot, start_ns);
     let record = TurnEnded {
         head: RecordHead { kind: kind::TURN_ENDED, tid: state.tid },
         // Not the clock: a thread that was preempted on its way here read that before.

@@ -40,7 +40,7 @@ pub const RING_BYTES: u32 = 1024 * 1024;
 
 /// Threads outside of suspected turns whose captures may be put together at the same moment: on so
 /// many CPUs at once.
-pub const MAX_DESKS: u32 = 16;
+pub const MAX_BUFFERS: u32 = 16;
 
 /// Where every thread is asked for, one capture for so long, lest they crowd out the loops' own: a
 /// machine with many CPUs has thousands of ticks a second.
@@ -52,7 +52,7 @@ pub const MAX_THREAD_STATES: u32 = 2048;
 /// Tasks told apart that ran while a loop's thread was ready and had no CPU. On a machine that compiles
 /// something, a hundred do in a second; those that run longest stay, and the time of the rest is
 /// summed. A power of two.
-pub const MAX_RIVALS: usize = 32;
+pub const MAX_CONTENDERS: usize = 32;
 
 /// CPUs on which it is recorded who runs instead of a loop's thread: what distributions' kernels are
 /// built for is 8192, but of a machine with more than these only a hypervisor could tell. A power of two.

@@ -18,7 +18,7 @@ mod stats;
 mod instance;
 mod wait;
 mod sched;
-mod others;
+mod other_threads;
 mod births;
 mod sample;
 
@@ -66,7 +66,7 @@ pub fn sched_wakeup(context: BtfTracePointContext) -> i32 {
 /// `sched_wakeup` may run on the CPU that `p` is sent to. Attached only while it is wanted.
 #[btf_tracepoint(function = "sched_waking")]
 pub fn sched_waking(context: BtfTracePointContext) -> i32 {
-    others::waking(Task::from_tracepoint(context.arg(0)));
+    other_threads::waking(Task::from_tracepoint(context.arg(0)));
     0
 }
 
@@ -139,8 +139,8 @@ fn sampled<C: EbpfContext>(context: &C, tid: u32, interrupted: Interrupted, now_
             }
             (slot, state.python_tstate)
         }
-        _ => match others::tick(tid, in_user, now_ns) {
-            Some(other) => (other.desk, other.tstate),
+        _ => match other_threads::tick(tid, in_user, now_ns) {
+            Some(other) => (other.buffer, other.tstate),
             None => return,
         },
     };
@@ -156,7 +156,7 @@ fn sampled<C: EbpfContext>(context: &C, tid: u32, interrupted: Interrupted, now_
         emit::capture(capture, emit::Read::Later);
     }
     if place >= MAX_LOOPS {
-        others::leave(place);
+        other_threads::leave(place);
     }
 }
 
@@ -183,7 +183,7 @@ fn loop_registers(slot: u32, state: &mut Loop, in_user: u32, now_ns: u64) -> boo
     sched::runs(slot, state, now_ns);
     let taken = capture::take_registers(capture, state, reason::TICK, in_user, now_ns);
     // Another loop may wait for what this one holds.
-    capture.head.holds_gil = others::gil_is_held_by(state.python_tstate);
+    capture.head.holds_gil = other_threads::gil_is_held_by(state.python_tstate);
     capture.head.callback = capture::word_at(state.python_callback);
     // The lower half: an `int`.
     capture.head.collecting = (capture::word_at(state.python_collecting) as u32).min(1);

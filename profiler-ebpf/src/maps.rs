@@ -3,14 +3,14 @@
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuHashMap, Queue, RingBuf};
+use profiler_ebpf::contention::Contenders;
 use profiler_ebpf::counter::Counter;
-use profiler_ebpf::limits::{MAX_ACCEPTORS, MAX_DESKS, MAX_LOOPS, MAX_SLOTLESS, RING_BYTES};
+use profiler_ebpf::limits::{MAX_ACCEPTORS, MAX_BUFFERS, MAX_LOOPS, MAX_SLOTLESS, RING_BYTES};
+use profiler_ebpf::loop_counters::{Accepts, LoopCounters};
 use profiler_ebpf::param::{Field, Params};
 use profiler_ebpf::parks::Parks;
 use profiler_ebpf::python::PythonLayout;
-use profiler_ebpf::reading::{Accepts, Reading};
 use profiler_ebpf::record::Capture;
-use profiler_ebpf::rivals::Rivals;
 use profiler_ebpf::turn::Loop;
 use profiler_ebpf::version;
 
@@ -79,9 +79,9 @@ static SLOTLESS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_SLOTLESS, 0);
 static LOOPS: Array<Loop> = Array::with_max_entries(MAX_LOOPS, BPF_F_MMAPABLE);
 
 /// Where each loop's thread last gave up its CPU in a turn; also the place where ticks are put together.
-/// Behind them the desks: places for the captures of threads that have no slot.
+/// Behind them buffers for the captures of threads that have no slot.
 #[map]
-static CAPTURES: Array<Capture> = Array::with_max_entries(MAX_LOOPS + MAX_DESKS, BPF_F_MMAPABLE);
+static CAPTURES: Array<Capture> = Array::with_max_entries(MAX_LOOPS + MAX_BUFFERS, BPF_F_MMAPABLE);
 
 /// Where each loop's thread sleeps when it is idle, if not in a wait that is hooked; written by the daemon.
 #[map]
@@ -89,11 +89,11 @@ static PARKS: Array<Parks> = Array::with_max_entries(MAX_LOOPS, BPF_F_MMAPABLE);
 
 /// Who ran instead of each loop's thread while that was ready; the daemon maps it.
 #[map]
-static RIVALS: Array<Rivals> = Array::with_max_entries(MAX_LOOPS, BPF_F_MMAPABLE);
+static CONTENDERS: Array<Contenders> = Array::with_max_entries(MAX_LOOPS, BPF_F_MMAPABLE);
 
 /// The statistics of the thread in each slot. The daemon makes it one slot long where none are wanted.
 #[map]
-static READINGS: Array<Reading> = Array::with_max_entries(MAX_LOOPS, BPF_F_MMAPABLE);
+static LOOP_COUNTERS: Array<LoopCounters> = Array::with_max_entries(MAX_LOOPS, BPF_F_MMAPABLE);
 
 /// When the target executed another program, ns; 0: not since the probes are attached. The daemon maps it.
 #[map]
@@ -183,21 +183,21 @@ pub fn capture_at(slot: u32) -> Option<&'static mut Capture> {
 }
 
 #[inline(always)]
-pub fn rivals_at(slot: u32) -> Option<&'static mut Rivals> {
+pub fn contenders_at(slot: u32) -> Option<&'static mut Contenders> {
     // SAFETY: as for `loop_at`, but that a switch on a CPU that the thread was just moved from may
     // come between: a number may be lost, and all are plain.
-    RIVALS.get_ptr_mut(slot).map(|rivals| unsafe { &mut *rivals })
+    CONTENDERS.get_ptr_mut(slot).map(|contenders| unsafe { &mut *contenders })
 }
 
 /// The statistics of the thread in a slot, where they are wanted.
 #[inline(always)]
-pub fn reading_at(slot: u32) -> Option<&'static mut Reading> {
+pub fn reading_at(slot: u32) -> Option<&'static mut LoopCounters> {
     if param!(stats) == 0 {
         return None;
     }
     // SAFETY: as for `loop_at`. The daemon writes `cell`, which is only read here, and the greatest
     // values of the other cell.
-    READINGS.get_ptr_mut(slot).map(|reading| unsafe { &mut *reading })
+    LOOP_COUNTERS.get_ptr_mut(slot).map(|counters| unsafe { &mut *counters })
 }
 
 /// How this process's accepts ended on this CPU, if they are counted.

@@ -20,8 +20,8 @@ pub mod kind {
     pub const OTHER: u32 = 5;
     /// A [`super::Woken`].
     pub const WOKEN: u32 = 6;
-    /// A [`crate::rivals::Rivals`], before the end of the turn that it is about.
-    pub const RIVALS: u32 = 7;
+    /// A [`crate::contention::Contenders`], before the end of the turn that it is about.
+    pub const CONTENDERS: u32 = 7;
     /// A [`super::RecordHead`] alone: the thread goes to sleep in a suspected turn.
     pub const ASLEEP: u32 = 8;
 }

@@ -7,15 +7,15 @@
 use aya_ebpf::helpers::generated::{
     bpf_get_current_comm, bpf_get_smp_processor_id, bpf_ktime_get_ns,
 };
+use profiler_ebpf::contention::{Contenders, Queued, TaskId};
 use profiler_ebpf::counter::Counter;
 use profiler_ebpf::limits::{MAX_CPUS, MAX_LOOPS, MAX_WAITERS};
 use profiler_ebpf::record::{RecordHead, kind};
-use profiler_ebpf::rivals::{Queued, Rivals, TaskId};
 use profiler_ebpf::turn::{Loop, Turn, phase, state};
 use profiler_ebpf::version;
 
 use crate::emit;
-use crate::maps::{add, loop_at, param, rivals_at};
+use crate::maps::{add, loop_at, param, contenders_at};
 use crate::task::{Task, read_field};
 
 /// 1 while a loop's thread may be waiting for a CPU: then every switch is looked at.
@@ -55,14 +55,14 @@ pub fn switched(previous: Task, next: Task) {
 /// A loop's thread is ready from now on, and waits for a CPU. `next` comes onto that CPU, if it is known.
 #[inline(always)]
 pub fn begin(slot: u32, turn: &Turn, waiter: Task, next: Option<Task>, now_ns: u64) {
-    let Some(rivals) = rivals_at(slot) else { return };
+    let Some(contenders) = contenders_at(slot) else { return };
     let (cpu, tid) = (waiter.cpu(), waiter.tid());
     let on_cpu = next.map_or(TaskId::UNKNOWN, id);
     let before = Queued { delay_ns: waiter.run_delay_ns(), migrations: waiter.migrations() };
-    write(rivals, |rivals| {
-        rivals.head = RecordHead { kind: kind::RIVALS, tid };
-        rivals.before = before;
-        rivals.begin(turn.start_ns, waiter.address(), cpu, on_cpu, now_ns);
+    write(contenders, |contenders| {
+        contenders.head = RecordHead { kind: kind::CONTENDERS, tid };
+        contenders.before = before;
+        contenders.begin(turn.start_ns, waiter.address(), cpu, on_cpu, now_ns);
     });
     set_waits(slot, 1);
     let here = here(cpu);
@@ -89,7 +89,7 @@ fn follow(now_ns: u64) {
 /// A loop's thread comes onto this CPU.
 #[inline(always)]
 pub fn end(slot: u32, now_ns: u64) {
-    if rivals_at(slot).is_some_and(|rivals| rivals.waiter != 0) {
+    if contenders_at(slot).is_some_and(|contenders| contenders.waiter != 0) {
         has_come(slot, now_ns);
     }
 }
@@ -98,15 +98,15 @@ pub fn end(slot: u32, now_ns: u64) {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn has_come(slot: u32, now_ns: u64) -> u32 {
-    let Some(rivals) = rivals_at(slot) else { return 0 };
+    let Some(contenders) = contenders_at(slot) else { return 0 };
     let cpu = this_cpu();
-    write(rivals, |rivals| {
-        if rivals.cpu != cpu {
-            let queued = queued(rivals.waiter);
-            let task = rivals.stays(seen_since(rivals.cpu));
-            leave(rivals, task, queued, now_ns, false);
+    write(contenders, |contenders| {
+        if contenders.cpu != cpu {
+            let queued = queued(contenders.waiter);
+            let task = contenders.stays(seen_since(contenders.cpu));
+            leave(contenders, task, queued, now_ns, false);
         }
-        rivals.end();
+        contenders.end();
     });
     let here = here(cpu);
     // SAFETY: an aligned word of our own.
@@ -137,11 +137,11 @@ fn follow_while_wanted(now_ns: u64) {
 /// of the turn's end are.
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn tell_rivals(slot: u32, turn_start_ns: u64) -> u32 {
-    if let Some(rivals) = rivals_at(slot)
-        && rivals.turn_start_ns == turn_start_ns
+pub extern "C" fn tell_contenders(slot: u32, turn_start_ns: u64) -> u32 {
+    if let Some(contenders) = contenders_at(slot)
+        && contenders.turn_start_ns == turn_start_ns
     {
-        emit::record(rivals, Counter::RecordLost, emit::Read::Later);
+        emit::record(contenders, Counter::RecordLost, emit::Read::Later);
     }
     0
 }
@@ -180,9 +180,9 @@ fn book_all(slots: u64, cpu: u32, previous: u64, next: u64) {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn book(slot: u32, previous: u64, next: u64, since_ns: u64, now_ns: u64) -> u32 {
-    let (Some(rivals), Some(state)) = (rivals_at(slot), loop_at(slot)) else { return 0 };
+    let (Some(contenders), Some(state)) = (contenders_at(slot), loop_at(slot)) else { return 0 };
     let (cpu, previous) = (this_cpu(), unpack(previous));
-    let waits = rivals.waiter != 0 && rivals.cpu == cpu && is_ready(state);
+    let waits = contenders.waiter != 0 && contenders.cpu == cpu && is_ready(state);
     if !is_ready(state) {
         // Its wait ended unseen: it is watched no more.
         set_waits(slot, 0);
@@ -190,20 +190,20 @@ extern "C" fn book(slot: u32, previous: u64, next: u64, since_ns: u64, now_ns: u
     if !waits || previous.tid == state.tid {
         return 0;
     }
-    let at = read_field(rivals.waiter, param!(field.task_cpu)).map_or(cpu, |at| at as u32);
+    let at = read_field(contenders.waiter, param!(field.task_cpu)).map_or(cpu, |at| at as u32);
     if at == cpu {
-        write(rivals, |rivals| {
-            let ran = rivals.ran(previous, since_ns);
-            rivals.book(ran, now_ns, current_name);
-            rivals.on_cpu = unpack(next);
+        write(contenders, |contenders| {
+            let ran = contenders.ran(previous, since_ns);
+            contenders.book(ran, now_ns, current_name);
+            contenders.on_cpu = unpack(next);
         });
         return 1;
     }
-    let queued = queued(rivals.waiter);
-    write(rivals, |rivals| {
-        let ran = rivals.ran(previous, since_ns);
-        leave(rivals, ran, queued, now_ns, true);
-        rivals.cpu = at;
+    let queued = queued(contenders.waiter);
+    write(contenders, |contenders| {
+        let ran = contenders.ran(previous, since_ns);
+        leave(contenders, ran, queued, now_ns, true);
+        contenders.cpu = at;
     });
     let there = here(at);
     // SAFETY: an aligned word of our own. That CPU may write it at the same time: then one of both is
@@ -216,17 +216,17 @@ extern "C" fn book(slot: u32, previous: u64, next: u64, since_ns: u64, now_ns: u
 
 /// The thread was moved from where `task` ran: that has the time until then.
 #[inline(always)]
-fn leave(rivals: &mut Rivals, task: TaskId, queued: Queued, now_ns: u64, is_current: bool) {
-    let moved_ns = rivals.moved_at(queued);
+fn leave(contenders: &mut Contenders, task: TaskId, queued: Queued, now_ns: u64, is_current: bool) {
+    let moved_ns = contenders.moved_at(queued);
     if let Some(moved_ns) = moved_ns {
         let until_ns = if moved_ns < now_ns { moved_ns } else { now_ns };
-        rivals.book(task, until_ns, |name| {
+        contenders.book(task, until_ns, |name| {
             if is_current {
                 current_name(name);
             }
         });
     }
-    rivals.moved(moved_ns, queued, now_ns);
+    contenders.moved(moved_ns, queued, now_ns);
 }
 
 #[inline(always)]
@@ -324,8 +324,8 @@ fn unpack(task: u64) -> TaskId {
 
 /// Changes who ran instead so that the daemon can tell a half-done change from a whole one.
 #[inline(always)]
-fn write(rivals: &mut Rivals, rule: impl FnOnce(&mut Rivals)) {
-    add(&raw mut rivals.version, version::BEGIN);
-    rule(rivals);
-    add(&raw mut rivals.version, version::END);
+fn write(contenders: &mut Contenders, rule: impl FnOnce(&mut Contenders)) {
+    add(&raw mut contenders.version, version::BEGIN);
+    rule(contenders);
+    add(&raw mut contenders.version, version::END);
 }

@@ -272,7 +272,7 @@ extern "C" fn exited(slot: u32, now_ns: u64, executed: u32) -> u32 {
     let head = RecordHead { kind: kind::EXITED, tid: state.tid };
     if in_turn == 1 {
         stats::exited(slot, &state.turn);
-        runnable::tell_rivals(slot, state.turn.start_ns);
+        runnable::tell_contenders(slot, state.turn.start_ns);
     }
     let exited = Exited { head, at_ns: now_ns, in_turn, executed, turn: state.turn };
     // Before its state tells: whoever sees that has the record already.

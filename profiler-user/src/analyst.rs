@@ -23,8 +23,7 @@ use self::calls::Caller;
 use crate::config::Config;
 use crate::frame::{Counts, Frame, Stack};
 use crate::gap::Gap;
-use crate::gathered::Gathered;
-use crate::job::{Ending, Job, KernelStack, Losses, Successor, Verdict};
+use crate::job::{Ending, Job, KernelStack, Losses, ParkVerdict, Successor};
 use crate::process::arguments::Arguments;
 use crate::process::executables::{interpreter, is_interpreters};
 use crate::process::kernel_stack;
@@ -36,13 +35,14 @@ use crate::report::advice::Peers;
 use crate::report::facts::{Context, RuntimeFacts, SessionFacts};
 use crate::report::group::Tally;
 use crate::report::{Finish, Report};
-use crate::runtime::Identity;
+use crate::runtime::RuntimeIdentity;
 use crate::runtime::collector::is_collecting;
 use crate::runtime::frames::Frames;
 use crate::runtime::park::{ParkState, is_untold};
 use crate::runtime::table;
 use crate::sink::{self, Sink};
 use crate::source::Captured;
+use crate::stall_builder::StallBuilder;
 use crate::symbolize::kernel::KernelSymbols;
 use crate::symbolize::native::NativeSymbolizer;
 use crate::symbolize::perf_map::PerfMap;
@@ -63,8 +63,8 @@ pub struct Analyst {
     perf_map: PerfMap,
     /// Read when the first kernel stack is to be named.
     kernel: Option<Result<KernelSymbols, Gap>>,
-    loops: BTreeMap<u32, Gathered>,
-    verdicts: SyncSender<Verdict>,
+    loops: BTreeMap<u32, StallBuilder>,
+    verdicts: SyncSender<ParkVerdict>,
     facts: SessionFacts,
     config: Config,
     tally: Tally,
@@ -83,7 +83,7 @@ impl Analyst {
         target: Arc<Target>,
         facts: SessionFacts,
         config: Config,
-        verdicts: SyncSender<Verdict>,
+        verdicts: SyncSender<ParkVerdict>,
         sink: Box<dyn Sink + Send>,
     ) -> Self {
         let program = facts.process.exe.clone().filter(|exe| interpreter(exe).is_none());
@@ -179,20 +179,20 @@ impl Analyst {
             }
             Job::CountQueues { tid, turn_start_ns } => {
                 let pid = self.target.pid();
-                let gathered = self.gathered(tid, turn_start_ns);
+                let builder = self.builder(tid, turn_start_ns);
                 // A worker accepts nothing.
-                if gathered.pool.is_none() {
+                if builder.pool.is_none() {
                     let (queues, gap) = waiting(pid);
-                    gathered.queued(queues);
-                    gathered.miss(gap);
+                    builder.queued(queues);
+                    builder.miss(gap);
                 }
                 Ok(())
             }
             Job::BlockEnded { captured } => {
                 let head = &captured.head;
-                let gathered = self.gathered(head.head.tid, head.turn_start_ns);
-                gathered.samples.block_ended(head.at_ns, Length::of(head));
-                gathered.block_over(head.at_ns, head.blocked_ns);
+                let builder = self.builder(head.head.tid, head.turn_start_ns);
+                builder.samples.block_ended(head.at_ns, Length::of(head));
+                builder.block_over(head.at_ns, head.blocked_ns);
                 Ok(())
             }
             Job::Report { tid, due, mut losses } => {
@@ -271,7 +271,7 @@ impl Analyst {
         self.tell(captured, park_state);
         if park_state.is_idle() {
             let head = &captured.head;
-            self.gathered(head.head.tid, head.turn_start_ns).idle_since(head.at_ns);
+            self.builder(head.head.tid, head.turn_start_ns).idle_since(head.at_ns);
             return;
         }
         stack.kernel = match kernel {
@@ -290,42 +290,42 @@ impl Analyst {
         // Descriptors of another program are others. Of a process that has exited, what was read of the call is left.
         let is_tick = head.reason == reason::TICK;
         let is_there = !is_tick && (self.target.has_exited() || self.target.runs_same_program());
-        let gathered = self.gathered(head.head.tid, head.turn_start_ns);
-        gathered.loop_kind = gathered.loop_kind.or(loop_kind);
-        if gathered.is_idle_at(head.at_ns) {
+        let builder = self.builder(head.head.tid, head.turn_start_ns);
+        builder.loop_kind = builder.loop_kind.or(loop_kind);
+        if builder.is_idle_at(head.at_ns) {
             return;
         }
         if is_tick {
             if is_collecting(head, &stack) {
-                gathered.samples.collecting();
+                builder.samples.collecting();
             }
-            gathered.samples.tick(head.at_ns, stack, tick_state(head.in_user), head.registers);
+            builder.samples.tick(head.at_ns, stack, tick_state(head.in_user), head.registers);
         } else {
             let registers = head.registers;
             let tid = head.head.tid;
             let caller = Caller { pid, tid, registers: &registers, at_wall_ns, stack: &stack };
-            let call = is_there.then(|| caller.look(arguments, &mut gathered.known)).flatten();
+            let call = is_there.then(|| caller.look(arguments, &mut builder.known)).flatten();
             let (state, task_state) = (doing(head.state), head.task_state);
             let awaited = table::awaited(awaited, &stack.frames);
             let was = Was { state, registers, awaited, task_state, call };
-            gathered.samples.block(head.at_ns, Length::of(head), stack, was);
+            builder.samples.block(head.at_ns, Length::of(head), stack, was);
             if head.blocked_ns > 0 {
-                gathered.block_over(head.at_ns, head.blocked_ns);
+                builder.block_over(head.at_ns, head.blocked_ns);
             }
         }
     }
 
     /// The captures of this turn; those of an earlier one are let go.
-    fn gathered(&mut self, tid: u32, turn_start_ns: u64) -> &mut Gathered {
-        let gathered = self.loops.entry(tid).or_default();
-        gathered.keep_to(turn_start_ns);
-        gathered
+    fn builder(&mut self, tid: u32, turn_start_ns: u64) -> &mut StallBuilder {
+        let builder = self.loops.entry(tid).or_default();
+        builder.keep_to(turn_start_ns);
+        builder
     }
 
     /// A runtime that is known by its frames, unless one is known already.
     fn recognise(&mut self, frames: &[Frame]) {
         if self.facts.runtime.is_none()
-            && let Some(Identity { name, version }) = table::recognise(frames)
+            && let Some(RuntimeIdentity { name, version }) = table::recognise(frames)
         {
             self.facts.runtime = Some(RuntimeFacts { name: name.to_owned(), version });
         }
@@ -333,20 +333,20 @@ impl Analyst {
 
     /// Lets the session know where a thread parks. A full queue drops it: the next park tells as well.
     fn tell(&mut self, captured: &Captured, park_state: ParkState) {
-        let gathered = self.loops.entry(captured.head.head.tid).or_default();
+        let builder = self.loops.entry(captured.head.head.tid).or_default();
         match park_state {
-            ParkState::Parked(pool, _) | ParkState::Working(pool) => gathered.pool = Some(pool),
+            ParkState::Parked(pool, _) | ParkState::Working(pool) => builder.pool = Some(pool),
             ParkState::OffDuty => {}
-            ParkState::Looping { .. } => gathered.pool = None,
+            ParkState::Looping { .. } => builder.pool = None,
             ParkState::Unknown => return,
         }
-        let _ = self.verdicts.try_send(Verdict { head: captured.head, park_state });
+        let _ = self.verdicts.try_send(ParkVerdict { head: captured.head, park_state });
     }
 
     fn report(&mut self, tid: u32, due: Due, losses: &Losses, now_ns: u64) -> std::io::Result<()> {
         let moment = due.moment;
         let threshold_ns = self.config.threshold_ns;
-        let due = self.gathered(tid, due.turn.start_ns).within_turn(due, threshold_ns);
+        let due = self.builder(tid, due.turn.start_ns).within_turn(due, threshold_ns);
         let Some(due) = due.filter(|due| self.is_wanted(tid) && self.is_turn(tid, due)) else {
             return Ok(());
         };
@@ -354,7 +354,7 @@ impl Analyst {
         let stall = self.stall(tid, due);
         let (mut thread, gaps) = self.thread_facts(tid);
         thread.is_worker |= is_work;
-        let descriptors = self.loops.get(&tid).map(Gathered::descriptors).unwrap_or_default();
+        let descriptors = self.loops.get(&tid).map(StallBuilder::descriptors).unwrap_or_default();
         let context = Context {
             session: &self.facts,
             now_ns,
@@ -371,7 +371,7 @@ impl Analyst {
             self.tally.observe(&report);
             *self.stalls.entry(tid).or_default() += 1;
             self.peers.observe(&report);
-            self.gathered(tid, 0);
+            self.builder(tid, 0);
         }
         self.sink.accept(&report)
     }

@@ -4,7 +4,7 @@ use tracing::info;
 
 use crate::report::Start;
 use crate::report::facts::SessionFacts;
-use crate::report::schema::session::Probe;
+use crate::report::schema::session::ReportedHook;
 
 /// Writes it, for who asked for more words.
 pub fn log(facts: &SessionFacts, start: &Start) {
@@ -23,9 +23,9 @@ fn lines(facts: &SessionFacts, start: &Start) -> Vec<String> {
         }
         None => "no runtime was recognised: native frames only".to_owned(),
     });
-    let (attached, missing): (Vec<&Probe>, Vec<&Probe>) =
+    let (attached, missing): (Vec<&ReportedHook>, Vec<&ReportedHook>) =
         start.probes.iter().partition(|probe| probe.attached);
-    let named = |probe: &&Probe| format!("{} ({})", probe.name, probe.hook);
+    let named = |probe: &&ReportedHook| format!("{} ({})", probe.name, probe.hook);
     let attached: Vec<String> = attached.iter().map(named).collect();
     lines.push(format!("attached: {}", attached.join(", ")));
     lines.extend(missing.iter().map(|probe| {
@@ -43,12 +43,14 @@ mod tests {
     use crate::gap::Gap;
     use crate::report::Start;
     use crate::report::sample;
-    use crate::report::schema::session::{Configuration, Probe, Stacks, WaitHooks};
+    use crate::report::schema::session::{
+        Configuration, ReportedHook, ReportedWaitHooks, StackCounts,
+    };
 
     /// Target, runtime, probes and what is missing are told, each with its reason.
     #[test]
     fn told() {
-        let probe = |name: &str, attached| Probe {
+        let probe = |name: &str, attached| ReportedHook {
             name: name.to_owned(),
             hook: if attached { "fentry" } else { "none" }.to_owned(),
             attached,
@@ -58,7 +60,7 @@ mod tests {
             gaps: vec![Gap::new("accepts by io_uring", "not counted")],
             version: "0.1.0".to_owned(),
             kernel: "6.1".to_owned(),
-            wait_hooks: WaitHooks::Fentry,
+            wait_hooks: ReportedWaitHooks::Fentry,
             probes: vec![probe("epoll_wait", true), probe("io_uring_enter", false)],
             configuration: Configuration {
                 threshold_ns: 1,
@@ -67,7 +69,7 @@ mod tests {
                 stats_interval_ns: None,
                 sample_frequency_hz: 199,
                 line_limit_bytes: None,
-                stacks: Stacks::App,
+                stacks: StackCounts::App,
             },
         };
         let text = lines(&sample::session(), &start).join("\n");

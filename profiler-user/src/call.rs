@@ -12,7 +12,7 @@ pub enum Timeout {
 
 /// A process that has to do with a wait.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Party {
+pub struct Peer {
     /// As the daemon numbers it.
     pub pid: u32,
     pub name: Option<String>,
@@ -55,7 +55,7 @@ pub struct Descriptor {
     /// The type of the file system that the file is on: `ext4`, `nfs4`, `fuse.sshfs`.
     pub file_system: Option<String>,
     /// Who has the other end.
-    pub process: Option<Party>,
+    pub process: Option<Peer>,
     /// As /proc/PID/fd has it: `pipe:[4711]`. While it is open, nothing else has the same.
     pub link: String,
 }
@@ -99,9 +99,9 @@ pub struct Call {
     /// The connection behind gRPC's completion queue, where exactly one can be.
     pub connection: Option<Descriptor>,
     /// Who has the file lock that it waited for, or checks the file on access.
-    pub held_by: Vec<Party>,
+    pub held_by: Vec<Peer>,
     /// The child that it waited for.
-    pub child: Option<Party>,
+    pub child: Option<Peer>,
     /// The SQLite database that was locked, where exactly one can have been.
     pub database: Option<String>,
     /// What of the above could not be had.

@@ -9,7 +9,7 @@ use crate::process::live::LiveMemory;
 use crate::process::target::{Target, WaitDescriptors};
 use crate::report::facts::RuntimeFacts;
 use crate::runtime::{ruby, table};
-use crate::source::kernel::preflight::{self, Check, State};
+use crate::source::kernel::preflight::{self, Requirement, RequirementState};
 use crate::source::kernel::probed;
 
 /// Prints one line a finding, each as soon as it is known; exits 3 where something is missing.
@@ -27,7 +27,7 @@ pub fn run(pid: Option<u32>) -> anyhow::Result<ExitCode> {
             }
             Err(Failure { exit: Exit::Unsupported, message }) => {
                 is_missing = true;
-                show(&[Check { what: "target", state: State::Missing(message) }])?;
+                show(&[Requirement { what: "target", state: RequirementState::Missing(message) }])?;
             }
             Err(failure) => return Err(failure.into()),
         }
@@ -36,44 +36,59 @@ pub fn run(pid: Option<u32>) -> anyhow::Result<ExitCode> {
 }
 
 /// Prints findings; whether something is missing.
-fn show(checks: &[Check]) -> io::Result<bool> {
+fn show(checks: &[Requirement]) -> io::Result<bool> {
     print(checks)?;
-    Ok(checks.iter().any(|check| matches!(check.state, State::Missing(_))))
+    Ok(checks.iter().any(|check| matches!(check.state, RequirementState::Missing(_))))
 }
 
-fn is_there(target: &Target) -> Check {
-    Check { what: "target", state: State::Fine(format!("{} ({})", target.pid(), target.name())) }
+fn is_there(target: &Target) -> Requirement {
+    Requirement {
+        what: "target",
+        state: RequirementState::Fine(format!("{} ({})", target.pid(), target.name())),
+    }
 }
 
-fn event_loop(target: &Target) -> Check {
+fn event_loop(target: &Target) -> Requirement {
     let regions = target.regions().unwrap_or_default();
     let found = target.wait_descriptors().map(|found| table::without_their_own(found, &regions));
     let state = match found {
-        Ok(WaitDescriptors { epoll: true, .. }) => State::Fine("has an epoll instance".to_owned()),
-        Ok(WaitDescriptors { io_uring: true, .. }) => State::Fine("has an io_uring".to_owned()),
-        Ok(_) => State::Worse(
+        Ok(WaitDescriptors { epoll: true, .. }) => {
+            RequirementState::Fine("has an epoll instance".to_owned())
+        }
+        Ok(WaitDescriptors { io_uring: true, .. }) => {
+            RequirementState::Fine("has an io_uring".to_owned())
+        }
+        Ok(_) => RequirementState::Worse(
             "no epoll instance and no io_uring: it is watched only if its main thread polls"
                 .to_owned(),
         ),
-        Err(why) => State::Worse(format!("not known, so that every wait is hooked: {why}")),
+        Err(why) => {
+            RequirementState::Worse(format!("not known, so that every wait is hooked: {why}"))
+        }
     };
-    Check { what: "event loop", state }
+    Requirement { what: "event loop", state }
 }
 
 /// As `attach` finds it.
-fn runtime(target: &Target) -> Check {
+fn runtime(target: &Target) -> Requirement {
     let found = Detected::of(target, &LiveMemory::new(target.pid())).facts;
     let state = match (found.runtime, found.gap) {
-        (Some(runtime), None) => State::Fine(format!("{}: its frames are read", called(&runtime))),
+        (Some(runtime), None) => {
+            RequirementState::Fine(format!("{}: its frames are read", called(&runtime)))
+        }
         (Some(runtime), Some(gap)) if runtime.name == ruby::NAME => {
             let told = "waits for its GVL are told, with the thread that has it";
-            State::Worse(format!("{}: {told}; {gap}", called(&runtime)))
+            RequirementState::Worse(format!("{}: {told}; {gap}", called(&runtime)))
         }
-        (Some(runtime), Some(gap)) => State::Worse(format!("{}: {gap}", called(&runtime))),
-        (None, Some(gap)) => State::Worse(gap.to_string()),
-        (None, None) => State::Fine("neither CPython nor V8: native frames only".to_owned()),
+        (Some(runtime), Some(gap)) => {
+            RequirementState::Worse(format!("{}: {gap}", called(&runtime)))
+        }
+        (None, Some(gap)) => RequirementState::Worse(gap.to_string()),
+        (None, None) => {
+            RequirementState::Fine("neither CPython nor V8: native frames only".to_owned())
+        }
     };
-    Check { what: "runtime", state }
+    Requirement { what: "runtime", state }
 }
 
 /// Its name as its makers write it, and its version.
@@ -91,13 +106,13 @@ fn called(RuntimeFacts { name, version }: &RuntimeFacts) -> String {
     words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
-fn print(checks: &[Check]) -> io::Result<()> {
+fn print(checks: &[Requirement]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     for check in checks {
         let (mark, text) = match &check.state {
-            State::Fine(text) => ("ok", text),
-            State::Worse(text) => ("worse", text),
-            State::Missing(text) => ("MISSING", text),
+            RequirementState::Fine(text) => ("ok", text),
+            RequirementState::Worse(text) => ("worse", text),
+            RequirementState::Missing(text) => ("MISSING", text),
         };
         writeln!(out, "{mark:<8}{:<20}{text}", check.what)?;
     }

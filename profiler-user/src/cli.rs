@@ -39,10 +39,10 @@ Exit codes:
 pub enum Command {
     /// Report the stalls of a running process, from now until it exits or Ctrl-C.
     #[command(after_help = ATTACH_EXAMPLES)]
-    Attach(Attach),
+    Attach(AttachArguments),
     /// Say what this machine, these privileges and a target allow, and what to do about the rest.
     #[command(after_help = CHECK_EXAMPLES)]
-    Check(Check),
+    Check(CheckArguments),
 }
 
 const ATTACH_EXAMPLES: &str = "\
@@ -61,7 +61,7 @@ Examples:
   stalltrace check 4242     and this process";
 
 #[derive(Debug, Args)]
-pub struct Attach {
+pub struct AttachArguments {
     /// The process to watch, by its number.
     #[arg(value_name = "PID", required_unless_present = "pid", conflicts_with = "pid")]
     pub target: Option<String>,
@@ -85,8 +85,8 @@ pub struct Attach {
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
     pub leave_within: Duration,
     /// How reports look: by default text on a terminal, JSON lines elsewhere.
-    #[arg(long, value_enum, default_value_t = Format::Auto)]
-    pub format: Format,
+    #[arg(long, value_enum, default_value_t = FormatChoice::Auto)]
+    pub format: FormatChoice,
     /// Whether text is coloured: `auto` does it on a terminal, unless NO_COLOR is set or TERM is dumb.
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = Color::Auto)]
     pub color: Color,
@@ -98,8 +98,8 @@ pub struct Attach {
     #[arg(long, value_name = "BYTES", default_value_t = LINE_LIMIT_BYTES)]
     pub line_limit: usize,
     /// How much of stacks JSON lines have: all frames, those of the application and what they called, or none.
-    #[arg(long, value_enum, default_value_t = Stacks::App)]
-    pub stacks: Stacks,
+    #[arg(long, value_enum, default_value_t = StacksChoice::App)]
+    pub stacks: StacksChoice,
     /// Put this into `process.labels` of each JSON line (may be repeated).
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     pub labels: Vec<(String, String)>,
@@ -118,15 +118,15 @@ pub struct Attach {
     #[arg(long, value_name = "TIME", value_parser = stats_interval)]
     pub stats_interval: Option<StatsInterval>,
     /// How waits are hooked. `best` tries fentry and falls back to syscall tracepoints.
-    #[arg(long, value_enum, default_value_t = WaitHooks::Best)]
-    pub wait_hooks: WaitHooks,
+    #[arg(long, value_enum, default_value_t = WaitHooksChoice::Best)]
+    pub wait_hooks: WaitHooksChoice,
     /// How running threads are sampled. `best` tries perf events and falls back to the kernel's timer ticks.
-    #[arg(long, value_enum, default_value_t = SampleHooks::Best)]
-    pub sample_hooks: SampleHooks,
+    #[arg(long, value_enum, default_value_t = SampleHooksChoice::Best)]
+    pub sample_hooks: SampleHooksChoice,
 }
 
 #[derive(Debug, Args)]
-pub struct Check {
+pub struct CheckArguments {
     /// A process to look at as well, by its number.
     #[arg(value_name = "PID")]
     pub target: Option<String>,
@@ -136,14 +136,14 @@ pub struct Check {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Format {
+pub enum FormatChoice {
     Auto,
     Json,
     Text,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Stacks {
+pub enum StacksChoice {
     Full,
     App,
     None,
@@ -157,14 +157,14 @@ pub enum Color {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum WaitHooks {
+pub enum WaitHooksChoice {
     Best,
     Fentry,
     Tracepoint,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum SampleHooks {
+pub enum SampleHooksChoice {
     Best,
     PerfEvent,
     Timer,
@@ -201,7 +201,7 @@ fn label(text: &str) -> Result<(String, String), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Cli, Command, Format};
+    use super::{Cli, Command, FormatChoice};
     use clap::{CommandFactory, Parser};
     use std::time::Duration;
 
@@ -218,7 +218,10 @@ mod tests {
         let Command::Attach(attach) = cli.command else { panic!("not attach") };
         assert_eq!(attach.target.as_deref(), Some("7"));
         assert_eq!(attach.threshold, Duration::from_millis(100));
-        assert_eq!((attach.duration, attach.format), (Some(Duration::from_secs(60)), Format::Auto));
+        assert_eq!(
+            (attach.duration, attach.format),
+            (Some(Duration::from_secs(60)), FormatChoice::Auto)
+        );
         assert!(Cli::try_parse_from(["stalltrace", "attach", "7", "--threshold", "100"]).is_err());
         assert!(Cli::try_parse_from(["stalltrace", "attach"]).is_err());
         let cli = Cli::try_parse_from(["stalltrace", "attach", "--pid", "7"]).unwrap();

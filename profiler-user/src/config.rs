@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use crate::cli::{self, Attach, StatsInterval};
+use crate::cli::{self, AttachArguments, StatsInterval};
 use crate::error::{Exit, Failure};
 use crate::report::fit::{LEAST_LINE_LIMIT_BYTES, Limits};
-use crate::report::schema::session::Stacks;
-use crate::sink::settings::{Colour, Detail, Format, Look, Settings};
+use crate::report::schema::session::StackCounts;
+use crate::sink::settings::{ColourUse, Detail, Format, Settings, TextLook};
 use crate::source::kernel::hooks::{SampleHooks, WaitHooks};
 
 /// Below this every turn of a busy loop would be a stall, and the looking would cost more than it shows.
@@ -49,7 +49,7 @@ pub struct Config {
 }
 
 impl Config {
-    pub fn new(attach: &Attach, verbose: u8) -> Result<Self, Failure> {
+    pub fn new(attach: &AttachArguments, verbose: u8) -> Result<Self, Failure> {
         let threshold_ns = nanoseconds("--threshold", attach.threshold)?;
         let error_threshold_ns = match attach.error_threshold {
             Some(time) => nanoseconds("--error-threshold", time)?,
@@ -57,8 +57,8 @@ impl Config {
         };
         let terminal = attach.output.is_none() && std::io::stdout().is_terminal();
         let coloured = is_coloured(attach.color, terminal, |name| std::env::var(name).ok());
-        let text = Format::Text(Look {
-            colour: if coloured { Colour::Always } else { Colour::Never },
+        let text = Format::Text(TextLook {
+            colour: if coloured { ColourUse::Always } else { ColourUse::Never },
             detail: match verbose {
                 0 => Detail::Brief,
                 1 => Detail::More,
@@ -66,10 +66,10 @@ impl Config {
             },
         });
         let format = match attach.format {
-            cli::Format::Json => Format::Json,
-            cli::Format::Text => text,
-            cli::Format::Auto if terminal => text,
-            cli::Format::Auto => Format::Json,
+            cli::FormatChoice::Json => Format::Json,
+            cli::FormatChoice::Text => text,
+            cli::FormatChoice::Auto if terminal => text,
+            cli::FormatChoice::Auto => Format::Json,
         };
         Ok(Self {
             threshold_ns,
@@ -80,14 +80,14 @@ impl Config {
             all_threads: attach.all_threads,
             stats_interval: stats_interval(attach.stats_interval, terminal)?,
             wait_hooks: match attach.wait_hooks {
-                cli::WaitHooks::Best => WaitHooks::Best,
-                cli::WaitHooks::Fentry => WaitHooks::Fentry,
-                cli::WaitHooks::Tracepoint => WaitHooks::Tracepoint,
+                cli::WaitHooksChoice::Best => WaitHooks::Best,
+                cli::WaitHooksChoice::Fentry => WaitHooks::Fentry,
+                cli::WaitHooksChoice::Tracepoint => WaitHooks::Tracepoint,
             },
             sample_hooks: match attach.sample_hooks {
-                cli::SampleHooks::Best => SampleHooks::Best,
-                cli::SampleHooks::PerfEvent => SampleHooks::PerfEvent,
-                cli::SampleHooks::Timer => SampleHooks::Timer,
+                cli::SampleHooksChoice::Best => SampleHooks::Best,
+                cli::SampleHooksChoice::PerfEvent => SampleHooks::PerfEvent,
+                cli::SampleHooksChoice::Timer => SampleHooks::Timer,
             },
             watch_workers: attach.watch_workers,
             labels: labels(&attach.labels)?,
@@ -96,7 +96,7 @@ impl Config {
     }
 }
 
-fn limits(attach: &Attach) -> Result<Limits, Failure> {
+fn limits(attach: &AttachArguments) -> Result<Limits, Failure> {
     let line_bytes = (attach.line_limit > 0).then_some(attach.line_limit);
     if line_bytes.is_some_and(|bytes| bytes < LEAST_LINE_LIMIT_BYTES) {
         let message = format!(
@@ -106,9 +106,9 @@ fn limits(attach: &Attach) -> Result<Limits, Failure> {
         return Err(Failure { exit: Exit::Usage, message });
     }
     let stacks = match attach.stacks {
-        cli::Stacks::Full => Stacks::Full,
-        cli::Stacks::App => Stacks::App,
-        cli::Stacks::None => Stacks::None,
+        cli::StacksChoice::Full => StackCounts::Full,
+        cli::StacksChoice::App => StackCounts::App,
+        cli::StacksChoice::None => StackCounts::None,
     };
     Ok(Limits { line_bytes, stacks })
 }
@@ -171,7 +171,7 @@ fn nanoseconds(option: &str, time: Duration) -> Result<u64, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Config, Stacks};
+    use super::{Config, StackCounts};
     use crate::cli::{Cli, Command};
     use crate::error::Exit;
     use clap::Parser;
@@ -210,11 +210,11 @@ mod tests {
     fn line_limits() {
         let limits = |arguments: &[&str]| config(arguments).map(|config| config.output.limits);
         let default = limits(&[]).unwrap();
-        assert_eq!((default.line_bytes, default.stacks), (Some(8000), Stacks::App));
+        assert_eq!((default.line_bytes, default.stacks), (Some(8000), StackCounts::App));
         assert_eq!(limits(&["--line-limit", "0"]).unwrap().line_bytes, None);
         assert_eq!(limits(&["--line-limit", "4096"]).unwrap().line_bytes, Some(4096));
         assert_eq!(limits(&["--line-limit", "4095"]), Err(Exit::Usage));
-        assert_eq!(limits(&["--stacks", "none"]).unwrap().stacks, Stacks::None);
+        assert_eq!(limits(&["--stacks", "none"]).unwrap().stacks, StackCounts::None);
     }
 
     /// Labels are told each once.

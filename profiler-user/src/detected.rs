@@ -10,7 +10,7 @@ use crate::process::target::Target;
 use crate::report::facts::{Libc, ProgramFacts, RuntimeFacts};
 use crate::runtime::runtimes::Runtimes;
 use crate::runtime::table::{self, Detection};
-use crate::runtime::{Identity, Process};
+use crate::runtime::{Process, RuntimeIdentity};
 
 /// A file with code, at the place where it is mapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +59,8 @@ impl Detected {
             open: &open,
         };
         let Detection { identity, gap, is_early, runtimes } = table::detect(&process);
-        let facts_of = |Identity { name, version }| RuntimeFacts { name: name.to_owned(), version };
+        let facts_of =
+            |RuntimeIdentity { name, version }| RuntimeFacts { name: name.to_owned(), version };
         let runtime = identity.map(facts_of);
         let has_lines = program.map(|program| program.debug_bytes() > 0);
         let facts = ProgramFacts { libc: libc(regions, has_lines), runtime, gap };

@@ -1,7 +1,7 @@
 //! Two copies of what the probes count of a loop to what happened between them: the data of a `stats` line.
 
 use profiler_ebpf::histogram::Histogram;
-use profiler_ebpf::reading::{Accepts, Reading};
+use profiler_ebpf::loop_counters::{Accepts, LoopCounters};
 use profiler_ebpf::turn::{Loop, Turn, phase};
 
 use crate::gap::Gap;
@@ -45,40 +45,40 @@ pub struct Sums {
     tid: u32,
     home_kind: u32,
     time: TimeInTurns,
-    reading: Reading,
+    counters: LoopCounters,
 }
 
 impl Sums {
     /// The sums of what has ended, and the turn that goes on. `is_idle` says that this is none: the
     /// thread waits for work, although the probes do not know that.
-    pub fn new(state: &Loop, reading: Reading, is_idle: bool, now_ns: u64) -> Self {
-        let Reading { running_ns, blocked_ns, runnable_ns, stopped_ns, .. } = reading;
+    pub fn new(state: &Loop, counters: LoopCounters, is_idle: bool, now_ns: u64) -> Self {
+        let LoopCounters { running_ns, blocked_ns, runnable_ns, stopped_ns, .. } = counters;
         let ended = TimeInTurns { running_ns, blocked_ns, runnable_ns, stopped_ns };
         let goes_on = state.phase == phase::TURN && !is_idle;
         let time = if goes_on { ended.plus(&state.account(now_ns)) } else { ended };
-        Self { tid: state.tid, home_kind: state.home_kind, time, reading }
+        Self { tid: state.tid, home_kind: state.home_kind, time, counters }
     }
 
     /// What has happened since earlier sums of the same loop, or since it began.
     pub fn since(&self, earlier: Option<&Self>) -> LoopInterval {
-        let now = &self.reading;
-        let counted = |count: fn(&Reading) -> u64| {
-            count(now).saturating_sub(earlier.map_or(0, |earlier| count(&earlier.reading)))
+        let now = &self.counters;
+        let counted = |count: fn(&LoopCounters) -> u64| {
+            count(now).saturating_sub(earlier.map_or(0, |earlier| count(&earlier.counters)))
         };
-        let histogram = |histogram: fn(&Reading) -> &Histogram| match earlier {
-            Some(earlier) => histogram(now).since(histogram(&earlier.reading)),
+        let histogram = |histogram: fn(&LoopCounters) -> &Histogram| match earlier {
+            Some(earlier) => histogram(now).since(histogram(&earlier.counters)),
             None => histogram(now).clone(),
         };
         LoopInterval {
             tid: self.tid,
             home_kind: self.home_kind,
             time: self.time.since(earlier.map_or(TimeInTurns::default(), |earlier| earlier.time)),
-            waits: counted(|reading| reading.waits),
-            ready_events: counted(|reading| reading.ready_events),
+            waits: counted(|counters| counters.waits),
+            ready_events: counted(|counters| counters.ready_events),
             most_ready: now.most_ready[0].max(now.most_ready[1]),
-            empty_wakeups: counted(|reading| reading.empty_wakeups),
-            turns: histogram(|reading| &reading.turns),
-            delays: histogram(|reading| &reading.delays),
+            empty_wakeups: counted(|counters| counters.empty_wakeups),
+            turns: histogram(|counters| &counters.turns),
+            delays: histogram(|counters| &counters.delays),
         }
     }
 }
@@ -129,7 +129,7 @@ pub struct Interval {
 
 #[cfg(test)]
 mod tests {
-    use profiler_ebpf::reading::Reading;
+    use profiler_ebpf::loop_counters::LoopCounters;
     use profiler_ebpf::turn::{Loop, WaitCall, phase, wait};
     use zerocopy::FromZeros;
 
@@ -149,15 +149,15 @@ mod tests {
     #[test]
     fn long_turn_is_divided() {
         let mut state = in_turn_since(10 * S);
-        let mut reading = Reading::new_zeroed();
-        let sums = |state: &Loop, reading: &Reading, now_ns| {
-            Sums::new(state, reading.clone(), false, now_ns)
+        let mut counters = LoopCounters::new_zeroed();
+        let sums = |state: &Loop, counters: &LoopCounters, now_ns| {
+            Sums::new(state, counters.clone(), false, now_ns)
         };
-        let first = sums(&state, &reading, 11 * S);
-        let second = sums(&state, &reading, 12 * S);
+        let first = sums(&state, &counters, 11 * S);
+        let second = sums(&state, &counters, 12 * S);
         state.wait_entered(&EPOLL, 13 * S);
-        reading.turn_over(&state.turn);
-        let third = sums(&state, &reading, 14 * S);
+        counters.turn_over(&state.turn);
+        let third = sums(&state, &counters, 14 * S);
 
         let running = |running_ns| TimeInTurns { running_ns, ..TimeInTurns::default() };
         assert_eq!(first.since(None).time, running(S));
@@ -172,12 +172,12 @@ mod tests {
     #[test]
     fn work_without_an_ended_turn() {
         let mut state = in_turn_since(10 * S);
-        let mut reading = Reading::new_zeroed();
-        assert!(!Sums::new(&Loop::default(), reading.clone(), false, S).since(None).has_worked());
+        let mut counters = LoopCounters::new_zeroed();
+        assert!(!Sums::new(&Loop::default(), counters.clone(), false, S).since(None).has_worked());
         state.switched_out(false, 0x80, 11 * S);
         state.phase = phase::DEAD;
-        reading.add_time(&state.turn);
-        let gone = Sums::new(&state, reading, false, 12 * S).since(None);
+        counters.add_time(&state.turn);
+        let gone = Sums::new(&state, counters, false, 12 * S).since(None);
         assert_eq!((gone.turns.count(), gone.has_worked()), (0, true));
     }
 
@@ -185,8 +185,8 @@ mod tests {
     #[test]
     fn idleness_does_not_count() {
         let state = in_turn_since(10 * S);
-        let believed = Sums::new(&state, Reading::new_zeroed(), false, 12 * S);
-        let known = Sums::new(&state, Reading::new_zeroed(), true, 13 * S);
+        let believed = Sums::new(&state, LoopCounters::new_zeroed(), false, 12 * S);
+        let known = Sums::new(&state, LoopCounters::new_zeroed(), true, 13 * S);
         assert_eq!(known.since(Some(&believed)).time.sum_ns(), 0);
     }
 
@@ -194,13 +194,13 @@ mod tests {
     #[test]
     fn counts_since() {
         let state = Loop { tid: 7, ..Loop::default() };
-        let mut reading = Reading::new_zeroed();
-        reading.wait_left(5);
-        let before = Sums::new(&state, reading.clone(), false, S);
-        reading.most_ready = [0, 0];
-        reading.cell = 1;
-        reading.wait_left(3);
-        let since = Sums::new(&state, reading, false, 2 * S).since(Some(&before));
+        let mut counters = LoopCounters::new_zeroed();
+        counters.wait_left(5);
+        let before = Sums::new(&state, counters.clone(), false, S);
+        counters.most_ready = [0, 0];
+        counters.cell = 1;
+        counters.wait_left(3);
+        let since = Sums::new(&state, counters, false, 2 * S).since(Some(&before));
         assert_eq!((since.waits, since.ready_events, since.most_ready), (1, 3, 3));
     }
 }

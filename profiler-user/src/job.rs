@@ -33,7 +33,7 @@ pub struct Bystander {
 
 /// One look at the threads that may end what a loop waits for.
 #[derive(Debug)]
-pub struct OthersSeen {
+pub struct OtherThreadsSeen {
     pub loop_tid: u32,
     pub turn_start_ns: u64,
     /// The time that the look stands for.
@@ -83,7 +83,7 @@ pub struct Successor {
     pub target: Arc<Target>,
     pub facts: SessionFacts,
     /// What is made of its threads goes here, and to nobody who knew the program before.
-    pub verdicts: SyncSender<Verdict>,
+    pub verdicts: SyncSender<ParkVerdict>,
 }
 
 /// Work for the analyst, in order.
@@ -136,7 +136,7 @@ pub enum Job {
         gaps: Vec<Gap>,
     },
     /// A loop waits for another thread: what those that may end it do.
-    Others(Box<OthersSeen>),
+    Others(Box<OtherThreadsSeen>),
     /// A stall goes on: connections may wait to be accepted.
     CountQueues { tid: u32, turn_start_ns: u64 },
     /// A blocked stretch is over whose stack may have been sent before.
@@ -175,7 +175,7 @@ impl Job {
 
 /// What the analyst made of a thread's stack.
 #[derive(Debug, Clone, Copy)]
-pub struct Verdict {
+pub struct ParkVerdict {
     /// Of the capture that it was made of.
     pub head: CaptureHead,
     pub park_state: ParkState,

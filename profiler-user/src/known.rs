@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use crate::call::{Descriptor, Party};
+use crate::call::{Descriptor, Peer};
 use crate::gap::Gap;
 
 /// Descriptors described in one turn: each may cost a look through the socket tables.
@@ -16,7 +16,7 @@ const MAX_CONNECTIONS: usize = 64;
 const MAX_LOOKUPS: usize = 16;
 
 /// Who has the other end of something, if anybody on this machine has; or why that is not known.
-pub type OtherEnd = Result<Option<Party>, String>;
+pub type OtherEnd = Result<Option<Peer>, String>;
 
 /// As far as it was found out.
 #[derive(Debug, Default)]

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use crate::analyst::Analyst;
 use crate::clock::monotonic_ns;
 use crate::config::Config;
-use crate::job::{Ending, Job, Losses, Successor, Verdict};
+use crate::job::{Ending, Job, Losses, ParkVerdict, Successor};
 use crate::process::target::Target;
 use crate::report::facts::SessionFacts;
 use crate::sink::outbox::Outbox;
@@ -50,7 +50,7 @@ pub struct Queue {
     channel: SyncSender<Job>,
     backlog: Backlog,
     /// What the analyst lets the session know.
-    pub verdicts: Receiver<Verdict>,
+    pub verdicts: Receiver<ParkVerdict>,
     pub outbox: Outbox,
     urgency: Urgency,
     /// Told once, when the session's first line is made.
@@ -308,9 +308,9 @@ mod tests {
     use profiler_ebpf::turn::Turn;
 
     use super::{Backlog, Dropped, Hurry};
-    use crate::around::Surroundings;
+    use crate::environment::Environment;
     use crate::job::Job;
-    use crate::turn::instead::Instead;
+    use crate::turn::contention::Contention;
     use crate::turn::tracker::Due;
     use crate::turn::{End, Moment};
 
@@ -322,8 +322,8 @@ mod tests {
             end: End::Seen,
             now: None,
             ready_events: None,
-            around: Surroundings::default(),
-            instead: Instead::default(),
+            environment: Environment::default(),
+            contention: Contention::default(),
             away: Vec::new(),
             is_work: false,
             gaps: Vec::new(),

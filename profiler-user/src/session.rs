@@ -13,7 +13,7 @@ mod intervals;
 mod items;
 mod naming;
 mod parking;
-mod rivals;
+mod contention;
 mod shown;
 mod slotless;
 mod statistics;
@@ -27,7 +27,7 @@ use self::instances::Instances;
 use crate::gap::Gap;
 use crate::job::Job;
 use crate::process::TargetMemory;
-use crate::source::{Event, EventSource, ExitedBy, InterpreterPlaces, Slot, Ticks};
+use crate::source::{Event, EventSource, ExitedBy, InterpreterPlaces, Sampling, Slot};
 use crate::turn::Moment;
 use crate::turn::tracker::{Due, Tracker};
 
@@ -61,7 +61,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         // First the states, then the records: see `turn::tracker`.
         let slots = self.source.loops();
         let events = self.source.drain();
-        self.around.look(now_ns);
+        self.environment.look(now_ns);
         for event in events {
             self.take(event, jobs);
         }
@@ -146,24 +146,24 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     /// when to look next.
     fn look_around(&mut self, look: Look) -> u64 {
         let Look { now_ns, mut next_ns, wants_ticks, suspected, .. } = look;
-        if self.around.look_closely(!suspected.is_empty(), now_ns) {
+        if self.environment.look_closely(!suspected.is_empty(), now_ns) {
             next_ns = next_ns.min(now_ns + CLOSE_LOOK_NS);
         }
-        self.blame.keep(suspected);
-        let (blame, outside) = self.outside();
-        blame.watch(outside, now_ns);
-        let wants_ticks = wants_ticks || self.blame.wants_ticks();
+        self.holders.keep(suspected);
+        let (holders, outside) = self.outside();
+        holders.watch(outside, now_ns);
+        let wants_ticks = wants_ticks || self.holders.wants_ticks();
         self.sample_running(wants_ticks, now_ns);
         next_ns
     }
 
     /// When to look again at a suspected turn.
     fn next_look_ns(&mut self, slot: &Slot, instances: &Instances, now_ns: u64) -> u64 {
-        let others_are_watched = self.blame.wants_ticks() || instances.is_shared(slot);
+        let others_are_watched = self.holders.wants_ticks() || instances.is_shared(slot);
         let followed = self.followed(slot.state.tid);
         let pause_ns = followed.pause_ns(&slot.state, others_are_watched);
         let line_ns = followed.tracker.next_line_ns(slot.state.turn.start_ns);
-        let holder_ns = self.blame.next_look_ns(slot.state.tid);
+        let holder_ns = self.holders.next_look_ns(slot.state.tid);
         let due = [Some(line_ns), holder_ns].into_iter().flatten().filter(|due| *due > now_ns);
         due.fold(now_ns + pause_ns, u64::min)
     }
@@ -172,7 +172,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     pub fn finish(&mut self, why: &str, now_ns: u64, jobs: &mut Vec<Job>) {
         let slots = self.source.loops();
         let events = self.source.drain();
-        self.around.look(now_ns);
+        self.environment.look(now_ns);
         for event in events {
             self.take(event, jobs);
         }
@@ -218,9 +218,9 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let turn_start_ns = slot.state.turn.start_ns;
         let counts = followed.tracker.is_open() && followed.count_is_due(turn_start_ns, now_ns);
         if due.iter().any(|due| due.moment == Moment::Open) {
-            let (blame, outside) = self.outside();
+            let (holders, outside) = self.outside();
             let tid = slot.state.tid;
-            jobs.extend(blame.bystanders(outside, tid, turn_start_ns, now_ns));
+            jobs.extend(holders.bystanders(outside, tid, turn_start_ns, now_ns));
         }
         if counts {
             jobs.push(Job::CountQueues { tid: slot.state.tid, turn_start_ns });
@@ -243,17 +243,17 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         }
         for mut due in due {
             if let Some(followed) = self.loops.get(&tid) {
-                due.instead = followed.instead(&due.turn);
+                due.contention = followed.contention(&due.turn);
             }
             if let Some(why) = &self.ticks_refused {
                 due.gaps.push(Gap::new("stacks of the running thread", why));
             }
-            due.around = self.around.between(tid, due.turn.start_ns, due.at_ns);
+            due.environment = self.environment.between(tid, due.turn.start_ns, due.at_ns);
             if let Some(followed) = self.loops.get(&tid) {
                 followed.add_tracer(&mut due);
             }
             self.add_away(tid, &mut due);
-            if let Some(why) = &self.blame.refused {
+            if let Some(why) = &self.holders.refused {
                 due.gaps.push(Gap::new("other threads", why));
             }
             jobs.push(Job::Report { tid, due: Box::new(due), losses: self.source.losses() });
@@ -267,19 +267,19 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             Event::Woken(mut woken) => {
                 self.followed(woken.head.tid).cut_wake(&mut woken);
                 if woken.by_tgid == self.target.pid() {
-                    let (blame, mut outside) = self.outside();
-                    blame.name(&mut outside, woken.by_tid, jobs);
+                    let (holders, mut outside) = self.outside();
+                    holders.name(&mut outside, woken.by_tid, jobs);
                 }
                 jobs.push(Job::Woken(woken));
             }
-            Event::Rivals(rivals) => {
-                let tid = rivals.head.tid;
-                self.followed(tid).rivals = Some(rivals);
+            Event::Rivals(contenders) => {
+                let tid = contenders.head.tid;
+                self.followed(tid).contenders = Some(contenders);
             }
             Event::TurnEnded { tid, end_ns, mut turn, ended } => {
                 let began_ns = turn.start_ns;
                 self.followed(tid).cut(&mut turn);
-                self.blame.turn_over(tid, turn.start_ns);
+                self.holders.turn_over(tid, turn.start_ns);
                 self.turn_over(tid, (began_ns, turn), (end_ns, ended), jobs);
             }
             Event::Ready { tid, turn_start_ns, returned } => {
@@ -313,11 +313,11 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     fn sample_running(&mut self, wanted: bool, now_ns: u64) {
         let lingers = now_ns.saturating_sub(self.suspected_ns) < TICKS_LINGER_NS;
         let ticks = if wanted {
-            Ticks::On
+            Sampling::On
         } else if lingers {
             return;
         } else {
-            Ticks::Off
+            Sampling::Off
         };
         if let Err(error) = self.source.set_ticks(ticks) {
             self.ticks_refused = Some(format!("{error:#}"));
@@ -331,23 +331,24 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
+    use profiler_ebpf::contention::Contenders;
+    use profiler_ebpf::loop_counters::LoopCounters;
     use profiler_ebpf::parks::Parks;
-    use profiler_ebpf::reading::Reading;
     use profiler_ebpf::record::{CaptureHead, RecordHead, Registers, ThreadSnapshot, reason};
-    use profiler_ebpf::rivals::Rivals;
     use profiler_ebpf::turn::{FUTEX, Loop, Turn, WaitCall, phase, state, wait};
     use profiler_ebpf::wanted::Wanted;
     use zerocopy::FromZeros;
 
     use super::{Job, Session};
     use crate::interval::Interval;
-    use crate::job::Verdict;
+    use crate::job::ParkVerdict;
     use crate::process::target::Target;
     use crate::process::{TargetMemory, Unreadable};
     use crate::runtime::park::{ParkState, Pool};
     use crate::runtime::runtimes::Runtimes;
     use crate::source::{
-        Captured, Ended, EndedBy, Event, EventSource, InterpreterPlaces, Others, Slot, Ticks,
+        Captured, Ended, EndedBy, Event, EventSource, InterpreterPlaces, OtherWaiters, Sampling,
+        Slot,
     };
     use crate::turn::Moment;
 
@@ -361,14 +362,14 @@ mod tests {
         state: Loop,
         block: Option<Captured>,
         events: VecDeque<Event>,
-        ticks: Vec<Ticks>,
+        ticks: Vec<Sampling>,
         released: u32,
         moves_on: bool,
         parks: Parks,
         wanted: Wanted,
         places: InterpreterPlaces,
         wakers: bool,
-        reading: Option<Reading>,
+        reading: Option<LoopCounters>,
     }
 
     impl Scripted {
@@ -392,7 +393,7 @@ mod tests {
             self.block.clone()
         }
 
-        fn rivals(&mut self, _slot: Slot) -> Option<Rivals> {
+        fn contenders(&mut self, _slot: Slot) -> Option<Contenders> {
             None
         }
 
@@ -421,7 +422,7 @@ mod tests {
             self.places = places;
         }
 
-        fn set_ticks(&mut self, wanted: Ticks) -> anyhow::Result<()> {
+        fn set_ticks(&mut self, wanted: Sampling) -> anyhow::Result<()> {
             self.ticks.push(wanted);
             Ok(())
         }
@@ -444,7 +445,7 @@ mod tests {
             Ok(())
         }
 
-        fn take_reading(&mut self, slot: Slot) -> Option<(Loop, Reading)> {
+        fn take_reading(&mut self, slot: Slot) -> Option<(Loop, LoopCounters)> {
             Some((slot.state, self.reading.clone()?))
         }
 
@@ -509,9 +510,9 @@ mod tests {
         let mut session = session(1000 * MS, state::RUNNING);
         let mut jobs = Vec::new();
         assert_eq!(session.step(1020 * MS, &mut jobs), 1050 * MS);
-        assert_eq!(session.source.ticks, [Ticks::Off], "nothing is suspected");
+        assert_eq!(session.source.ticks, [Sampling::Off], "nothing is suspected");
         assert_eq!(session.step(1050 * MS, &mut jobs), 1060 * MS);
-        assert_eq!(session.source.ticks.last(), Some(&Ticks::On));
+        assert_eq!(session.source.ticks.last(), Some(&Sampling::On));
         assert!(jobs.is_empty());
         session.step(1101 * MS, &mut jobs);
         assert_eq!(moments(&jobs), [Moment::Open]);
@@ -532,7 +533,7 @@ mod tests {
                 head: RecordHead { kind: profiler_ebpf::record::kind::CAPTURE, tid: WORKER },
                 ..CaptureHead::default()
             };
-            let verdict = Verdict { head, park_state: ParkState::Working(QUEUE) };
+            let verdict = ParkVerdict { head, park_state: ParkState::Working(QUEUE) };
             session.learn(&verdict, 1010 * MS, &mut Vec::new());
             let Loop { tid, phase, .. } = session.source.state;
             assert_eq!((tid, phase), (WORKER, expected));
@@ -552,7 +553,10 @@ mod tests {
         assert!(matches!(jobs[1], Job::CountQueues { tid: TID, .. }), "{jobs:?}");
         assert_eq!(moments(&jobs[2..]), [Moment::Open]);
         assert_eq!(jobs.len(), 3);
-        assert!(!session.source.ticks.contains(&Ticks::On), "a thread that sleeps needs no ticks");
+        assert!(
+            !session.source.ticks.contains(&Sampling::On),
+            "a thread that sleeps needs no ticks"
+        );
     }
 
     /// While a loop is blocked on a futex, whoever wakes it is watched for; sampled is nobody, because a
@@ -570,7 +574,7 @@ mod tests {
         session.step(1060 * MS, &mut jobs);
         assert!(session.source.wakers);
         assert_eq!(session.source.wanted, Wanted::default());
-        assert!(!session.source.ticks.contains(&Ticks::On));
+        assert!(!session.source.ticks.contains(&Sampling::On));
         session.source.state.phase = phase::WAITING;
         session.step(1100 * MS, &mut jobs);
         assert!(session.source.wakers, "the next wait may be of the same kind");
@@ -589,7 +593,7 @@ mod tests {
         assert_eq!(session.source.wanted, Wanted::default());
         session.step(1060 * MS, &mut jobs);
         assert_eq!(session.source.wanted, Wanted { everyone: 1, ..Wanted::default() });
-        assert_eq!(session.source.ticks.last(), Some(&Ticks::On));
+        assert_eq!(session.source.ticks.last(), Some(&Sampling::On));
         session.step(1101 * MS, &mut jobs);
         assert!(matches!(jobs[0], Job::Bystanders { loop_tid: TID, .. }), "{jobs:?}");
         assert_eq!(moments(&jobs), [Moment::Open]);
@@ -643,7 +647,7 @@ mod tests {
         let mut session = session(1000 * MS, state::RUNNING);
         session.source.state.phase = phase::WAITING;
         let turn = Turn { start_ns: 1000 * MS, running_ns: 150 * MS, ..Turn::default() };
-        let (by, others) = (EndedBy::Wait, Others::LeftAt(0));
+        let (by, others) = (EndedBy::Wait, OtherWaiters::LeftAt(0));
         let ended = Ended { by, left_ns: turn.start_ns, others };
         session.source.events.push_back(Event::TurnEnded {
             tid: TID,
@@ -661,7 +665,7 @@ mod tests {
     /// A session whose statistics are told every 100 ms from 1000 ms on, in a turn that began then.
     fn with_statistics() -> Session<Scripted, Sevens> {
         let mut session = session(1000 * MS, state::RUNNING);
-        session.source.reading = Some(Reading::new_zeroed());
+        session.source.reading = Some(LoopCounters::new_zeroed());
         session.keep_statistics(Duration::from_millis(100), Vec::new(), 1000 * MS);
         session
     }

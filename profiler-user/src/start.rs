@@ -21,13 +21,13 @@ use crate::process::stack::read_stack;
 use crate::process::target::{Target, WaitDescriptors};
 use crate::report::Start;
 use crate::report::facts::{ProcessFacts, ProgramFacts, SessionFacts};
-use crate::report::schema::session::{Configuration, Probe, WaitHooks};
+use crate::report::schema::session::{Configuration, ReportedHook, ReportedWaitHooks};
 use crate::report::service;
 use crate::runtime::table;
 use crate::session::Session;
-use crate::source::kernel::hooks::{self, Waits, Watch};
-use crate::source::kernel::preflight::{self, State};
-use crate::source::kernel::{KernelSource, Loaded, MAX_THREADS, attach, ticks};
+use crate::source::kernel::hooks::{self, HookedWaits, WatchParameters};
+use crate::source::kernel::preflight::{self, RequirementState};
+use crate::source::kernel::{KernelSource, Loaded, MAX_THREADS, attach, sampling};
 use crate::source::{Captured, EventSource};
 
 /// Where it is not known what a process has open: no thread is taken for a frozen loop on that ground.
@@ -60,7 +60,7 @@ pub struct Begun {
 /// go of it: nothing stays in the kernel.
 pub async fn attach(pid: u32, config: &Config) -> anyhow::Result<Begun> {
     for check in preflight::machine() {
-        if let State::Missing(reason) = check.state {
+        if let RequirementState::Missing(reason) = check.state {
             return Err(Failure::unsupported(reason).into());
         }
     }
@@ -96,10 +96,10 @@ async fn hook(pid: u32, config: &Config) -> anyhow::Result<Hooked> {
     let descriptors = target.wait_descriptors().map(|it| table::without_their_own(it, &regions));
     // What is not known may be, and a process without either may make one later.
     let waits = match &descriptors {
-        Ok(known) => Waits { poll: !known.epoll, io_uring: known.io_uring || !known.epoll },
-        Err(_) => Waits { poll: true, io_uring: true },
+        Ok(known) => HookedWaits { poll: !known.epoll, io_uring: known.io_uring || !known.epoll },
+        Err(_) => HookedWaits { poll: true, io_uring: true },
     };
-    let watch = Watch {
+    let watch = WatchParameters {
         tgid: pid,
         threshold_ns: config.threshold_ns,
         waits,
@@ -161,7 +161,7 @@ async fn begin(hooked: Hooked, config: &Config) -> anyhow::Result<Begun> {
 }
 
 /// Has the probes verified, and looks for the runtime meanwhile: both take their time.
-fn prepare(target: &Target, watch: Watch) -> anyhow::Result<(Detected, Loaded)> {
+fn prepare(target: &Target, watch: WatchParameters) -> anyhow::Result<(Detected, Loaded)> {
     std::thread::scope(|scope| {
         let detected = scope.spawn(|| Detected::of(target, &LiveMemory::new(target.pid())));
         let loaded = KernelSource::load(watch)?;
@@ -221,13 +221,13 @@ fn first_line(source: &KernelSource, config: &Config) -> Start {
         .filter_map(|probe| probe.hook)
         .collect();
     let wait_hooks = if waits.iter().all(|hook| *hook == attach::FENTRY) {
-        WaitHooks::Fentry
+        ReportedWaitHooks::Fentry
     } else if waits.contains(&attach::FENTRY) {
-        WaitHooks::Mixed
+        ReportedWaitHooks::Mixed
     } else {
-        WaitHooks::Tracepoint
+        ReportedWaitHooks::Tracepoint
     };
-    let probes = source.probes().iter().map(|probe| Probe {
+    let probes = source.probes().iter().map(|probe| ReportedHook {
         name: probe.name.to_owned(),
         hook: probe.hook.unwrap_or("none").to_owned(),
         attached: probe.hook.is_some(),
@@ -246,7 +246,7 @@ fn first_line(source: &KernelSource, config: &Config) -> Start {
             stats_interval_ns: config
                 .stats_interval
                 .and_then(|time| u64::try_from(time.as_nanos()).ok()),
-            sample_frequency_hz: ticks::FREQUENCY_HZ,
+            sample_frequency_hz: sampling::FREQUENCY_HZ,
             line_limit_bytes: config.output.limits.line_bytes.map(|bytes| bytes as u64),
             stacks: config.output.limits.stacks,
         },
@@ -254,10 +254,10 @@ fn first_line(source: &KernelSource, config: &Config) -> Start {
 }
 
 /// What of the accepts is not counted.
-fn accepts_unseen(probes: &[hooks::Probe], has_io_uring: bool) -> Vec<Gap> {
-    let is_accept = |probe: &&hooks::Probe| probe.name.starts_with("accept");
+fn accepts_unseen(probes: &[hooks::HookOutcome], has_io_uring: bool) -> Vec<Gap> {
+    let is_accept = |probe: &&hooks::HookOutcome| probe.name.starts_with("accept");
     let refused = probes.iter().filter(is_accept).filter(|probe| probe.hook.is_none());
-    let why = |probe: &hooks::Probe| {
+    let why = |probe: &hooks::HookOutcome| {
         Gap::new(
             &format!("accepts by {}", probe.name),
             probe.reason.as_deref().unwrap_or("not hooked"),

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use crate::alarm::Alarm;
 use crate::attached;
-use crate::cli::Attach;
+use crate::cli::AttachArguments;
 use crate::clock::monotonic_ns;
 use crate::config::Config;
 use crate::detected::Detected;
@@ -34,7 +34,7 @@ const FIRST_LINE_WITHIN: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE_NS: u64 = 100_000_000;
 
 /// Attaches and watches; returns how the program should exit.
-pub fn attach(arguments: &Attach, verbose: u8) -> anyhow::Result<ExitCode> {
+pub fn attach(arguments: &AttachArguments, verbose: u8) -> anyhow::Result<ExitCode> {
     let config = Config::new(arguments, verbose)?;
     let pid = whom::to_attach_to(arguments)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

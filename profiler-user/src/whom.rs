@@ -4,9 +4,9 @@ mod master;
 
 use std::collections::BTreeSet;
 
-use crate::cli::{Attach, Check};
+use crate::cli::{AttachArguments, CheckArguments};
 use crate::error::{Exit, Failure};
-use crate::process::parties::party;
+use crate::process::peers::peer;
 use crate::process::target::{field, text};
 use master::{Worker, workers};
 
@@ -23,7 +23,7 @@ const MAX_COMMAND: usize = 50;
 const MAX_ANCESTORS: usize = 64;
 
 /// The process to attach to.
-pub fn to_attach_to(attach: &Attach) -> anyhow::Result<u32> {
+pub fn to_attach_to(attach: &AttachArguments) -> anyhow::Result<u32> {
     let typed = attach.target.as_ref().or(attach.pid.as_ref()).map_or("", |typed| typed);
     let pid = number(typed, "attach")?;
     if !attach.master {
@@ -36,7 +36,7 @@ pub fn to_attach_to(attach: &Attach) -> anyhow::Result<u32> {
 }
 
 /// The process to check, if one was named.
-pub fn to_check(check: &Check) -> anyhow::Result<Option<u32>> {
+pub fn to_check(check: &CheckArguments) -> anyhow::Result<Option<u32>> {
     let typed = check.target.as_ref().or(check.pid.as_ref());
     typed.map(|typed| number(typed, "check")).transpose().map_err(Into::into)
 }
@@ -70,7 +70,7 @@ fn name(typed: &str, command: &str) -> Failure {
 }
 
 fn is_master(pid: u32, workers: &[Worker]) -> String {
-    let who = party(pid).name.unwrap_or_default();
+    let who = peer(pid).name.unwrap_or_default();
     let rows = workers.iter().map(|worker| {
         let told = format!("serves by {}: {}", worker.by, short(&worker.command));
         (worker.pid, worker.name.as_str(), told)
@@ -134,8 +134,8 @@ fn called(name: &str) -> Vec<Called> {
     pids.sort_unstable();
     let mut found = Vec::new();
     for pid in pids.into_iter().filter(|pid| !asking.contains(pid)) {
-        let party = party(pid);
-        let (own, command) = (party.name.unwrap_or_default(), party.command.unwrap_or_default());
+        let peer = peer(pid);
+        let (own, command) = (peer.name.unwrap_or_default(), peer.command.unwrap_or_default());
         if is_called(name, &own, &command) {
             found.push(Called { pid, name: own, command, is_master: false });
         }
@@ -189,7 +189,7 @@ fn printable(typed: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Worker, ancestors, is_called, is_master, number, party, short, table};
+    use super::{Worker, ancestors, is_called, is_master, number, peer, short, table};
     use crate::error::Exit;
 
     /// A number is one, a name is answered with who has it, and nothing of that is a process that is not there.
@@ -203,7 +203,7 @@ mod tests {
         assert!(nobody.message.contains("no process called no-such-program"), "{nobody}");
         let mut sleeper = std::process::Command::new("sleep").arg("9").spawn().unwrap();
         // It may be in the middle of its `execve`, and called as we are.
-        while party(sleeper.id()).name.as_deref() != Some("sleep") {
+        while peer(sleeper.id()).name.as_deref() != Some("sleep") {
             std::thread::yield_now();
         }
         let known = failed("sleep");

@@ -5,13 +5,15 @@
 
 use anyhow::{Context as _, Result};
 pub use stalltrace::report::Report;
-pub use stalltrace::report::schema::call::{Purpose, Waker};
+pub use stalltrace::report::schema::call::{Purpose, ReportedWaker};
 pub use stalltrace::report::schema::line::Severity;
-pub use stalltrace::report::schema::session::{EndReason, Probe, SessionStart, WaitHooks};
+pub use stalltrace::report::schema::session::{
+    EndReason, ReportedHook, ReportedWaitHooks, SessionStart,
+};
 pub use stalltrace::report::schema::stall::{
-    Activity, CauseKind, Component, Confidence, Culprit, Frame, Language, MemoryActivity,
-    PartOfStall, Pause, Preemptor, PressureOf, Role, Stack, StallLine, State, StoppedBy, Task,
-    Waits,
+    CauseKind, Confidence, Culprit, MemoryActivity, PartOfStall, Pause, Preemptor,
+    ReportedActivity, ReportedComponent, ReportedFrame, ReportedLanguage, ReportedPressureOf,
+    ReportedStack, ReportedState, ReportedTask, ReportedWaits, Role, StallLine, StoppedBy,
 };
 pub use stalltrace::report::schema::stats::{LoopStats, Stats};
 

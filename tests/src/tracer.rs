@@ -13,7 +13,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
 use crate::clock::{monotonic_ns, patience};
-use crate::report::{self, Arrived, CauseKind, Report, StallExt as _, StallLine, Stats, WaitHooks};
+use crate::report::{
+    self, Arrived, CauseKind, Report, ReportedWaitHooks, StallExt as _, StallLine, Stats,
+};
 use crate::target::send;
 
 /// The binary under test: `STALLTRACE_BIN`, else the one that was built last beside this program.
@@ -183,7 +185,7 @@ impl Tracer {
                 };
                 let hooks = attached.wait_hooks;
                 if let Ok(expected) = std::env::var("EXPECT_WAIT_HOOKS") {
-                    let expected: WaitHooks = serde_json::from_value(expected.into())?;
+                    let expected: ReportedWaitHooks = serde_json::from_value(expected.into())?;
                     ensure!(hooks == expected, "{hooks:?} instead of {expected:?}");
                 }
                 Ok((tracer, start))

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use profiler_tests::clock::patience;
 use profiler_tests::lives::broken_contract;
 use profiler_tests::report::{
-    self, Language, Report, Role, Stack, StallExt as _, StallLine, State,
+    self, Report, ReportedLanguage, ReportedStack, ReportedState, Role, StallExt as _, StallLine,
 };
 use profiler_tests::scenario::{alone, require_root};
 use profiler_tests::target::{Target, folder, system_python};
@@ -52,10 +52,11 @@ fn watch(options: &[&str], tracer_options: &[&str]) -> Result<(Stalled, Vec<Stal
     Ok((stalled, stalls))
 }
 
-fn python_frames(stack: &Stack) -> Vec<Frame> {
-    let frames = stack.frames.iter().filter(|frame| frame.language == Language::Python);
-    let named =
-        |frame: &report::Frame| Some((frame.function.clone()?, frame.file.clone()?, frame.line?));
+fn python_frames(stack: &ReportedStack) -> Vec<Frame> {
+    let frames = stack.frames.iter().filter(|frame| frame.language == ReportedLanguage::Python);
+    let named = |frame: &report::ReportedFrame| {
+        Some((frame.function.clone()?, frame.file.clone()?, frame.line?))
+    };
     frames.filter_map(named).collect()
 }
 
@@ -67,7 +68,7 @@ fn all_threads_are_shown() -> Result<()> {
     let (stalled, stalls) = watch(&[], &["--all-threads"])?;
     ensure!(stalls.len() == 2, "{} reports instead of two", stalls.len());
     for stall in &stalls {
-        let others: BTreeMap<u32, &Stack> = stall
+        let others: BTreeMap<u32, &ReportedStack> = stall
             .stacks
             .iter()
             .filter(|stack| stack.role == Role::Other)
@@ -76,9 +77,9 @@ fn all_threads_are_shown() -> Result<()> {
         for (tid, expected) in &stalled.others {
             let stack = others.get(tid).with_context(|| format!("no stack of thread {tid}"))?;
             ensure!(python_frames(stack) == *expected, "{stack:?} instead of {expected:?}");
-            ensure!(stack.state == State::Blocked, "{stack:?}");
+            ensure!(stack.state == ReportedState::Blocked, "{stack:?}");
             ensure!(
-                stack.frames.iter().any(|frame| frame.language == Language::Native),
+                stack.frames.iter().any(|frame| frame.language == ReportedLanguage::Native),
                 "{stack:?}"
             );
         }
@@ -104,7 +105,7 @@ fn all_threads_are_shown() -> Result<()> {
 fn nobody_is_shown_unasked() -> Result<()> {
     let _machine = alone();
     let (_, stalls) = watch(&[], &[])?;
-    let is_other = |stack: &Stack| stack.role == Role::Other;
+    let is_other = |stack: &ReportedStack| stack.role == Role::Other;
     ensure!(stalls.iter().all(|stall| !stall.stacks.iter().any(is_other)), "{stalls:?}");
     let (_, stalls) = watch(&["--healthy"], &["--all-threads"])?;
     ensure!(stalls.is_empty(), "{stalls:?}");

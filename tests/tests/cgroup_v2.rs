@@ -14,7 +14,8 @@ use nix::sys::signal::Signal;
 use profiler_tests::cgroup::Group;
 use profiler_tests::clock::{MILLISECOND, milliseconds, monotonic_ns, slowdown};
 use profiler_tests::report::{
-    CauseKind, Component, MemoryActivity, PressureOf, StallExt as _, StallLine, StoppedBy,
+    CauseKind, MemoryActivity, ReportedComponent, ReportedPressureOf, StallExt as _, StallLine,
+    StoppedBy,
 };
 use profiler_tests::scenario::alone;
 use profiler_tests::tally::skip;
@@ -249,7 +250,7 @@ fn waited_for_memory(
         bail!("not the cause");
     };
     ensure!(*activity == Some(expected), "another activity");
-    ensure!(*pressure_of == Some(PressureOf::Cgroup), "of another");
+    ensure!(*pressure_of == Some(ReportedPressureOf::Cgroup), "of another");
     let told_ns = pressure_ns.context("no pressure")?;
     let (least_ns, most_ns) = scene.counted(turn, |counted| counted.pressure_ns);
     ensure!(told_ns <= most_ns, "the group counted no more than {}", milliseconds(most_ns));
@@ -270,7 +271,7 @@ fn swapped_out(scene: &Scene, stall: &StallLine, turn: &Played) -> Result<()> {
     ensure!(swapped_bytes > 16 * MIB, "only {swapped_bytes} bytes were swapped out");
     if slowdown() > 1 && stall.cause.kind.name() == "cpu" {
         // An emulated CPU may take longer to fault than its disk to read: then the reading comes second.
-        let swapped_in = |part: &Component| {
+        let swapped_in = |part: &ReportedComponent| {
             let function = part.culprit.as_ref().and_then(|culprit| culprit.function.as_deref());
             let is_it = matches!(
                 part.kind,

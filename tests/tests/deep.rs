@@ -2,7 +2,9 @@
 
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::interpreters::{Interpreter, all};
-use profiler_tests::report::{Language, Role, Stack, StallExt as _, StallLine, basename, file_of};
+use profiler_tests::report::{
+    ReportedLanguage, ReportedStack, Role, StallExt as _, StallLine, basename, file_of,
+};
 use profiler_tests::scenario::alone;
 use profiler_tests::tally::Tally;
 use profiler_tests::turns::{Watched, watch};
@@ -42,7 +44,7 @@ fn check(stall: &StallLine, turn: &Turn) -> Result<()> {
     // The handler is on the stacks of most of the time, and so is the loop itself. In code that a JIT made, frames may
     // be found amid a change.
     let of_loop = || stall.stacks.iter().filter(|stack| stack.role == Role::Loop);
-    let handles = |stack: &&Stack| {
+    let handles = |stack: &&ReportedStack| {
         let names = stack.frames.iter().filter_map(|frame| frame.function.as_deref());
         names.filter(|name| name.rsplit('.').next() == Some("log_request")).count() > 0
     };
@@ -52,7 +54,7 @@ fn check(stall: &StallLine, turn: &Turn) -> Result<()> {
     let heaviest = of_loop().filter(handles).max_by_key(|stack| stack.time_ns);
     let heaviest = heaviest.context("no stack")?;
     let python: Vec<_> =
-        heaviest.frames.iter().filter(|frame| frame.language == Language::Python).collect();
+        heaviest.frames.iter().filter(|frame| frame.language == ReportedLanguage::Python).collect();
     let place = |function: &str| {
         let is_it = |name: &str| name.rsplit('.').next() == Some(function);
         python.iter().position(|frame| frame.function.as_deref().is_some_and(is_it))

@@ -2,7 +2,7 @@
 //! the loop is named, and what waits as it should is not.
 
 use anyhow::{Context as _, Result, ensure};
-use profiler_tests::report::{Language, StallExt as _, StallLine};
+use profiler_tests::report::{ReportedLanguage, StallExt as _, StallLine};
 use profiler_tests::scenario::{Played, alone, each, play};
 use profiler_tests::target::Target;
 use profiler_tests::truth::Truth;
@@ -70,7 +70,7 @@ fn must_be_in_order(end: &StallLine) -> Result<()> {
     ensure!(!apart, "{:#?}", end.gaps);
     let heaviest = end.stacks.first().context("no stack")?;
     let outermost = heaviest.frames.last().context("no frame")?;
-    ensure!(outermost.language == Language::Native, "the stack ends with {outermost:?}");
+    ensure!(outermost.language == ReportedLanguage::Native, "the stack ends with {outermost:?}");
     Ok(())
 }
 

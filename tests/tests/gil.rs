@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::clock::{milliseconds, patience};
 use profiler_tests::interpreters::{Interpreter, all};
-use profiler_tests::report::{Language, Role, Stack, StallExt as _, StallLine};
+use profiler_tests::report::{ReportedLanguage, ReportedStack, Role, StallExt as _, StallLine};
 use profiler_tests::scenario::{THRESHOLD_NS, alone};
 use profiler_tests::tally::Tally;
 use profiler_tests::target::Target;
@@ -54,8 +54,9 @@ fn holder_is_blamed(interpreter: &Interpreter) -> Result<()> {
         ensure!(culprit.line.map(u64::from) == Some(line), "{culprit:?} instead of line {line}");
         ensure!(u64::from(culprit.thread) == tid, "{culprit:?} instead of thread {tid}");
         let mut holder = stall.stacks.iter().filter(|stack| stack.role == Role::Holder);
-        let is_native =
-            |stack: &Stack| stack.frames.iter().any(|frame| frame.language == Language::Native);
+        let is_native = |stack: &ReportedStack| {
+            stack.frames.iter().any(|frame| frame.language == ReportedLanguage::Native)
+        };
         ensure!(holder.any(is_native), "no stack of the holder down to the call into C");
         tally.compared();
     }

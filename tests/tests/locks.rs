@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use profiler_tests::clock::{MILLISECOND, milliseconds};
-use profiler_tests::report::{CauseKind, Language, Role, Stack, StallExt as _, StallLine};
+use profiler_tests::report::{
+    CauseKind, ReportedLanguage, ReportedStack, Role, StallExt as _, StallLine,
+};
 use profiler_tests::scenario::{THRESHOLD_NS, alone};
 use profiler_tests::tally::Tally;
 use profiler_tests::turns::{self, Watched, script};
@@ -24,7 +26,7 @@ impl Place {
         function == Some(self.function.as_str()) && line.is_some_and(|line| lines.contains(&line))
     }
 
-    fn is_on(&self, stack: &Stack) -> bool {
+    fn is_on(&self, stack: &ReportedStack) -> bool {
         stack.frames.iter().any(|frame| self.is_at(frame.function.as_deref(), frame.line))
     }
 }
@@ -93,10 +95,12 @@ fn blamed<'a>(waited: &'a Waited, stall: &StallLine) -> Result<&'a Keeper> {
     let keeper = keeper.with_context(|| format!("{culprit:?} instead of {:?}", waited.holders))?;
     let is_there = keeper.place.is_at(culprit.function.as_deref(), culprit.line);
     ensure!(is_there, "{culprit:?} instead of {keeper:?}");
-    let holds = |stack: &&Stack| stack.role == Role::Holder && stack.thread.tid == keeper.tid;
+    let holds =
+        |stack: &&ReportedStack| stack.role == Role::Holder && stack.thread.tid == keeper.tid;
     let mut stacks = stall.stacks.iter().filter(holds).filter(|stack| keeper.place.is_on(stack));
-    let is_native =
-        |stack: &Stack| stack.frames.iter().any(|frame| frame.language == Language::Native);
+    let is_native = |stack: &ReportedStack| {
+        stack.frames.iter().any(|frame| frame.language == ReportedLanguage::Native)
+    };
     ensure!(stacks.any(is_native), "no stack of {keeper:?} with native frames");
     Ok(keeper)
 }
@@ -148,7 +152,7 @@ fn a_waker_is_named() -> Result<()> {
         let pid = if in_process { seen.0.target.pid() } else { keeper.tid };
         ensure!((waker.pid, waker.tid) == (pid, keeper.tid), "{waker:?} instead of {keeper:?}");
         ensure!(!waker.name.is_empty(), "{waker:?} has no name");
-        let released = |stack: &Stack| {
+        let released = |stack: &ReportedStack| {
             stack.role == Role::Waker && stack.thread.tid == keeper.tid && keeper.place.is_on(stack)
         };
         let shown = stall.stacks.iter().any(released);

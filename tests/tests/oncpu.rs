@@ -2,7 +2,7 @@
 //! the target measured itself.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use profiler_tests::report::{Activity, CauseKind, StallExt as _, StallLine};
+use profiler_tests::report::{CauseKind, ReportedActivity, StallExt as _, StallLine};
 use profiler_tests::scenario::{THRESHOLD_NS, alone};
 use profiler_tests::tally::Tally;
 use profiler_tests::turns::{self, Watched, script};
@@ -123,7 +123,7 @@ fn garbage_collection() -> Result<()> {
     let _machine = alone();
     for (turn, told) in watch(&["collect", "objects"])? {
         let is_expected = turn.name == "collect";
-        let collection = Some(Activity::GarbageCollection);
+        let collection = Some(ReportedActivity::GarbageCollection);
         // Many short callbacks, which the objects may be taken for, have no activity.
         let is_told =
             matches!(told.kind, CauseKind::Cpu { activity, .. } if activity == collection);
@@ -143,7 +143,7 @@ fn page_faults() -> Result<()> {
         let CauseKind::Cpu { activity, minor_faults, .. } = told.kind else {
             bail!("{}: {told:?}", turn.name);
         };
-        let expected = (turn.name == "touch").then_some(Activity::PageFaults);
+        let expected = (turn.name == "touch").then_some(ReportedActivity::PageFaults);
         ensure!(activity == expected, "{}: {told:?}", turn.name);
         let is_near = u64::from(minor_faults).abs_diff(turn.minor_faults) <= OTHER_FAULTS;
         ensure!(is_near, "{}: {minor_faults} faults of {}", turn.name, turn.minor_faults);

@@ -10,7 +10,7 @@ use profiler_tests::compare::{Bounds, Observation, compare};
 use profiler_tests::lives::broken_contract;
 use profiler_tests::load::{Client, Traffic};
 use profiler_tests::noise::NoiseMeter;
-use profiler_tests::report::{Probe, Report, State};
+use profiler_tests::report::{Report, ReportedHook, ReportedState};
 use profiler_tests::scenario::{THRESHOLD_NS, alone, each, require_root};
 use profiler_tests::target::{Target, folder, system_python};
 use profiler_tests::tracer::{Finished, Tracer, binary, run_command};
@@ -33,7 +33,7 @@ fn with_capabilities(set: &str) -> Result<Command> {
 
 /// A service's requests under healthy load, watched with three capabilities; what came out, and what was
 /// wrong with it by the service's own record.
-fn play(paths: &[String], options: &[&str]) -> Result<(Finished, Probe)> {
+fn play(paths: &[String], options: &[&str]) -> Result<(Finished, ReportedHook)> {
     let target = Target::service()?;
     let noise = NoiseMeter::start();
     let (tracer, start) = Tracer::attach_by(with_capabilities(THREE)?, target.pid(), options)?;
@@ -83,7 +83,7 @@ fn code_on_a_cpu_without_perf_events() -> Result<()> {
     let samples: u64 = finished
         .ends()
         .flat_map(|end| &end.stacks)
-        .filter(|stack| stack.state == State::Running)
+        .filter(|stack| stack.state == ReportedState::Running)
         .map(|stack| stack.samples)
         .sum();
     ensure!(samples >= 40, "{samples} samples");

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};
 use profiler_tests::interpreters::{Interpreter, all};
-use profiler_tests::report::{Frame, Language, Role, StallExt as _, StallLine, basename, file_of};
+use profiler_tests::report::{
+    ReportedFrame, ReportedLanguage, Role, StallExt as _, StallLine, basename, file_of,
+};
 use profiler_tests::scenario::{THRESHOLD_NS, alone};
 use profiler_tests::tally::Tally;
 use profiler_tests::turns::{Watched, watch};
@@ -31,7 +33,7 @@ fn played(interpreter: &Interpreter, options: &[&str]) -> Result<Watched<Seen>> 
 }
 
 /// The stack in which the most time was spent.
-fn main_stack(stall: &StallLine) -> Result<&[Frame]> {
+fn main_stack(stall: &StallLine) -> Result<&[ReportedFrame]> {
     let of_loop = stall.stacks.iter().filter(|stack| stack.role == Role::Loop);
     let most = of_loop.max_by_key(|stack| stack.time_ns).context("no stack")?;
     Ok(&most.frames)
@@ -45,7 +47,7 @@ fn check(stall: &StallLine, seen: &Seen) -> Result<()> {
     ensure!(doubt.is_none(), "{doubt:?}");
 
     let frames = main_stack(stall)?;
-    let python = || frames.iter().filter(|frame| frame.language == Language::Python);
+    let python = || frames.iter().filter(|frame| frame.language == ReportedLanguage::Python);
     let functions: Vec<_> = python().map(|frame| frame.function.as_deref()).collect();
     let expected: Vec<_> = seen.stack.iter().map(|frame| Some(frame.function.as_str())).collect();
     ensure!(functions == expected, "{functions:?} instead of {expected:?}");
@@ -58,16 +60,16 @@ fn check(stall: &StallLine, seen: &Seen) -> Result<()> {
 
     // `sorted` was called by `handle` and calls the lambda: its frames lie between these.
     let place = |function: &str| {
-        let is_it = |frame: &Frame| {
+        let is_it = |frame: &ReportedFrame| {
             let name = frame.function.as_deref().unwrap_or_default();
-            frame.language == Language::Python && name.rsplit('.').next() == Some(function)
+            frame.language == ReportedLanguage::Python && name.rsplit('.').next() == Some(function)
         };
         frames.iter().position(is_it).with_context(|| format!("no {function}"))
     };
     let (inner, outer) = (place("<lambda>")?, place("handle")?);
     let between = frames.get(inner + 1..outer).unwrap_or_default();
     ensure!(!between.is_empty(), "nothing stands between the lambda and its caller");
-    ensure!(between.iter().all(|frame| frame.language == Language::Native), "{between:?}");
+    ensure!(between.iter().all(|frame| frame.language == ReportedLanguage::Native), "{between:?}");
 
     let culprit = stall.culprit.as_ref().context("nobody is blamed")?;
     let innermost = seen.stack.first().context("the target saw nothing")?;

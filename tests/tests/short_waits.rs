@@ -9,7 +9,7 @@ use profiler_tests::clock::MILLISECOND;
 use profiler_tests::postgres::Postgres;
 use profiler_tests::redis;
 use profiler_tests::report::{
-    Arrived, Component, Culprit, Report, StallExt as _, StallLine, Waits,
+    Arrived, Culprit, Report, ReportedComponent, ReportedWaits, StallExt as _, StallLine,
 };
 use profiler_tests::scenario::alone;
 use profiler_tests::servers::Server;
@@ -132,8 +132,9 @@ impl Servers {
             // What was blocked is of two kinds or more (a journal and its database, an `fsync` and the `open` before
             // it), each shorter than the computing between, or than what others took of the CPU: it is named among the
             // others, with its line.
-            let is_it =
-                |part: &&Component| part.kind.name() == kind && waited.is_at(part.culprit.as_ref());
+            let is_it = |part: &&ReportedComponent| {
+                part.kind.name() == kind && waited.is_at(part.culprit.as_ref())
+            };
             ensure!(cause.also.iter().any(|part| is_it(&part)), "{waited:?}: {cause:?}");
             return Ok(true);
         }
@@ -243,7 +244,7 @@ fn shares_are_right(servers: &Servers) -> Result<usize> {
         }
         let cause = &stall.cause;
         let mut told: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
-        let count = |waits: Option<Waits>| waits.map_or(0, |waits| waits.count);
+        let count = |waits: Option<ReportedWaits>| waits.map_or(0, |waits| waits.count);
         told.insert(cause.kind.name(), (cause.time_ns, count(cause.waits)));
         for part in &cause.also {
             told.insert(part.kind.name(), (part.time_ns, count(part.waits)));

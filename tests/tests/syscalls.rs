@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use profiler_tests::report::{Arrived, CauseKind, Report, StallExt as _, StallLine, Waker};
+use profiler_tests::report::{Arrived, CauseKind, Report, ReportedWaker, StallExt as _, StallLine};
 use profiler_tests::scenario::{THRESHOLD_NS, alone, require_root};
 use profiler_tests::tally::Tally;
 use profiler_tests::target::Target;
@@ -45,7 +45,7 @@ fn stall_of<'a>(seen: &'a Seen, waited: &Waited) -> Result<&'a StallLine> {
 }
 
 /// Who ended the system call.
-fn woken_by(stall: &StallLine) -> Option<&Waker> {
+fn woken_by(stall: &StallLine) -> Option<&ReportedWaker> {
     match &stall.cause.kind {
         CauseKind::Syscall { call, .. } => call.woken_by.as_ref(),
         _ => None,

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use profiler_tests::clock::patience;
 use profiler_tests::lives::broken_contract;
 use profiler_tests::load::Client;
-use profiler_tests::report::{StallExt as _, StallLine, Task};
+use profiler_tests::report::{ReportedTask, StallExt as _, StallLine};
 use profiler_tests::scenario::{THRESHOLD_NS, alone, require_root};
 use profiler_tests::tally::{Tally, skip};
 use profiler_tests::target::{
@@ -41,7 +41,7 @@ impl Record {
     }
 
     /// What is wrong with a report's task, if anything is.
-    fn contradicts(&self, task: Option<&Task>) -> bool {
+    fn contradicts(&self, task: Option<&ReportedTask>) -> bool {
         let Some(task) = task else { return self.task.is_some() };
         self.task.is_none()
             || task.name != self.task

@@ -8,7 +8,7 @@ use std::fs;
 use profiler_ebpf::record::Registers;
 
 use super::programs::being_started;
-use crate::call::{Call, Descriptor, Kind, Party, Timeout};
+use crate::call::{Call, Descriptor, Kind, Peer, Timeout};
 use crate::frame::Stack;
 use crate::gap::Gap;
 use crate::known::Known;
@@ -17,8 +17,8 @@ use crate::process::borrowed;
 use crate::process::descriptors::{describe, link, other_end};
 use crate::process::file_locks;
 use crate::process::listing::{Listed, Unlisted, listed};
-use crate::process::mounts::{self, Opened};
-use crate::process::parties::{child, children, party};
+use crate::process::mounts::{self, DescriptorInfo};
+use crate::process::peers::{child, children, peer};
 use crate::process::thread::is_in_call;
 use crate::report::purpose::{self, Purpose};
 use crate::syscall::{self, Operand, operand, sends};
@@ -171,7 +171,8 @@ impl Caller<'_> {
             }
         }
         let Some(descriptor) = &mut call.descriptor else { return };
-        let blocks = Opened::of(self.pid, descriptor.number).is_some_and(|it| !it.is_nonblocking);
+        let blocks =
+            DescriptorInfo::of(self.pid, descriptor.number).is_some_and(|it| !it.is_nonblocking);
         if descriptor.kind != Kind::Socket {
             let is_endless = matches!(
                 descriptor.kind,
@@ -209,7 +210,7 @@ impl Caller<'_> {
             descriptor.peer = Some(path);
         }
         if let Some(pid) = process.filter(|pid| *pid != self.pid && *pid != 0) {
-            descriptor.process = Some(party(pid));
+            descriptor.process = Some(peer(pid));
         }
     }
 
@@ -254,7 +255,7 @@ impl Caller<'_> {
             let only = children.first().copied().filter(|_| children.len() == 1);
             at_an_end.or(only)
         };
-        call.child = found.map(party);
+        call.child = found.map(peer);
     }
 
     fn file_locks(self, call: &mut Call) {
@@ -274,10 +275,10 @@ impl Caller<'_> {
     }
 
     /// Who has the lock that `flock` or `fcntl` waits for.
-    fn holder(self, call: &Call) -> Result<Vec<Party>, Gap> {
+    fn holder(self, call: &Call) -> Result<Vec<Peer>, Gap> {
         let missing = |why: &str| Gap::new("held_by", why);
         let number = call.descriptor.as_ref().map(|descriptor| descriptor.number);
-        let opened = number.and_then(|number| Opened::of(self.pid, number));
+        let opened = number.and_then(|number| DescriptorInfo::of(self.pid, number));
         let inode = opened.and_then(|opened| opened.inode);
         let inode = inode.ok_or_else(|| missing("the file's number is not told by this kernel"))?;
         let table = file_locks::table().ok_or_else(|| missing("/proc/locks cannot be read"))?;
@@ -285,7 +286,7 @@ impl Caller<'_> {
             missing("the lock is not in /proc/locks as this PID namespace sees it")
         })?;
         let pid = lock.pid.ok_or_else(|| missing("the lock is an open file's, not a process's"))?;
-        let holder = party(pid);
+        let holder = peer(pid);
         if holder.name.is_none() {
             let why =
                 format!("process {pid} took it and has exited; whoever has its file open keeps it");
@@ -319,7 +320,7 @@ impl Caller<'_> {
         let mut pids: Vec<u32> = locks.iter().filter_map(|lock| lock.pid).collect();
         pids.sort_unstable();
         pids.dedup();
-        call.held_by = pids.into_iter().take(MAX_HOLDERS).map(party).collect();
+        call.held_by = pids.into_iter().take(MAX_HOLDERS).map(peer).collect();
         Ok(())
     }
 
@@ -327,7 +328,7 @@ impl Caller<'_> {
     fn open_files(self) -> Result<Vec<(Option<u64>, String)>, Unlisted> {
         let file = |one: Listed| {
             let path = one.link.to_str()?.to_owned();
-            let inode = Opened::of(self.pid, one.number).and_then(|opened| opened.inode);
+            let inode = DescriptorInfo::of(self.pid, one.number).and_then(|opened| opened.inode);
             path.starts_with('/').then_some((inode, path))
         };
         Ok(listed(self.pid, MAX_OPEN)?.filter_map(file).collect())

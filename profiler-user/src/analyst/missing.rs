@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::gap::Gap;
 use crate::process::modules::Modules;
-use crate::report::application::{Origin, Owner};
+use crate::report::application::{CodeOwner, Origin};
 use crate::symbolize::native::NativeSymbolizer;
 use crate::unwind::merge::NamedNativeStack;
 use crate::unwind::native::{NativeStack, NativeUnwinder};
@@ -18,7 +18,7 @@ pub fn missing(
     symbolizer: &NativeSymbolizer,
     stack: &NativeStack,
     named: &NamedNativeStack,
-    owner: &Owner<'_>,
+    owner: &CodeOwner<'_>,
 ) -> Vec<Gap> {
     let mut gaps = BTreeSet::new();
     let mut without_symbol = BTreeSet::new();
@@ -75,7 +75,7 @@ mod tests {
     use super::missing;
     use crate::hostile::{MAPPED_AT, libc, mapped};
     use crate::process::image::Image;
-    use crate::report::application::Owner;
+    use crate::report::application::CodeOwner;
     use crate::report::sample::session;
     use crate::symbolize::native::NativeSymbolizer;
     use crate::unwind::native::{NativeFrame, NativeStack, NativeUnwinder, Reached};
@@ -100,7 +100,7 @@ mod tests {
         let mut symbolizer = NativeSymbolizer::new();
         let named = symbolizer.name_stack(&modules, &stack);
         let session = session();
-        let owner = Owner::new(&session.process);
+        let owner = CodeOwner::new(&session.process);
         let unwinder = NativeUnwinder::new();
         let gaps = missing(&modules, &unwinder, &symbolizer, &stack, &named, &owner);
         gaps.into_iter().map(|gap| gap.0).collect()
@@ -141,7 +141,7 @@ mod tests {
         let mut symbolizer = NativeSymbolizer::new();
         let named = symbolizer.name_stack(&modules, &stack);
         let session = session();
-        let owner = Owner::new(&session.process);
+        let owner = CodeOwner::new(&session.process);
         let gaps = missing(&modules, &unwinder, &symbolizer, &stack, &named, &owner);
         let expected = "callers of functions in /bin/hostile: no .eh_frame";
         assert!(gaps.iter().any(|gap| gap.0.starts_with(expected)), "{gaps:?}");

@@ -5,15 +5,15 @@ use profiler_ebpf::record::{Registers, Woken, reason};
 use super::calls::Caller;
 use super::{Analyst, is_collecting, tick_state};
 use crate::gap::Gap;
-use crate::gathered::Gathered;
-use crate::job::{Bystander, OthersSeen, Sight};
-use crate::process::parties::party;
+use crate::job::{Bystander, OtherThreadsSeen, Sight};
+use crate::process::peers::peer;
 use crate::runtime::frames::Frames;
 use crate::runtime::park::ParkState;
 use crate::runtime::table;
+use crate::sleeping_threads::MAX_THREADS;
 use crate::source::Captured;
-use crate::source::kernel::ticks::FREQUENCY_HZ;
-use crate::standing::MAX_THREADS;
+use crate::source::kernel::sampling::FREQUENCY_HZ;
+use crate::stall_builder::StallBuilder;
 use crate::turn::holders::Sighting;
 use crate::turn::tracker::doing;
 use crate::turn::{Awaited, Companion, Lock, Sampled, StandsFor, ThreadState, Waker};
@@ -40,33 +40,40 @@ impl Analyst {
         weight_ns: u64,
     ) {
         let sampled = seen.map(|seen| (seen.captured.head.at_ns, self.stood_still(sight, seen)));
-        let Some(gathered) = self.concerned(tid, sight) else { return };
+        let Some(builder) = self.concerned(tid, sight) else { return };
         if let Some(Lock::Futex(futex)) = sight.held {
-            gathered.owned_by(tid, futex);
+            builder.owned_by(tid, futex);
         }
         if let (Some(held), Some((at_ns, companion))) = (sight.held, sampled) {
             let (seen, is_collecting) = (companion.seen.clone(), false);
             let sighting = Sighting { at_ns, tid, held, seen, is_collecting, weight_ns };
-            gathered.holders.sight(sighting);
-            gathered.companions.look(weight_ns, vec![companion], &[]);
+            builder.holders.sight(sighting);
+            builder.companions.look(weight_ns, vec![companion], &[]);
         }
     }
 
     /// What the threads do that may end what a loop waits for.
-    pub(super) fn others_seen(&mut self, seen: OthersSeen) {
-        let OthersSeen { loop_tid, turn_start_ns, weight_ns, still, unmoved, moving, left_out } =
-            seen;
+    pub(super) fn others_seen(&mut self, seen: OtherThreadsSeen) {
+        let OtherThreadsSeen {
+            loop_tid,
+            turn_start_ns,
+            weight_ns,
+            still,
+            unmoved,
+            moving,
+            left_out,
+        } = seen;
         let sight = Sight { loop_tid, turn_start_ns, held: None };
         let still: Vec<_> = still.iter().map(|seen| self.stood_still(sight, seen)).collect();
         for companion in &still {
             self.concerned(companion.tid, sight);
         }
-        if let Some(gathered) = self.turn_of(sight) {
+        if let Some(builder) = self.turn_of(sight) {
             let tids: Vec<u32> = still.iter().map(|it| it.tid).chain(unmoved.clone()).collect();
-            gathered.companions.look(weight_ns, still, &unmoved);
+            builder.companions.look(weight_ns, still, &unmoved);
             match left_out {
-                Some(0) => gathered.companions.looked_at_all(&tids, &moving),
-                Some(_) => gathered.miss(Some(untold())),
+                Some(0) => builder.companions.looked_at_all(&tids, &moving),
+                Some(_) => builder.miss(Some(untold())),
                 None => {}
             }
         }
@@ -86,17 +93,17 @@ impl Analyst {
         let (tid, at_ns) = (head.head.tid, head.at_ns);
         if head.reason == reason::WAKING {
             let sampled = self.other_stack(captured, frames, ThreadState::RunningKernel);
-            for gathered in self.loops.values_mut() {
-                gathered.wake_seen(tid, at_ns, &sampled);
+            for builder in self.loops.values_mut() {
+                builder.wake_seen(tid, at_ns, &sampled);
             }
             return;
         }
         let sampled = self.other_stack(captured, frames, tick_state(head.in_user));
         for sight in sights {
             let sampled = sampled.clone();
-            let Some(gathered) = self.concerned(tid, *sight) else { continue };
+            let Some(builder) = self.concerned(tid, *sight) else { continue };
             let Some(held) = sight.held else {
-                gathered.met(tid, sampled);
+                builder.met(tid, sampled);
                 continue;
             };
             if !table::may_have(held, &sampled.stack.frames) {
@@ -105,7 +112,7 @@ impl Analyst {
             let (weight_ns, is_collecting) = (TICK_NS, is_collecting(head, &sampled.stack));
             let seen = sampled;
             let sighting = Sighting { at_ns, tid, held, seen, is_collecting, weight_ns };
-            gathered.holders.sight(sighting);
+            builder.holders.sight(sighting);
         }
     }
 
@@ -128,14 +135,14 @@ impl Analyst {
         let (pid, tid, name, syscall) = (by.pid, by.tid, &by.name, by.syscall);
         tracing::debug!(at_ns, pid, tid, name, syscall, "a wait is over");
         let sight = Sight { loop_tid: head.tid, turn_start_ns, held: None };
-        if let Some(gathered) = self.turn_of(sight) {
-            gathered.woken(blocked_at_ns, at_ns, by);
+        if let Some(builder) = self.turn_of(sight) {
+            builder.woken(blocked_at_ns, at_ns, by);
         }
     }
 
     /// The command of another process than the target.
     fn command_of(&self, pid: u32) -> Option<String> {
-        Some(pid).filter(|pid| *pid != self.target.pid()).and_then(|pid| party(pid).command)
+        Some(pid).filter(|pid| *pid != self.target.pid()).and_then(|pid| peer(pid).command)
     }
 
     /// All the other threads, when a stall was first told.
@@ -150,33 +157,33 @@ impl Analyst {
         let sight = Sight { loop_tid, turn_start_ns, held: None };
         for seen in still {
             let Companion { tid, seen, .. } = self.stood_still(sight, seen);
-            if let Some(gathered) = self.concerned(tid, sight) {
-                gathered.met(tid, seen);
+            if let Some(builder) = self.concerned(tid, sight) {
+                builder.met(tid, seen);
             }
         }
         for tid in moving {
             self.concerned(*tid, sight);
         }
-        if let Some(gathered) = self.turn_of(sight) {
-            gathered.ran(moving);
-            gathered.gaps.extend(gaps);
+        if let Some(builder) = self.turn_of(sight) {
+            builder.ran(moving);
+            builder.gaps.extend(gaps);
         }
     }
 
     /// What is gathered of that turn, where the thread's name is known from now on.
-    fn concerned(&mut self, tid: u32, sight: Sight) -> Option<&mut Gathered> {
+    fn concerned(&mut self, tid: u32, sight: Sight) -> Option<&mut StallBuilder> {
         let target = std::sync::Arc::clone(&self.target);
         let known = self.names.get(&tid).cloned();
-        let gathered = self.turn_of(sight)?;
-        gathered.know(tid, || known.or_else(|| target.thread_name(tid)));
-        Some(gathered)
+        let builder = self.turn_of(sight)?;
+        builder.know(tid, || known.or_else(|| target.thread_name(tid)));
+        Some(builder)
     }
 
     /// What is gathered of that turn, unless the loop is in a later one already.
-    fn turn_of(&mut self, sight: Sight) -> Option<&mut Gathered> {
-        let known = self.loops.get(&sight.loop_tid).map_or(0, Gathered::turn_start_ns);
+    fn turn_of(&mut self, sight: Sight) -> Option<&mut StallBuilder> {
+        let known = self.loops.get(&sight.loop_tid).map_or(0, StallBuilder::turn_start_ns);
         let is_later = known > sight.turn_start_ns;
-        (!is_later).then(|| self.gathered(sight.loop_tid, sight.turn_start_ns))
+        (!is_later).then(|| self.builder(sight.loop_tid, sight.turn_start_ns))
     }
 
     /// What a thread that stood still does, with what its system call works on.
@@ -190,7 +197,7 @@ impl Analyst {
         let caller = Caller { pid, tid, registers, at_wall_ns, stack };
         let call = self
             .turn_of(sight)
-            .and_then(|gathered| caller.look(arguments.as_ref(), &mut gathered.known_of_others));
+            .and_then(|builder| caller.look(arguments.as_ref(), &mut builder.known_of_others));
         (sampled.call, sampled.awaited) = (call.map(Box::new), *awaited);
         let is_parked = park_state.is_idle();
         Companion { tid, name: None, seen: sampled, is_parked, waits_for: *waits_for }

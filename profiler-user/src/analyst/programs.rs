@@ -4,11 +4,11 @@ use std::fs;
 
 use profiler_ebpf::record::Registers;
 
-use crate::call::Party;
+use crate::call::Peer;
 use crate::process::arguments;
 use crate::process::kernel_stack;
 use crate::process::live::LiveMemory;
-use crate::process::parties::{children, party};
+use crate::process::peers::{children, peer};
 use crate::report::purpose;
 use crate::syscall;
 
@@ -18,7 +18,7 @@ const MAX_CHILDREN: usize = 256;
 /// A child that is inside `execve` now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Starting {
-    pub child: Party,
+    pub child: Peer,
     /// As the child gave it.
     pub path: Option<String>,
     /// A process that checks files on access has not answered yet.
@@ -31,7 +31,7 @@ pub fn being_started(pid: u32) -> Option<Starting> {
     let newest = children(pid).into_iter().rev().take(MAX_CHILDREN);
     newest.into_iter().find_map(|child| {
         let path = program_of(child)?;
-        Some(Starting { child: party(child), path, is_checked: is_asked_about(child) })
+        Some(Starting { child: peer(child), path, is_checked: is_asked_about(child) })
     })
 }
 

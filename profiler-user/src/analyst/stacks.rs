@@ -5,7 +5,7 @@ use super::missing::missing;
 use crate::frame::{Frame, Stack};
 use crate::gap::Gap;
 use crate::process::live::open_region;
-use crate::report::application::Owner;
+use crate::report::application::CodeOwner;
 use crate::runtime::frames::Frames;
 use crate::runtime::park::{ParkState, Sleeper};
 use crate::runtime::table;
@@ -42,7 +42,7 @@ impl Analyst {
         // Whose runtime is read, it has been said above why a frame has no name.
         gaps.extend(unlisted.filter(|_| !is_named));
         // What nobody has named by now has no name.
-        let owner = Owner::new(&self.facts.process);
+        let owner = CodeOwner::new(&self.facts.process);
         let (unwinder, symbolizer) = (&self.unwinder, &self.symbolizer);
         gaps.extend(missing(&self.modules, unwinder, symbolizer, &native, &named, &owner));
         let mut stack = frames.merge(named);

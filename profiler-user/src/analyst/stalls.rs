@@ -9,27 +9,27 @@ impl Analyst {
     pub(super) fn stall(&mut self, tid: u32, due: Due) -> Stall {
         let pid = self.target.pid();
         let away = self.away(&due.away, due.at_ns);
-        let gathered = self.gathered(tid, due.turn.start_ns);
-        let (ticks_user, ticks_kernel) = gathered.samples.ticks();
-        let (mut gaps, mut instead, around) = (due.gaps, due.instead, due.around);
-        instead.introduce(&mut gathered.neighbours);
-        instead.target = pid;
-        if gathered.samples.dropped > 0 {
+        let builder = self.builder(tid, due.turn.start_ns);
+        let (ticks_user, ticks_kernel) = builder.samples.ticks();
+        let (mut gaps, mut contention, environment) = (due.gaps, due.contention, due.environment);
+        contention.introduce(&mut builder.other_processes);
+        contention.target = pid;
+        if builder.samples.dropped > 0 {
             let why = format!(
                 "{} captures showed more different ones than are kept",
-                gathered.samples.dropped
+                builder.samples.dropped
             );
             gaps.push(Gap::new("stacks", why));
         }
         let (ticks_collecting, calls) =
-            (gathered.samples.ticks_collecting(), gathered.samples.calls());
-        let stacks = gathered.stacks(&due.turn, due.at_ns);
-        let waited = gathered.samples.waited(due.at_ns);
-        let holders = gathered.holders(&waited);
-        gaps.extend(gathered.gaps());
-        let (owner, wakers) = (gathered.owner(), gathered.wakers());
-        let (futexes, company) = (gathered.futexes(due.at_ns), gathered.company());
-        let (others, queues) = (gathered.others(), gathered.queues());
+            (builder.samples.ticks_collecting(), builder.samples.calls());
+        let stacks = builder.stacks(&due.turn, due.at_ns);
+        let waited = builder.samples.waited(due.at_ns);
+        let holders = builder.holders(&waited);
+        gaps.extend(builder.gaps());
+        let (owner, wakers) = (builder.owner(), builder.wakers());
+        let (futexes, company) = (builder.futexes(due.at_ns), builder.company());
+        let (others, queues) = (builder.others(), builder.queues());
         let mut stall = Stall {
             tid,
             turn: due.turn,
@@ -46,10 +46,10 @@ impl Analyst {
             futexes,
             company,
             wakers,
-            instead,
+            contention,
             others,
             away,
-            around,
+            environment,
             ready_events: due.ready_events,
             queues,
             gaps,

@@ -3,7 +3,6 @@
 use profiler_ebpf::turn::wait;
 
 use super::Analyst;
-use crate::gathered::Gathered;
 use crate::interval::{Interval, LoopInterval};
 use crate::report::Report;
 use crate::report::facts::ThreadFacts;
@@ -11,6 +10,7 @@ use crate::report::stats::{Measured, StatsContext};
 use crate::runtime::frames::Frames;
 use crate::runtime::table::loop_kind;
 use crate::source::Captured;
+use crate::stall_builder::StallBuilder;
 
 impl Analyst {
     pub(super) fn statistics(&mut self, interval: &Interval, now_ns: u64) -> std::io::Result<()> {
@@ -38,14 +38,14 @@ impl Analyst {
     pub(super) fn show(&mut self, captured: &Captured, frames: &Frames) {
         let (stack, park_state) = self.stack(captured, frames);
         self.tell(captured, park_state);
-        let gathered = self.loops.entry(captured.head.head.tid).or_default();
-        gathered.loop_kind = gathered.loop_kind.or(loop_kind(&stack.frames));
+        let builder = self.loops.entry(captured.head.head.tid).or_default();
+        builder.loop_kind = builder.loop_kind.or(loop_kind(&stack.frames));
     }
 
     /// A loop that has shown no stack to be recognised by is called by how it waits.
     fn facts_of(&self, interval: &LoopInterval) -> (ThreadFacts, Vec<crate::gap::Gap>) {
         let (thread, gaps) = self.thread_facts(interval.tid);
-        let is_recognised = self.loops.get(&interval.tid).and_then(Gathered::kind).is_some();
+        let is_recognised = self.loops.get(&interval.tid).and_then(StallBuilder::kind).is_some();
         let by_wait = match interval.home_kind {
             wait::POLL => "poll",
             wait::IO_URING => "io_uring",

@@ -8,10 +8,10 @@ use super::arguments::printable;
 use super::borrowed::{self, Ends};
 use super::diagnosis::{Diagnosis, Protocol};
 use super::listing::Unlisted;
-use super::mounts::Opened;
-use super::parties::{Access, party, with_link};
-use super::sockets::{self, State, TABLES};
-use crate::call::{Descriptor, Kind, Party};
+use super::mounts::DescriptorInfo;
+use super::peers::{Access, peer, with_link};
+use super::sockets::{self, TABLES, TcpState};
+use crate::call::{Descriptor, Kind, Peer};
 
 /// Terminals as Linux names them.
 const TERMINALS: [&str; 3] = ["/dev/pts/", "/dev/tty", "/dev/console"];
@@ -40,7 +40,7 @@ pub fn describe(pid: u32, number: u32, link: String, is_blocked: bool) -> Descri
     } else if link.starts_with("pidfd:") {
         Descriptor::new(number, Kind::Pidfd, "pidfd")
     } else if link.starts_with('/') {
-        let opened = Opened::of(pid, number);
+        let opened = DescriptorInfo::of(pid, number);
         Descriptor {
             path: Some(link.clone()),
             file_system: opened.and_then(|opened| opened.file_system(pid)),
@@ -93,7 +93,7 @@ fn by_ends(pid: u32, number: u32, ends: Ends) -> Option<Descriptor> {
     };
     let state = match (protocol, peer) {
         (Protocol::Udp, _) => None,
-        (Protocol::Tcp, None) if listens => State::LISTEN.name(),
+        (Protocol::Tcp, None) if listens => TcpState::LISTEN.name(),
         (Protocol::Tcp, None) => return None,
         (Protocol::Tcp, Some(peer)) => {
             let found = Diagnosis::of(pid).and_then(|it| it.connection(protocol, local, peer));
@@ -149,7 +149,8 @@ fn is_served(pid: u32, local: &str) -> bool {
     }
     ["tcp", "tcp6"].into_iter().any(|name| {
         let table = sockets::table(pid, name).unwrap_or_default();
-        let is_it = |it: sockets::Internet| it.state == State::LISTEN && port(&it.local) == wanted;
+        let is_it =
+            |it: sockets::Internet| it.state == TcpState::LISTEN && port(&it.local) == wanted;
         sockets::internet(&table).any(is_it)
     })
 }
@@ -167,7 +168,7 @@ impl Descriptor {
 
 /// Who has the other end of a pipe or of a connection on this machine; nobody where the peer is on
 /// another one, or the descriptor has no other end. `reads` tells in which direction it is used.
-pub fn other_end(pid: u32, descriptor: &Descriptor, reads: bool) -> Result<Option<Party>, String> {
+pub fn other_end(pid: u32, descriptor: &Descriptor, reads: bool) -> Result<Option<Peer>, String> {
     let (link, access) = match descriptor.kind {
         Kind::Pipe => (descriptor.link.clone(), if reads { Access::Write } else { Access::Read }),
         Kind::Socket => match mirrored(pid, descriptor) {
@@ -179,7 +180,7 @@ pub fn other_end(pid: u32, descriptor: &Descriptor, reads: bool) -> Result<Optio
     let found = with_link(&link, pid, access)?;
     match found[..] {
         [] => Err("no process has it open".to_owned()),
-        [only] => Ok(Some(party(only))),
+        [only] => Ok(Some(peer(only))),
         [..] => Err(format!("processes {found:?} have it open")),
     }
 }

@@ -24,7 +24,7 @@ use rustix::net::{
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::arguments::printable;
-use super::sockets::State;
+use super::sockets::TcpState;
 
 /// Answers read at most, of some hundred sockets each.
 const MAX_ANSWERS: usize = 64;
@@ -48,7 +48,7 @@ pub struct Listening {
 pub struct Connection {
     pub inode: u64,
     /// TCP's.
-    pub state: State,
+    pub state: TcpState,
 }
 
 /// Of which protocol.
@@ -174,7 +174,10 @@ impl Diagnosis {
                 || protocol == Protocol::Udp && id.destination_port == 0
         };
         Ok(found.filter(|socket| is_it(socket) && socket.header.inode != 0).map(|socket| {
-            Connection { inode: socket.header.inode.into(), state: State::new(socket.header.state) }
+            Connection {
+                inode: socket.header.inode.into(),
+                state: TcpState::new(socket.header.state),
+            }
         }))
     }
 

@@ -9,8 +9,8 @@ use std::path::Path;
 
 use super::listing::listed;
 use super::mounts::{self, Mount};
-use super::parties::{Access, party, with_link};
-use crate::call::{Party, is_remote};
+use super::peers::{Access, peer, with_link};
+use crate::call::{Peer, is_remote};
 
 /// What /proc says that a listener's descriptor is.
 pub const LINK: &str = "anon_inode:[fanotify]";
@@ -53,12 +53,12 @@ struct Place {
 }
 
 /// Who checks this file for a process, by the path that it gave; or why that cannot be told.
-pub fn checker(pid: u32, path: Option<&str>) -> Result<Party, String> {
+pub fn checker(pid: u32, path: Option<&str>) -> Result<Peer, String> {
     let all = listeners(pid)?;
     let place = path.and_then(|path| Place::of(pid, path));
     match narrowed(&all, place)[..] {
         [] => Err("no process that can be seen here has a fanotify mark that asks".to_owned()),
-        [only] => Ok(party(only)),
+        [only] => Ok(peer(only)),
         ref several => Err(undecided(several)),
     }
 }
@@ -151,7 +151,7 @@ fn narrowed(all: &[Listener], place: Option<Place>) -> Vec<u32> {
 }
 
 fn undecided(several: &[u32]) -> String {
-    let words = |pid: &u32| match party(*pid).name {
+    let words = |pid: &u32| match peer(*pid).name {
         Some(name) => format!("{pid} ({name})"),
         None => pid.to_string(),
     };

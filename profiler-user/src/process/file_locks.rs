@@ -13,7 +13,7 @@ const SQLITE_INDEX: std::ops::Range<u64> = 120..128;
 
 /// One lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lock {
+pub struct FileLock {
     /// The same for a lock and those that wait for it.
     number: u64,
     is_waiting: bool,
@@ -32,12 +32,12 @@ pub fn table() -> Option<String> {
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-fn locks(table: &str) -> impl Iterator<Item = Lock> {
+fn locks(table: &str) -> impl Iterator<Item = FileLock> {
     table.lines().filter_map(parse)
 }
 
 /// `1: -> POSIX  ADVISORY  WRITE 4711 08:01:131 0 EOF`; the arrow is there for those that wait.
-fn parse(line: &str) -> Option<Lock> {
+fn parse(line: &str) -> Option<FileLock> {
     let mut fields = line.split_whitespace();
     let number = fields.next()?.strip_suffix(':')?.parse().ok()?;
     let mut kind = fields.next()?;
@@ -50,31 +50,31 @@ fn parse(line: &str) -> Option<Lock> {
     let inode = fields.next()?.rsplit(':').next()?.parse().ok()?;
     let start = fields.next()?.parse().ok()?;
     let is_posix = kind == "POSIX";
-    Some(Lock { number, is_waiting, is_exclusive, is_posix, pid, inode, start })
+    Some(FileLock { number, is_waiting, is_exclusive, is_posix, pid, inode, start })
 }
 
 /// The lock that a process waits for on this file, as its holder has it.
-pub fn blocker(table: &str, pid: u32, inode: u64) -> Option<Lock> {
-    let is_ours = |lock: &Lock| lock.is_waiting && lock.pid == Some(pid) && lock.inode == inode;
+pub fn blocker(table: &str, pid: u32, inode: u64) -> Option<FileLock> {
+    let is_ours = |lock: &FileLock| lock.is_waiting && lock.pid == Some(pid) && lock.inode == inode;
     let waiting = locks(table).find(is_ours)?;
     locks(table).find(|lock| !lock.is_waiting && lock.number == waiting.number)
 }
 
 /// Who has locked which of these inodes as SQLite does, in a way that can keep `waiter` out.
-pub fn sqlite(table: &str, inodes: &[u64], waiter: u32) -> Vec<Lock> {
-    let is_sqlite = |lock: &Lock| {
+pub fn sqlite(table: &str, inodes: &[u64], waiter: u32) -> Vec<FileLock> {
+    let is_sqlite = |lock: &FileLock| {
         let range = SQLITE_DATABASE.contains(&lock.start) || SQLITE_INDEX.contains(&lock.start);
         range && lock.is_posix && !lock.is_waiting && inodes.contains(&lock.inode)
     };
-    let locks: Vec<Lock> = locks(table).filter(is_sqlite).collect();
-    let others = |lock: &&Lock| lock.pid.is_some_and(|pid| pid != waiter);
-    let exclusive = |lock: &&Lock| lock.is_exclusive;
+    let locks: Vec<FileLock> = locks(table).filter(is_sqlite).collect();
+    let others = |lock: &&FileLock| lock.pid.is_some_and(|pid| pid != waiter);
+    let exclusive = |lock: &&FileLock| lock.is_exclusive;
     // A writer keeps everybody out; a reader only keeps a writer from finishing.
-    let writers: Vec<Lock> = locks.iter().filter(others).filter(exclusive).cloned().collect();
+    let writers: Vec<FileLock> = locks.iter().filter(others).filter(exclusive).cloned().collect();
     if !writers.is_empty() {
         return writers;
     }
-    let readers: Vec<Lock> = locks.iter().filter(others).cloned().collect();
+    let readers: Vec<FileLock> = locks.iter().filter(others).cloned().collect();
     if !readers.is_empty() {
         return readers;
     }

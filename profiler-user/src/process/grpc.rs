@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::listing::listed;
 use super::mounts;
-use super::sockets::{self, Internet, State};
+use super::sockets::{self, Internet, TcpState};
 use crate::call::{Descriptor, Kind};
 
 /// Descriptors of the process looked through for epoll instances.
@@ -52,7 +52,7 @@ fn line(text: &str) -> Option<(String, u32)> {
 fn only(watched: &BTreeMap<String, u32>, all: &[Internet]) -> Result<Descriptor, String> {
     let port = |address: &str| address.rsplit_once(':').map(|(_, port)| port.to_owned());
     let is_served = |socket: &&Internet| {
-        let listeners = all.iter().filter(|other| other.state == State::LISTEN);
+        let listeners = all.iter().filter(|other| other.state == TcpState::LISTEN);
         listeners.map(|it| port(&it.local)).any(|served| served == port(&socket.local))
     };
     // What others have opened to this process is no answer's way.
@@ -78,11 +78,11 @@ fn only(watched: &BTreeMap<String, u32>, all: &[Internet]) -> Result<Descriptor,
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::{Internet, State, line, only};
+    use super::{Internet, TcpState, line, only};
 
     fn socket(local: &str, peer: Option<&str>, state: u8, inode: &str) -> Internet {
         let (local, inode, peer) = (local.to_owned(), inode.to_owned(), peer.map(str::to_owned));
-        Internet { local, peer, state: State::new(state), waiting: 0, inode }
+        Internet { local, peer, state: TcpState::new(state), waiting: 0, inode }
     }
 
     /// As gRPC 1.85 and asyncio have their descriptors in epoll instances, on Linux 6.18; and tokio.

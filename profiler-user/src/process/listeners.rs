@@ -12,7 +12,7 @@ use profiler_ebpf::limits::MAX_ACCEPTORS;
 
 use super::diagnosis::Diagnosis;
 use super::listing::{Unlisted, listed};
-use super::parties::children;
+use super::peers::children;
 use super::target::Stat;
 use crate::gap::Gap;
 

@@ -9,7 +9,7 @@ pub mod frozen;
 pub mod arguments;
 pub mod mounts;
 pub mod sockets;
-pub mod parties;
+pub mod peers;
 pub mod queues;
 pub mod fanotify;
 pub mod grpc;
@@ -25,9 +25,9 @@ pub mod modules;
 pub mod stack;
 pub mod thread;
 pub mod lock;
-pub mod neighbour;
+pub mod other_process;
 pub mod source_line;
-pub mod surroundings;
+pub mod environment;
 #[cfg(test)]
 mod fuzz;
 

@@ -16,14 +16,14 @@ const NONBLOCK: u32 = 0o4000;
 
 /// What /proc/PID/fdinfo/FD says of every descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Opened {
+pub struct DescriptorInfo {
     pub is_nonblocking: bool,
     mount: u32,
     /// Before Linux 5.14 it is not told.
     pub inode: Option<u64>,
 }
 
-impl Opened {
+impl DescriptorInfo {
     pub fn of(pid: u32, number: u32) -> Option<Self> {
         Self::parse(&read(&format!("/proc/{pid}/fdinfo/{number}"), MAX_INFO)?)
     }
@@ -96,7 +96,7 @@ pub(super) fn read(path: &str, most: u64) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Opened, by_number, by_path};
+    use super::{DescriptorInfo, by_number, by_path};
 
     const MOUNTS: &str = "\
 22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda1 rw
@@ -123,10 +123,11 @@ mod tests {
     /// Flags are octal.
     #[test]
     fn opened() {
-        let opened = Opened::parse("pos:\t0\nflags:\t02004002\nmnt_id:\t31\nino:\t7\n").unwrap();
+        let opened =
+            DescriptorInfo::parse("pos:\t0\nflags:\t02004002\nmnt_id:\t31\nino:\t7\n").unwrap();
         assert_eq!((opened.is_nonblocking, opened.mount, opened.inode), (true, 31, Some(7)));
-        let opened = Opened::parse("pos:\t0\nflags:\t02\nmnt_id:\t31\n").unwrap();
+        let opened = DescriptorInfo::parse("pos:\t0\nflags:\t02\nmnt_id:\t31\n").unwrap();
         assert_eq!((opened.is_nonblocking, opened.inode), (false, None));
-        assert_eq!(Opened::parse("pos:\t0\n"), None);
+        assert_eq!(DescriptorInfo::parse("pos:\t0\n"), None);
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::diagnosis::{Diagnosis, Listening};
 use super::listeners;
 use super::listing::{Unlisted, listed};
-use super::sockets::{self, Internet, State};
+use super::sockets::{self, Internet, TcpState};
 use crate::gap::Gap;
 
 /// Descriptors of the process that are looked at: `RLIMIT_NOFILE` is rarely set beyond.
@@ -16,13 +16,13 @@ const MAX_QUEUES: usize = 16;
 
 /// Connections that wait at one listening socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Queue {
+pub struct AcceptQueue {
     pub address: String,
     pub waiting: u64,
 }
 
 /// The queues that are not empty now, and what of them could not be had.
-pub fn waiting(pid: u32) -> (Vec<Queue>, Option<Gap>) {
+pub fn waiting(pid: u32) -> (Vec<AcceptQueue>, Option<Gap>) {
     let network = Diagnosis::of(pid);
     let ask = |what: fn(&Diagnosis) -> Result<Vec<Listening>, String>| match &network {
         Ok(network) => what(network),
@@ -39,7 +39,8 @@ pub fn waiting(pid: u32) -> (Vec<Queue>, Option<Gap>) {
         Err(why) => return (Vec::new(), Some(Gap::new("connections that wait", why))),
     };
     queued.retain(|socket| own.contains(&socket.inode));
-    let queue = |socket: Listening| Queue { address: socket.address, waiting: socket.waiting };
+    let queue =
+        |socket: Listening| AcceptQueue { address: socket.address, waiting: socket.waiting };
     let queues = queued.into_iter().take(MAX_QUEUES).map(queue).collect();
     let missing = missing.filter(|_| has_unix_listener(pid, &own));
     (queues, missing.map(|why| Gap::new("connections that wait at unix sockets", why)))
@@ -50,7 +51,7 @@ fn in_tables(pid: u32) -> Vec<Listening> {
     // Of a listening socket, the bytes to read are connections to accept (`sk_ack_backlog`).
     let listening = |socket: Internet| {
         let Internet { local: address, waiting, inode, state, .. } = socket;
-        let inode = inode.parse().ok().filter(|_| state == State::LISTEN)?;
+        let inode = inode.parse().ok().filter(|_| state == TcpState::LISTEN)?;
         Some(Listening { inode, address, waiting })
     };
     let tables = ["tcp", "tcp6"].iter().filter_map(|name| sockets::table(pid, name));
@@ -76,7 +77,7 @@ mod tests {
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 
-    use super::{Queue, waiting};
+    use super::{AcceptQueue, waiting};
 
     /// Connections that nobody accepts are counted at the address that they came to, until somebody does.
     #[test]
@@ -103,7 +104,7 @@ mod tests {
         let listener = UnixListener::bind_addr(&there).unwrap();
         let count = || {
             let (queues, gap) = waiting(std::process::id());
-            let is_it = |queue: &Queue| queue.address == format!("unix @{name}");
+            let is_it = |queue: &AcceptQueue| queue.address == format!("unix @{name}");
             (queues.into_iter().find(is_it).map(|it| it.waiting), gap)
         };
         let _clients: Vec<_> = (0..3).map(|_| UnixStream::connect_addr(&there).unwrap()).collect();

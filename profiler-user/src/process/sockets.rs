@@ -15,7 +15,7 @@ pub struct Internet {
     /// `None` without a peer.
     pub peer: Option<String>,
     /// TCP's; of UDP only whether it is connected.
-    pub state: State,
+    pub state: TcpState,
     /// Bytes to read; of a listening socket, connections to accept.
     pub waiting: u64,
     pub inode: String,
@@ -23,9 +23,9 @@ pub struct Internet {
 
 /// States of a TCP connection (include/net/tcp_states.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct State(u8);
+pub struct TcpState(u8);
 
-impl State {
+impl TcpState {
     pub const fn new(number: u8) -> Self {
         Self(number)
     }
@@ -78,7 +78,7 @@ fn line(text: &str) -> Option<Internet> {
     let mut fields = text.split_whitespace().skip(1);
     let local = address(fields.next()?)?;
     let peer = address(fields.next()?)?;
-    let state = State(u8::from_str_radix(fields.next()?, 16).ok()?);
+    let state = TcpState(u8::from_str_radix(fields.next()?, 16).ok()?);
     let (_, waiting) = fields.next()?.split_once(':')?;
     let waiting = u64::from_str_radix(waiting, 16).ok()?;
     // The timer, its time, retransmissions, the user and its timeout stand between.
@@ -117,7 +117,7 @@ pub fn unix<'a>(table: &'a str, inode: &str) -> Option<&'a str> {
 
 #[cfg(test)]
 mod tests {
-    use super::{State, address, by_inode, internet, unix};
+    use super::{TcpState, address, by_inode, internet, unix};
 
     /// Addresses come out as people write them, v4 in v6 as v4.
     #[test]
@@ -139,7 +139,7 @@ mod tests {
             1: 0100007F:C350 0100007F:1F91 02 00000000:00000000 00:00000000 00000000     0        0 12 1\n";
         let listening = by_inode(table, "11").unwrap();
         assert_eq!((listening.local.as_str(), listening.peer), ("127.0.0.1:80", None));
-        assert_eq!((listening.state, listening.waiting), (State::LISTEN, 99));
+        assert_eq!((listening.state, listening.waiting), (TcpState::LISTEN, 99));
         let connecting = by_inode(table, "12").unwrap();
         assert_eq!(connecting.peer.as_deref(), Some("127.0.0.1:8081"));
         assert_eq!(connecting.state.name(), Some("syn_sent"));
@@ -155,7 +155,10 @@ mod tests {
     /// Every state has its name, and nothing else has one.
     #[test]
     fn states() {
-        assert_eq!((State(1).name(), State::LISTEN.name()), (Some("established"), Some("listen")));
-        assert_eq!((State(0).name(), State(13).name()), (None, None));
+        assert_eq!(
+            (TcpState(1).name(), TcpState::LISTEN.name()),
+            (Some("established"), Some("listen"))
+        );
+        assert_eq!((TcpState(0).name(), TcpState(13).name()), (None, None));
     }
 }

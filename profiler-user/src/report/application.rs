@@ -34,7 +34,7 @@ const LOOPS: [(&str, &[&str]); 6] = [
 
 /// Tells whose code the frames of one process are.
 #[derive(Debug, Clone, Copy)]
-pub struct Owner<'a> {
+pub struct CodeOwner<'a> {
     /// The main executable; `None` where it is unknown, or an interpreter: then no native frame is
     /// the application's.
     program: Option<&'a str>,
@@ -43,7 +43,7 @@ pub struct Owner<'a> {
     is_unread: bool,
 }
 
-impl<'a> Owner<'a> {
+impl<'a> CodeOwner<'a> {
     pub fn new(process: &'a ProcessFacts) -> Self {
         let exe = process.exe.as_deref().map(|path| path.trim_end_matches(" (deleted)"));
         let (program, interpreter) = if exe.is_some_and(|path| interpreter(path).is_some()) {
@@ -227,7 +227,7 @@ fn is_loop(frame: &Frame) -> bool {
 #[cfg(test)]
 mod tests {
     use super::Origin::{Application, Library, Plumbing};
-    use super::{Owner, inside_callback, is_of_python};
+    use super::{CodeOwner, inside_callback, is_of_python};
     use crate::frame::Frame;
     use crate::report::facts::{Libc, ProcessFacts};
     use crate::report::sample::{javascript, native, python};
@@ -256,7 +256,7 @@ mod tests {
             ("f", Library),
         ];
         for (file, expected) in table {
-            assert_eq!(Owner::new(&process).of(&python("f", file, 1)), expected, "{file}");
+            assert_eq!(CodeOwner::new(&process).of(&python("f", file, 1)), expected, "{file}");
         }
     }
 
@@ -285,10 +285,10 @@ mod tests {
             ("/usr/share/nodejs/ws/index.js", Library),
         ];
         for (file, expected) in table {
-            assert_eq!(Owner::new(&process).of(&javascript("f", file, 1)), expected, "{file}");
+            assert_eq!(CodeOwner::new(&process).of(&javascript("f", file, 1)), expected, "{file}");
         }
         let made_up = Frame { file: None, ..javascript("f", "", 1) };
-        assert_eq!(Owner::new(&process).of(&made_up), Library);
+        assert_eq!(CodeOwner::new(&process).of(&made_up), Library);
     }
 
     /// In node, all inside the outermost `uv_run` is the callback's: `execSync` has one of its own.
@@ -308,7 +308,7 @@ mod tests {
     #[test]
     fn launchers() {
         let process = process("/usr/bin/python3.11");
-        let origin = |function, file| Owner::new(&process).of(&python(function, file, 8));
+        let origin = |function, file| CodeOwner::new(&process).of(&python(function, file, 8));
         assert_eq!(origin("<module>", "/venv/bin/uvicorn"), Library);
         assert_eq!(origin("<module>", "/srv/bin/serve.py"), Application);
         assert_eq!(origin("handle", "/srv/bin/serve"), Application);
@@ -340,7 +340,7 @@ mod tests {
         ];
         for (exe, function, module, expected) in table {
             let process = process(exe);
-            let origin = Owner::new(&process).of(&native(function, module));
+            let origin = CodeOwner::new(&process).of(&native(function, module));
             assert_eq!(origin, expected, "{function} in {module} of {exe}");
         }
     }
@@ -349,7 +349,7 @@ mod tests {
     #[test]
     fn unknown_executable() {
         let process = ProcessFacts::default();
-        assert_eq!(Owner::new(&process).of(&native("main", "/srv/server")), Library);
+        assert_eq!(CodeOwner::new(&process).of(&native("main", "/srv/server")), Library);
     }
 
     /// A program that is linked with its C library has that one's functions in its own file: they are
@@ -369,10 +369,10 @@ mod tests {
             (true, native("nanosleep", "/srv/lib/plugin.so"), Library),
         ] {
             let linked = ProcessFacts { libc: Libc::Linked { has_lines }, ..process(EXE) };
-            assert_eq!(Owner::new(&linked).of(&frame), expected, "{frame:?}");
+            assert_eq!(CodeOwner::new(&linked).of(&frame), expected, "{frame:?}");
         }
         let shared = process(EXE);
-        assert_eq!(Owner::new(&shared).of(&native("poll", EXE)), Application);
+        assert_eq!(CodeOwner::new(&shared).of(&native("poll", EXE)), Application);
     }
 
     /// Crates compiled into a Rust program are libraries by their source.
@@ -380,7 +380,7 @@ mod tests {
     fn crates_by_source() {
         let process = process("/srv/server");
         let mut frame = native("serde_json::de::from_str", "/srv/server");
-        assert_eq!(Owner::new(&process).of(&frame), Application);
+        assert_eq!(CodeOwner::new(&process).of(&frame), Application);
         for file in [
             "/home/dev/.cargo/registry/src/index/serde_json-1.0/src/de.rs",
             "/usr/local/cargo/registry/src/index/serde_json-1.0/src/de.rs",
@@ -389,10 +389,10 @@ mod tests {
             "/home/dev/.rustup/toolchains/1.95/lib/rustlib/src/rust/library/core/src/str/mod.rs",
         ] {
             frame.file = Some(file.into());
-            assert_eq!(Owner::new(&process).of(&frame), Library, "{file}");
+            assert_eq!(CodeOwner::new(&process).of(&frame), Library, "{file}");
         }
         frame.file = Some("/srv/cargo/src/main.rs".into());
-        assert_eq!(Owner::new(&process).of(&frame), Application);
+        assert_eq!(CodeOwner::new(&process).of(&frame), Application);
     }
 
     /// What called the loop is outside, in each of asyncio's ways to be called.

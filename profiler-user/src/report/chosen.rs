@@ -1,10 +1,10 @@
 //! The parts of a stall to the lines that stand for them, and of these to the one to look at first.
 
-use super::application::Owner;
-use super::cause::verdict::Verdict;
+use super::application::CodeOwner;
+use super::cause::verdict::Conclusion;
 use super::culprit;
 use super::portion::Portion;
-use super::schema::stall::{Component, Culprit};
+use super::schema::stall::{Culprit, ReportedComponent};
 use crate::turn::Sampled;
 
 /// A part that is not the longest has a culprit of its own from this fraction of the threshold on. Of the
@@ -22,8 +22,8 @@ pub struct Chosen {
 /// Gives each part its line, and chooses: the line of the longest part that has one, be it the cause or
 /// another that lasted long enough.
 pub fn choose(
-    verdict: &mut Verdict<'_>,
-    owner: &Owner<'_>,
+    verdict: &mut Conclusion<'_>,
+    owner: &CodeOwner<'_>,
     loop_tid: u32,
     threshold_ns: u64,
 ) -> Option<Chosen> {
@@ -38,7 +38,7 @@ pub fn choose(
         return Some(Chosen { culprit, is_of_cause: true });
     }
     // Longest first.
-    let lasted = |part: &&Component| part.time_ns >= threshold_ns / THRESHOLD_FRACTION;
+    let lasted = |part: &&ReportedComponent| part.time_ns >= threshold_ns / THRESHOLD_FRACTION;
     let lasted = verdict.cause.also.iter().filter(lasted);
     let culprit = lasted.filter_map(|part| part.culprit.clone()).next()?;
     Some(Chosen { culprit, is_of_cause: false })

@@ -1,6 +1,6 @@
 //! The stacks that carry a cause to the one frame to look at first.
 
-use super::application::{Origin, Owner, inside_callback};
+use super::application::{CodeOwner, Origin, inside_callback};
 use super::foreign::is_waiter;
 use super::portion::Portion;
 use super::schema::stall::Culprit;
@@ -12,7 +12,7 @@ use crate::unwind::merge::is_eval;
 /// named; of these the one for which most time was seen. A stack that was cut off counts with one that
 /// begins like it and is whole. `None` where no frame has a name, or where for most of the time only
 /// plumbing is to be seen, below callers that are missing.
-pub fn find(evidence: &[&Sampled], owner: &Owner<'_>, portion: Portion) -> Option<Culprit> {
+pub fn find(evidence: &[&Sampled], owner: &CodeOwner<'_>, portion: Portion) -> Option<Culprit> {
     let mut weighed: Vec<(&Frame, u64)> = Vec::new();
     let mut unknown_ns: u64 = 0;
     for sampled in evidence {
@@ -47,7 +47,7 @@ pub fn find(evidence: &[&Sampled], owner: &Owner<'_>, portion: Portion) -> Optio
 /// Whether the frame to look at first rests on stacks that may be wrong there: on native frames that
 /// were searched for, or on a stack that is cut before the application's. An interpreter's frames are its
 /// own word.
-pub fn is_unsure(evidence: &[&Sampled], owner: &Owner<'_>) -> bool {
+pub fn is_unsure(evidence: &[&Sampled], owner: &CodeOwner<'_>) -> bool {
     let mut unsure_ns: u64 = 0;
     let mut sure_ns: u64 = 0;
     for sampled in evidence {
@@ -74,7 +74,7 @@ const CALLERS: usize = 3;
 pub fn callers<'a>(
     culprit: &Culprit,
     evidence: &[&'a Sampled],
-    owner: &Owner<'_>,
+    owner: &CodeOwner<'_>,
 ) -> Vec<&'a Frame> {
     let Some(seen) = evidence.iter().find(|sampled| is_in(culprit, sampled, owner)) else {
         return Vec::new();
@@ -99,7 +99,7 @@ pub fn callers<'a>(
 }
 
 /// Whether this is the frame that a stack has to look at first, or another line of its function.
-pub fn is_in(culprit: &Culprit, sampled: &Sampled, owner: &Owner<'_>) -> bool {
+pub fn is_in(culprit: &Culprit, sampled: &Sampled, owner: &CodeOwner<'_>) -> bool {
     of_stack(&sampled.stack.frames, owner).is_some_and(|frame| {
         frame.function.as_deref() == culprit.function.as_deref()
             && frame.file.as_deref() == culprit.file.as_deref()
@@ -134,7 +134,7 @@ fn is_same_function(one: &Frame, other: &Frame) -> bool {
 
 /// The innermost frame of the application inside the loop's callback, where it has no name: the reason
 /// why nobody can be blamed.
-pub fn nameless<'a>(evidence: &[&'a Sampled], owner: &Owner<'_>) -> Option<&'a Frame> {
+pub fn nameless<'a>(evidence: &[&'a Sampled], owner: &CodeOwner<'_>) -> Option<&'a Frame> {
     let mut frames = evidence.iter().filter_map(|sampled| {
         let frames = &sampled.stack.frames;
         let inside = frames.get(..inside_callback(frames))?;
@@ -157,13 +157,13 @@ pub fn hides_python(evidence: &[&Sampled]) -> bool {
 }
 
 /// Whether a frame's name says no more than the system call does.
-fn says_only_call(frame: &Frame, owner: &Owner<'_>) -> bool {
+fn says_only_call(frame: &Frame, owner: &CodeOwner<'_>) -> bool {
     let is_of_kernel = frame.module.as_deref().is_some_and(|module| module.starts_with('['));
     owner.is_of_system(frame) || is_waiter(frame) || is_of_kernel
 }
 
 /// A stack's innermost named frame: of the application, else of a library that it called, else any.
-fn of_stack<'a>(frames: &'a [Frame], owner: &Owner<'_>) -> Option<&'a Frame> {
+fn of_stack<'a>(frames: &'a [Frame], owner: &CodeOwner<'_>) -> Option<&'a Frame> {
     let inside = frames.get(..inside_callback(frames)).unwrap_or_default();
     let innermost = |frames: &'a [Frame], origin| {
         frames.iter().find(|frame| frame.function.is_some() && owner.of(frame) == origin)
@@ -193,7 +193,7 @@ mod tests {
     use super::{find, hides_python, is_unsure, nameless};
     use crate::frame::Frame;
     use crate::gap::Gap;
-    use crate::report::application::Owner;
+    use crate::report::application::CodeOwner;
     use crate::report::facts::ProcessFacts;
     use crate::report::portion::Portion;
     use crate::report::sample::{javascript, native, on_cpu, python};
@@ -208,7 +208,7 @@ mod tests {
         let process = ProcessFacts { exe: Some(exe.to_owned()), ..ProcessFacts::default() };
         let evidence: Vec<&Sampled> = stacks.iter().collect();
         let portion = Portion::of(&evidence, 42, 9, true);
-        let culprit = find(&evidence, &Owner::new(&process), portion)?;
+        let culprit = find(&evidence, &CodeOwner::new(&process), portion)?;
         let Culprit { thread, time_ns, part, .. } = culprit;
         assert_eq!((thread, time_ns, part), (42, 9, PartOfStall::Running));
         Some((culprit.function?, culprit.line))
@@ -253,7 +253,7 @@ mod tests {
         ];
         let process =
             ProcessFacts { exe: Some("/usr/bin/python3.11".to_owned()), ..ProcessFacts::default() };
-        let owner = Owner::new(&process);
+        let owner = CodeOwner::new(&process);
         let sampled = on_cpu(frames, 10);
         let evidence = [&sampled];
         let culprit = find(&evidence, &owner, Portion::of(&evidence, 42, 9, true)).unwrap();
@@ -313,7 +313,7 @@ mod tests {
         let frames = [vec![native("write", LIBC)], frames].concat();
         assert_eq!(of_frames(REDIS, frames.clone()), None);
         let process = ProcessFacts { exe: Some(REDIS.to_owned()), ..ProcessFacts::default() };
-        let owner = Owner::new(&process);
+        let owner = CodeOwner::new(&process);
         assert_eq!(nameless(&[&on_cpu(frames.clone(), 1)], &owner), Some(&unnamed));
         let frames = [vec![native("pcre2_match_8", regex)], frames].concat();
         assert_eq!(of_frames(REDIS, frames).as_deref(), Some("pcre2_match_8"));
@@ -365,7 +365,7 @@ mod tests {
             ]
         };
         let process = ProcessFacts { exe: Some(REDIS.to_owned()), ..ProcessFacts::default() };
-        let owner = Owner::new(&process);
+        let owner = CodeOwner::new(&process);
         let unsure = |frames, searched_from, truncated: Option<&str>| {
             let mut sampled = on_cpu(frames, 10);
             sampled.stack.searched_from = searched_from;
@@ -401,7 +401,7 @@ mod tests {
             let unread = unread.clone();
             let process =
                 ProcessFacts { exe: Some(exe.to_owned()), unread, ..ProcessFacts::default() };
-            find(&[&on_cpu(frames, 10)], &Owner::new(&process), Portion::of(&[], 42, 0, true))?
+            find(&[&on_cpu(frames, 10)], &CodeOwner::new(&process), Portion::of(&[], 42, 0, true))?
                 .function
         };
         assert_eq!(blamed(exe, frames()), None);

@@ -5,7 +5,8 @@ use super::facts::{ProcessFacts, ThreadFacts};
 use super::qualified::Qualified;
 use super::schema::session::{EndReason, Totals};
 use super::schema::stall::{
-    Activity, Cause, CauseKind, Component, Culprit, Language, Pause, Stall, Waits,
+    Cause, CauseKind, Culprit, Pause, ReportedActivity, ReportedComponent, ReportedLanguage,
+    ReportedStall, ReportedWaits,
 };
 use super::units::{milliseconds, short_milliseconds};
 use crate::process::executables::basename;
@@ -20,7 +21,7 @@ pub fn stall(
     process: &ProcessFacts,
     subject: &str,
     moment: Moment,
-    stall: &Stall,
+    stall: &ReportedStall,
     cause: &Cause,
     chosen: Option<&Chosen>,
     unread: Option<&str>,
@@ -65,14 +66,14 @@ pub fn subject(process: &ProcessFacts, thread: &ThreadFacts) -> String {
 
 /// `, in 1000 waits of 0.3 ms`: a hundred queries for one page are another fault than a slow one. A wait for
 /// the interpreter's lock is cut into slices of 5 ms, and locks are tried again and again.
-fn waits(kind: &CauseKind, waits: Option<Waits>) -> String {
+fn waits(kind: &CauseKind, waits: Option<ReportedWaits>) -> String {
     let is_call = match kind {
         CauseKind::Syscall { call, .. } => call.purpose.is_none(),
         CauseKind::Sleep { purpose, .. } => purpose.is_none(),
         CauseKind::Disk { .. } => true,
         _ => false,
     };
-    let Some(Waits { count, mean_ns, is_estimate }) = waits.filter(|_| is_call) else {
+    let Some(ReportedWaits { count, mean_ns, is_estimate }) = waits.filter(|_| is_call) else {
         return String::new();
     };
     let about = if is_estimate { "about " } else { "" };
@@ -80,7 +81,7 @@ fn waits(kind: &CauseKind, waits: Option<Waits>) -> String {
 }
 
 /// `; 99 connections and 12 events had to wait`. A single event is why most turns begin.
-fn victims(stall: &Stall) -> String {
+fn victims(stall: &ReportedStall) -> String {
     let connections = stall.waiting_connections.iter().map(|queue| queue.waiting).sum();
     let events = stall.ready_events.filter(|events| *events > 1).unwrap_or(0);
     let counted = |count: u64, what: &str| match count {
@@ -111,7 +112,7 @@ fn is_in_summary(cause: &Cause, culprit: &Culprit) -> bool {
 /// A line that allocates sets off a collection; what there is to collect, all of the program has made.
 fn at(cause: &Cause) -> &'static str {
     match cause.kind {
-        CauseKind::Cpu { activity: Some(Activity::GarbageCollection), .. } => "set off at",
+        CauseKind::Cpu { activity: Some(ReportedActivity::GarbageCollection), .. } => "set off at",
         // Of what has the lock of all, the sentence says that it collects; of another pause, who set it off.
         CauseKind::Gil { .. }
             if cause.kind.stop_the_world().is_some_and(|it| it.pause != Pause::Gvl) =>
@@ -126,11 +127,11 @@ fn at(cause: &Cause) -> &'static str {
 /// `300 ms of it ` and `; also 120 ms on the CPU at parse (app.py:17)`.
 fn mixture(cause: &Cause, culprit: Option<&Culprit>) -> (String, String) {
     // A part whose line is the culprit is said however small it is.
-    let is_said = |part: &&Component| {
+    let is_said = |part: &&ReportedComponent| {
         let is_of_culprit = culprit.is_some() && part.culprit.as_ref() == culprit;
         is_of_culprit || part.time_ns >= cause.time_ns / SAID_FRACTION
     };
-    let of = |part: &Component| {
+    let of = |part: &ReportedComponent| {
         let place = part.culprit.as_ref().map(place).map(|place| format!(" at {place}"));
         let place = place.unwrap_or_default();
         let waits = waits(&part.kind, part.waits);
@@ -188,7 +189,7 @@ pub fn name(process: &ProcessFacts) -> String {
 pub fn place(culprit: &Culprit) -> String {
     let function = culprit.function.as_deref().unwrap_or("unnamed code");
     let function = match culprit.language {
-        Language::Native => Qualified::of(function).bare,
+        ReportedLanguage::Native => Qualified::of(function).bare,
         _ => function,
     };
     let file = culprit.file.as_deref().map(basename);
@@ -205,12 +206,12 @@ pub fn place(culprit: &Culprit) -> String {
 mod tests {
     use super::{EndReason, Totals, is_in_summary, place, session_end, subject};
     use crate::gap::Gap;
-    use crate::process::queues::Queue;
+    use crate::process::queues::AcceptQueue;
     use crate::report::facts::ThreadFacts;
     use crate::report::group::Tally;
     use crate::report::schema::stall::PartOfStall::Running;
     use crate::report::schema::stall::{
-        Callback, Cause, CauseKind, Confidence, Culprit, Language, PartOfStall, StallLine,
+        Callback, Cause, CauseKind, Confidence, Culprit, PartOfStall, ReportedLanguage, StallLine,
     };
     use crate::report::{Report, sample};
     use crate::turn::{End, Moment, Sampled, Stall};
@@ -356,7 +357,7 @@ mod tests {
     fn who_had_to_wait() {
         let told = |ready_events, waiting: &[u64]| {
             let address = "0.0.0.0:80".to_owned();
-            let queue = |waiting: &u64| Queue { address: address.clone(), waiting: *waiting };
+            let queue = |waiting: &u64| AcceptQueue { address: address.clone(), waiting: *waiting };
             let queues = waiting.iter().map(queue).collect();
             let stall = Stall { ready_events, queues, ..sample::stall() };
             let message = message(Moment::End, &stall);
@@ -416,7 +417,7 @@ mod tests {
             file: name("/srv/app.py"),
             line: Some(7),
             module: None,
-            language: Language::Python,
+            language: ReportedLanguage::Python,
             thread: 1,
             time_ns: 9,
             part: PartOfStall::Running,
@@ -444,7 +445,7 @@ mod tests {
             file: file.map(str::to_owned),
             line,
             module: module.map(str::to_owned),
-            language: Language::Native,
+            language: ReportedLanguage::Native,
             thread: 1,
             time_ns: 9,
             part: PartOfStall::Running,

@@ -33,25 +33,28 @@ use std::collections::BTreeMap;
 
 use profiler_ebpf::turn::START_UNKNOWN;
 
-use self::application::{Origin, Owner};
-use self::cause::verdict::Verdict;
+use self::application::{CodeOwner, Origin};
+use self::cause::verdict::Conclusion;
 use self::chosen::Chosen;
 use self::facts::{Context, ProcessFacts, RuntimeFacts, SessionFacts, ThreadFacts};
 use self::group::Tally;
 use self::portion::Portion;
 use self::printable::{cut, printable};
 pub use self::schema::Report;
-use self::schema::line::{Common, Process, Runtime, SchemaVersion, Severity};
-use self::schema::session::{Configuration, EndReason, Probe, SessionEnd, SessionStart, WaitHooks};
+use self::schema::line::{Common, ReportedProcess, ReportedRuntime, SchemaVersion, Severity};
+use self::schema::session::{
+    Configuration, EndReason, ReportedHook, ReportedWaitHooks, SessionEnd, SessionStart,
+};
 use self::schema::stall::{
-    Away, CauseKind, Confidence, Culprit, Frame, Language, LoopThread, Role, Stack, Stall,
-    StallLine, State, Switches, Thread, WaitingConnections,
+    CauseKind, Confidence, Culprit, LoopThread, ReportedAway, ReportedFrame, ReportedLanguage,
+    ReportedStack, ReportedStall, ReportedState, Role, StallLine, Switches, Thread,
+    WaitingConnections,
 };
 use self::units::hexadecimal;
 use crate::clock::rfc3339;
 use crate::frame;
 use crate::gap::Gap;
-use crate::process::queues::Queue;
+use crate::process::queues::AcceptQueue;
 use crate::turn::{self, End, Moment, Sampled, Stall as SeenStall, ThreadState};
 
 /// Bytes of the target's command line that each line repeats: enough to know it by.
@@ -64,8 +67,8 @@ pub struct Start {
     pub version: String,
     /// The kernel's release.
     pub kernel: String,
-    pub wait_hooks: WaitHooks,
-    pub probes: Vec<Probe>,
+    pub wait_hooks: ReportedWaitHooks,
+    pub probes: Vec<ReportedHook>,
     pub configuration: Configuration,
     /// What was missing as we attached.
     pub gaps: Vec<Gap>,
@@ -105,7 +108,7 @@ impl Report {
             common: common(session, now_ns, Severity::Info, message),
             version,
             kernel,
-            runtime: session.runtime.as_ref().map(Runtime::from),
+            runtime: session.runtime.as_ref().map(ReportedRuntime::from),
             wait_hooks,
             probes,
             configuration,
@@ -141,7 +144,7 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
     gaps.extend(seen.stacks.iter().flat_map(|sampled| sampled.stack.gaps.iter().cloned()));
     gaps.extend(left_out(&seen.stacks));
 
-    let owner = Owner::new(&session.process);
+    let owner = CodeOwner::new(&session.process);
     let mut stall = stall_facts(moment, seen, context, &owner, &mut gaps);
     let mut verdict = cause::judge(seen, context.descriptors);
     cause::chain::attach(&mut verdict, seen, &owner);
@@ -182,7 +185,7 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
     StallLine {
         common: common(session, context.now_ns, severity, message),
         thread: LoopThread::from(context.thread),
-        runtime: session.runtime.as_ref().map(Runtime::from),
+        runtime: session.runtime.as_ref().map(ReportedRuntime::from),
         cause: verdict.cause,
         culprit,
         task,
@@ -195,9 +198,9 @@ fn stall_line(moment: Moment, seen: &SeenStall, context: &Context<'_>) -> StallL
 }
 
 fn signature(
-    verdict: &Verdict<'_>,
+    verdict: &Conclusion<'_>,
     culprit: Option<&Culprit>,
-    owner: &Owner<'_>,
+    owner: &CodeOwner<'_>,
     process: &ProcessFacts,
 ) -> String {
     let also = verdict.also.iter().flat_map(|(evidence, _)| evidence);
@@ -227,9 +230,9 @@ fn left_out(stacks: &[Sampled]) -> Option<Gap> {
 
 /// Why there is no culprit; where there is one of another part than the cause, why that has none.
 fn missing_culprit(
-    verdict: &Verdict<'_>,
+    verdict: &Conclusion<'_>,
     chosen: Option<&Chosen>,
-    owner: &Owner<'_>,
+    owner: &CodeOwner<'_>,
 ) -> Option<Gap> {
     let what = match chosen {
         Some(chosen) if chosen.is_of_cause => return None,
@@ -251,7 +254,7 @@ fn missing_culprit(
 }
 
 /// Why none of these stacks has a line to look at.
-fn no_line(evidence: &[&Sampled], owner: &Owner<'_>) -> String {
+fn no_line(evidence: &[&Sampled], owner: &CodeOwner<'_>) -> String {
     if let Some(frame::Frame { module: Some(module), module_offset: Some(offset), .. }) =
         culprit::nameless(evidence, owner)
     {
@@ -269,9 +272,9 @@ fn stall_facts(
     moment: Moment,
     seen: &SeenStall,
     context: &Context<'_>,
-    owner: &Owner<'_>,
+    owner: &CodeOwner<'_>,
     gaps: &mut Vec<Gap>,
-) -> Stall {
+) -> ReportedStall {
     let turn = &seen.turn;
     let start_known = turn.flags & START_UNKNOWN == 0;
     if !start_known {
@@ -292,11 +295,11 @@ fn stall_facts(
         }
         End::NotYet | End::Seen => {}
     }
-    if seen.around.stolen.is_none() {
+    if seen.environment.stolen.is_none() {
         gaps.push(Gap::new("steal_ns", "/proc/stat was not read before the stall"));
     }
     let session = context.session;
-    Stall {
+    ReportedStall {
         id: format!("{}-{}-{}", session.id, seen.tid, turn.start_ns),
         signature: String::new(),
         started_at: session.anchor.timestamp(turn.start_ns),
@@ -308,16 +311,16 @@ fn stall_facts(
         time: account::time(seen, gaps),
         switches: Switches { voluntary: turn.voluntary, preempted: turn.preempted },
         ready_events: seen.ready_events,
-        steal_ns: seen.around.stolen.map(|stolen| stolen.at_most_ns.min(turn.booked_ns())),
+        steal_ns: seen.environment.stolen.map(|stolen| stolen.at_most_ns.min(turn.booked_ns())),
         away: seen.away.iter().map(|away| self::away(away, owner)).collect(),
         waiting_connections: seen.queues.iter().map(WaitingConnections::from).collect(),
     }
 }
 
-fn away(seen: &turn::Away, owner: &Owner<'_>) -> Away {
+fn away(seen: &turn::Away, owner: &CodeOwner<'_>) -> ReportedAway {
     let stacks: Vec<&Sampled> = seen.stacks.iter().collect();
     let portion = Portion::of_away(seen.tid, seen.time_ns, seen.state);
-    Away {
+    ReportedAway {
         thread: Thread { tid: seen.tid, name: seen.name.clone() },
         state: seen.state.into(),
         time_ns: seen.time_ns,
@@ -327,7 +330,7 @@ fn away(seen: &turn::Away, owner: &Owner<'_>) -> Away {
 
 /// The loop's own stacks, then those of whoever held what it waited for or ended the wait, and all
 /// the others.
-fn stacks(seen: &SeenStall, context: &Context<'_>, owner: &Owner<'_>) -> Vec<Stack> {
+fn stacks(seen: &SeenStall, context: &Context<'_>, owner: &CodeOwner<'_>) -> Vec<ReportedStack> {
     let own = Thread { tid: context.thread.tid, name: context.thread.name.clone() };
     let own = seen.stacks.iter().map(|sampled| stack(sampled, own.clone(), Role::Loop, owner));
     let holders = seen.holders.iter().map(|holder| {
@@ -345,11 +348,11 @@ fn stacks(seen: &SeenStall, context: &Context<'_>, owner: &Owner<'_>) -> Vec<Sta
     own.chain(holders).chain(wakers).chain(others).collect()
 }
 
-fn stack(sampled: &Sampled, thread: Thread, role: Role, owner: &Owner<'_>) -> Stack {
-    let named = |frames: &[frame::Frame]| -> Vec<Frame> {
+fn stack(sampled: &Sampled, thread: Thread, role: Role, owner: &CodeOwner<'_>) -> ReportedStack {
+    let named = |frames: &[frame::Frame]| -> Vec<ReportedFrame> {
         frames.iter().map(|seen| frame(seen, owner)).collect()
     };
-    Stack {
+    ReportedStack {
         thread,
         role,
         state: sampled.state.into(),
@@ -362,8 +365,8 @@ fn stack(sampled: &Sampled, thread: Thread, role: Role, owner: &Owner<'_>) -> St
     }
 }
 
-fn frame(seen: &frame::Frame, owner: &Owner<'_>) -> Frame {
-    Frame {
+fn frame(seen: &frame::Frame, owner: &CodeOwner<'_>) -> ReportedFrame {
+    ReportedFrame {
         function: seen.function.as_deref().map(str::to_owned),
         file: seen.file.as_deref().map(str::to_owned),
         line: seen.line,
@@ -390,7 +393,7 @@ impl From<&ThreadFacts> for LoopThread {
     }
 }
 
-impl From<ThreadState> for State {
+impl From<ThreadState> for ReportedState {
     fn from(state: ThreadState) -> Self {
         match state {
             ThreadState::RunningUser | ThreadState::RunningKernel => Self::Running,
@@ -401,13 +404,13 @@ impl From<ThreadState> for State {
     }
 }
 
-impl From<&Queue> for WaitingConnections {
-    fn from(queue: &Queue) -> Self {
+impl From<&AcceptQueue> for WaitingConnections {
+    fn from(queue: &AcceptQueue) -> Self {
         Self { address: queue.address.clone(), waiting: queue.waiting }
     }
 }
 
-impl From<frame::Language> for Language {
+impl From<frame::Language> for ReportedLanguage {
     fn from(language: frame::Language) -> Self {
         match language {
             frame::Language::Python => Self::Python,
@@ -418,7 +421,7 @@ impl From<frame::Language> for Language {
     }
 }
 
-impl From<&RuntimeFacts> for Runtime {
+impl From<&RuntimeFacts> for ReportedRuntime {
     fn from(facts: &RuntimeFacts) -> Self {
         Self { name: facts.name.clone(), version: facts.version.clone() }
     }
@@ -443,8 +446,8 @@ fn common(session: &SessionFacts, now_ns: u64, severity: Severity, message: Stri
     }
 }
 
-fn process(facts: &ProcessFacts) -> Process {
-    Process {
+fn process(facts: &ProcessFacts) -> ReportedProcess {
+    ReportedProcess {
         pid: facts.pid,
         pid_in_container: facts.pid_in_container,
         name: facts.name.clone(),

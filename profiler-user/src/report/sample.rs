@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use profiler_ebpf::histogram::Histogram;
-use profiler_ebpf::reading::Accepts;
+use profiler_ebpf::loop_counters::Accepts;
 use profiler_ebpf::record::Registers;
 use profiler_ebpf::turn::{Turn, wait};
 use zerocopy::FromZeros;
@@ -11,17 +11,19 @@ use zerocopy::FromZeros;
 use super::advice::Peers;
 use super::facts::{Context, Libc, ProcessFacts, RuntimeFacts, SessionFacts, ThreadFacts};
 use super::group::Tally;
-use super::schema::session::{Configuration, EndReason, Probe, Stacks, WaitHooks};
+use super::schema::session::{
+    Configuration, EndReason, ReportedHook, ReportedWaitHooks, StackCounts,
+};
 use super::stats::{Measured, StatsContext};
 use super::{Finish, Report, Start};
-use crate::around::{Cpus, Growth, Surroundings};
-use crate::call::{Call, Descriptor, Kind, Party, Timeout};
+use crate::call::{Call, Descriptor, Kind, Peer, Timeout};
 use crate::clock::WallAnchor;
+use crate::environment::{Cpus, Environment, Growth};
 use crate::frame::{Counts, Frame, Language, Stack};
 use crate::gap::Gap;
 use crate::interval::{Acceptor, LoopInterval, TimeInTurns};
+use crate::turn::contention::Contention;
 use crate::turn::futex::FutexWaits;
-use crate::turn::instead::Instead;
 use crate::turn::{Awaited, Calls, Company, End, Moment, Sampled, Stall, StandsFor, ThreadState};
 
 const LIBC: &str = "/usr/lib/x86_64-linux-gnu/libc.so.6";
@@ -94,7 +96,7 @@ pub fn in_short_waits(syscall: i64, args: [u64; 6], waits: u64) -> Sampled {
     Sampled { waits: stands_for, ..blocked_in(syscall, args, time_ns) }
 }
 
-/// A payment service that waits five seconds for a slow neighbour.
+/// A payment service that waits five seconds for a slow peer.
 pub fn stall() -> Stall {
     let lib = "/usr/lib/python3.11";
     let receiving = Sampled {
@@ -148,10 +150,10 @@ pub fn stall() -> Stall {
         futexes: FutexWaits::default(),
         company: Company::default(),
         wakers: Vec::new(),
-        instead: Instead::default(),
+        contention: Contention::default(),
         others: Vec::new(),
         away: Vec::new(),
-        around: around(),
+        environment: environment(),
         ready_events: Some(17),
         queues: Vec::new(),
         gaps: Vec::new(),
@@ -159,15 +161,15 @@ pub fn stall() -> Stall {
 }
 
 /// A machine of two CPUs, without a hypervisor or a quota.
-fn around() -> Surroundings {
+fn environment() -> Environment {
     let cpus = Some(Cpus { list: "0-1".to_owned(), allowed: 2, online: 2 });
-    Surroundings { cpus, stolen: Some(Growth::default()), ..Surroundings::default() }
+    Environment { cpus, stolen: Some(Growth::default()), ..Environment::default() }
 }
 
 /// The same stall, whose call was looked at while it lasted.
 pub fn looked_at() -> Stall {
     let mut stall = stall();
-    let process = Party { pid: 77, name: Some("bank".to_owned()), command: None };
+    let process = Peer { pid: 77, name: Some("bank".to_owned()), command: None };
     let descriptor = Descriptor {
         local: Some("127.0.0.1:50000".to_owned()),
         peer: Some("127.0.0.1:8081".to_owned()),
@@ -262,7 +264,7 @@ pub fn report_of(session: &SessionFacts, moment: Moment, stall: &Stall) -> Repor
 
 /// The first line of a session, with a probe of each fate.
 pub fn session_start() -> Report {
-    let probe = |name: &str, hook: &str, attached, reason: Option<&str>| Probe {
+    let probe = |name: &str, hook: &str, attached, reason: Option<&str>| ReportedHook {
         name: name.to_owned(),
         hook: hook.to_owned(),
         attached,
@@ -274,7 +276,7 @@ pub fn session_start() -> Report {
         gaps: Vec::new(),
         version: "0.1.0".to_owned(),
         kernel: "6.1.0-49-amd64".to_owned(),
-        wait_hooks: WaitHooks::Mixed,
+        wait_hooks: ReportedWaitHooks::Mixed,
         probes: vec![
             probe("epoll_wait", "fentry", true, None),
             probe("poll", "tracepoint", true, Some(refused)),
@@ -287,7 +289,7 @@ pub fn session_start() -> Report {
             stats_interval_ns: None,
             sample_frequency_hz: 99,
             line_limit_bytes: Some(8000),
-            stacks: Stacks::App,
+            stacks: StackCounts::App,
         },
     };
     Report::session_start(&session(), 5_000_000_000, start)

@@ -6,7 +6,7 @@
 //! language, and its source file without folders, or of native code the module, which is there with and
 //! without debug information. Where there is no culprit, the program's file stands for it.
 
-use super::schema::stall::{CauseKind, Culprit, Language};
+use super::schema::stall::{CauseKind, Culprit, ReportedLanguage};
 use crate::frame::Frame;
 use crate::process::executables::basename;
 
@@ -39,14 +39,14 @@ pub fn of(
 
 /// A frame's language, place and function.
 fn names<'a>(
-    language: Language,
+    language: ReportedLanguage,
     function: Option<&'a str>,
     file: Option<&'a str>,
     module: Option<&'a str>,
 ) -> [&'a str; 3] {
     let place = match language {
-        Language::Native | Language::Kernel => module.or(file),
-        Language::Python | Language::JavaScript => file.or(module),
+        ReportedLanguage::Native | ReportedLanguage::Kernel => module.or(file),
+        ReportedLanguage::Python | ReportedLanguage::JavaScript => file.or(module),
     };
     let place = place.map(file_name).unwrap_or_default();
     [self::language(language), place, function.unwrap_or_default()]
@@ -61,12 +61,12 @@ fn file_name(path: &str) -> &str {
     basename(path.trim_end_matches(" (deleted)"))
 }
 
-fn language(language: Language) -> &'static str {
+fn language(language: ReportedLanguage) -> &'static str {
     match language {
-        Language::Python => "python",
-        Language::Native => "native",
-        Language::JavaScript => "javascript",
-        Language::Kernel => "kernel",
+        ReportedLanguage::Python => "python",
+        ReportedLanguage::Native => "native",
+        ReportedLanguage::JavaScript => "javascript",
+        ReportedLanguage::Kernel => "kernel",
     }
 }
 
@@ -75,7 +75,7 @@ mod tests {
     use super::of;
     use crate::frame::Frame;
     use crate::report::sample::python;
-    use crate::report::schema::stall::{CauseKind, Culprit, Language, PartOfStall};
+    use crate::report::schema::stall::{CauseKind, Culprit, PartOfStall, ReportedLanguage};
 
     fn culprit(function: &str, file: Option<&str>, module: Option<&str>) -> Culprit {
         Culprit {
@@ -83,7 +83,11 @@ mod tests {
             file: file.map(str::to_owned),
             line: Some(12),
             module: module.map(str::to_owned),
-            language: if module.is_some() { Language::Native } else { Language::Python },
+            language: if module.is_some() {
+                ReportedLanguage::Native
+            } else {
+                ReportedLanguage::Python
+            },
             thread: 4242,
             time_ns: 9,
             part: PartOfStall::Running,

@@ -111,7 +111,7 @@ fn ready_events(interval: &LoopInterval) -> ReadyEvents {
 
 fn accepts(acceptor: &Acceptor) -> Accepts {
     let Acceptor { pid, name, accepts } = acceptor;
-    let profiler_ebpf::reading::Accepts { accepted, would_block, failed } = *accepts;
+    let profiler_ebpf::loop_counters::Accepts { accepted, would_block, failed } = *accepts;
     Accepts { pid: *pid, name: name.clone(), accepted, would_block, failed }
 }
 
@@ -196,7 +196,7 @@ fn milliseconds(ns: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use profiler_ebpf::reading::Accepts;
+    use profiler_ebpf::loop_counters::Accepts;
     use profiler_ebpf::turn::wait;
     use serde_json::{Value, json};
 

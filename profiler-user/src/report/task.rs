@@ -1,9 +1,9 @@
 //! A stall's stacks to the task that it is about: its name, and the application's outermost code in it.
 
-use super::application::{Origin, Owner};
-use super::cause::verdict::Verdict;
+use super::application::{CodeOwner, Origin};
+use super::cause::verdict::Conclusion;
 use super::culprit;
-use super::schema::stall::{CauseKind, Culprit, Task};
+use super::schema::stall::{CauseKind, Culprit, ReportedTask};
 use crate::frame::{Frame, Language};
 use crate::gap::Gap;
 use crate::task::{Share, Task as Proved};
@@ -37,11 +37,11 @@ const DISPATCHERS: [&str; 14] = [
 /// with a gap where it cannot be told.
 pub fn find(
     stall: &Stall,
-    verdict: &Verdict<'_>,
+    verdict: &Conclusion<'_>,
     culprit: Option<&Culprit>,
-    owner: &Owner<'_>,
+    owner: &CodeOwner<'_>,
     gaps: &mut Vec<Gap>,
-) -> Option<Task> {
+) -> Option<ReportedTask> {
     if matches!(verdict.cause.kind, CauseKind::Saturated { .. }) {
         gaps.push(Gap::new("task", "many callbacks ran, none of them for most of the time"));
         return None;
@@ -83,7 +83,7 @@ pub fn find(
 }
 
 /// Which share of the culprit's time a task must have been seen for.
-fn sure(verdict: &Verdict<'_>) -> u64 {
+fn sure(verdict: &Conclusion<'_>) -> u64 {
     match verdict.cause.kind {
         // Nobody saw whose turn it was for the greater part.
         CauseKind::RunQueue { .. } => ALMOST_ALL_PERCENT,
@@ -106,9 +106,9 @@ fn unseen_ns(stall: &Stall, carriers: &[&Sampled]) -> u64 {
 /// The loop's stacks that the culprit is in; where another thread is to blame, those that waited for it.
 fn carriers<'a>(
     stall: &'a Stall,
-    verdict: &Verdict<'a>,
+    verdict: &Conclusion<'a>,
     culprit: Option<&Culprit>,
-    owner: &Owner<'_>,
+    owner: &CodeOwner<'_>,
 ) -> Vec<&'a Sampled> {
     let all = || stall.stacks.iter();
     if matches!(verdict.cause.kind, CauseKind::Gil { .. }) {
@@ -174,12 +174,12 @@ fn who<'a>(stall: &'a Stall, share: &'a Share) -> Who<'a> {
     }
 }
 
-fn described(task: &Proved, sampled: &Sampled, owner: &Owner<'_>) -> Task {
+fn described(task: &Proved, sampled: &Sampled, owner: &CodeOwner<'_>) -> ReportedTask {
     let python = sampled.stack.frames.iter().filter(|frame| frame.language == Language::Python);
     let inside: Vec<&Frame> = python.take(task.root + 1).collect();
     let own = handler(&inside, &task.middleware, owner);
     let place = own.or_else(|| called_last(&inside)).or(inside.last().copied());
-    Task {
+    ReportedTask {
         name: task.name.clone().ok(),
         function: place.and_then(|frame| frame.function.as_deref()).map(str::to_owned),
         file: place.and_then(|frame| frame.file.as_deref()).map(str::to_owned),
@@ -189,7 +189,11 @@ fn described(task: &Proved, sampled: &Sampled, owner: &Owner<'_>) -> Task {
 
 /// The application's outermost frame, of those that the framework called last; middleware only where
 /// nothing else is.
-fn handler<'a>(inside: &[&'a Frame], middleware: &[usize], owner: &Owner<'_>) -> Option<&'a Frame> {
+fn handler<'a>(
+    inside: &[&'a Frame],
+    middleware: &[usize],
+    owner: &CodeOwner<'_>,
+) -> Option<&'a Frame> {
     let is_application = |frame: &Frame| owner.of(frame) == Origin::Application;
     let innermost = inside.iter().position(|frame| is_application(frame))?;
     let outwards = inside.iter().enumerate().skip(innermost);
@@ -215,7 +219,7 @@ mod tests {
     use super::find;
     use crate::frame::Frame;
     use crate::gap::Gap;
-    use crate::report::application::Owner;
+    use crate::report::application::CodeOwner;
     use crate::report::facts::ProcessFacts;
     use crate::report::portion::Portion;
     use crate::report::sample::{blocked_in, native, on_cpu, python};
@@ -238,7 +242,7 @@ mod tests {
 
     fn of_stall(stall: &Stall) -> (Option<(String, String, u32)>, Vec<String>) {
         let process = ProcessFacts::default();
-        let owner = Owner::new(&process);
+        let owner = CodeOwner::new(&process);
         let verdict = cause::judge(stall, &std::collections::BTreeMap::new());
         let portion = Portion::of(&verdict.evidence, verdict.blamed, 9, true);
         let culprit = culprit::find(&verdict.evidence, &owner, portion);

@@ -25,9 +25,9 @@ const MAX_VERSION_BYTES: u8 = 127;
 
 /// Go's row in the table of runtimes.
 #[derive(Debug)]
-pub struct Row;
+pub struct GoRow;
 
-impl Runtime for Row {
+impl Runtime for GoRow {
     fn name(&self) -> &'static str {
         "Go"
     }

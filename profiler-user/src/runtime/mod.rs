@@ -72,7 +72,7 @@ pub trait Runtime: Debug + Sync {
     }
 
     /// Recognises a runtime of which nothing is mapped, by the frames of a stack.
-    fn recognise(&self, _frames: &[Frame]) -> Option<Identity> {
+    fn recognise(&self, _frames: &[Frame]) -> Option<RuntimeIdentity> {
         None
     }
 
@@ -119,7 +119,7 @@ pub struct Process<'a> {
 /// A runtime that a process runs.
 #[derive(Debug)]
 pub struct Found {
-    pub identity: Identity,
+    pub identity: RuntimeIdentity,
     /// What is not seen of it all the same.
     pub gap: Option<Gap>,
     /// Whether a look a moment later may tell more, because the process is so young.
@@ -131,14 +131,14 @@ pub struct Found {
 impl Found {
     /// One that is all there.
     pub fn whole(name: &'static str, version: Option<String>) -> Self {
-        let identity = Identity { name, version };
+        let identity = RuntimeIdentity { name, version };
         Self { identity, gap: None, is_early: false, attached: None }
     }
 }
 
 /// As a report's `runtime` has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
+pub struct RuntimeIdentity {
     pub name: &'static str,
     pub version: Option<String>,
 }

@@ -18,9 +18,9 @@ pub const NAME: &str = "ruby";
 
 /// Ruby's row in the table of runtimes.
 #[derive(Debug)]
-pub struct Row;
+pub struct RubyRow;
 
-impl Runtime for Row {
+impl Runtime for RubyRow {
     fn name(&self) -> &'static str {
         "Ruby"
     }

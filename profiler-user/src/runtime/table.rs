@@ -2,7 +2,9 @@
 
 use super::park::{ParkState, Sleeper};
 use super::runtimes::Runtimes;
-use super::{Found, Identity, Process, Runtime, cpython, go, ruby, tokio, v8, worker_threads};
+use super::{
+    Found, Process, Runtime, RuntimeIdentity, cpython, go, ruby, tokio, v8, worker_threads,
+};
 use crate::frame::Frame;
 use crate::gap::Gap;
 use crate::process::executables::interpreter;
@@ -12,13 +14,19 @@ use crate::turn::{Awaited, Lock};
 
 /// Where two of them know an answer, the first one's counts: a worker thread of Node's is one whatever else its stack
 /// shows, libuv is uvloop's where that runs it, and a program that embeds Python may be made by Go.
-const KNOWN: [&dyn Runtime; 6] =
-    [&worker_threads::Row, &cpython::Row, &v8::Row, &go::Row, &ruby::Row, &tokio::Row];
+const KNOWN: [&dyn Runtime; 6] = [
+    &worker_threads::WorkerThreadsRow,
+    &cpython::PythonRow,
+    &v8::V8Row,
+    &go::GoRow,
+    &ruby::RubyRow,
+    &tokio::TokioRow,
+];
 
 /// What a process was found to run.
 #[derive(Debug, Default)]
 pub struct Detection {
-    pub identity: Option<Identity>,
+    pub identity: Option<RuntimeIdentity>,
     /// What of it cannot be had.
     pub gap: Option<Gap>,
     /// Whether a look a moment later may tell more of it.
@@ -66,7 +74,7 @@ pub fn without_their_own(found: WaitDescriptors, regions: &[Region]) -> WaitDesc
 }
 
 /// A runtime that is known by its frames alone.
-pub fn recognise(frames: &[Frame]) -> Option<Identity> {
+pub fn recognise(frames: &[Frame]) -> Option<RuntimeIdentity> {
     KNOWN.iter().find_map(|runtime| runtime.recognise(frames))
 }
 

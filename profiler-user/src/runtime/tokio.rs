@@ -8,7 +8,7 @@ use profiler_ebpf::turn::FUTEX;
 
 use super::names::last_segment;
 use super::park::{ParkState, Pool, Sleeper, Word};
-use super::{Identity, Runtime};
+use super::{Runtime, RuntimeIdentity};
 use crate::frame::{Frame, Language};
 
 /// Its workers park on a futex, all but the one that waits in epoll.
@@ -17,14 +17,14 @@ pub const POOL: Pool =
 
 /// tokio's row in the table of runtimes.
 #[derive(Debug)]
-pub struct Row;
+pub struct TokioRow;
 
-impl Runtime for Row {
+impl Runtime for TokioRow {
     fn name(&self) -> &'static str {
         "tokio"
     }
 
-    fn recognise(&self, frames: &[Frame]) -> Option<Identity> {
+    fn recognise(&self, frames: &[Frame]) -> Option<RuntimeIdentity> {
         recognise(frames)
     }
 
@@ -38,11 +38,11 @@ impl Runtime for Row {
 }
 
 /// tokio, if its runtime is on the stack, with its version as far as its files tell.
-fn recognise(frames: &[Frame]) -> Option<Identity> {
+fn recognise(frames: &[Frame]) -> Option<RuntimeIdentity> {
     let mut of_runtime = frames.iter().filter(|frame| is_of(frame, "")).peekable();
     of_runtime.peek()?;
     let version = of_runtime.find_map(|frame| Some(source(frame)?.0?.to_owned()));
-    Some(Identity { name: "tokio", version })
+    Some(RuntimeIdentity { name: "tokio", version })
 }
 
 /// Whether a frame may have to do with the runtime, at the price of one look: most processes have no such frame.

@@ -29,9 +29,9 @@ const SLEEP: [&str; 4] = ["v8::base::", "std::", "uv_cond_", "uv_sem_"];
 
 /// Their row in the table of runtimes: it holds as well where Node's V8 cannot be read.
 #[derive(Debug)]
-pub struct Row;
+pub struct WorkerThreadsRow;
 
-impl Runtime for Row {
+impl Runtime for WorkerThreadsRow {
     fn name(&self) -> &'static str {
         "worker threads"
     }

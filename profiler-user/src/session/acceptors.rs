@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::thread::JoinHandle;
 
-use profiler_ebpf::reading::Accepts;
+use profiler_ebpf::loop_counters::Accepts;
 
 use crate::gap::Gap;
 use crate::interval::Acceptor;

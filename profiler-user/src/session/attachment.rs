@@ -8,9 +8,9 @@ use super::shown::Shown;
 use super::slotless::Slotless;
 use super::statistics::Statistics;
 use super::workers::Workers;
-use crate::blame::{Blame, Outside};
+use crate::holders::{HolderSearch, Outside};
 use crate::process::TargetMemory;
-use crate::process::surroundings::Watch;
+use crate::process::environment::EnvironmentWatch;
 use crate::process::target::Target;
 use crate::runtime::runtimes::Runtimes;
 use crate::source::EventSource;
@@ -22,7 +22,7 @@ pub struct Session<S, M> {
     pub(super) memory: M,
     pub(super) target: Arc<Target>,
     pub(super) runtimes: Runtimes,
-    pub(super) blame: Blame,
+    pub(super) holders: HolderSearch,
     pub(super) threshold_ns: u64,
     pub(super) loops: BTreeMap<u32, Followed>,
     /// Turns of loops whose threads have exited.
@@ -35,7 +35,7 @@ pub struct Session<S, M> {
     pub(super) slotless: Slotless,
     /// Where they are wanted.
     pub(super) statistics: Option<Statistics>,
-    pub(super) around: Watch,
+    pub(super) environment: EnvironmentWatch,
 }
 
 impl<S: EventSource, M: TargetMemory> Session<S, M> {
@@ -47,12 +47,12 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         threshold_ns: u64,
     ) -> Self {
         let mut session = Self {
-            around: Watch::new(target.pid()),
+            environment: EnvironmentWatch::new(target.pid()),
             source,
             memory,
             target,
             runtimes: Runtimes::default(),
-            blame: Blame::default(),
+            holders: HolderSearch::default(),
             threshold_ns,
             loops: BTreeMap::new(),
             turns_of_gone: 0,
@@ -69,7 +69,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
 
     /// Tells, of every stall, where all other threads were as well.
     pub fn watch_all_threads(&mut self) {
-        self.blame.want_everyone();
+        self.holders.want_everyone();
     }
 
     /// Runtimes have turned up.
@@ -77,7 +77,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         self.runtimes.take_over(newer);
         // Who waits on a futex may wait for that lock, which any thread may have.
         if self.runtimes.hide_a_lock() {
-            self.blame.want_holders_of_hidden_lock();
+            self.holders.want_holders_of_hidden_lock();
         }
         self.loops.values_mut().for_each(Followed::search_again);
     }
@@ -99,13 +99,13 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     }
 
     /// Who is to blame, and what looking for that takes.
-    pub(super) fn outside(&mut self) -> (&mut Blame, Outside<'_, S, M>) {
+    pub(super) fn outside(&mut self) -> (&mut HolderSearch, Outside<'_, S, M>) {
         let outside = Outside {
             source: &mut self.source,
             memory: &self.memory,
             target: &self.target,
             runtimes: &mut self.runtimes,
         };
-        (&mut self.blame, outside)
+        (&mut self.holders, outside)
     }
 }

@@ -7,13 +7,13 @@ use profiler_ebpf::turn::state;
 use super::attachment::Session;
 use super::workers::{is_replaced, is_served};
 use crate::activity::Activity;
-use crate::blame::Blocked;
+use crate::holders::Blocked;
 use crate::job::{Job, KernelStack};
 use crate::process::TargetMemory;
 use crate::process::arguments::{self, Arguments};
+use crate::process::environment;
 use crate::process::kernel_stack;
 use crate::process::stack::{CopiedStack, read_stack};
-use crate::process::surroundings;
 use crate::runtime::Effort;
 use crate::runtime::frames::Frames;
 use crate::source::{Captured, EventSource, InterpreterPlaces, Slot};
@@ -48,7 +48,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let awaited = self.awaited(&captured);
         // Other loops may wait for what this one holds.
         let sights = match captured.head.reason {
-            reason::TICK => self.blame.concerned(&captured),
+            reason::TICK => self.holders.concerned(&captured),
             _ => Vec::new(),
         };
         if !sights.is_empty() {
@@ -130,7 +130,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         if let Some(followed) = self.loops.get_mut(&tid) {
             followed.completed_ns = captured.head.at_ns;
             if slot.state.state == state::STOPPED
-                && let Some(tracer) = surroundings::tracer(self.target.pid(), tid)
+                && let Some(tracer) = environment::tracer(self.target.pid(), tid)
             {
                 followed.traced = Some((captured.head.at_ns, tracer));
             }
@@ -182,21 +182,21 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     /// Looks who holds what a thread waits for that is blocked like this.
     pub fn find_holder(&mut self, captured: &Captured, now_ns: u64, jobs: &mut Vec<Job>) {
         let awaited = self.awaited(captured);
-        let (blame, outside) = self.outside();
-        blame.look(outside, Blocked { captured, awaited, now_ns }, jobs);
+        let (holders, outside) = self.outside();
+        holders.look(outside, Blocked { captured, awaited, now_ns }, jobs);
     }
 
     /// What a blocked thread waits for, as far as its registers and the interpreter tell.
     pub fn awaited(&mut self, captured: &Captured) -> Awaited {
-        self.blame.awaited(self.runtimes.interpreter(), &self.memory, captured)
+        self.holders.awaited(self.runtimes.interpreter(), &self.memory, captured)
     }
 
     /// Another thread, as far as a suspected loop has to do with it.
     pub fn other(&mut self, captured: Box<Captured>, jobs: &mut Vec<Job>) {
-        let sights = self.blame.concerned(&captured);
+        let sights = self.holders.concerned(&captured);
         if !sights.is_empty() || captured.head.reason == reason::WAKING {
-            let (blame, mut outside) = self.outside();
-            blame.name(&mut outside, captured.head.head.tid, jobs);
+            let (holders, mut outside) = self.outside();
+            holders.name(&mut outside, captured.head.head.tid, jobs);
             let frames = self.runtimes.frames(&self.memory, &captured, Effort::Walked);
             jobs.push(Job::Other { sights, captured, frames });
         }

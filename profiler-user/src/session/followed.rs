@@ -1,13 +1,13 @@
 //! One loop that is followed: its tracker, and what is known of its thread.
 
+use profiler_ebpf::contention::Contenders;
 use profiler_ebpf::limits::CLOSE_LOOK_NS;
-use profiler_ebpf::rivals::Rivals;
 use profiler_ebpf::turn::{Loop, Turn, state};
 
 use super::work::{Cut, Item};
-use crate::around::Tracer;
+use crate::environment::Tracer;
 use crate::process::frozen::Certainty;
-use crate::turn::instead::Instead;
+use crate::turn::contention::Contention;
 use crate::turn::tracker::{AwayThread, Due, Tracker};
 
 /// Between two searches for a thread's interpreter state: a loop in native code never has one.
@@ -84,7 +84,7 @@ pub struct Followed {
     /// Who traced the thread when it stopped, and since when.
     pub traced: Option<(u64, Tracer)>,
     /// Who ran instead of the thread, in the turn that was last told of.
-    pub rivals: Option<Box<Rivals>>,
+    pub contenders: Option<Box<Contenders>>,
 }
 
 impl Followed {
@@ -110,24 +110,25 @@ impl Followed {
             served_at: None,
             away: (0, Vec::new()),
             traced: None,
-            rivals: None,
+            contenders: None,
         }
     }
 
     /// Who ran instead of the thread in the turn of this account, which may be cut.
-    pub fn instead(&self, turn: &Turn) -> Instead {
+    pub fn contention(&self, turn: &Turn) -> Contention {
         let cut = self.cut.as_ref().filter(|cut| cut.at_ns == turn.start_ns);
-        let instead = match cut {
+        let contention = match cut {
             Some(cut) => self.whole_instead(cut.turn_start_ns).since(&cut.instead_before),
             None => self.whole_instead(turn.start_ns),
         };
-        instead.within(turn.runnable_ns)
+        contention.within(turn.runnable_ns)
     }
 
     /// The same of a whole turn, which the probes have begin then.
-    pub fn whole_instead(&self, turn_start_ns: u64) -> Instead {
-        let rivals = self.rivals.as_ref().filter(|rivals| rivals.turn_start_ns == turn_start_ns);
-        rivals.map(|rivals| Instead::of(rivals)).unwrap_or_default()
+    pub fn whole_instead(&self, turn_start_ns: u64) -> Contention {
+        let contenders =
+            self.contenders.as_ref().filter(|contenders| contenders.turn_start_ns == turn_start_ns);
+        contenders.map(|contenders| Contention::of(contenders)).unwrap_or_default()
     }
 
     /// Whether to look at a thread that needs no close looks.
@@ -153,7 +154,7 @@ impl Followed {
         if let Some((at_ns, tracer)) = &self.traced
             && *at_ns >= due.turn.start_ns
         {
-            due.around.tracer = Some(tracer.clone());
+            due.environment.tracer = Some(tracer.clone());
         }
     }
 

@@ -13,7 +13,7 @@ use profiler_ebpf::turn::{Loop, WaitCall, phase, state, wait};
 
 use super::attachment::Session;
 use super::workers::add;
-use crate::job::{Job, Verdict};
+use crate::job::{Job, ParkVerdict};
 use crate::process::TargetMemory;
 use crate::process::frozen::{seed, waits};
 use crate::process::stack::read_stack;
@@ -60,7 +60,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     }
 
     /// What the analyst made of a thread, by its stack.
-    pub fn learn(&mut self, verdict: &Verdict, now_ns: u64, jobs: &mut Vec<Job>) {
+    pub fn learn(&mut self, verdict: &ParkVerdict, now_ns: u64, jobs: &mut Vec<Job>) {
         let tid = verdict.head.head.tid;
         let slot = self.slot_of(tid);
         let is_there = slot.is_some() || self.workers.looked_at.contains_key(&tid);

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use profiler_ebpf::limits::MAX_LOOPS;
 
 use crate::process::arguments::printable;
-use crate::process::neighbour::thread_name;
+use crate::process::other_process::thread_name;
 use crate::source::EventSource;
 
 /// Between two looks for them.

@@ -3,7 +3,7 @@
 use profiler_ebpf::turn::{START_UNKNOWN, Turn};
 
 use crate::runtime::frames::WorkPlace;
-use crate::turn::instead::Instead;
+use crate::turn::contention::Contention;
 
 /// The piece of work that was seen in one turn.
 #[derive(Debug, Clone, Copy)]
@@ -20,7 +20,7 @@ pub struct Cut {
     pub at_ns: u64,
     pub before: Turn,
     /// Who had run instead by then.
-    pub instead_before: Instead,
+    pub instead_before: Contention,
 }
 
 impl Cut {
@@ -51,13 +51,13 @@ impl Cut {
 mod tests {
     use profiler_ebpf::turn::{START_UNKNOWN, Turn};
 
-    use super::{Cut, Instead};
+    use super::{Contention, Cut};
 
     /// The rest of a turn has the rest of its account, and only of that turn.
     #[test]
     fn a_cut_takes_away_what_was_before() {
         let before = Turn { start_ns: 100, running_ns: 30, blocked_ns: 20, ..Turn::default() };
-        let instead_before = Instead::default();
+        let instead_before = Contention::default();
         let cut = Cut { turn_start_ns: 100, at_ns: 150, before, instead_before };
         let mut turn = Turn { start_ns: 100, running_ns: 35, blocked_ns: 95, ..Turn::default() };
         cut.apply(&mut turn);

@@ -4,7 +4,7 @@ use super::words::counted;
 use crate::process::executables::{
     basename, interpreter, is_interpreter_library, is_system_library,
 };
-use crate::report::schema::stall::{Frame, Language};
+use crate::report::schema::stall::{ReportedFrame, ReportedLanguage};
 
 /// Packages named in one line.
 const NAMED: usize = 4;
@@ -25,9 +25,9 @@ const LOOPS: [&str; 11] = [
 ];
 
 /// `… 51 frames of fastapi, starlette`; where nobody's name is to be had, `… 3 frames, out to main`.
-pub fn told(run: &[&Frame]) -> String {
+pub fn told(run: &[&ReportedFrame]) -> String {
     let count = counted(run.len() as u64, "frame");
-    let names = |of: &dyn Fn(&Frame) -> Option<String>| {
+    let names = |of: &dyn Fn(&ReportedFrame) -> Option<String>| {
         let mut names: Vec<String> = Vec::new();
         for name in run.iter().filter_map(|frame| of(frame)) {
             if !names.contains(&name) {
@@ -52,11 +52,11 @@ pub fn told(run: &[&Frame]) -> String {
 }
 
 /// What stands below every package: the interpreter, the kernel, or a library by its name.
-fn below(frame: &Frame) -> Option<String> {
+fn below(frame: &ReportedFrame) -> Option<String> {
     if is_interpreter(frame) {
         return Some("the interpreter".to_owned());
     }
-    if frame.language == Language::Kernel {
+    if frame.language == ReportedLanguage::Kernel {
         return Some("the kernel".to_owned());
     }
     let (name, _) = basename(frame.module.as_deref()?).split_once(".so")?;
@@ -64,29 +64,29 @@ fn below(frame: &Frame) -> Option<String> {
 }
 
 /// Whether a frame belongs to what runs the loop.
-pub fn is_of_loop(frame: &Frame) -> bool {
+pub fn is_of_loop(frame: &ReportedFrame) -> bool {
     package(frame).is_some_and(|package| LOOPS.contains(&package))
 }
 
 /// Whether a frame lies under every program: in the interpreter or the C library.
-pub fn is_plumbing(frame: &Frame) -> bool {
+pub fn is_plumbing(frame: &ReportedFrame) -> bool {
     is_interpreter(frame) || frame.module.as_deref().is_some_and(is_system_library)
 }
 
 /// Whether a frame was built with the interpreter: itself, or an extension module of the standard library.
-pub fn is_of_python(frame: &Frame) -> bool {
+pub fn is_of_python(frame: &ReportedFrame) -> bool {
     let module = frame.module.as_deref();
     is_interpreter(frame) || module.is_some_and(|module| module.contains("/lib-dynload/"))
 }
 
 /// Whether a frame is the interpreter's own code.
-pub fn is_interpreter(frame: &Frame) -> bool {
+pub fn is_interpreter(frame: &ReportedFrame) -> bool {
     let module = frame.module.as_deref();
     module.is_some_and(|module| interpreter(module).is_some() || is_interpreter_library(module))
 }
 
 /// The package, or the module of the standard library, that a frame's code was installed with.
-pub fn package(frame: &Frame) -> Option<&str> {
+pub fn package(frame: &ReportedFrame) -> Option<&str> {
     let path = frame.file.as_deref().filter(|path| !path.ends_with(".c"));
     let path = path.or(frame.module.as_deref())?;
     let installed = path.split("-packages/").nth(1);
@@ -103,15 +103,19 @@ pub fn package(frame: &Frame) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::{is_of_loop, told};
-    use crate::report::schema::stall::{Frame, Language};
+    use crate::report::schema::stall::{ReportedFrame, ReportedLanguage};
 
-    fn frame(function: &str, file: Option<&str>, module: Option<&str>) -> Frame {
-        Frame {
+    fn frame(function: &str, file: Option<&str>, module: Option<&str>) -> ReportedFrame {
+        ReportedFrame {
             function: Some(function.to_owned()),
             file: file.map(str::to_owned),
             line: None,
             module: module.map(str::to_owned),
-            language: if module.is_some() { Language::Native } else { Language::Python },
+            language: if module.is_some() {
+                ReportedLanguage::Native
+            } else {
+                ReportedLanguage::Python
+            },
             inlined: false,
             in_app: false,
             address: None,
@@ -136,19 +140,21 @@ mod tests {
             frame("Handle._run", Some(&format!("{LIB}/asyncio/events.py")), None),
             frame("_start", None, Some("/usr/lib/libc.so.6")),
         ];
-        let all: Vec<&Frame> = run.iter().collect();
+        let all: Vec<&ReportedFrame> = run.iter().collect();
         assert_eq!(told(&all), "… 8 frames of fastapi, starlette, asyncio, uvloop");
         assert_eq!(told(&all[1..2]), "… 1 frame of the interpreter");
         assert_eq!(told(&all[7..]), "… 1 frame of libc");
-        let nameless = Frame { function: None, ..frame("", None, Some("/srv/bin/shop")) };
+        let nameless = ReportedFrame { function: None, ..frame("", None, Some("/srv/bin/shop")) };
         assert_eq!(told(&[&nameless]), "… 1 frame without a name");
         let own = [frame("main", None, Some("/srv/bin/shop"))];
         assert_eq!(told(&[&own[0], &own[0]]), "… 2 frames, out to main");
-        let kernel =
-            Frame { language: Language::Kernel, ..frame("schedule", None, Some("[kernel]")) };
+        let kernel = ReportedFrame {
+            language: ReportedLanguage::Kernel,
+            ..frame("schedule", None, Some("[kernel]"))
+        };
         assert_eq!(told(&[&kernel, all[7]]), "… 2 frames of the kernel, libc");
         let run = [frame("get", Some(&format!("{LIB}/socket.py")), None)];
-        let more: Vec<&Frame> = all.iter().copied().chain(&run).collect();
+        let more: Vec<&ReportedFrame> = all.iter().copied().chain(&run).collect();
         assert!(told(&more).ends_with("asyncio, uvloop and others"), "{}", told(&more));
     }
 

@@ -5,7 +5,7 @@ use super::page::{Page, Style, shortened};
 use super::words::counted;
 use crate::process::executables::basename;
 use crate::report::qualified::Qualified;
-use crate::report::schema::stall::{Culprit, Frame, Language, Stack};
+use crate::report::schema::stall::{Culprit, ReportedFrame, ReportedLanguage, ReportedStack};
 use crate::sink::settings::Detail;
 
 /// Rows of a stack in a brief report. Of a deeper one the innermost and the outermost are shown.
@@ -35,11 +35,11 @@ enum Row {
 pub fn frames(
     page: &mut Page,
     label: &str,
-    stack: &Stack,
+    stack: &ReportedStack,
     culprit: Option<&Culprit>,
     detail: Detail,
 ) {
-    let all: Vec<&Frame> = stack.kernel.iter().chain(&stack.frames).collect();
+    let all: Vec<&ReportedFrame> = stack.kernel.iter().chain(&stack.frames).collect();
     // Of a recursive function the innermost.
     let blamed = all.iter().position(|frame| is(culprit, frame));
     let rows = match detail {
@@ -76,14 +76,14 @@ pub fn frames(
 }
 
 /// The application's frames, and what the culprit called.
-fn brief(all: &[&Frame], blamed: Option<usize>) -> Vec<Row> {
-    let is_code = |frame: &&Frame| {
+fn brief(all: &[&ReportedFrame], blamed: Option<usize>) -> Vec<Row> {
+    let is_code = |frame: &&ReportedFrame| {
         frame.function.is_some()
-            && frame.language != Language::Kernel
+            && frame.language != ReportedLanguage::Kernel
             && !fold::is_interpreter(frame)
     };
     let called = blamed.and_then(|blamed| all.get(..blamed)?.iter().rposition(is_code));
-    let is_shown = |index: usize, frame: &Frame| {
+    let is_shown = |index: usize, frame: &ReportedFrame| {
         frame.in_app && frame.function.is_some() || Some(index) == blamed || Some(index) == called
     };
     let mut rows = Vec::new();
@@ -134,17 +134,18 @@ fn bounded(rows: Vec<Row>, blamed: Option<usize>) -> Vec<Row> {
 
 /// All but what is the same in every stall: outside the culprit the plumbing of loop and framework, and
 /// between Python or JavaScript frames that of the interpreter.
-fn more(all: &[&Frame], blamed: Option<usize>) -> Vec<Row> {
+fn more(all: &[&ReportedFrame], blamed: Option<usize>) -> Vec<Row> {
     let innermost = blamed.or_else(|| all.iter().position(|frame| frame.in_app));
     let mut rows = Vec::new();
     let mut next = 0;
     while next < all.len() {
         let outside = innermost.is_some_and(|innermost| innermost < next);
-        let is_interpreted =
-            |frame: &&Frame| matches!(frame.language, Language::Python | Language::JavaScript);
+        let is_interpreted = |frame: &&ReportedFrame| {
+            matches!(frame.language, ReportedLanguage::Python | ReportedLanguage::JavaScript)
+        };
         let interpreted = all[..next].iter().any(is_interpreted);
-        let is_plumbing = |frame: &&&Frame| {
-            let native = frame.language == Language::Native;
+        let is_plumbing = |frame: &&&ReportedFrame| {
+            let native = frame.language == ReportedLanguage::Native;
             let of_loop = innermost.is_none() && fold::is_of_loop(frame);
             !frame.in_app && (outside || interpreted && (native || of_loop))
         };
@@ -161,7 +162,7 @@ fn more(all: &[&Frame], blamed: Option<usize>) -> Vec<Row> {
 }
 
 /// What is not the application's own is dimmed.
-fn put(page: &mut Page, frame: &Frame, is_culprit: bool, columns: usize, detail: Detail) {
+fn put(page: &mut Page, frame: &ReportedFrame, is_culprit: bool, columns: usize, detail: Detail) {
     let style = match () {
         () if is_culprit => Style::Culprit,
         () if frame.in_app => Style::Plain,
@@ -177,7 +178,7 @@ fn put(page: &mut Page, frame: &Frame, is_culprit: bool, columns: usize, detail:
 }
 
 /// Whether this is the frame that a culprit was made of.
-pub fn is(culprit: Option<&Culprit>, frame: &Frame) -> bool {
+pub fn is(culprit: Option<&Culprit>, frame: &ReportedFrame) -> bool {
     culprit.is_some_and(|culprit| {
         culprit.function == frame.function
             && culprit.file == frame.file
@@ -187,17 +188,17 @@ pub fn is(culprit: Option<&Culprit>, frame: &Frame) -> bool {
 }
 
 /// Its name; of C++ without what it returns and takes.
-pub fn function(frame: &Frame) -> &str {
+pub fn function(frame: &ReportedFrame) -> &str {
     let name = frame.function.as_deref().unwrap_or("?");
     match frame.language {
-        Language::Native => Qualified::of(name).bare,
+        ReportedLanguage::Native => Qualified::of(name).bare,
         _ => name,
     }
 }
 
 /// `file:line`, else the module, with the place in it where the function has no name. The paths that an
 /// interpreter was built at are nobody's files here; of an installed package its own path is enough.
-pub fn source(frame: &Frame, detail: Detail) -> String {
+pub fn source(frame: &ReportedFrame, detail: Detail) -> String {
     let is_whole = detail == Detail::Everything;
     let module =
         frame.module.as_deref().map(|module| if is_whole { module } else { basename(module) });
@@ -225,18 +226,19 @@ fn installed(file: &str) -> &str {
 mod tests {
     use super::{MOST_ROWS, frames, installed, source};
     use crate::report::schema::stall::{
-        Culprit, Frame, Language, PartOfStall, Role, Stack, State, Thread,
+        Culprit, PartOfStall, ReportedFrame, ReportedLanguage, ReportedStack, ReportedState, Role,
+        Thread,
     };
     use crate::sink::page::{Colour, Page};
     use crate::sink::settings::Detail;
 
-    fn frame(function: &str, file: &str, in_app: bool) -> Frame {
-        Frame {
+    fn frame(function: &str, file: &str, in_app: bool) -> ReportedFrame {
+        ReportedFrame {
             function: Some(function.to_owned()),
             file: Some(file.to_owned()),
             line: Some(7),
             module: None,
-            language: Language::Python,
+            language: ReportedLanguage::Python,
             inlined: false,
             in_app,
             address: None,
@@ -245,19 +247,19 @@ mod tests {
         }
     }
 
-    fn native(function: Option<&str>, file: Option<&str>, module: &str) -> Frame {
+    fn native(function: Option<&str>, file: Option<&str>, module: &str) -> ReportedFrame {
         let function = function.map(str::to_owned);
-        Frame {
+        ReportedFrame {
             function,
             file: file.map(str::to_owned),
             module: Some(module.to_owned()),
-            language: Language::Native,
+            language: ReportedLanguage::Native,
             module_offset: Some("0x1234".to_owned()),
             ..frame("", "", false)
         }
     }
 
-    fn rows(frames_of: Vec<Frame>, culprit: Option<&str>, detail: Detail) -> Vec<String> {
+    fn rows(frames_of: Vec<ReportedFrame>, culprit: Option<&str>, detail: Detail) -> Vec<String> {
         let blamed = frames_of.iter().find(|frame| frame.function.as_deref() == culprit);
         let culprit = blamed.filter(|_| culprit.is_some()).map(|frame| Culprit {
             function: frame.function.clone(),
@@ -269,10 +271,10 @@ mod tests {
             time_ns: 1,
             part: PartOfStall::Blocked,
         });
-        let stack = Stack {
+        let stack = ReportedStack {
             thread: Thread { tid: 1, name: None },
             role: Role::Loop,
-            state: State::Blocked,
+            state: ReportedState::Blocked,
             samples: 1,
             time_ns: 1,
             kernel: Vec::new(),
@@ -287,7 +289,7 @@ mod tests {
 
     const REQUESTS: &str = "/srv/venv/lib/python3.11/site-packages/requests/api.py";
 
-    fn stalled() -> Vec<Frame> {
+    fn stalled() -> Vec<ReportedFrame> {
         let libc = || native(Some("recv"), None, "/usr/lib/libc.so.6");
         let python =
             || native(Some("_PyEval"), Some("/build/Python/ceval.c"), "/usr/bin/python3.11");
@@ -320,7 +322,7 @@ mod tests {
     /// A deep stack of the application's shows the culprit, what is around it, and its outermost frames.
     #[test]
     fn deep_stacks() {
-        let deep: Vec<Frame> =
+        let deep: Vec<ReportedFrame> =
             (0..200).map(|n| frame(&format!("f{n}"), "/srv/app.py", true)).collect();
         for (culprit, shown) in
             [(Some("f0"), "f3"), (Some("f100"), "f98"), (None, "f1"), (Some("f199"), "f197")]

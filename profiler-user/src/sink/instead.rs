@@ -43,7 +43,9 @@ pub fn instead(page: &mut Page, cause: &Cause, detail: Detail) {
 #[cfg(test)]
 mod tests {
     use super::instead;
-    use crate::report::schema::stall::{Cause, CauseKind, Component, Confidence, Preemptor};
+    use crate::report::schema::stall::{
+        Cause, CauseKind, Confidence, Preemptor, ReportedComponent,
+    };
     use crate::sink::page::{Colour, Page};
     use crate::sink::settings::Detail;
 
@@ -64,7 +66,7 @@ mod tests {
     #[test]
     fn the_longest_are_told() {
         let preemptors = (7..13).map(|pid| preemptor(pid, 12_345_678)).collect();
-        let also = Component {
+        let also = ReportedComponent {
             kind: CauseKind::RunQueue {
                 preempted_ns: 1,
                 woken_ns: 0,

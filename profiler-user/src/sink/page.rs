@@ -260,7 +260,7 @@ impl<'a> Rows<'a> {
 
 /// A part of a block.
 #[derive(Debug)]
-pub struct Section {
+pub struct PagePart {
     pub text: String,
     /// It is about this moment, and shown each time; all others are shown once for each stall.
     pub is_of_now: bool,

@@ -16,8 +16,8 @@ pub fn open(output: &Settings, outbox: Outbox) -> Output {
         Format::Json => Box::new(json::JsonLines::new(writer, output.limits)),
         Format::Text(look) => {
             let colour = match look.colour {
-                settings::Colour::Always => text::Colour::On,
-                settings::Colour::Never => text::Colour::Off,
+                settings::ColourUse::Always => text::Colour::On,
+                settings::ColourUse::Never => text::Colour::Off,
             };
             let columns = match &output.file {
                 Some(_) => text::usual_columns,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::report::fit::Limits;
-use crate::report::schema::session::Stacks;
+use crate::report::schema::session::StackCounts;
 
 /// Where reports go and how they look.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,7 +18,7 @@ impl Settings {
     /// Whether every frame is shown with all that is known of it.
     pub fn shows_all(&self) -> bool {
         match self.format {
-            Format::Json => self.limits.stacks == Stacks::Full,
+            Format::Json => self.limits.stacks == StackCounts::Full,
             Format::Text(look) => look.detail == Detail::Everything,
         }
     }
@@ -27,18 +27,18 @@ impl Settings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     Json,
-    Text(Look),
+    Text(TextLook),
 }
 
 /// How text looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Look {
-    pub colour: Colour,
+pub struct TextLook {
+    pub colour: ColourUse,
     pub detail: Detail,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Colour {
+pub enum ColourUse {
     Always,
     Never,
 }

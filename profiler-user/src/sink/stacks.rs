@@ -1,11 +1,13 @@
 //! The stacks of a stall to rows: one whole, of the others where they were, and who waited for whom.
 
 use super::frames::{frames, function, is, source};
-use super::page::{Page, Section, Style};
+use super::page::{Page, PagePart, Style};
 use super::words::{counted, list, milliseconds, rounded};
 use crate::process::executables::basename;
 use crate::report::message::place;
-use crate::report::schema::stall::{Away, Frame, Link, Role, Stack, StallLine, State};
+use crate::report::schema::stall::{
+    Link, ReportedAway, ReportedFrame, ReportedStack, ReportedState, Role, StallLine,
+};
 use crate::sink::settings::Detail;
 
 /// Other stacks that a brief report tells in one line each, and one with more detail.
@@ -15,20 +17,22 @@ const MORE_STACKS: [usize; 2] = [3, 8];
 const SMALL_PART: u64 = 10;
 
 /// The stack that is told whole: the one that the culprit was found in, or else the heaviest.
-pub fn shown(line: &StallLine) -> Option<&Stack> {
+pub fn shown(line: &StallLine) -> Option<&ReportedStack> {
     let culprit = line.culprit.as_ref();
-    let holds_culprit = |stack: &&Stack| stack.frames.iter().any(|frame| is(culprit, frame));
+    let holds_culprit =
+        |stack: &&ReportedStack| stack.frames.iter().any(|frame| is(culprit, frame));
     line.stacks.iter().find(holds_culprit).or(line.stacks.first())
 }
 
 /// One stack as rows of frames; of the others the innermost of the application.
-pub fn stacks(blank: &Page, line: &StallLine, detail: Detail) -> Vec<Section> {
+pub fn stacks(blank: &Page, line: &StallLine, detail: Detail) -> Vec<PagePart> {
     let mut all = Vec::new();
     let mut add = |is_of_now: bool, page: Page| {
-        all.push(Section { text: page.into_text(), is_of_now });
+        all.push(PagePart { text: page.into_text(), is_of_now });
     };
     let Some(shown) = shown(line) else { return all };
-    let is_whole = |stack: &Stack| detail == Detail::Everything || std::ptr::eq(stack, shown);
+    let is_whole =
+        |stack: &ReportedStack| detail == Detail::Everything || std::ptr::eq(stack, shown);
     for stack in line.stacks.iter().filter(|stack| is_whole(stack)) {
         let is_own = stack.role == Role::Loop;
         let has_weight = detail != Detail::Brief || !is_own;
@@ -45,7 +49,7 @@ pub fn stacks(blank: &Page, line: &StallLine, detail: Detail) -> Vec<Section> {
         }
         add(false, page);
     }
-    let others: Vec<&Stack> = line.stacks.iter().filter(|stack| !is_whole(stack)).collect();
+    let others: Vec<&ReportedStack> = line.stacks.iter().filter(|stack| !is_whole(stack)).collect();
     let mut page = blank.another();
     chain(&mut page, line, detail);
     other_stacks(&mut page, line, &others, detail);
@@ -75,11 +79,11 @@ fn chain(page: &mut Page, line: &StallLine, detail: Detail) {
 }
 
 /// A line each; those that say the same are one, and those that the sentence has are none.
-fn other_stacks(page: &mut Page, line: &StallLine, others: &[&Stack], detail: Detail) {
+fn other_stacks(page: &mut Page, line: &StallLine, others: &[&ReportedStack], detail: Detail) {
     let is_brief = detail == Detail::Brief;
-    let mut merged: Vec<Stack> = Vec::new();
+    let mut merged: Vec<ReportedStack> = Vec::new();
     for other in others.iter().filter(|stack| stack.role != Role::Other) {
-        let is_same = |known: &&mut Stack| {
+        let is_same = |known: &&mut ReportedStack| {
             (known.thread.tid, known.role, known.state)
                 == (other.thread.tid, other.role, other.state)
                 && place_of(known, detail) == place_of(other, detail)
@@ -92,8 +96,8 @@ fn other_stacks(page: &mut Page, line: &StallLine, others: &[&Stack], detail: De
         }
     }
     if is_brief {
-        let is_small = |stack: &Stack| stack.time_ns < line.stall.duration_ns / SMALL_PART;
-        let is_said = |stack: &Stack| {
+        let is_small = |stack: &ReportedStack| stack.time_ns < line.stall.duration_ns / SMALL_PART;
+        let is_said = |stack: &ReportedStack| {
             innermost(stack).is_some_and(|frame| {
                 if stack.role != Role::Loop {
                     return is(line.culprit.as_ref(), frame);
@@ -127,8 +131,8 @@ fn other_stacks(page: &mut Page, line: &StallLine, others: &[&Stack], detail: De
 }
 
 /// All other threads, where they were asked for; those in one place share a line.
-fn bystanders(page: &mut Page, others: &[&Stack], detail: Detail) {
-    let mut places: Vec<(String, Vec<&Stack>)> = Vec::new();
+fn bystanders(page: &mut Page, others: &[&ReportedStack], detail: Detail) {
+    let mut places: Vec<(String, Vec<&ReportedStack>)> = Vec::new();
     for other in others.iter().filter(|stack| stack.role == Role::Other) {
         let place = format!("{}{}", state(other), place_of(other, detail));
         match places.iter_mut().find(|(known, _)| *known == place) {
@@ -148,9 +152,9 @@ fn bystanders(page: &mut Page, others: &[&Stack], detail: Detail) {
 }
 
 /// Threads that could have served the loop instead.
-fn away(page: &mut Page, away: &[Away], detail: Detail) {
+fn away(page: &mut Page, away: &[ReportedAway], detail: Detail) {
     let most = if detail == Detail::Brief { 2 } else { usize::MAX };
-    for Away { thread, time_ns, culprit, .. } in away.iter().take(most) {
+    for ReportedAway { thread, time_ns, culprit, .. } in away.iter().take(most) {
         let name = thread.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
         let at = culprit.as_ref().map(|culprit| format!(", at {}", place(culprit)));
         let at = at.unwrap_or_default();
@@ -165,19 +169,19 @@ fn away(page: &mut Page, away: &[Away], detail: Detail) {
 }
 
 /// A stack's innermost frame of the application, or else its innermost named one.
-fn innermost(stack: &Stack) -> Option<&Frame> {
+fn innermost(stack: &ReportedStack) -> Option<&ReportedFrame> {
     let mut named = stack.frames.iter().filter(|frame| frame.function.is_some());
     named.clone().find(|frame| frame.in_app).or_else(|| named.next())
 }
 
 /// Where that is.
-fn place_of(stack: &Stack, detail: Detail) -> String {
+fn place_of(stack: &ReportedStack, detail: Detail) -> String {
     let told = |frame| format!(", at {}  {}", function(frame), source(frame, detail));
     innermost(stack).map(told).unwrap_or_default()
 }
 
 /// Whose stack it is.
-fn label(stack: &Stack) -> &'static str {
+fn label(stack: &ReportedStack) -> &'static str {
     match stack.role {
         Role::Loop => "stack",
         Role::Holder => "holder",
@@ -187,7 +191,7 @@ fn label(stack: &Stack) -> &'static str {
 }
 
 /// `blocked 5000.000 ms, 1 sample`; in brief `blocked 5000 ms`.
-fn weight(stack: &Stack, detail: Detail) -> String {
+fn weight(stack: &ReportedStack, detail: Detail) -> String {
     let state = state(stack);
     let (time, samples) = match detail {
         Detail::Brief => (rounded(stack.time_ns), String::new()),
@@ -201,17 +205,17 @@ fn weight(stack: &Stack, detail: Detail) -> String {
     }
 }
 
-fn state(stack: &Stack) -> &'static str {
+fn state(stack: &ReportedStack) -> &'static str {
     match stack.state {
-        State::Running => "running",
-        State::Blocked => "blocked",
-        State::Runnable => "ready, no CPU",
-        State::Stopped => "stopped",
+        ReportedState::Running => "running",
+        ReportedState::Blocked => "blocked",
+        ReportedState::Runnable => "ready, no CPU",
+        ReportedState::Stopped => "stopped",
     }
 }
 
 /// `thread 4242 (uvicorn)`
-fn thread(stack: &Stack) -> String {
+fn thread(stack: &ReportedStack) -> String {
     let tid = stack.thread.tid;
     let name = stack.thread.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
     format!("thread {tid}{name}")

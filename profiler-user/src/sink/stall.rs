@@ -1,7 +1,7 @@
 //! One moment of a stall to the sections of its block: first how long, why, which line and what to do.
 
 use super::instead::instead;
-use super::page::{Page, Section, Style};
+use super::page::{Page, PagePart, Style};
 use super::stacks::{shown, stacks};
 use super::time::time;
 use super::words::{called, counted, list, version};
@@ -9,7 +9,9 @@ use crate::process::executables::{basename, is_system_library};
 use crate::process::source_line::SourceLine;
 use crate::report::message::place;
 use crate::report::schema::line::Severity;
-use crate::report::schema::stall::{Confidence, Language, Stack, StallLine, Task};
+use crate::report::schema::stall::{
+    Confidence, ReportedLanguage, ReportedStack, ReportedTask, StallLine,
+};
 use crate::sink::settings::Detail;
 
 /// Gaps of a brief report; the rest is counted.
@@ -30,21 +32,21 @@ const GRAVE_GAPS: [&str; 9] = [
 
 /// What surrounds a line: the word before its sentence, how much of it is wanted, and the culprit's source.
 #[derive(Debug, Clone, Copy)]
-pub struct Told<'a> {
+pub struct LineContext<'a> {
     pub word: &'static str,
     pub detail: Detail,
     pub source: Option<&'a SourceLine>,
 }
 
 /// All of them, in the order in which they stand.
-pub fn sections(blank: &Page, line: &StallLine, told: &Told<'_>) -> Vec<Section> {
+pub fn sections(blank: &Page, line: &StallLine, told: &LineContext<'_>) -> Vec<PagePart> {
     let mut all = Vec::new();
     let mut add = |is_of_now: bool, write: &dyn Fn(&mut Page)| {
         let mut page = blank.another();
         write(&mut page);
         let text = page.into_text();
         if !text.is_empty() {
-            all.push(Section { text, is_of_now });
+            all.push(PagePart { text, is_of_now });
         }
     };
     let detail = told.detail;
@@ -147,7 +149,7 @@ fn source_line(page: &mut Page, line: &StallLine, sentence: &str, source: Option
     let number = culprit.line.unwrap_or_default();
     page.label("source  >").put(Style::Dim, &format!("{file}:{number} │ "));
     page.put(Style::Culprit, &source.text);
-    if culprit.language == Language::JavaScript {
+    if culprit.language == ReportedLanguage::JavaScript {
         page.put(Style::Dim, "  (where it is defined)");
     }
     page.cut_line();
@@ -168,8 +170,8 @@ fn confidence(page: &mut Page, confidence: Confidence) {
 
 /// `pay  /srv/pay/app.py:12  (Task-7)`; in brief only where its function is not among the frames.
 fn task(page: &mut Page, line: &StallLine, detail: Detail) {
-    let Some(Task { name, function, file, line: number }) = &line.task else { return };
-    let is_frame = |stack: &Stack| {
+    let Some(ReportedTask { name, function, file, line: number }) = &line.task else { return };
+    let is_frame = |stack: &ReportedStack| {
         stack.frames.iter().any(|frame| frame.function == *function && frame.file == *file)
     };
     if detail == Detail::Brief && shown(line).is_some_and(is_frame) {

@@ -10,8 +10,8 @@ use super::words::{list, lost, version};
 use super::{Sink, culprits::Culprits, stall, statistics};
 use crate::process::source_line::{SourceLine, SourceLines};
 use crate::report::Report;
-use crate::report::schema::line::Process;
-use crate::report::schema::session::{Probe, SessionEnd, SessionStart, WaitHooks};
+use crate::report::schema::line::ReportedProcess;
+use crate::report::schema::session::{ReportedHook, ReportedWaitHooks, SessionEnd, SessionStart};
 use crate::report::schema::stall::StallLine;
 use crate::sink::settings::Detail;
 
@@ -132,7 +132,7 @@ impl Screen {
     /// Of a stall that has been told already, what is new.
     fn stall(&mut self, page: &mut Page, line: &StallLine, word: &'static str) {
         let source = self.source_line(line);
-        let told = stall::Told { word, detail: self.detail, source: source.as_ref() };
+        let told = stall::LineContext { word, detail: self.detail, source: source.as_ref() };
         let index = self.open.iter().position(|open| open.id == line.stall.id);
         let seen = index.and_then(|index| self.open.remove(index));
         let mut texts = seen.map(|seen| seen.texts).unwrap_or_default();
@@ -196,7 +196,7 @@ impl Screen {
     }
 }
 
-fn source_lines(process: &Process) -> SourceLines {
+fn source_lines(process: &ReportedProcess) -> SourceLines {
     let started_at = process.start_time.as_deref();
     let started_at = started_at.and_then(|text| humantime::parse_rfc3339(text).ok());
     SourceLines::of(process.pid, started_at.map(whole_second))
@@ -216,14 +216,14 @@ fn session_start(page: &mut Page, line: &SessionStart, detail: Detail) {
     }
     page.end_line();
     let waits = match line.wait_hooks {
-        WaitHooks::Fentry => "fentry",
-        WaitHooks::Tracepoint => "tracepoint",
-        WaitHooks::Mixed => "fentry and tracepoint",
+        ReportedWaitHooks::Fentry => "fentry",
+        ReportedWaitHooks::Tracepoint => "tracepoint",
+        ReportedWaitHooks::Mixed => "fentry and tracepoint",
     };
     let kernel = format!("{}, loops' waits seen by {waits}", line.kernel);
     page.label("kernel").put(Style::Plain, &kernel).end_line();
 
-    let named = |probe: &Probe| format!("{} ({})", probe.name, probe.hook);
+    let named = |probe: &ReportedHook| format!("{} ({})", probe.name, probe.hook);
     if detail == Detail::Brief {
         list(page, "gaps", &line.gaps);
         return;
@@ -241,7 +241,7 @@ fn session_start(page: &mut Page, line: &SessionStart, detail: Detail) {
 }
 
 /// The command where it is known, else the executable, else the name.
-fn identity(process: &Process) -> String {
+fn identity(process: &ReportedProcess) -> String {
     let known = process.command.as_ref().or(process.exe.as_ref());
     known.unwrap_or(&process.name).clone()
 }
@@ -249,7 +249,7 @@ fn identity(process: &Process) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use super::{Colour, Screen, Text, usual_columns};
-    use crate::report::schema::stall::{StallLine, Task};
+    use crate::report::schema::stall::{ReportedTask, StallLine};
     use crate::report::{Report, sample};
     use crate::sink::Sink;
     use crate::sink::settings::Detail;
@@ -547,7 +547,7 @@ uvicorn[4242]: 1 of 1200 turns stalled, 5012 ms in all, the longest 5012 ms; the
             let report = changed(|line| {
                 let [name, file] = [name, file].map(|text| text.map(str::to_owned));
                 let function = Some("pay".to_owned());
-                line.task = Some(Task { name, function, file, line: Some(12) });
+                line.task = Some(ReportedTask { name, function, file, line: Some(12) });
             });
             let text = plain(&report);
             let line = text.lines().find(|line| line.starts_with("  task"));

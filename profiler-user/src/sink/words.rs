@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::page::{Page, Style};
-use crate::report::schema::line::Runtime;
+use crate::report::schema::line::ReportedRuntime;
 use crate::report::schema::stall::LoopThread;
 use crate::report::units;
 
@@ -14,7 +14,7 @@ pub fn called(thread: &LoopThread) -> String {
 }
 
 /// `cpython 3.11.2`
-pub fn version(runtime: &Runtime) -> String {
+pub fn version(runtime: &ReportedRuntime) -> String {
     match &runtime.version {
         Some(version) => format!("{} {version}", runtime.name),
         None => runtime.name.clone(),

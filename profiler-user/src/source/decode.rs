@@ -7,7 +7,7 @@ use profiler_ebpf::record::{
 use std::mem::offset_of;
 use zerocopy::FromBytes;
 
-use super::{Captured, Ended, EndedBy, Event, ExitedBy, Others};
+use super::{Captured, Ended, EndedBy, Event, ExitedBy, OtherWaiters};
 
 /// Why bytes are no record: our own probes wrote them, so this is a bug or a mismatch, and counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub fn record(bytes: &[u8]) -> Result<Event, Malformed> {
         kind::OTHER => capture(bytes).map(|captured| Event::Other(Box::new(captured))),
         kind::WOKEN => prefix(bytes).map(Event::Woken),
         kind::ASLEEP => Ok(Event::Asleep),
-        kind::RIVALS => prefix(bytes).map(|rivals| Event::Rivals(Box::new(rivals))),
+        kind::CONTENDERS => prefix(bytes).map(|contenders| Event::Rivals(Box::new(contenders))),
         unknown => Err(Malformed::UnknownKind(unknown)),
     }
 }
@@ -50,8 +50,8 @@ fn ended_of(record: &TurnEnded) -> Ended {
         _ => EndedBy::Wait,
     };
     let others = match record.others_left_ns {
-        WAITING => Others::Waiting,
-        left_ns => Others::LeftAt(left_ns),
+        WAITING => OtherWaiters::Waiting,
+        left_ns => OtherWaiters::LeftAt(left_ns),
     };
     Ended { by, left_ns: record.left_ns, others }
 }
@@ -84,7 +84,7 @@ fn list<T: FromBytes>(bytes: &[u8], offset: usize, count: u32, most: usize) -> V
 mod tests {
     use super::{Malformed, record};
     use crate::hostile::{damage, rounds};
-    use crate::source::{Ended, EndedBy, Event, Others};
+    use crate::source::{Ended, EndedBy, Event, OtherWaiters};
     use profiler_ebpf::limits::{KERNEL_FRAMES, PYTHON_FRAMES, STACK_BYTES};
     use profiler_ebpf::record::{
         Capture, CaptureHead, RecordHead, TurnEnded, WAITING, ended, kind,
@@ -105,9 +105,9 @@ mod tests {
         };
         let ended = |by, others| Ended { by, left_ns: 5, others };
         for (by, others_left_ns, expected) in [
-            (ended::WAIT, WAITING, ended(EndedBy::Wait, Others::Waiting)),
-            (ended::PARK, 3, ended(EndedBy::Park, Others::LeftAt(3))),
-            (ended::CLOSED, 0, ended(EndedBy::Close, Others::LeftAt(0))),
+            (ended::WAIT, WAITING, ended(EndedBy::Wait, OtherWaiters::Waiting)),
+            (ended::PARK, 3, ended(EndedBy::Park, OtherWaiters::LeftAt(3))),
+            (ended::CLOSED, 0, ended(EndedBy::Close, OtherWaiters::LeftAt(0))),
         ] {
             let event = Event::TurnEnded { tid: 42, end_ns: 12, turn, ended: expected };
             assert_eq!(told(by, others_left_ns), Ok(event));

@@ -3,11 +3,11 @@
 pub mod decode;
 pub mod kernel;
 
+use profiler_ebpf::contention::Contenders;
+use profiler_ebpf::loop_counters::{Accepts, LoopCounters};
 use profiler_ebpf::parks::Parks;
 use profiler_ebpf::python::{PythonFrame, PythonWalk};
-use profiler_ebpf::reading::{Accepts, Reading};
 use profiler_ebpf::record::{CaptureHead, ThreadSnapshot, Woken};
-use profiler_ebpf::rivals::Rivals;
 use profiler_ebpf::turn::{Loop, Turn, phase};
 use profiler_ebpf::wanted::Wanted;
 
@@ -25,7 +25,7 @@ pub enum Event {
     /// Who ended a suspected loop's wait.
     Woken(Woken),
     /// Who ran while a loop's thread was ready and had no CPU; comes before the end of that turn.
-    Rivals(Box<Rivals>),
+    Rivals(Box<Contenders>),
     /// A loop's thread goes to sleep in a suspected turn. It is there to wake us.
     Asleep,
     /// A loop's thread has exited, inside a turn or not.
@@ -38,7 +38,7 @@ pub struct Ended {
     pub by: EndedBy,
     /// When the thread left its wait last: as the turn began, unless it has parked since.
     pub left_ns: u64,
-    pub others: Others,
+    pub others: OtherWaiters,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +61,7 @@ pub enum ExitedBy {
 
 /// The other threads that wait on a loop's instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Others {
+pub enum OtherWaiters {
     /// One of them waits.
     Waiting,
     /// None does; when the last of them left, 0 where there are none.
@@ -144,7 +144,7 @@ pub trait EventSource {
     fn last_block(&mut self, slot: Slot) -> Option<Captured>;
 
     /// Who has run so far while the thread in a slot was ready and had no CPU. Costs no syscall.
-    fn rivals(&mut self, slot: Slot) -> Option<Rivals>;
+    fn contenders(&mut self, slot: Slot) -> Option<Contenders>;
 
     /// Watches a thread that was inside a turn when we came. False where it is watched already, or gone.
     fn seed(&mut self, state: Loop, capture: CaptureHead) -> anyhow::Result<bool>;
@@ -168,7 +168,7 @@ pub trait EventSource {
 
     /// Switches the sampling of running threads on or off; it costs all CPUs, so it is off while
     /// nothing is suspected.
-    fn set_ticks(&mut self, wanted: Ticks) -> anyhow::Result<()>;
+    fn set_ticks(&mut self, wanted: Sampling) -> anyhow::Result<()>;
 
     /// Every thread of the target as it is now, asleep or not.
     fn threads(&mut self) -> anyhow::Result<Vec<ThreadSnapshot>>;
@@ -190,7 +190,7 @@ pub trait EventSource {
 
     /// The sums of the thread in a slot, where statistics are wanted, and its state at the same moment.
     /// The greatest values are those since the last call.
-    fn take_reading(&mut self, _slot: Slot) -> Option<(Loop, Reading)> {
+    fn take_reading(&mut self, _slot: Slot) -> Option<(Loop, LoopCounters)> {
         None
     }
 
@@ -221,7 +221,7 @@ pub trait EventSource {
 
 /// Whether running threads are sampled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ticks {
+pub enum Sampling {
     On,
     Off,
 }

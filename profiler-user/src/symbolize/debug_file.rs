@@ -33,7 +33,7 @@ pub struct DebugFiles {
 
 /// What was found for one image.
 #[derive(Debug, Default)]
-pub struct Found {
+pub struct FoundFiles {
     pub image: Option<DebugFile>,
     /// Files that had the right name, and why they were not used.
     pub gaps: Vec<Gap>,
@@ -43,12 +43,12 @@ pub struct Found {
 #[derive(Debug)]
 pub struct DebugFile {
     pub image: Image,
-    pub owner: Owner,
+    pub owner: FileOwner,
 }
 
 /// Who may change a file while it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Owner {
+pub enum FileOwner {
     Us,
     /// It lies in a file system that only the target has.
     Target,
@@ -71,12 +71,12 @@ impl DebugFiles {
     }
 
     /// The debug file of an image that the target knows under this path.
-    pub fn find(&self, path: &str, image: &Image) -> Found {
-        let mut found = Found::default();
+    pub fn find(&self, path: &str, image: &Image) -> FoundFiles {
+        let mut found = FoundFiles::default();
         let link = image.debug_link().and_then(|section| Link::read(image, section));
         let candidates = candidates(path, image.build_id(), link.as_ref());
-        let target = self.target_root.as_deref().map(|root| (Owner::Target, root));
-        let roots = target.into_iter().chain([(Owner::Us, Path::new("/"))]);
+        let target = self.target_root.as_deref().map(|root| (FileOwner::Target, root));
+        let roots = target.into_iter().chain([(FileOwner::Us, Path::new("/"))]);
         for ((owner, root), candidate) in
             roots.flat_map(|root| candidates.iter().map(move |candidate| (root, candidate)))
         {
@@ -260,7 +260,7 @@ mod tests {
         let place =
             std::fs::read_link(found.image.as_ref().unwrap().image.path().unwrap()).unwrap();
         assert_eq!(place, debug);
-        assert_eq!(found.image.unwrap().owner, Owner::Target);
+        assert_eq!(found.image.unwrap().owner, FileOwner::Target);
         // Without it, ours may be found; never another's.
         std::fs::copy("/proc/self/exe", &debug).unwrap();
         let found = files.find("/lib/libc.so.6", &image);

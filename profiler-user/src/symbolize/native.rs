@@ -18,8 +18,8 @@ use crate::frame::{Frame, Language};
 use crate::gap::Gap;
 use crate::process::image::{Identity, Image};
 use crate::process::modules::{Module, Modules};
-use crate::symbolize::debug_file::{DebugFile, DebugFiles, Owner};
-use crate::symbolize::opened::{NAMELESS, Name, Opened, Separate, dynamic_symbol};
+use crate::symbolize::debug_file::{DebugFile, DebugFiles, FileOwner};
+use crate::symbolize::opened::{NAMELESS, Name, OpenedImage, Separate, dynamic_symbol};
 use crate::symbolize::parts;
 use crate::symbolize::snapshot::{MAX_DEBUG_BYTES, Snapshot};
 use crate::unwind::merge::{EVAL, NamedNativeStack};
@@ -48,7 +48,7 @@ pub struct NativeSymbolizer {
     names: HashMap<Identity, HashMap<u64, Arc<[Name]>>>,
     named: usize,
     /// The last used stands last.
-    opened: Vec<Opened>,
+    opened: Vec<OpenedImage>,
     /// Images whose debug information blazesym could not make sense of; their symbols may do.
     symbols_only: HashSet<Identity>,
     /// By image: the parts of CPython's eval function, which must not be nameless, because Python's
@@ -192,8 +192,8 @@ impl NativeSymbolizer {
     }
 
     /// Lets go of what was used least recently, as far as the bounds ask for it.
-    fn keep(&mut self, opened: Opened) {
-        let bytes = |opened: &[Opened]| opened.iter().map(Opened::bytes).sum::<u64>();
+    fn keep(&mut self, opened: OpenedImage) {
+        let bytes = |opened: &[OpenedImage]| opened.iter().map(OpenedImage::bytes).sum::<u64>();
         while !self.opened.is_empty()
             && (self.opened.len() >= OPEN_IMAGES
                 || bytes(&self.opened).saturating_add(opened.bytes()) > MAX_OPEN_BYTES)
@@ -203,7 +203,7 @@ impl NativeSymbolizer {
         self.opened.push(opened);
     }
 
-    fn open(&mut self, module: &Module, image: &Arc<Image>) -> Opened {
+    fn open(&mut self, module: &Module, image: &Arc<Image>) -> OpenedImage {
         let found = self.debug_files.find(&module.path, image);
         found.gaps.into_iter().for_each(|gap| self.miss(image, gap));
         let separate = found.image.and_then(|debug| self.separate(module, image, debug));
@@ -215,15 +215,15 @@ impl NativeSymbolizer {
             .set_debug_dirs(Some(std::iter::empty::<PathBuf>()))
             .build();
         let identity = image.identity().clone();
-        Opened { identity, image: Arc::clone(image), symbolizer, separate, own }
+        OpenedImage { identity, image: Arc::clone(image), symbolizer, separate, own }
     }
 
     /// The file that holds an image's debug information: ours as it lies there, the target's as a copy.
     fn separate(&mut self, module: &Module, image: &Image, found: DebugFile) -> Option<Separate> {
         let with_debug = self.reads_debug(module, image, &found.image);
         let (path, copy) = match found.owner {
-            Owner::Us => (found.image.path()?, None),
-            Owner::Target => {
+            FileOwner::Us => (found.image.path()?, None),
+            FileOwner::Target => {
                 let most = self.most_inflated(module);
                 match Snapshot::of(&found.image, with_debug, most) {
                     Ok(copy) => (copy.path(), Some(copy)),

@@ -22,7 +22,7 @@ pub const NAMELESS: Name = Name { function: None, file: None, line: None, inline
 
 /// An image as blazesym sees it.
 #[derive(Debug)]
-pub struct Opened {
+pub struct OpenedImage {
     pub identity: Identity,
     pub image: Arc<Image>,
     pub symbolizer: Symbolizer,
@@ -42,7 +42,7 @@ pub struct Separate {
     pub copy: Option<Snapshot>,
 }
 
-impl Opened {
+impl OpenedImage {
     /// Bytes of memory that the copies take.
     pub fn bytes(&self) -> u64 {
         let own = self.own.as_ref().map_or(0, |(_, copy)| copy.bytes());

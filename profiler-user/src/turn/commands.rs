@@ -1,7 +1,7 @@
 //! A stall to the same without the command lines of other processes: arguments may hold what is nobody else's business.
 
 use super::{Sampled, Stall};
-use crate::call::{Call, Party};
+use crate::call::{Call, Peer};
 
 impl Stall {
     /// Forgets them. Names and numbers stay.
@@ -16,7 +16,7 @@ impl Stall {
         let holders = self.holders.iter_mut().map(|holder| &mut holder.seen);
         let stacks = self.stacks.iter_mut().chain(holders).chain(company).chain(away);
         stacks.chain(others).chain(wakers).for_each(hide_in);
-        for process in self.instead.processes.values_mut() {
+        for process in self.contention.processes.values_mut() {
             process.command = None;
         }
     }
@@ -30,14 +30,14 @@ fn hide_in(sampled: &mut Sampled) {
     processes.chain(held_by).chain(child).for_each(hide);
 }
 
-fn hide(party: &mut Party) {
-    party.command = None;
+fn hide(peer: &mut Peer) {
+    peer.command = None;
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::call::{Call, Descriptor, Kind, Party};
-    use crate::process::neighbour::Neighbour;
+    use crate::call::{Call, Descriptor, Kind, Peer};
+    use crate::process::other_process::OtherProcess;
     use crate::report::sample;
     use crate::turn::{Away, Companion, Holder, Lock, Other, Sampled, Stall, ThreadState, Waker};
 
@@ -45,16 +45,16 @@ mod tests {
     const SECRET: &str = "--password=hunter2";
 
     fn sampled() -> Sampled {
-        let party =
-            || Party { pid: 77, name: Some("bank".to_owned()), command: Some(SECRET.to_owned()) };
+        let peer =
+            || Peer { pid: 77, name: Some("bank".to_owned()), command: Some(SECRET.to_owned()) };
         let descriptor =
-            || Descriptor { process: Some(party()), ..Descriptor::new(7, Kind::Pipe, "pipe") };
+            || Descriptor { process: Some(peer()), ..Descriptor::new(7, Kind::Pipe, "pipe") };
         let call = Call {
             descriptor: Some(descriptor()),
             polled: vec![descriptor()],
             connection: Some(descriptor()),
-            held_by: vec![party()],
-            child: Some(party()),
+            held_by: vec![peer()],
+            child: Some(peer()),
             ..Call::default()
         };
         Sampled { call: Some(Box::new(call)), ..sample::blocked_in(61, [77, 0, 0, 0, 0, 0], 9) }
@@ -74,8 +74,8 @@ mod tests {
         stall.others = vec![Other { tid: 1, name: None, seen: sampled() }];
         let (state, stacks) = (ThreadState::Blocked, vec![sampled()]);
         stall.away = vec![Away { tid: 1, name: None, state, time_ns: 1, stacks }];
-        let process = Neighbour { command: command(), ..Neighbour::default() };
-        stall.instead.processes.insert(77, process);
+        let process = OtherProcess { command: command(), ..OtherProcess::default() };
+        stall.contention.processes.insert(77, process);
         stall
     }
 

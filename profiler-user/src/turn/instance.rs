@@ -6,7 +6,7 @@
 
 use profiler_ebpf::turn::{Loop, phase};
 
-use crate::source::{Ended, EndedBy, Others};
+use crate::source::{Ended, EndedBy, OtherWaiters};
 
 /// One thread, as far as its instance is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +91,7 @@ pub enum Meaning {
 
 /// The same, by what the probes told of the end.
 pub fn meaning(turn_start_ns: u64, ended: &Ended) -> Meaning {
-    let Others::LeftAt(others_ns) = ended.others else { return Meaning::Served };
+    let OtherWaiters::LeftAt(others_ns) = ended.others else { return Meaning::Served };
     if others_ns <= turn_start_ns && others_ns <= ended.left_ns {
         Meaning::Stall
     } else if ended.by == EndedBy::Wait {
@@ -106,7 +106,7 @@ pub fn meaning(turn_start_ns: u64, ended: &Ended) -> Meaning {
 #[cfg(test)]
 mod tests {
     use super::{Meaning, Service, Stand, meaning, service};
-    use crate::source::{Ended, EndedBy, Others};
+    use crate::source::{Ended, EndedBy, OtherWaiters};
 
     const FILE: u64 = 0xa000;
 
@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(service(&woken, &all), Service::None, "who left last waits for work");
     }
 
-    fn ended(by: EndedBy, left_ns: u64, others: Others) -> Ended {
+    fn ended(by: EndedBy, left_ns: u64, others: OtherWaiters) -> Ended {
         Ended { by, left_ns, others }
     }
 
@@ -164,17 +164,17 @@ mod tests {
     #[test]
     fn ends_of_turns() {
         let wait = |others| ended(EndedBy::Wait, 100, others);
-        assert_eq!(meaning(100, &wait(Others::Waiting)), Meaning::Served);
-        assert_eq!(meaning(100, &wait(Others::LeftAt(0))), Meaning::Stall, "it is alone");
-        assert_eq!(meaning(100, &wait(Others::LeftAt(60))), Meaning::Stall);
+        assert_eq!(meaning(100, &wait(OtherWaiters::Waiting)), Meaning::Served);
+        assert_eq!(meaning(100, &wait(OtherWaiters::LeftAt(0))), Meaning::Stall, "it is alone");
+        assert_eq!(meaning(100, &wait(OtherWaiters::LeftAt(60))), Meaning::Stall);
         let later = Meaning::Ends { began_ns: 150 };
-        assert_eq!(meaning(100, &wait(Others::LeftAt(150))), later);
-        let parks = ended(EndedBy::Park, 100, Others::LeftAt(150));
+        assert_eq!(meaning(100, &wait(OtherWaiters::LeftAt(150))), later);
+        let parks = ended(EndedBy::Park, 100, OtherWaiters::LeftAt(150));
         assert_eq!(meaning(100, &parks), Meaning::Served, "who parks serves nobody");
         // A worker that came back from its park at 200 and serves at last.
-        let woken = ended(EndedBy::Wait, 20, Others::LeftAt(150));
+        let woken = ended(EndedBy::Wait, 20, OtherWaiters::LeftAt(150));
         assert_eq!(meaning(200, &woken), later);
-        let woken = ended(EndedBy::Park, 20, Others::LeftAt(150));
+        let woken = ended(EndedBy::Park, 20, OtherWaiters::LeftAt(150));
         assert_eq!(meaning(200, &woken), Meaning::Stall);
     }
 }

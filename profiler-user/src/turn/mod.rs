@@ -6,21 +6,21 @@ pub mod company;
 pub mod futex;
 pub mod holders;
 pub mod instance;
-pub mod instead;
+pub mod contention;
 pub mod samples;
 pub mod tracker;
 
 use profiler_ebpf::record::Registers;
 use profiler_ebpf::turn::Turn;
 
+use self::contention::Contention;
 use self::futex::FutexWaits;
-use self::instead::Instead;
 use crate::activity::Activity;
-use crate::around::Surroundings;
 use crate::call::Call;
+use crate::environment::Environment;
 use crate::frame::Stack;
 use crate::gap::Gap;
-use crate::process::queues::Queue;
+use crate::process::queues::AcceptQueue;
 use crate::task::Share;
 
 /// Which line of a stall's life a report is about.
@@ -296,7 +296,7 @@ pub struct Stall {
     /// Who was found to own the lock that the loop waited for last.
     pub owner: Option<LockOwner>,
     /// Who ran while the thread was ready and had no CPU.
-    pub instead: Instead,
+    pub contention: Contention,
     /// How the waits on futexes ended.
     pub futexes: FutexWaits,
     /// The other threads, where one of them was to end a wait.
@@ -308,10 +308,10 @@ pub struct Stall {
     /// Threads that could have served the loop's instance instead, and did not.
     pub away: Vec<Away>,
     /// What went on around the thread meanwhile.
-    pub around: Surroundings,
+    pub environment: Environment,
     /// What the wait after the stall returned: file descriptors kept waiting.
     pub ready_events: Option<u64>,
     /// Connections that nobody accepted meanwhile.
-    pub queues: Vec<Queue>,
+    pub queues: Vec<AcceptQueue>,
     pub gaps: Vec<Gap>,
 }

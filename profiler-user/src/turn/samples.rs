@@ -91,12 +91,12 @@ impl LostEnds {
 
 /// A wait, as its capture showed it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wait {
+pub struct CapturedWait {
     pub awaited: Awaited,
     pub registers: Registers,
 }
 
-impl Wait {
+impl CapturedWait {
     /// What another thread had to give up to end it.
     pub fn lock(&self) -> Option<Lock> {
         self.awaited.lock(&self.registers)
@@ -161,20 +161,20 @@ impl Samples {
     }
 
     /// What the thread waited for in the stretch that began at `at_ns`.
-    pub fn wait_at(&self, at_ns: u64) -> Option<Wait> {
+    pub fn wait_at(&self, at_ns: u64) -> Option<CapturedWait> {
         self.wait(self.blocks.iter().rev().find(|block| block.at_ns == at_ns)?)
     }
 
     /// The stretch that still lasts: since when, and what for.
-    pub fn open_wait(&self) -> Option<(u64, Wait)> {
+    pub fn open_wait(&self) -> Option<(u64, CapturedWait)> {
         let lasts = |block: &&Block| block.length.is_none() && block.over_by_ns == u64::MAX;
         let block = self.blocks.last().filter(lasts)?;
         Some((block.at_ns, self.wait(block)?))
     }
 
-    fn wait(&self, block: &Block) -> Option<Wait> {
+    fn wait(&self, block: &Block) -> Option<CapturedWait> {
         let awaited = self.stacks.get(block.stack)?.awaited;
-        Some(Wait { awaited, registers: block.registers })
+        Some(CapturedWait { awaited, registers: block.registers })
     }
 
     /// How long the thread waited for each lock up to `now_ns`, the longest first.

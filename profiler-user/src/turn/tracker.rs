@@ -6,9 +6,9 @@
 
 use profiler_ebpf::turn::{Loop, Turn, phase, state};
 
-use super::instead::Instead;
+use super::contention::Contention;
 use super::{End, Moment, ThreadState};
-use crate::around::Surroundings;
+use crate::environment::Environment;
 use crate::gap::Gap;
 use crate::source::ExitedBy;
 
@@ -36,9 +36,9 @@ pub struct Due {
     pub now: Option<ThreadState>,
     pub ready_events: Option<u64>,
     /// For those who pass it on: what went on around the thread.
-    pub around: Surroundings,
+    pub environment: Environment,
     /// For those who pass it on: who ran while the thread had no CPU.
-    pub instead: Instead,
+    pub contention: Contention,
     /// For those who pass it on: who else was away from the loop's instance.
     pub away: Vec<AwayThread>,
     /// For those who pass it on: another thread serves the instance, so that it is this one's work alone that
@@ -270,8 +270,8 @@ impl Tracker {
             end: End::NotYet,
             now: Some(doing(seen.state)),
             ready_events: None,
-            around: Surroundings::default(),
-            instead: Instead::default(),
+            environment: Environment::default(),
+            contention: Contention::default(),
             away: Vec::new(),
             is_work: false,
             gaps: Vec::new(),
@@ -306,8 +306,8 @@ impl Tracker {
             end: over.end,
             now: None,
             ready_events: over.ready,
-            around: Surroundings::default(),
-            instead: Instead::default(),
+            environment: Environment::default(),
+            contention: Contention::default(),
             away: Vec::new(),
             is_work: false,
             gaps: Vec::new(),

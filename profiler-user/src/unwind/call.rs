@@ -5,7 +5,7 @@ pub const LONGEST: usize = 7;
 
 /// Where a call leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Call {
+pub enum CallTarget {
     /// To this address.
     To(u64),
     /// To where the word at this address points: an import, mostly.
@@ -15,15 +15,15 @@ pub enum Call {
 }
 
 /// The call that returns to `address`. `code` are the bytes before that.
-pub fn before(address: u64, code: &[u8; LONGEST]) -> Option<Call> {
+pub fn before(address: u64, code: &[u8; LONGEST]) -> Option<CallTarget> {
     let relative =
         |distance: [u8; 4]| address.wrapping_add_signed(i64::from(i32::from_le_bytes(distance)));
     match *code {
-        [_, _, 0xe8, a, b, c, d] => Some(Call::To(relative([a, b, c, d]))),
-        [_, 0xff, 0x15, a, b, c, d] => Some(Call::Through(relative([a, b, c, d]))),
+        [_, _, 0xe8, a, b, c, d] => Some(CallTarget::To(relative([a, b, c, d]))),
+        [_, 0xff, 0x15, a, b, c, d] => Some(CallTarget::Through(relative([a, b, c, d]))),
         _ => (2..=LONGEST)
             .any(|length| is_indirect(&code[LONGEST - length..]))
-            .then_some(Call::Anywhere),
+            .then_some(CallTarget::Anywhere),
     }
 }
 
@@ -84,9 +84,9 @@ pub fn stub(code: &[u8], start: u64) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Call, LONGEST, before, jumps, jumps_anywhere, stub};
+    use super::{CallTarget, LONGEST, before, jumps, jumps_anywhere, stub};
 
-    fn call(code: &[u8]) -> Option<Call> {
+    fn call(code: &[u8]) -> Option<CallTarget> {
         let mut bytes = [0x90; LONGEST];
         bytes[LONGEST - code.len()..].copy_from_slice(code);
         before(0x1000, &bytes)
@@ -106,9 +106,9 @@ mod tests {
     /// Every form of a call is one, and nothing that only ends like it.
     #[test]
     fn calls() {
-        assert_eq!(call(&[0xe8, 0x10, 0, 0, 0]), Some(Call::To(0x1010)));
-        assert_eq!(call(&[0xe8, 0xf0, 0xff, 0xff, 0xff]), Some(Call::To(0xff0)));
-        assert_eq!(call(&[0xff, 0x15, 8, 0, 0, 0]), Some(Call::Through(0x1008)));
+        assert_eq!(call(&[0xe8, 0x10, 0, 0, 0]), Some(CallTarget::To(0x1010)));
+        assert_eq!(call(&[0xe8, 0xf0, 0xff, 0xff, 0xff]), Some(CallTarget::To(0xff0)));
+        assert_eq!(call(&[0xff, 0x15, 8, 0, 0, 0]), Some(CallTarget::Through(0x1008)));
         let anywhere: [&[u8]; 9] = [
             &[0xff, 0xd0],                      // call *%rax
             &[0x41, 0xff, 0xd4],                // call *%r12
@@ -121,7 +121,7 @@ mod tests {
             &[0xff, 0x14, 0xc5, 0, 0x40, 0, 0], // call *0x4000(,%rax,8)
         ];
         for code in anywhere {
-            assert_eq!(call(code), Some(Call::Anywhere), "{code:x?}");
+            assert_eq!(call(code), Some(CallTarget::Anywhere), "{code:x?}");
         }
         let none: [&[u8]; 6] = [
             &[0x90],

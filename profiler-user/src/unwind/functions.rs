@@ -148,9 +148,9 @@ fn name(names: &[u8], at: u32) -> Option<Box<[u8]>> {
 
 /// The symbol tables that were needed last.
 #[derive(Debug, Default)]
-pub struct Symbols(Vec<(Identity, Functions)>);
+pub struct RecentSymbols(Vec<(Identity, Functions)>);
 
-impl Symbols {
+impl RecentSymbols {
     pub fn of(&mut self, image: &Image) -> &Functions {
         let known = self.0.iter().position(|(identity, _)| identity == image.identity());
         let known = known.unwrap_or_else(|| {

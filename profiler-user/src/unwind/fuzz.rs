@@ -6,8 +6,8 @@ use profiler_ebpf::record::Registers;
 
 use super::merge::{NamedNativeStack, PythonSpan, PythonStack, merge};
 use super::native::{MAX_FRAMES, NativeUnwinder};
+use super::pairs::EvalRun;
 use super::pairs::Hole;
-use super::pairs::Ran;
 use crate::frame::{Frame, Language};
 use crate::hostile::{MAPPED_AT, Random, damage, damaged_elf, libc, mapped, rounds};
 use crate::process::image::Image;
@@ -178,7 +178,7 @@ fn merged_stacks() {
                 let frames = frames.map(|_| any_frame(random, Language::Python)).collect();
                 let anchor = random.once_in(2).then(|| random.below(2000) as u64);
                 let may_wait = random.once_in(3);
-                PythonSpan { frames, ran: Ran { anchor, may_wait } }
+                PythonSpan { frames, ran: EvalRun { anchor, may_wait } }
             })
             .collect();
         let natives = native.iter().map(Vec::len).sum::<usize>();

@@ -5,7 +5,7 @@
 //! Python frames. Where it is proved for which (see [`pairs`](super::pairs)), the span takes its
 //! place; otherwise the two sides are shown apart, never mixed by guess.
 
-use super::pairs::{Call, Hole, Ran, Sides, pair};
+use super::pairs::{EvalCall, EvalRun, Hole, Sides, pair};
 use crate::frame::{Frame, Language, Stack};
 use crate::gap::Gap;
 
@@ -17,7 +17,7 @@ pub const EVAL: &str = "_PyEval_EvalFrameDefault";
 pub struct PythonSpan {
     /// The frames to show, innermost first. Empty where the interpreter itself had put its frame there.
     pub frames: Vec<Frame>,
-    pub ran: Ran,
+    pub ran: EvalRun,
 }
 
 /// The Python side of a stack.
@@ -44,7 +44,7 @@ pub struct NamedNativeStack {
 /// One list where the order is proved, else Python first and native after it, with the reason.
 pub fn merge(native: NamedNativeStack, python: PythonStack) -> Stack {
     let calls = calls(&native);
-    let ran: Vec<Ran> = python.spans.iter().map(|span| span.ran).collect();
+    let ran: Vec<EvalRun> = python.spans.iter().map(|span| span.ran).collect();
     let native_cut_at =
         native.truncated.as_ref().map(|_| native.stack_pointers.last().copied().unwrap_or(0));
     let pairs = pair(&Sides {
@@ -71,18 +71,18 @@ pub fn merge(native: NamedNativeStack, python: PythonStack) -> Stack {
     Stack { frames, truncated, gaps, left_out, ..Stack::default() }
 }
 
-fn calls(native: &NamedNativeStack) -> Vec<Call> {
+fn calls(native: &NamedNativeStack) -> Vec<EvalCall> {
     let is_call = |&(_, frames): &(usize, &Vec<Frame>)| frames.last().is_some_and(is_eval);
     let pointer = |frame: usize| native.stack_pointers.get(frame).copied();
     let call = |(frame, _)| {
         let start = pointer(frame).unwrap_or(0);
-        Call { frame, stack: start..pointer(frame + 1).unwrap_or(start) }
+        EvalCall { frame, stack: start..pointer(frame + 1).unwrap_or(start) }
     };
     native.frames.iter().enumerate().filter(is_call).map(call).collect()
 }
 
 /// What of either side has no place beside the other.
-fn left_over(calls: &[Call], pairs: &[usize], python: &PythonStack) -> Option<Gap> {
+fn left_over(calls: &[EvalCall], pairs: &[usize], python: &PythonStack) -> Option<Gap> {
     let beyond = python.spans.len() - pairs.len();
     if beyond > 0 {
         let why = format!(
@@ -115,7 +115,7 @@ fn unprovable(evals: usize, spans: usize) -> Gap {
 /// Each eval call is replaced by what it ran; spans beyond the last eval call follow at the end.
 fn interleave(
     native: NamedNativeStack,
-    calls: &[Call],
+    calls: &[EvalCall],
     python: PythonStack,
     pairs: &[usize],
 ) -> Vec<Frame> {
@@ -190,7 +190,7 @@ mod tests {
                 .filter(|name| *name != "-")
                 .map(|name| frame(name, Language::Python))
                 .collect(),
-            ran: Ran::default(),
+            ran: EvalRun::default(),
         };
         PythonStack {
             spans: text.split_whitespace().map(span).collect(),

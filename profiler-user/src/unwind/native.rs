@@ -17,7 +17,7 @@ use crate::process::modules::{Module, ModuleId, Modules};
 use crate::unwind::sections::{bases, check, sections};
 
 use super::expression::{Coverage, Index, Tables};
-use super::functions::Symbols;
+use super::functions::RecentSymbols;
 pub use super::stack::{NativeFrame, NativeStack, Reached};
 use super::step::{CapturedStack, Position, Step, by_frame_pointer, interrupted};
 
@@ -56,7 +56,7 @@ pub struct NativeUnwinder {
     sigreturns: HashMap<u64, bool>,
     coverage: HashMap<u64, Coverage>,
     /// Of images in which a stack would end without them.
-    pub(super) functions: Symbols,
+    pub(super) functions: RecentSymbols,
     /// What searches may still look at in the present stack.
     pub(super) words_left: usize,
     /// Code that no table covers and that keeps frame pointers: a file, and offsets in it.
@@ -95,7 +95,7 @@ impl NativeUnwinder {
             table_bytes: 0,
             sigreturns: HashMap::new(),
             coverage: HashMap::new(),
-            functions: Symbols::default(),
+            functions: RecentSymbols::default(),
             words_left: 0,
             frame_pointer_code: None,
         }

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 /// A native frame of the interpreter's main loop.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Call {
+pub struct EvalCall {
     /// Its place among the native frames.
     pub frame: usize,
     /// Its part of the thread's stack; empty where its end is not known.
@@ -21,7 +21,7 @@ pub struct Call {
 
 /// What is known of the Python frames that one call ran.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Ran {
+pub struct EvalRun {
     /// Where the call's own frame lies on the thread's stack, since 3.12.
     pub anchor: Option<u64>,
     /// Maybe no call ran it: a generator or coroutine which waits for the one that is further in.
@@ -41,10 +41,10 @@ pub struct Hole {
 /// Both sides of a stack, innermost first.
 #[derive(Debug)]
 pub struct Sides<'a> {
-    pub calls: &'a [Call],
+    pub calls: &'a [EvalCall],
     /// Where the native stack was cut off, if it was: the stack pointer in its last frame.
     pub native_cut_at: Option<u64>,
-    pub spans: &'a [Ran],
+    pub spans: &'a [EvalRun],
     /// Whether the walk ended before the outermost frame. The last span may then lack frames.
     pub python_is_cut: bool,
     pub hole: Option<Hole>,
@@ -93,7 +93,7 @@ fn by_address(sides: &Sides<'_>) -> Option<Vec<usize>> {
 }
 
 /// Both sides have all that ran.
-fn by_count(calls: usize, spans: &[Ran]) -> Option<Vec<usize>> {
+fn by_count(calls: usize, spans: &[EvalRun]) -> Option<Vec<usize>> {
     // The outermost frame of a thread waits for nobody, unless its callers were lost.
     if spans.last().is_some_and(|span| span.may_wait) {
         return None;
@@ -151,20 +151,20 @@ fn from_inside(sides: &Sides<'_>) -> Option<Vec<usize>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Call, Hole, Ran, Sides, pair};
+    use super::{EvalCall, EvalRun, Hole, Sides, pair};
 
     /// Calls by their places among the native frames; each has 100 bytes of stack.
-    fn calls(places: &[usize]) -> Vec<Call> {
+    fn calls(places: &[usize]) -> Vec<EvalCall> {
         let call = |&frame: &usize| {
             let start = frame as u64 * 100;
-            Call { frame, stack: start..start + 100 }
+            EvalCall { frame, stack: start..start + 100 }
         };
         places.iter().map(call).collect()
     }
 
     /// `.` is a span that a call ran for certain, `w` one that may wait.
-    fn spans(text: &str) -> Vec<Ran> {
-        text.chars().map(|c| Ran { anchor: None, may_wait: c == 'w' }).collect()
+    fn spans(text: &str) -> Vec<EvalRun> {
+        text.chars().map(|c| EvalRun { anchor: None, may_wait: c == 'w' }).collect()
     }
 
     /// Around a hole, both ends are proved where both sides are whole: with as many calls as spans, or more,
@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn addresses_around_a_hole() {
         let calls = calls(&[1, 3, 5]);
-        let spans = |outer: &[u64]| [vec![Ran::default()], anchored(outer)].concat();
+        let spans = |outer: &[u64]| [vec![EvalRun::default()], anchored(outer)].concat();
         let paired = |outer: &[u64], may_go_on| {
             let spans = spans(outer);
             let hole = Some(Hole { at: 1, may_go_on, left_out: 9 });
@@ -211,19 +211,19 @@ mod tests {
         assert_eq!(paired(&[150], false), None);
     }
 
-    fn anchored(anchors: &[u64]) -> Vec<Ran> {
-        anchors.iter().map(|&anchor| Ran { anchor: Some(anchor), may_wait: true }).collect()
+    fn anchored(anchors: &[u64]) -> Vec<EvalRun> {
+        anchors.iter().map(|&anchor| EvalRun { anchor: Some(anchor), may_wait: true }).collect()
     }
 
-    fn whole(calls: &[Call], spans: &[Ran]) -> Option<Vec<usize>> {
+    fn whole(calls: &[EvalCall], spans: &[EvalRun]) -> Option<Vec<usize>> {
         pair(&Sides { calls, native_cut_at: None, spans, python_is_cut: false, hole: None })
     }
 
-    fn native_cut(calls: &[Call], at: u64, spans: &[Ran]) -> Option<Vec<usize>> {
+    fn native_cut(calls: &[EvalCall], at: u64, spans: &[EvalRun]) -> Option<Vec<usize>> {
         pair(&Sides { calls, native_cut_at: Some(at), spans, python_is_cut: false, hole: None })
     }
 
-    fn python_cut(calls: &[Call], spans: &[Ran]) -> Option<Vec<usize>> {
+    fn python_cut(calls: &[EvalCall], spans: &[EvalRun]) -> Option<Vec<usize>> {
         pair(&Sides { calls, native_cut_at: None, spans, python_is_cut: true, hole: None })
     }
 
@@ -251,12 +251,12 @@ mod tests {
     #[test]
     fn cut_within_a_call() {
         let mut spans = anchored(&[350]);
-        spans.push(Ran::default());
+        spans.push(EvalRun::default());
         assert_eq!(python_cut(&calls(&[3, 7, 9]), &spans), Some(vec![0, 1]));
-        assert_eq!(python_cut(&calls(&[3, 7]), &[Ran::default()]), Some(vec![0]));
+        assert_eq!(python_cut(&calls(&[3, 7]), &[EvalRun::default()]), Some(vec![0]));
         // Which of the two it is, is not clear while the first may be entering.
-        assert_eq!(python_cut(&calls(&[0, 7]), &[Ran::default()]), None);
-        assert_eq!(python_cut(&calls(&[0]), &[Ran::default()]), Some(vec![0]));
+        assert_eq!(python_cut(&calls(&[0, 7]), &[EvalRun::default()]), None);
+        assert_eq!(python_cut(&calls(&[0]), &[EvalRun::default()]), Some(vec![0]));
     }
 
     /// Without addresses, equal numbers prove, and unequal ones do not.

@@ -19,7 +19,7 @@ use std::ops::Range;
 use framehop::FrameAddress;
 use framehop::x86_64::UnwindRegsX86_64;
 
-use super::call::{self, Call, LONGEST};
+use super::call::{self, CallTarget, LONGEST};
 use super::expression::Coverage;
 use super::native::{MAX_WORDS_OF_STACK, NativeUnwinder, tables_of};
 use super::stack::Reached;
@@ -304,9 +304,9 @@ impl NativeUnwinder {
             return self.is_sigreturn(modules, returned).then_some(Fit::Proved);
         };
         let word = match called {
-            Call::Anywhere => return Some(Fit::Possible),
-            Call::Through(word) => word,
-            Call::To(target) => match stub(modules, target) {
+            CallTarget::Anywhere => return Some(Fit::Possible),
+            CallTarget::Through(word) => word,
+            CallTarget::To(target) => match stub(modules, target) {
                 Some(word) => word,
                 None => return self.reaches(modules, target, inner.address_for_lookup()),
             },

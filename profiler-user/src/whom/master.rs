@@ -15,7 +15,7 @@ use crate::process::arguments;
 use crate::process::listeners::listening;
 use crate::process::listing::{Listed, listed};
 use crate::process::live::LiveMemory;
-use crate::process::parties::{children, party};
+use crate::process::peers::{children, peer};
 use crate::process::target::text;
 use crate::syscall;
 
@@ -77,7 +77,7 @@ fn below(pid: u32, connections: &Connections, generations: usize, found: &mut Ve
             }
             _ => continue,
         };
-        let who = party(child);
+        let who = peer(child);
         let name = who.name.unwrap_or_default();
         workers.push(Worker { pid: child, name, command: who.command.unwrap_or_default(), by });
     }

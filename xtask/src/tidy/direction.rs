@@ -5,21 +5,31 @@ use super::violation::Violation;
 
 /// What lies below all stages.
 const BELOW: [&str; 12] = [
-    "activity", "around", "call", "clock", "error", "frame", "gap", "interval", "process",
-    "syscall", "task", "urgency",
+    "activity",
+    "call",
+    "clock",
+    "environment",
+    "error",
+    "frame",
+    "gap",
+    "interval",
+    "process",
+    "syscall",
+    "task",
+    "urgency",
 ];
 
 /// An event's way, each stage with the modules that it is made of.
 const STAGES: [&[&str]; 9] = [
     &["source"],
     &["turn"],
-    &["session", "blame", "standing", "job"],
+    &["session", "holders", "sleeping_threads", "job"],
     &["unwind"],
     &["runtime"],
     &["symbolize"],
     &["report"],
     &["sink"],
-    &["analyst", "gathered", "known"],
+    &["analyst", "stall_builder", "known"],
 ];
 
 /// What drives the stages, and is known to none of them.

@@ -40,7 +40,7 @@ const UNSAFE: [&str; 13] = [
     "profiler-ebpf/src/main.rs",
     "profiler-ebpf/src/maps.rs",
     "profiler-ebpf/src/sched.rs",
-    "profiler-ebpf/src/others.rs",
+    "profiler-ebpf/src/other_threads.rs",
     "profiler-ebpf/src/park.rs",
     "profiler-ebpf/src/runnable.rs",
     "profiler-ebpf/src/sample.rs",

@@ -19,8 +19,8 @@ use self::fields::fields;
 use self::pattern::{FramePattern, any_is_like};
 pub use self::peers::Peers;
 use self::table::{Doing, Family, Rule, TABLE};
-use super::application::{Origin, Owner, inside_callback};
-use super::cause::verdict::Verdict;
+use super::application::{CodeOwner, Origin, inside_callback};
+use super::cause::verdict::Conclusion;
 use super::culprit::whole;
 use super::facts::{Context, ProcessFacts};
 use super::schema::stall::{Cause, Confidence};
@@ -35,7 +35,11 @@ const MOST_PERCENT: u64 = 50;
 const MANY_ROUND_TRIPS: u64 = 10;
 
 /// What people do about this cause, in one or two sentences; `None` where no rule fits.
-pub fn find(verdict: &Verdict<'_>, owner: &Owner<'_>, context: &Context<'_>) -> Option<String> {
+pub fn find(
+    verdict: &Conclusion<'_>,
+    owner: &CodeOwner<'_>,
+    context: &Context<'_>,
+) -> Option<String> {
     let cause = fields(&verdict.cause);
     let family = TABLE.family(&context.thread.loop_kind);
     let rule = rule(verdict, &cause, owner, context);
@@ -62,7 +66,7 @@ struct Evidence<'a> {
 }
 
 impl<'a> Evidence<'a> {
-    fn of(sampled: &'a Sampled, verdict: &Verdict<'a>, owner: &Owner<'_>) -> Self {
+    fn of(sampled: &'a Sampled, verdict: &Conclusion<'a>, owner: &CodeOwner<'_>) -> Self {
         // As the culprit is found: the stack of a hand-written loop may be cut off right above it.
         let frames = &whole(sampled, &verdict.evidence).stack.frames;
         let inside = frames.get(..inside_callback(frames)).unwrap_or_default();
@@ -75,9 +79,9 @@ impl<'a> Evidence<'a> {
 
 /// The first rule that fits.
 fn rule(
-    verdict: &Verdict<'_>,
+    verdict: &Conclusion<'_>,
     cause: &Map<String, Value>,
-    owner: &Owner<'_>,
+    owner: &CodeOwner<'_>,
     context: &Context<'_>,
 ) -> Option<&'static Rule> {
     // What nobody knows has no remedy.

@@ -9,7 +9,7 @@ use super::tests::{
     ASYNCIO, FLOCK, FUTEX, LIB, NODE, PYTHON, READ, RECV, REDIS, SITE, SLEEP, WAIT4, WRITE,
     Watched, advice_on, blocked, endless, of, running, stall_of,
 };
-use crate::around::{Growth, Quota};
+use crate::environment::{Growth, Quota};
 use crate::frame::Frame;
 use crate::report::sample::{
     self, blocked_in, in_short_waits, javascript, kernel, native, on_cpu, python,
@@ -120,7 +120,7 @@ fn out_of_quota() -> Stall {
     let mut stall = without_cpu();
     let throttled = Growth { at_least_ns: 90, at_most_ns: 90, over_ns: 90 };
     let (cgroup, quota_us, period_us) = ("/shop".to_owned(), 20_000, 100_000);
-    stall.around.quota = Some(Quota { cgroup, quota_us, period_us, throttled });
+    stall.environment.quota = Some(Quota { cgroup, quota_us, period_us, throttled });
     stall
 }
 

@@ -9,12 +9,12 @@ use serde_json::{Map, Value};
 use super::pattern::{FramePattern, Pattern, any_is_like};
 
 /// All there is. One that does not parse gives no advice; a test sees to it that it does.
-pub static TABLE: LazyLock<Table> =
+pub static TABLE: LazyLock<AdviceTable> =
     LazyLock::new(|| toml::from_str(include_str!("advice.toml")).unwrap_or_default());
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Table {
+pub struct AdviceTable {
     #[serde(rename = "loop")]
     pub loops: Vec<Family>,
     /// The first that fits is given.
@@ -99,7 +99,7 @@ impl Fields {
     }
 }
 
-impl Table {
+impl AdviceTable {
     /// The family of a kind of loop.
     pub fn family(&self, loop_kind: &str) -> Option<&Family> {
         self.loops.iter().find(|family| family.kinds.iter().any(|kind| kind == loop_kind))

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use profiler_ebpf::turn::Turn;
 
-use super::table::{TABLE, Table};
+use super::table::{AdviceTable, TABLE};
 use super::{Peers, document, fields, rule};
 use crate::call::{Call, Timeout};
 use crate::frame::Frame;
-use crate::report::application::Owner;
+use crate::report::application::CodeOwner;
 use crate::report::cause;
 use crate::report::facts::{Context, SessionFacts, ThreadFacts};
 use crate::report::sample::{self, blocked_in, javascript, kernel, native, on_cpu, python};
@@ -82,7 +82,7 @@ pub(super) fn advice_on(watched: Watched, stall: &Stall) -> Option<(String, Stri
         peers: &Peers::default(),
         gaps: &[],
     };
-    let owner = Owner::new(&session.process);
+    let owner = CodeOwner::new(&session.process);
     let mut verdict = cause::judge(stall, &descriptors);
     cause::chain::attach(&mut verdict, stall, &owner);
     let rule = rule(&verdict, &fields(&verdict.cause), &owner, &context)?;
@@ -123,7 +123,7 @@ fn id(watched: Watched, stacks: Vec<Sampled>) -> Option<String> {
 /// more.
 #[test]
 fn table_is_sound() {
-    let table: Table = toml::from_str(include_str!("advice.toml")).unwrap();
+    let table: AdviceTable = toml::from_str(include_str!("advice.toml")).unwrap();
     assert_eq!(table.rules.len(), TABLE.rules.len());
     let ids: BTreeSet<&str> = table.rules.iter().map(|rule| rule.id.as_str()).collect();
     assert_eq!(ids.len(), table.rules.len());

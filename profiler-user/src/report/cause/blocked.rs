@@ -2,7 +2,9 @@
 
 use super::futex;
 use crate::call::is_remote;
-use crate::report::schema::call::{self as schema, Call, DescriptorKind, Party, Purpose};
+use crate::report::schema::call::{
+    self as schema, DescriptorKind, Purpose, ReportedCall, ReportedPeer,
+};
 use crate::report::schema::stall::CauseKind;
 use crate::report::units::milliseconds;
 
@@ -26,7 +28,7 @@ pub fn phrase(kind: &CauseKind) -> String {
     }
 }
 
-fn blocked(syscall: &str, target: Option<&str>, call: &Call) -> String {
+fn blocked(syscall: &str, target: Option<&str>, call: &ReportedCall) -> String {
     let on = target.map(|target| format!(" on {target}")).unwrap_or_default();
     match call.purpose {
         Some(Purpose::NameResolution) => {
@@ -65,13 +67,13 @@ fn blocked(syscall: &str, target: Option<&str>, call: &Call) -> String {
 }
 
 /// Whether all that it waits for are clients, which connected to the process.
-fn is_inbound(call: &Call) -> bool {
+fn is_inbound(call: &ReportedCall) -> bool {
     let mut seen = call.descriptor.iter().chain(&call.polled).peekable();
     seen.peek().is_some() && call.polled_more == 0 && seen.all(|it| it.is_inbound)
 }
 
 /// `starting ./tool, whose exec takes long`; where no child was seen in its exec, it may be the fork that does.
-fn starting(call: &Call) -> String {
+fn starting(call: &ReportedCall) -> String {
     let why = match call.held_by.as_slice() {
         [] => "whose exec takes long".to_owned(),
         held_by => checked(held_by),
@@ -84,18 +86,18 @@ fn starting(call: &Call) -> String {
 }
 
 /// `which process 4711 (scanner) checks on access`
-fn checked(held_by: &[Party]) -> String {
+fn checked(held_by: &[ReportedPeer]) -> String {
     let who = held_by.first().map_or_else(|| "another process".to_owned(), words_of);
     format!("which {who} checks on access")
 }
 
 /// `, without a timeout`, or ` (timeout 800 ms)`, where one can be set.
-fn limit(call: &Call) -> String {
-    let is_socket = |seen: &schema::Descriptor| seen.kind == DescriptorKind::Socket;
+fn limit(call: &ReportedCall) -> String {
+    let is_socket = |seen: &schema::ReportedDescriptor| seen.kind == DescriptorKind::Socket;
     let can_be_set = !call.polled.is_empty() || call.descriptor.as_ref().is_some_and(is_socket);
     match call.timeout.as_ref().filter(|_| can_be_set) {
-        Some(schema::Timeout::None) => ", without a timeout".to_owned(),
-        Some(schema::Timeout::Ns(ns)) if milliseconds(*ns) > 0 => {
+        Some(schema::ReportedTimeout::None) => ", without a timeout".to_owned(),
+        Some(schema::ReportedTimeout::Ns(ns)) if milliseconds(*ns) > 0 => {
             format!(" (timeout {} ms)", milliseconds(*ns))
         }
         _ => String::new(),
@@ -103,39 +105,40 @@ fn limit(call: &Call) -> String {
 }
 
 /// ` to process 4711 (log-collector)`: a pipe has no other name.
-fn partner(syscall: &str, call: &Call) -> String {
+fn partner(syscall: &str, call: &ReportedCall) -> String {
     let pipe = call.descriptor.as_ref().filter(|seen| seen.kind == DescriptorKind::Pipe);
-    let Some(party) = pipe.and_then(|seen| seen.process.as_ref()) else { return String::new() };
+    let Some(peer) = pipe.and_then(|seen| seen.process.as_ref()) else { return String::new() };
     let towards = if syscall.starts_with("write") { "to" } else { "from" };
-    format!(" {towards} {}", words_of(party))
+    format!(" {towards} {}", words_of(peer))
 }
 
 /// `process 4711 (backup)`
-fn words_of(party: &Party) -> String {
-    let name = party.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
-    format!("process {}{name}", party.pid)
+fn words_of(peer: &ReportedPeer) -> String {
+    let name = peer.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+    format!("process {}{name}", peer.pid)
 }
 
 /// `, still connecting`: a `poll` does not say that it is not yet for an answer.
-fn connecting(call: &Call) -> &'static str {
-    let is_connecting = |seen: &schema::Descriptor| seen.state.as_deref() == Some("syn_sent");
+fn connecting(call: &ReportedCall) -> &'static str {
+    let is_connecting =
+        |seen: &schema::ReportedDescriptor| seen.state.as_deref() == Some("syn_sent");
     if call.polled.iter().any(is_connecting) { ", still connecting" } else { "" }
 }
 
 /// ` (nfs4)`, of a file that is not on a disk of this machine.
-fn elsewhere(call: &Call) -> String {
+fn elsewhere(call: &ReportedCall) -> String {
     let of_descriptor = call.descriptor.as_ref().and_then(|seen| seen.file_system.as_deref());
     let file_system = call.file_system.as_deref().or(of_descriptor).filter(|name| is_remote(name));
     file_system.map(|name| format!(" ({name})")).unwrap_or_default()
 }
 
-fn sqlite(path: Option<&str>, held_by: &[Party]) -> String {
+fn sqlite(path: Option<&str>, held_by: &[ReportedPeer]) -> String {
     let which = path.map(|path| format!(" ({path})")).unwrap_or_default();
     format!("waiting for a locked SQLite database{which}{}", held(held_by))
 }
 
 /// `, held by process 4711 (backup)`
-fn held(held_by: &[Party]) -> String {
+fn held(held_by: &[ReportedPeer]) -> String {
     let Some((first, others)) = held_by.split_first() else { return String::new() };
     let others = match others.len() {
         0 => String::new(),

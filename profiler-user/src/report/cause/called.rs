@@ -7,7 +7,7 @@ use crate::call::{self, Timeout};
 use crate::gap::Gap;
 use crate::report::purpose;
 use crate::report::schema::call as schema;
-use crate::report::schema::call::{Call, DescriptorKind, Party, Purpose};
+use crate::report::schema::call::{DescriptorKind, Purpose, ReportedCall, ReportedPeer};
 use crate::report::schema::stall::CauseKind;
 use crate::syscall::{self, Operand};
 use crate::turn::{Sampled, Stall};
@@ -124,7 +124,7 @@ pub fn others(stacks: &[&Sampled]) -> usize {
 }
 
 /// `child 4711 (pg_dump shop)`
-fn words_of_child(pid: u32, child: &call::Party) -> String {
+fn words_of_child(pid: u32, child: &call::Peer) -> String {
     match child.command.as_ref().or(child.name.as_ref()) {
         Some(command) => format!("child {pid} ({})", shortened(command)),
         None => format!("child {pid}"),
@@ -165,10 +165,10 @@ fn by_kernel(sampled: &Sampled) -> Option<&'static str> {
 }
 
 /// The fields of a blocked call.
-pub fn call(stall: &Stall, sampled: &Sampled, gaps: &mut Vec<Gap>) -> Call {
+pub fn call(stall: &Stall, sampled: &Sampled, gaps: &mut Vec<Gap>) -> ReportedCall {
     let purpose = purpose::of(&sampled.registers, &sampled.stack);
     let Some(seen) = sampled.call.as_deref() else {
-        return Call { purpose, ..Call::default() };
+        return ReportedCall { purpose, ..ReportedCall::default() };
     };
     let woken_by = woken::by(stall, sampled, gaps);
     gaps.extend_from_slice(&seen.gaps);
@@ -176,17 +176,17 @@ pub fn call(stall: &Stall, sampled: &Sampled, gaps: &mut Vec<Gap>) -> Call {
     if !seen.is_seen && seen.gaps.is_empty() && is_socket {
         gaps.push(Gap::new("timeout", "each of the waits was over before it could be asked for"));
     }
-    Call {
+    ReportedCall {
         descriptor: seen.descriptor.as_ref().map(descriptor),
         polled: seen.polled.iter().map(descriptor).collect(),
         polled_more: seen.more_polled,
         path: seen.path.clone().or_else(|| seen.database.clone()),
         file_system: seen.file_system.clone(),
         connection: seen.connection.as_ref().map(descriptor),
-        timeout: seen.timeout.map(schema::Timeout::from),
+        timeout: seen.timeout.map(schema::ReportedTimeout::from),
         purpose,
-        held_by: seen.held_by.iter().map(Party::from).collect(),
-        child: seen.child.as_ref().map(Party::from),
+        held_by: seen.held_by.iter().map(ReportedPeer::from).collect(),
+        child: seen.child.as_ref().map(ReportedPeer::from),
         woken_by,
     }
 }
@@ -201,7 +201,12 @@ pub fn sleep(sampled: &Sampled, syscall: String, gaps: &mut Vec<Gap>) -> CauseKi
         asked_ns: seen.and_then(asked),
         purpose,
         path: seen.and_then(|seen| seen.database.clone()),
-        held_by: seen.map(|seen| &seen.held_by).into_iter().flatten().map(Party::from).collect(),
+        held_by: seen
+            .map(|seen| &seen.held_by)
+            .into_iter()
+            .flatten()
+            .map(ReportedPeer::from)
+            .collect(),
         ran_out_ns: Vec::new(),
     }
 }
@@ -215,8 +220,8 @@ fn asked(seen: &call::Call) -> Option<u64> {
     seen.asked_ns.or(by_timeout)
 }
 
-fn descriptor(seen: &call::Descriptor) -> schema::Descriptor {
-    schema::Descriptor {
+fn descriptor(seen: &call::Descriptor) -> schema::ReportedDescriptor {
+    schema::ReportedDescriptor {
         number: seen.number,
         kind: seen.kind.into(),
         local: seen.local.clone(),
@@ -225,18 +230,18 @@ fn descriptor(seen: &call::Descriptor) -> schema::Descriptor {
         is_inbound: seen.is_inbound,
         path: seen.path.clone(),
         file_system: seen.file_system.clone(),
-        process: seen.process.as_ref().map(Party::from),
+        process: seen.process.as_ref().map(ReportedPeer::from),
     }
 }
 
-impl From<&call::Party> for Party {
-    fn from(party: &call::Party) -> Self {
-        let call::Party { pid, name, command } = party.clone();
+impl From<&call::Peer> for ReportedPeer {
+    fn from(peer: &call::Peer) -> Self {
+        let call::Peer { pid, name, command } = peer.clone();
         Self { pid, name, command }
     }
 }
 
-impl From<Timeout> for schema::Timeout {
+impl From<Timeout> for schema::ReportedTimeout {
     fn from(timeout: Timeout) -> Self {
         match timeout {
             Timeout::None => Self::None,
@@ -271,7 +276,7 @@ mod tests {
 
     use super::super::blocked::phrase;
     use super::{call, sleep, target};
-    use crate::call::{Call, Descriptor, Kind, Party, Timeout};
+    use crate::call::{Call, Descriptor, Kind, Peer, Timeout};
     use crate::report::sample::{self, blocked_in, kernel, native, python};
     use crate::report::schema::stall::CauseKind;
     use crate::syscall;
@@ -327,7 +332,7 @@ mod tests {
         let call = Call { polled: vec![connecting], timeout: set, ..Call::default() };
         let expected = "blocked in poll on tcp 10.0.0.7:443, still connecting (timeout 800 ms)";
         assert_eq!(told(&seen(POLL, [0x7000, 1, 0, 0, 0, 0], call)).0, expected);
-        let process = Some(Party { pid: 77, name: Some("collector".to_owned()), command: None });
+        let process = Some(Peer { pid: 77, name: Some("collector".to_owned()), command: None });
         let full = Descriptor { process, ..Descriptor::new(1, Kind::Pipe, "pipe") };
         let call = Call { descriptor: Some(full), ..Call::default() };
         let expected = "blocked in write on pipe to process 77 (collector)";
@@ -372,7 +377,7 @@ mod tests {
     /// What a call is for is said instead of its name.
     #[test]
     fn purposes() {
-        let party = |pid, name: &str, command: &str| Party {
+        let peer = |pid, name: &str, command: &str| Peer {
             pid,
             name: Some(name.to_owned()),
             command: Some(command.to_owned()),
@@ -388,12 +393,12 @@ mod tests {
         looking.stack.frames = vec![native("getaddrinfo", "/lib/libc.so.6")];
         assert_eq!(told(&looking).0, "looking up a host name at udp 127.0.0.53:53");
 
-        let call = Call { child: Some(party(4711, "pg_dump", "pg_dump shop")), ..Call::default() };
+        let call = Call { child: Some(peer(4711, "pg_dump", "pg_dump shop")), ..Call::default() };
         let waiting = seen(61, [4711, 0, 0, 0, 0, 0], call);
         assert_eq!(told(&waiting).0, "waiting for child 4711 (pg_dump shop)");
 
         let pipe = Descriptor::new(8, Kind::Pipe, "pipe");
-        let child = Some(party(4711, "sh", "sh -c dump"));
+        let child = Some(peer(4711, "sh", "sh -c dump"));
         let call = Call { descriptor: Some(pipe), child, ..Call::default() };
         let mut reading = seen(0, [8, 0, 0, 0, 0, 0], call);
         reading.stack.frames = vec![python("run", "/usr/lib/python3.11/subprocess.py", 550)];
@@ -406,7 +411,7 @@ mod tests {
         assert_eq!(gaps, ["target: which of its children it waits for was not seen"]);
 
         let file = Descriptor::new(9, Kind::File, "/run/x.lock");
-        let held_by = vec![party(77, "backup", "backup -a"), party(78, "other", "")];
+        let held_by = vec![peer(77, "backup", "backup -a"), peer(78, "other", "")];
         let call = Call { descriptor: Some(file), held_by: held_by.clone(), ..Call::default() };
         let expected =
             "waiting for a file lock on /run/x.lock, held by process 77 (backup) and 1 more";
@@ -425,12 +430,9 @@ mod tests {
     /// it is another process.
     #[test]
     fn checks_on_access() {
-        let scanner = Party {
-            pid: 4711,
-            name: Some("scanner".to_owned()),
-            command: Some("scand".to_owned()),
-        };
-        let opening = |path: Option<&str>, held_by: &[Party]| {
+        let scanner =
+            Peer { pid: 4711, name: Some("scanner".to_owned()), command: Some("scand".to_owned()) };
+        let opening = |path: Option<&str>, held_by: &[Peer]| {
             let (path, held_by) = (path.map(str::to_owned), held_by.to_vec());
             let mut opening = seen(257, [0; 6], Call { path, held_by, ..Call::default() });
             opening.stack.kernel = vec![kernel("fanotify_handle_event"), kernel("fsnotify")];

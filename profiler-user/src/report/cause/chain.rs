@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::verdict::Verdict;
+use super::verdict::Conclusion;
 use super::{futex, gvl, locked, pause, phrase, wait};
 use crate::process::executables::basename;
-use crate::report::application::Owner;
+use crate::report::application::CodeOwner;
 use crate::report::culprit;
 use crate::report::portion::Portion;
 use crate::report::schema::stall::{
@@ -29,7 +29,7 @@ enum Next {
 }
 
 /// Fills in the chain behind the cause, and says it in the summary.
-pub fn attach<'a>(verdict: &mut Verdict<'a>, stall: &'a Stall, owner: &Owner<'_>) {
+pub fn attach<'a>(verdict: &mut Conclusion<'a>, stall: &'a Stall, owner: &CodeOwner<'_>) {
     if pause::attach(verdict, stall) {
         return;
     }
@@ -118,7 +118,7 @@ fn waits_for_events(seen: &Sampled) -> bool {
     seen.state == ThreadState::Blocked && name.starts_with("epoll_")
 }
 
-fn follow(cause: &mut Cause, first: Next, stall: &Stall, owner: &Owner<'_>) {
+fn follow(cause: &mut Cause, first: Next, stall: &Stall, owner: &CodeOwner<'_>) {
     let mut next = Some(first);
     let mut said = String::new();
     while let Some(one) = next.take().filter(|_| cause.because.len() < MAX_LINKS) {
@@ -186,7 +186,7 @@ fn place(place: &Place) -> String {
 }
 
 /// Where the stalled thread itself waits.
-fn own_place(stall: &Stall, owner: &Owner<'_>) -> String {
+fn own_place(stall: &Stall, owner: &CodeOwner<'_>) -> String {
     let waits: Vec<&Sampled> =
         stall.stacks.iter().filter(|it| it.awaited != Awaited::Syscall).collect();
     let portion = Portion::of(&waits, stall.tid, 0, true);
@@ -235,7 +235,7 @@ impl<'a> Seen<'a> {
         })
     }
 
-    fn link(&self, stall: &Stall, owner: &Owner<'_>) -> Link {
+    fn link(&self, stall: &Stall, owner: &CodeOwner<'_>) -> Link {
         let stacks = [self.sampled];
         let portion = Portion::of(&stacks, self.thread.tid, self.time_ns, false);
         let place = culprit::find(&stacks, owner, portion);
@@ -311,7 +311,7 @@ mod tests {
     use super::super::judge;
     use super::attach;
     use crate::call::{Call, Descriptor, Kind, Timeout};
-    use crate::report::application::Owner;
+    use crate::report::application::CodeOwner;
     use crate::report::facts::ProcessFacts;
     use crate::report::sample::{self, blocked_in, native, on_cpu, python};
     use crate::report::schema::stall::{Cause, Confidence};
@@ -358,7 +358,7 @@ mod tests {
     fn cause(stall: &Stall) -> Cause {
         let process = ProcessFacts::default();
         let mut verdict = judge(stall, &BTreeMap::new());
-        attach(&mut verdict, stall, &Owner::new(&process));
+        attach(&mut verdict, stall, &CodeOwner::new(&process));
         verdict.cause
     }
 

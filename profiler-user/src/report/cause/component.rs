@@ -1,6 +1,6 @@
 //! One of the things that a turn's time went into: how long, and which stacks were taken in it.
 
-use super::same_wait::Wait;
+use super::same_wait::SameWait;
 use crate::report::schema::stall::MemoryActivity;
 use crate::turn::Sampled;
 
@@ -16,7 +16,7 @@ pub struct Component<'a> {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Nature<'a> {
     Running,
-    Waiting(Wait<'a>),
+    Waiting(SameWait<'a>),
     /// Blocked, and no stack says in what.
     Unseen,
     /// The kernel got memory for it, or a lock of the address space: running or blocked.

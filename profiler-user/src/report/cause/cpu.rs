@@ -7,7 +7,7 @@ use super::explanation::{Basis, Explanation};
 use crate::gap::Gap;
 use crate::process::executables::basename;
 use crate::report::application::{callback_root, inside_callback};
-use crate::report::schema::stall::{Activity, Callback, CauseKind};
+use crate::report::schema::stall::{Callback, CauseKind, ReportedActivity};
 use crate::report::units::is_percent;
 use crate::syscall;
 use crate::turn::{Calls, Sampled, Stall, ThreadState};
@@ -70,9 +70,13 @@ fn kept(evidence: &[&Sampled], stall: &Stall) -> CauseKind {
     let mapping = of(&|sampled| syscall(sampled).is_some_and(|name| OF_MEMORY.contains(&name)));
     let is_most = |part: u64| part > 0 && is_percent(part, all, MOST_PERCENT);
     let activity = if is_most(stall.ticks_collecting) {
-        Some(Activity::GarbageCollection)
+        Some(ReportedActivity::GarbageCollection)
     } else if is_most(faults + mapping) {
-        Some(if mapping > faults { Activity::Allocation } else { Activity::PageFaults })
+        Some(if mapping > faults {
+            ReportedActivity::Allocation
+        } else {
+            ReportedActivity::PageFaults
+        })
     } else {
         None
     };
@@ -184,7 +188,7 @@ pub fn phrase(kind: &CauseKind) -> String {
         CauseKind::Saturated { callbacks, callbacks_seen, .. } => {
             saturated_phrase(callbacks, *callbacks_seen)
         }
-        CauseKind::Cpu { activity: Some(Activity::GarbageCollection), .. } => {
+        CauseKind::Cpu { activity: Some(ReportedActivity::GarbageCollection), .. } => {
             "on the CPU in the garbage collector".to_owned()
         }
         CauseKind::Cpu { kernel_share: Some(share), syscall, activity, .. }
@@ -192,7 +196,7 @@ pub fn phrase(kind: &CauseKind) -> String {
         {
             let share = (share * 100.0).round();
             let what = match (activity, syscall) {
-                (Some(Activity::PageFaults), _) => ", in page faults".to_owned(),
+                (Some(ReportedActivity::PageFaults), _) => ", in page faults".to_owned(),
                 (_, Some(syscall)) => format!(", in {syscall}"),
                 _ => String::new(),
             };
@@ -225,7 +229,7 @@ mod tests {
     use super::{explain, phrase};
     use crate::report::cause::component::{Component, Nature};
     use crate::report::sample::{self, kernel, on_cpu, python};
-    use crate::report::schema::stall::{Activity, CauseKind};
+    use crate::report::schema::stall::{CauseKind, ReportedActivity};
     use crate::turn::{Calls, Sampled, Stall, ThreadState};
 
     const GETDENTS64: i64 = 217;
@@ -301,12 +305,12 @@ mod tests {
         let fault = |samples| in_kernel(samples, -1, "asm_exc_page_fault");
         let mut faulting = of(vec![user(4), fault(6)]);
         faulting.turn.minor_faults = 4096;
-        assert_eq!(activity(&faulting), (Some(Activity::PageFaults), 4096));
+        assert_eq!(activity(&faulting), (Some(ReportedActivity::PageFaults), 4096));
         assert_eq!(activity(&of(vec![user(6), fault(4)])).0, None);
         let mapping = of(vec![user(4), in_kernel(6, MUNMAP, "entry_SYSCALL_64_after_hwframe")]);
-        assert_eq!(activity(&mapping).0, Some(Activity::Allocation));
+        assert_eq!(activity(&mapping).0, Some(ReportedActivity::Allocation));
         let collecting = Stall { ticks_collecting: 5, ..of(vec![user(10)]) };
-        assert_eq!(activity(&collecting).0, Some(Activity::GarbageCollection));
+        assert_eq!(activity(&collecting).0, Some(ReportedActivity::GarbageCollection));
         let collecting = Stall { ticks_collecting: 4, ..of(vec![user(10)]) };
         assert_eq!(activity(&collecting).0, None);
     }

@@ -1,7 +1,7 @@
 //! A turn's account and stacks to the things that its time went into, the longest first.
 
 use super::component::{Component, Nature};
-use super::same_wait::Wait;
+use super::same_wait::SameWait;
 use super::{memory, quota};
 use crate::activity::Activity;
 use crate::report::account::Part;
@@ -31,7 +31,7 @@ pub fn components(stall: &Stall) -> Vec<Component<'_>> {
             Some(activity) => Nature::Memory(activity),
             // To the scheduler a thread that version 2's freezer stops is asleep.
             None if is_stop => Nature::Stopped,
-            None => Nature::Waiting(Wait::of(sampled)),
+            None => Nature::Waiting(SameWait::of(sampled)),
         };
         components.see(nature, sampled.time_ns, sampled);
     }
@@ -46,7 +46,7 @@ pub fn components(stall: &Stall) -> Vec<Component<'_>> {
     for sampled in shown(stall, Part::Stopped) {
         components.see(Nature::Stopped, 0, sampled);
     }
-    components.freeze(stall.around.frozen_ns);
+    components.freeze(stall.environment.frozen_ns);
     components.longest_first()
 }
 

@@ -107,7 +107,7 @@ mod tests {
 
     use super::super::{chain, judge};
     use super::place;
-    use crate::report::application::Owner;
+    use crate::report::application::CodeOwner;
     use crate::report::facts::ProcessFacts;
     use crate::report::sample::{self, blocked_in, native, on_cpu};
     use crate::report::schema::stall::{Cause, Confidence, Pause};
@@ -139,7 +139,7 @@ mod tests {
     fn cause(stall: &Stall) -> Cause {
         let process = ProcessFacts::default();
         let mut verdict = judge(stall, &BTreeMap::new());
-        chain::attach(&mut verdict, stall, &Owner::new(&process));
+        chain::attach(&mut verdict, stall, &CodeOwner::new(&process));
         verdict.cause
     }
 

@@ -1,8 +1,8 @@
 //! A cause that is a wait for a lock, or for another thread, to its words.
 
 use super::gvl;
-use crate::report::schema::call::Waker;
-use crate::report::schema::stall::{AwaitedOf, CauseKind, Holder, Thread};
+use crate::report::schema::call::ReportedWaker;
+use crate::report::schema::stall::{AwaitedOf, CauseKind, ReportedHolder, Thread};
 
 /// `waiting for a lock held by thread 77 (reports)`
 pub fn phrase(kind: &CauseKind) -> String {
@@ -21,7 +21,7 @@ pub fn phrase(kind: &CauseKind) -> String {
 }
 
 /// `thread 77 (reports)`, or how many there were where each had it for a while: a convoy.
-fn in_turn(most: &Thread, holders: &[Holder]) -> String {
+fn in_turn(most: &Thread, holders: &[ReportedHolder]) -> String {
     match holders.len() {
         0 | 1 => words(most),
         count => format!("{count} threads in turn, most by {}", words(most)),
@@ -36,7 +36,7 @@ pub fn words(thread: &Thread) -> String {
 }
 
 /// `waiting for the result of another thread (futex)`
-fn for_another(woken_by: Option<&Waker>, awaited: Option<AwaitedOf>) -> String {
+fn for_another(woken_by: Option<&ReportedWaker>, awaited: Option<AwaitedOf>) -> String {
     let what = match awaited {
         Some(AwaitedOf::Result) => "waiting for a result of another thread",
         Some(AwaitedOf::End) => "waiting for another thread to end",
@@ -47,7 +47,9 @@ fn for_another(woken_by: Option<&Waker>, awaited: Option<AwaitedOf>) -> String {
         Some(AwaitedOf::Event) | None => "waiting for another thread (futex)",
     };
     match woken_by {
-        Some(Waker { tid, name, .. }) => format!("{what}, released by thread {tid} ({name})"),
+        Some(ReportedWaker { tid, name, .. }) => {
+            format!("{what}, released by thread {tid} ({name})")
+        }
         None => what.to_owned(),
     }
 }

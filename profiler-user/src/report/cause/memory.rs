@@ -3,10 +3,10 @@
 use super::component::Component;
 use super::explanation::{Basis, Explanation};
 use crate::activity::Activity;
-use crate::around::PressureOf as SeenOf;
+use crate::environment::PressureOf as SeenOf;
 use crate::gap::Gap;
 use crate::report::account::Part;
-use crate::report::schema::stall::{CauseKind, MemoryActivity, PressureOf};
+use crate::report::schema::stall::{CauseKind, MemoryActivity, ReportedPressureOf};
 use crate::report::units::is_percent;
 use crate::turn::{Sampled, Stall};
 
@@ -31,7 +31,7 @@ pub fn explain<'a>(
     stall: &Stall,
 ) -> Explanation<'a> {
     let mut gaps = Vec::new();
-    let pressure = stall.around.pressure;
+    let pressure = stall.environment.pressure;
     if pressure.is_none() {
         let reason = "the kernel keeps no pressure of memory, or it was not read before the stall";
         gaps.push(Gap::new("pressure_ns", reason));
@@ -52,8 +52,8 @@ pub fn explain<'a>(
         activity: Some(activity),
         pressure_ns: pressure.map(|it| it.waited.at_most_ns.min(stall.turn.booked_ns())),
         pressure_of: pressure.map(|it| match it.of {
-            SeenOf::Cgroup => PressureOf::Cgroup,
-            SeenOf::Machine => PressureOf::Machine,
+            SeenOf::Cgroup => ReportedPressureOf::Cgroup,
+            SeenOf::Machine => ReportedPressureOf::Machine,
         }),
     };
     Explanation { gaps, ..Explanation::new(kind, basis, component.stacks.clone(), stall.tid) }

@@ -36,8 +36,8 @@ use profiler_ebpf::turn::START_UNKNOWN;
 use self::component::{Component, Nature};
 use self::division::components;
 use self::explanation::{Basis, Explanation};
-use self::verdict::Verdict;
-use super::schema::call::Call;
+use self::verdict::Conclusion;
+use super::schema::call::ReportedCall;
 use super::schema::stall::{self, Cause, CauseKind, Confidence};
 use super::units::{is_percent, milliseconds, short_milliseconds};
 use crate::turn::{End, Sampled, Stall};
@@ -53,7 +53,7 @@ const MENTIONED_PERCENT: u64 = 10;
 const STOLEN_PERCENT: u64 = 5;
 
 /// Why it stalled. `descriptors` says what the target's descriptors stand for.
-pub fn judge<'a>(stall: &'a Stall, descriptors: &BTreeMap<u32, String>) -> Verdict<'a> {
+pub fn judge<'a>(stall: &'a Stall, descriptors: &BTreeMap<u32, String>) -> Conclusion<'a> {
     let components = components(stall);
     let Some((largest, others)) = components.split_first() else {
         let explanation = Explanation::missing(stall.tid, "none of the turn's time is booked yet");
@@ -66,7 +66,7 @@ pub fn judge<'a>(stall: &'a Stall, descriptors: &BTreeMap<u32, String>) -> Verdi
         .map(|other| {
             let explanation = explain(other, stall, descriptors);
             let times = times::of(other, stall);
-            let part = stall::Component {
+            let part = stall::ReportedComponent {
                 summary: words(&explanation.kind, other),
                 kind: explanation.kind,
                 time_ns: other.time_ns,
@@ -96,8 +96,8 @@ fn verdict<'a>(
     explanation: Explanation<'a>,
     confidence: Confidence,
     component: Option<&Component<'_>>,
-    also: Vec<(stall::Component, (Vec<&'a Sampled>, u32))>,
-) -> Verdict<'a> {
+    also: Vec<(stall::ReportedComponent, (Vec<&'a Sampled>, u32))>,
+) -> Conclusion<'a> {
     let Explanation { kind, evidence, blamed, gaps, .. } = explanation;
     let summary = component.map_or_else(|| phrase::phrase(&kind), |it| words(&kind, it));
     let time_ns = component.map_or(0, |component| component.time_ns);
@@ -113,7 +113,7 @@ fn verdict<'a>(
         deadlock: false,
         also: parts,
     };
-    Verdict { cause, evidence, blamed, also, gaps }
+    Conclusion { cause, evidence, blamed, also, gaps }
 }
 
 /// A part in words: also of one whose cause is unknown, what is known.
@@ -124,7 +124,7 @@ fn words(kind: &CauseKind, component: &Component<'_>) -> String {
         (_, CauseKind::Syscall { syscall, args, target, call })
             if component.is_mostly_inferred() =>
         {
-            let call = Box::new(Call { timeout: None, ..(**call).clone() });
+            let call = Box::new(ReportedCall { timeout: None, ..(**call).clone() });
             let (syscall, args) = (syscall.clone(), args.clone());
             phrase::phrase(&CauseKind::Syscall { syscall, args, target: target.clone(), call })
         }
@@ -135,7 +135,7 @@ fn words(kind: &CauseKind, component: &Component<'_>) -> String {
 /// A hint where the hypervisor took CPU time inside the stall: no cause, because it is not told from
 /// which CPU, and to the guest a thread runs all the same.
 fn steal(nature: Nature<'_>, stall: &Stall) -> Option<String> {
-    let stolen = stall.around.stolen?;
+    let stolen = stall.environment.stolen?;
     let whole_ns = stall.turn.booked_ns();
     let needs_cpu = matches!(nature, Nature::Running | Nature::Runnable | Nature::Throttled);
     let is_much = is_percent(stolen.at_least_ns, whole_ns, STOLEN_PERCENT);
@@ -162,7 +162,7 @@ fn explain<'a>(
         }
         Nature::Memory(activity) => memory::explain(component, activity, stall),
         Nature::Runnable => run_queue::explain(component, stall),
-        Nature::Throttled => match &stall.around.quota {
+        Nature::Throttled => match &stall.environment.quota {
             Some(quota) => quota::explain(component, stall, quota),
             None => run_queue::explain(component, stall),
         },

@@ -1,7 +1,7 @@
 //! A pause of a whole runtime that a loop waited for: what for, and who set it off.
 
 use super::locked;
-use super::verdict::Verdict;
+use super::verdict::Conclusion;
 use crate::frame::Frame;
 use crate::report::schema::stall::{Confidence, Pause, StopTheWorld, Thread};
 use crate::runtime::collector::is_of_collector;
@@ -24,7 +24,7 @@ const COLLECTS: [&str; 3] = ["Collect", "GC", "Compact"];
 const SUSPENDED: [&str; 2] = ["_PyThreadState_Attach", "tstate_wait_attach"];
 
 /// Says so where the whole runtime stood still. The line that waits for that is innocent: every line would.
-pub fn attach<'a>(verdict: &mut Verdict<'a>, stall: &'a Stall) -> bool {
+pub fn attach<'a>(verdict: &mut Conclusion<'a>, stall: &'a Stall) -> bool {
     if is_mostly_at(verdict, &SUSPENDED) {
         cpython(verdict, stall);
         return true;
@@ -37,7 +37,7 @@ pub fn attach<'a>(verdict: &mut Verdict<'a>, stall: &'a Stall) -> bool {
 }
 
 /// Whether most of it went into waits on futexes inside these functions.
-fn is_mostly_at(verdict: &Verdict<'_>, functions: &[&str]) -> bool {
+fn is_mostly_at(verdict: &Conclusion<'_>, functions: &[&str]) -> bool {
     let waits = |sampled: &&Sampled| {
         sampled.awaited == Awaited::Futex && calls(&sampled.stack.frames, functions)
     };
@@ -47,7 +47,7 @@ fn is_mostly_at(verdict: &Verdict<'_>, functions: &[&str]) -> bool {
 
 /// Without the interpreter's lock all threads run at once, but while one of them collects garbage, or changes what all
 /// may be reading.
-fn cpython<'a>(verdict: &mut Verdict<'a>, stall: &'a Stall) {
+fn cpython<'a>(verdict: &mut Conclusion<'a>, stall: &'a Stall) {
     let waker = stall.wakers.iter().find(|waker| waker.awaited == Awaited::Futex);
     let collector = stall.company.threads.iter().find(|it| collects(&it.seen));
     let set_off_by = match (waker, collector) {
@@ -73,7 +73,7 @@ fn collects(seen: &Sampled) -> bool {
     seen.stack.frames.iter().any(is_of_collector)
 }
 
-fn jvm<'a>(verdict: &mut Verdict<'a>, stall: &'a Stall) {
+fn jvm<'a>(verdict: &mut Conclusion<'a>, stall: &'a Stall) {
     let threads = &stall.company.threads;
     let is_it = |name: &str| name == VM_THREAD;
     let waker = stall.wakers.iter().find(|waker| is_it(&waker.name)).map(|waker| waker.tid);

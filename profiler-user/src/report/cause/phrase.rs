@@ -1,7 +1,7 @@
 //! The kind of a cause to its words.
 
 use super::{blocked, cpu, locked, run_queue};
-use crate::report::schema::stall::{CauseKind, MemoryActivity, StoppedBy, Tracer};
+use crate::report::schema::stall::{CauseKind, MemoryActivity, ReportedTracer, StoppedBy};
 use crate::report::units::milliseconds;
 
 /// A cause in words, to follow "stalled 5012 ms, ".
@@ -55,7 +55,7 @@ fn quota(throttled_ns: Option<u64>, quota_us: u64, period_us: u64) -> String {
 }
 
 /// `stopped by a debugger (gdb, pid 4711)`
-fn stopped(by: Option<StoppedBy>, tracer: Option<&Tracer>) -> String {
+fn stopped(by: Option<StoppedBy>, tracer: Option<&ReportedTracer>) -> String {
     let by = match by {
         Some(StoppedBy::Signal) => "by a signal",
         Some(StoppedBy::Debugger) => "by a debugger",
@@ -72,7 +72,7 @@ fn stopped(by: Option<StoppedBy>, tracer: Option<&Tracer>) -> String {
 #[cfg(test)]
 mod tests {
     use super::{quota, stopped};
-    use crate::report::schema::stall::{StoppedBy, Tracer};
+    use crate::report::schema::stall::{ReportedTracer, StoppedBy};
 
     /// Quotas as people set them: a tenth of a CPU as well as several.
     #[test]
@@ -86,7 +86,7 @@ mod tests {
     /// Who traced is told where it is known.
     #[test]
     fn who_stopped_it() {
-        let gdb = Tracer { pid: 4711, name: Some("gdb".to_owned()) };
+        let gdb = ReportedTracer { pid: 4711, name: Some("gdb".to_owned()) };
         let by = Some(StoppedBy::Debugger);
         assert_eq!(stopped(by, Some(&gdb)), "stopped by a debugger (gdb, pid 4711)");
         assert_eq!(stopped(by, None), "stopped by a debugger");

@@ -2,7 +2,7 @@
 
 use super::component::Component;
 use super::explanation::{Basis, Explanation};
-use crate::around::Quota;
+use crate::environment::Quota;
 use crate::report::schema::stall::CauseKind;
 use crate::report::units::is_percent;
 use crate::turn::Stall;
@@ -26,7 +26,7 @@ pub fn throttled_ns(stall: &Stall) -> u64 {
 /// As far as it was counted. The kernel sums it over the CPUs and books it when a wait ends, so what was
 /// booked up to a look before the stall may belong to others.
 fn measured_ns(stall: &Stall) -> Option<u64> {
-    let quota = stall.around.quota.as_ref()?;
+    let quota = stall.environment.quota.as_ref()?;
     Some(quota.throttled.at_most_ns.min(stall.turn.runnable_ns))
 }
 
@@ -49,8 +49,8 @@ pub fn explain<'a>(component: &Component<'a>, stall: &Stall, quota: &Quota) -> E
 /// Whether it was the thread's own CPU on which the quota was used up. The kernel does not tell; but who
 /// is ready while its CPU has nothing to do is held back.
 fn is_of_its_cpu(component: &Component<'_>, stall: &Stall, quota: &Quota) -> bool {
-    let has_one = stall.around.cpus.as_ref().is_some_and(|cpus| cpus.online == 1);
-    let idled = is_percent(stall.instead.idle_ns, component.time_ns, PROVED_PERCENT);
+    let has_one = stall.environment.cpus.as_ref().is_some_and(|cpus| cpus.online == 1);
+    let idled = is_percent(stall.contention.idle_ns, component.time_ns, PROVED_PERCENT);
     // More than all the time there was: several CPUs were throttled.
     let is_of_one = quota.throttled.at_most_ns <= quota.throttled.over_ns;
     has_one || (idled && is_of_one)

@@ -7,7 +7,7 @@ use super::explanation::{Basis, Explanation};
 use crate::gap::Gap;
 use crate::report::schema::stall::{CauseKind, Preemptor};
 use crate::report::units::{is_percent, milliseconds, short_milliseconds};
-use crate::turn::instead::{Instead, Ran};
+use crate::turn::contention::{Contender, Contention};
 use crate::turn::{End, Stall, ThreadState};
 
 /// Whoever had this much of the time had most of it; a CPU that idled for so long is what to look at.
@@ -20,11 +20,11 @@ const MUCH_PERCENT: u64 = 25;
 const UNKNOWN_PERCENT: u64 = 1;
 
 pub fn explain<'a>(component: &Component<'a>, stall: &Stall) -> Explanation<'a> {
-    let (turn, instead) = (&stall.turn, &stall.instead);
+    let (turn, contention) = (&stall.turn, &stall.contention);
     let whole_ns = turn.runnable_ns;
     let whole_ms = short_milliseconds(whole_ns);
-    let preemptors = preemptors(instead);
-    let unknown_ns = turn.runnable_ns.saturating_sub(instead.sum_ns());
+    let preemptors = preemptors(contention);
+    let unknown_ns = turn.runnable_ns.saturating_sub(contention.sum_ns());
     let mut gaps = missing(stall);
     if is_percent(unknown_ns, turn.runnable_ns, UNKNOWN_PERCENT) {
         let reason = format!(
@@ -35,8 +35,8 @@ pub fn explain<'a>(component: &Component<'a>, stall: &Stall) -> Explanation<'a> 
         );
         gaps.push(Gap::new("preempted_by", reason));
     }
-    if is_percent(instead.others_ns, turn.runnable_ns, UNKNOWN_PERCENT) {
-        let others_ms = short_milliseconds(instead.others_ns);
+    if is_percent(contention.others_ns, turn.runnable_ns, UNKNOWN_PERCENT) {
+        let others_ms = short_milliseconds(contention.others_ns);
         let reason =
             format!("more tasks ran than are told apart: {others_ms} ms are of the others");
         gaps.push(Gap::new("preempted_by", reason));
@@ -50,13 +50,13 @@ pub fn explain<'a>(component: &Component<'a>, stall: &Stall) -> Explanation<'a> 
         );
         gaps.push(Gap::new("preempted_by", reason));
     }
-    let cpus = stall.around.cpus.as_ref();
+    let cpus = stall.environment.cpus.as_ref();
     let confined = cpus.filter(|cpus| cpus.allowed < cpus.online);
     let kind = CauseKind::RunQueue {
         preempted_ns: turn.preempted_ns,
         woken_ns: turn.runnable_ns.saturating_sub(turn.preempted_ns),
-        idle_ns: instead.idle_ns,
-        preempted_by: (instead.sum_ns() > 0).then_some(preemptors),
+        idle_ns: contention.idle_ns,
+        preempted_by: (contention.sum_ns() > 0).then_some(preemptors),
         allowed_cpus: cpus.map(|cpus| cpus.allowed),
         confined_to: confined.map(|cpus| cpus.list.clone()),
     };
@@ -67,7 +67,8 @@ pub fn explain<'a>(component: &Component<'a>, stall: &Stall) -> Explanation<'a> 
 
 /// Whether the quota may have been used up without having been counted.
 fn may_be_quota(stall: &Stall) -> bool {
-    stall.around.quota_gap.is_some() || (waits_still(stall) && stall.around.quota.is_some())
+    stall.environment.quota_gap.is_some()
+        || (waits_still(stall) && stall.environment.quota.is_some())
 }
 
 fn waits_still(stall: &Stall) -> bool {
@@ -76,12 +77,12 @@ fn waits_still(stall: &Stall) -> bool {
 
 /// What is not known of the thread's right to a CPU.
 fn missing(stall: &Stall) -> Vec<Gap> {
-    let around = &stall.around;
-    let mut gaps: Vec<Gap> = around.quota_gap.iter().cloned().collect();
-    if around.cpus.is_none() {
+    let environment = &stall.environment;
+    let mut gaps: Vec<Gap> = environment.quota_gap.iter().cloned().collect();
+    if environment.cpus.is_none() {
         gaps.push(Gap::new("allowed_cpus", "the thread has exited, or its status is hidden"));
     }
-    if waits_still(stall) && around.quota.is_some() {
+    if waits_still(stall) && environment.quota.is_some() {
         let reason = "the kernel counts a wait for the quota's next period when it ends";
         gaps.push(Gap::new("throttled_ns", reason));
     }
@@ -89,13 +90,13 @@ fn missing(stall: &Stall) -> Vec<Gap> {
 }
 
 /// Who had the CPU, by process, longest first.
-fn preemptors(instead: &Instead) -> Vec<Preemptor> {
-    let mut pids: Vec<u32> = instead.ran.iter().map(|ran| ran.pid).collect();
+fn preemptors(contention: &Contention) -> Vec<Preemptor> {
+    let mut pids: Vec<u32> = contention.ran.iter().map(|ran| ran.pid).collect();
     pids.sort_unstable();
     pids.dedup();
     let of_process = |pid: u32| {
-        let threads: Vec<&Ran> = instead.ran.iter().filter(|ran| ran.pid == pid).collect();
-        let process = instead.processes.get(&pid);
+        let threads: Vec<&Contender> = contention.ran.iter().filter(|ran| ran.pid == pid).collect();
+        let process = contention.processes.get(&pid);
         let longest = threads.iter().max_by_key(|ran| ran.time_ns);
         let of_thread = longest.and_then(|ran| ran.name.clone());
         let of_process = process.and_then(|process| process.name.clone());
@@ -110,7 +111,7 @@ fn preemptors(instead: &Instead) -> Vec<Preemptor> {
             command: process.and_then(|process| process.command.clone()),
             container_id: process.and_then(|process| process.container_id.clone()),
             time_ns: threads.iter().map(|ran| ran.time_ns).fold(0, u64::saturating_add),
-            is_target: pid == instead.target,
+            is_target: pid == contention.target,
         }
     };
     let mut preemptors: Vec<Preemptor> = pids.into_iter().map(of_process).collect();
@@ -176,21 +177,21 @@ mod tests {
 
     use profiler_ebpf::turn::Turn;
 
-    use crate::around::Cpus;
-    use crate::process::neighbour::Neighbour;
+    use crate::environment::Cpus;
+    use crate::process::other_process::OtherProcess;
     use crate::report::cause::judge;
     use crate::report::sample;
     use crate::report::schema::stall::CauseKind;
     use crate::turn::Stall;
-    use crate::turn::instead::{Instead, Ran};
+    use crate::turn::contention::{Contender, Contention};
 
     const MS: u64 = 1_000_000;
 
-    fn ran(pid: u32, tid: u32, name: &str, time_ms: u64) -> Ran {
-        Ran { pid, tid, name: Some(name.to_owned()), time_ns: time_ms * MS }
+    fn ran(pid: u32, tid: u32, name: &str, time_ms: u64) -> Contender {
+        Contender { pid, tid, name: Some(name.to_owned()), time_ns: time_ms * MS }
     }
 
-    fn stall(preempted_ms: u64, woken_ms: u64, idle_ms: u64, ran: Vec<Ran>) -> Stall {
+    fn stall(preempted_ms: u64, woken_ms: u64, idle_ms: u64, ran: Vec<Contender>) -> Stall {
         let turn = Turn {
             running_ns: 20 * MS,
             runnable_ns: (preempted_ms + woken_ms) * MS,
@@ -198,13 +199,17 @@ mod tests {
             ..Turn::default()
         };
         let name = Some("stress-ng".to_owned());
-        let process =
-            Neighbour { name, command: Some("stress-ng -c 2".to_owned()), ..Neighbour::default() };
+        let process = OtherProcess {
+            name,
+            command: Some("stress-ng -c 2".to_owned()),
+            ..OtherProcess::default()
+        };
         let processes = BTreeMap::from([(4711, process)]);
         let idle_ns = idle_ms * MS;
-        let instead = Instead { ran, processes, idle_ns, target: 4242, ..Instead::default() };
-        let mut stall = Stall { turn, stacks: Vec::new(), instead, ..sample::stall() };
-        stall.around.cpus = Some(Cpus { allowed: 8, online: 8, list: "0-7".to_owned() });
+        let contention =
+            Contention { ran, processes, idle_ns, target: 4242, ..Contention::default() };
+        let mut stall = Stall { turn, stacks: Vec::new(), contention, ..sample::stall() };
+        stall.environment.cpus = Some(Cpus { allowed: 8, online: 8, list: "0-7".to_owned() });
         stall
     }
 
@@ -255,7 +260,7 @@ mod tests {
     fn confined() {
         let mut stall = stall(100, 0, 0, vec![ran(50, 50, "cron", 100)]);
         for (list, expected) in [("0", "CPU 0"), ("0-1,4", "CPUs 0-1,4")] {
-            stall.around.cpus = Some(Cpus { allowed: 1, online: 8, list: list.to_owned() });
+            stall.environment.cpus = Some(Cpus { allowed: 1, online: 8, list: list.to_owned() });
             let words = format!(
                 "ready, but without a CPU, confined to {expected}: preempted 100 ms, mostly by \
                  cron[50] (100 ms)"

@@ -7,7 +7,7 @@ use crate::turn::{Awaited, Sampled};
 
 /// What makes blocked stacks the same wait.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Wait<'a> {
+pub struct SameWait<'a> {
     syscall: i64,
     operand: Operand,
     /// Of a socket, whose number says nothing: connections to one peer are the same, and the next with
@@ -31,7 +31,7 @@ impl PartialEq for Peer<'_> {
     }
 }
 
-impl<'a> Wait<'a> {
+impl<'a> SameWait<'a> {
     pub fn of(sampled: &'a Sampled) -> Self {
         let socket = called::socket(sampled);
         let peer = socket.map(|it| Peer { text: &it.text, link: &it.link });

@@ -4,7 +4,7 @@ use super::component::Component;
 use super::explanation::{Basis, Explanation};
 use crate::activity::Activity;
 use crate::gap::Gap;
-use crate::report::schema::stall::{CauseKind, StoppedBy, Tracer};
+use crate::report::schema::stall::{CauseKind, ReportedTracer, StoppedBy};
 use crate::turn::{Sampled, Stall, ThreadState};
 
 /// Bits of `task_struct.__state` (include/linux/sched.h); the freezer has one since 6.1.
@@ -15,8 +15,8 @@ const STATE_FROZEN: u64 = 0x8000;
 pub fn explain<'a>(component: &Component<'a>, stall: &Stall) -> Explanation<'a> {
     // Heaviest first.
     let activity = component.stacks.iter().find_map(|sampled| by_whom(sampled));
-    let was_frozen = stall.around.frozen_ns > 0;
-    let tracer = stall.around.tracer.as_ref();
+    let was_frozen = stall.environment.frozen_ns > 0;
+    let tracer = stall.environment.tracer.as_ref();
     let by = match activity {
         Some(Activity::Traced) => Some(StoppedBy::Debugger),
         Some(Activity::Frozen) => Some(StoppedBy::Freezer),
@@ -37,7 +37,7 @@ pub fn explain<'a>(component: &Component<'a>, stall: &Stall) -> Explanation<'a> 
         gaps.push(Gap::new("tracer", "it had gone before it was asked for"));
     }
     // No line of the program is to blame: it could have been any.
-    let tracer = tracer.map(|it| Tracer { pid: it.pid, name: it.name.clone() });
+    let tracer = tracer.map(|it| ReportedTracer { pid: it.pid, name: it.name.clone() });
     let kind = CauseKind::Stopped { by, tracer };
     Explanation { gaps, ..Explanation::new(kind, basis, Vec::new(), stall.tid) }
 }

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use profiler_ebpf::turn::{START_UNKNOWN, Turn};
 
 use super::judge;
-use crate::around::{self, Cpus, Growth, Pressure, PressureOf, Quota, Surroundings};
 use crate::call::{Call, Descriptor, Kind, Timeout};
+use crate::environment::{self, Cpus, Environment, Growth, Pressure, PressureOf, Quota};
 use crate::gap::Gap;
 use crate::report::sample::{self, blocked_in, javascript, kernel, native, on_cpu, python};
-use crate::report::schema::stall::{Cause, CauseKind, Confidence, Waits};
-use crate::turn::instead::Instead;
+use crate::report::schema::stall::{Cause, CauseKind, Confidence, ReportedWaits};
+use crate::turn::contention::Contention;
 use crate::turn::{Awaited, End, Holder, Lock, Sampled, Stall, ThreadState};
 
 const RECVFROM: i64 = 45;
@@ -143,9 +143,9 @@ fn with_quota(throttled: Option<Growth>) -> Stall {
         period_us: 100_000,
         throttled,
     });
-    let around = Surroundings { quota, ..stall.around.clone() };
-    let instead = Instead { idle_ns: 75 * MS, ..Instead::default() };
-    Stall { around, instead, ..stall }
+    let environment = Environment { quota, ..stall.environment.clone() };
+    let contention = Contention { idle_ns: 75 * MS, ..Contention::default() };
+    Stall { environment, contention, ..stall }
 }
 
 /// The quota is the cause where it was used up for most of the time without a CPU; that is certain
@@ -204,7 +204,7 @@ fn quota_that_is_not_known() {
         verdict.gaps.iter().any(|gap| gap.0.starts_with(start))
     };
     let mut stall = with_quota(None);
-    stall.around.quota_gap = Some(Gap::new("cpu_quota", "not mounted"));
+    stall.environment.quota_gap = Some(Gap::new("cpu_quota", "not mounted"));
     assert!(is_told(&stall, "cpu_quota: not mounted"));
     let mut open = with_quota(growth(0, 0, 130 * MS));
     (open.end, open.now) = (End::NotYet, Some(ThreadState::Runnable));
@@ -217,9 +217,9 @@ fn quota_that_is_not_known() {
 fn quota_of_another_cpu() {
     let mut stall = with_quota(growth(70 * MS, 75 * MS, 130 * MS));
     let confidence = |stall: &Stall| judge(stall, &BTreeMap::new()).cause.confidence;
-    stall.instead.idle_ns = 10 * MS;
+    stall.contention.idle_ns = 10 * MS;
     assert_eq!(confidence(&stall), Confidence::Likely);
-    stall.around.cpus = Some(Cpus { allowed: 1, online: 1, list: "0".to_owned() });
+    stall.environment.cpus = Some(Cpus { allowed: 1, online: 1, list: "0".to_owned() });
     assert_eq!(confidence(&stall), Confidence::Certain);
 }
 
@@ -265,7 +265,7 @@ fn waits_by_what_they_are_on() {
 fn stolen_time() {
     let summary = |parts, stolen| {
         let mut stall = stall(parts, vec![on_cpu(Vec::new(), 90 * MS)]);
-        stall.around.stolen = stolen;
+        stall.environment.stolen = stolen;
         judge(&stall, &BTreeMap::new()).cause.summary
     };
     let busy = [90 * MS, 0, 10 * MS, 0];
@@ -289,8 +289,8 @@ fn stopped_by() {
         stall
     };
     let mut traced = stopped(&["ptrace_stop", "do_signal_stop"]);
-    let gdb = around::Tracer { pid: 4711, name: Some("gdb".to_owned()) };
-    traced.around.tracer = Some(gdb);
+    let gdb = environment::Tracer { pid: 4711, name: Some("gdb".to_owned()) };
+    traced.environment.tracer = Some(gdb);
     let table = [
         (stopped(&["do_signal_stop", "get_signal"]), "stopped by a signal"),
         (stopped(&["__refrigerator"]), "stopped by its control group's freezer"),
@@ -314,7 +314,7 @@ fn frozen_in_their_sleep() {
     let trapped = with_kernel(blocked_in(230, [0; 6], 65), &["do_freezer_trap", "get_signal"]);
     let asleep = Sampled { time_ns: 95, ..napping() };
     let mut in_place = stall([5, 95, 0, 0], vec![asleep]);
-    in_place.around.frozen_ns = 65;
+    in_place.environment.frozen_ns = 65;
     for stall in [stall([5, 95, 0, 0], vec![trapped, napping()]), in_place] {
         let cause = judge(&stall, &BTreeMap::new()).cause;
         let also: Vec<_> =
@@ -336,7 +336,7 @@ fn memory() {
     let stacks = vec![freeing(), waiting, on_cpu(Vec::new(), 20), blocked_in(230, [0; 6], 10)];
     let mut stall = stall([60, 40, 0, 0], stacks);
     let pressure = Pressure { of: PressureOf::Machine, waited: growth(50, 60, 200).unwrap() };
-    stall.around.pressure = Some(pressure);
+    stall.environment.pressure = Some(pressure);
     let verdict = judge(&stall, &BTreeMap::new());
     let cause = &verdict.cause;
     assert_eq!(cause.summary, "freeing memory before it got any (direct reclaim)");
@@ -382,7 +382,7 @@ fn short_waits() {
     let recv = || sample::in_short_waits(RECVFROM, [7, 0, 0, 0, 0, 0], 900);
     let told = |stall: &Stall| {
         let cause = judge(stall, &BTreeMap::new()).cause;
-        let Waits { count, mean_ns, is_estimate } = cause.waits.unwrap();
+        let ReportedWaits { count, mean_ns, is_estimate } = cause.waits.unwrap();
         assert_eq!(cause.times, None);
         (count, mean_ns, is_estimate, cause.confidence)
     };

@@ -2,7 +2,7 @@
 
 use super::component::{Component, Nature};
 use crate::report::account::Part;
-use crate::report::schema::stall::Waits;
+use crate::report::schema::stall::ReportedWaits;
 use crate::report::units::is_percent;
 use crate::turn::{Sampled, Stall, StandsFor};
 
@@ -17,7 +17,7 @@ const MOST_PERCENT: u64 = 50;
 pub struct Times {
     /// Where it was a few times.
     pub few: Option<u64>,
-    pub many: Option<Waits>,
+    pub many: Option<ReportedWaits>,
 }
 
 /// Nothing where stacks are taken by the clock.
@@ -39,7 +39,7 @@ pub fn of(component: &Component<'_>, stall: &Stall) -> Times {
         return Times { few: Some(count), many: None };
     }
     let mean_ns = component.time_ns / count;
-    Times { few: None, many: Some(Waits { count, mean_ns, is_estimate }) }
+    Times { few: None, many: Some(ReportedWaits { count, mean_ns, is_estimate }) }
 }
 
 /// Each wait whose stack was taken counts, and the short ones that it stands for. Where all are of one

@@ -6,7 +6,7 @@ use crate::turn::Sampled;
 
 /// A cause, and what it rests on.
 #[derive(Debug)]
-pub struct Verdict<'a> {
+pub struct Conclusion<'a> {
     pub cause: Cause,
     /// The stacks that show it, heaviest first: the culprit is among their frames.
     pub evidence: Vec<&'a Sampled>,

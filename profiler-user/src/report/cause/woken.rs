@@ -9,11 +9,11 @@ use profiler_ebpf::wanted::may_be_ended;
 use crate::call::{Call, Descriptor, Kind};
 use crate::gap::Gap;
 use crate::report::purpose::{self, Purpose};
-use crate::report::schema::call::Waker;
+use crate::report::schema::call::ReportedWaker;
 use crate::turn::{self, Awaited, End, Sampled, Stall};
 
 /// Who ended the longest of the waits that this stack shows.
-pub fn by(stall: &Stall, sampled: &Sampled, gaps: &mut Vec<Gap>) -> Option<Waker> {
+pub fn by(stall: &Stall, sampled: &Sampled, gaps: &mut Vec<Gap>) -> Option<ReportedWaker> {
     let call = sampled.call.as_deref();
     let named = stall.wakers.iter().find(|waker| ended(waker, sampled));
     let believed = named.map(|waker| (waker, disbelief(waker.pid, call)));
@@ -33,9 +33,9 @@ fn is_checked(sampled: &Sampled) -> bool {
     purpose::of(&sampled.registers, &sampled.stack) == Some(Purpose::AccessCheck)
 }
 
-pub fn of(waker: &turn::Waker) -> Waker {
+pub fn of(waker: &turn::Waker) -> ReportedWaker {
     let turn::Waker { pid, tid, name, command, .. } = waker.clone();
-    Waker { pid, tid, name, command }
+    ReportedWaker { pid, tid, name, command }
 }
 
 fn ended(waker: &turn::Waker, sampled: &Sampled) -> bool {
@@ -49,20 +49,20 @@ fn disbelief(pid: u32, call: Option<&Call>) -> Option<&'static str> {
         return Some("what was at the other end was not seen while the wait lasted");
     };
     let descriptors = || call.descriptor.iter().chain(&call.polled);
-    let parties = descriptors().filter_map(|it| it.process.as_ref()).chain(&call.held_by);
+    let peers = descriptors().filter_map(|it| it.process.as_ref()).chain(&call.held_by);
     // What a child has open, its own children have, too, and one of those may close it last.
     let is_for_child = descriptors().next().is_none();
     let child = call.child.iter().filter(|_| is_for_child);
-    let parties: Vec<u32> = parties.chain(child).map(|party| party.pid).collect();
+    let peers: Vec<u32> = peers.chain(child).map(|peer| peer.pid).collect();
     // A process that listens at a unix socket may leave its connections to another.
-    if parties.contains(&pid) || descriptors().any(Descriptor::is_unix) {
+    if peers.contains(&pid) || descriptors().any(Descriptor::is_unix) {
         None
     } else if descriptors().any(is_internet) {
         Some(match descriptors().any(|it| it.process.is_some()) {
             true => "whoever was in a system call at that moment does not have the peer's socket",
             false => "no process of this machine has the peer's socket",
         })
-    } else if parties.is_empty() {
+    } else if peers.is_empty() {
         None
     } else {
         Some("whoever was in a system call at that moment does not have the other end")
@@ -86,14 +86,14 @@ fn is_internet(descriptor: &Descriptor) -> bool {
 #[cfg(test)]
 mod tests {
     use super::by;
-    use crate::call::{Call, Descriptor, Kind, Party};
+    use crate::call::{Call, Descriptor, Kind, Peer};
     use crate::report::sample::{self, blocked_in};
     use crate::turn::{Awaited, End, Sampled, Stall, Waker};
 
     const READ: i64 = 0;
 
     fn descriptor(kind: Kind, text: &str, pid: Option<u32>) -> Option<Descriptor> {
-        let process = pid.map(|pid| Party { pid, name: None, command: None });
+        let process = pid.map(|pid| Peer { pid, name: None, command: None });
         Some(Descriptor { process, ..Descriptor::new(7, kind, text) })
     }
 

@@ -12,9 +12,9 @@ mod stacks;
 mod told;
 
 use self::stacks::Outline;
-use self::told::Told;
+use self::told::ToldStacks;
 use super::Report;
-use super::schema::session::Stacks;
+use super::schema::session::StackCounts;
 use super::schema::stall::StallLine;
 
 /// What a line takes by default: whatever cuts lines leaves this one whole, with room for a header of syslog's.
@@ -29,12 +29,12 @@ pub const LEAST_LINE_LIMIT_BYTES: usize = 4096;
 pub struct Limits {
     /// With the line feed.
     pub line_bytes: Option<usize>,
-    pub stacks: Stacks,
+    pub stacks: StackCounts,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { line_bytes: Some(LINE_LIMIT_BYTES), stacks: Stacks::App }
+        Self { line_bytes: Some(LINE_LIMIT_BYTES), stacks: StackCounts::App }
     }
 }
 
@@ -42,12 +42,12 @@ impl Default for Limits {
 #[derive(Debug)]
 pub struct Fitter {
     limits: Limits,
-    told: Told,
+    told: ToldStacks,
 }
 
 impl Fitter {
     pub fn new(limits: Limits) -> Self {
-        Self { limits, told: Told::default() }
+        Self { limits, told: ToldStacks::default() }
     }
 
     /// The line, with its line feed.
@@ -57,20 +57,20 @@ impl Fitter {
             Report::StallOpen(line) | Report::StallUpdate(line) | Report::StallEnd(line) => line,
             _ => return finished(serde_json::to_string(report)?, report, limit),
         };
-        if self.limits.stacks == Stacks::Full {
+        if self.limits.stacks == StackCounts::Full {
             let whole = serde_json::to_string(report)?;
             if whole.len() < limit {
                 return Ok(whole + "\n");
             }
         }
         let is_over = matches!(report, Report::StallEnd(_));
-        let remembers = self.limits.stacks == Stacks::App && !is_over;
+        let remembers = self.limits.stacks == StackCounts::App && !is_over;
         let outline = match self.limits.stacks {
-            Stacks::None => Outline::none(stall),
-            Stacks::App if remembers => {
+            StackCounts::None => Outline::none(stall),
+            StackCounts::App if remembers => {
                 Outline::of(stall, |key, form| self.told.has(&stall.stall.id, key, form))
             }
-            Stacks::App | Stacks::Full => Outline::of(stall, |_, _| false),
+            StackCounts::App | StackCounts::Full => Outline::of(stall, |_, _| false),
         };
         let (text, shortened, written) = within(report, stall, &outline, limit)?;
         if is_over {
@@ -107,7 +107,7 @@ fn within(
 fn with_stacks(
     report: &Report,
     line: &StallLine,
-    stacks: Vec<super::schema::stall::Stack>,
+    stacks: Vec<super::schema::stall::ReportedStack>,
     omitted: Vec<(&'static str, u64)>,
 ) -> Report {
     let mut common = line.common.clone();

@@ -3,7 +3,9 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::process::executables::{interpreter, is_interpreter_library};
-use crate::report::schema::stall::{Culprit, Frame, Language, Role, Stack, StallLine, State};
+use crate::report::schema::stall::{
+    Culprit, ReportedFrame, ReportedLanguage, ReportedStack, ReportedState, Role, StallLine,
+};
 
 /// Frames at the inner end of a stack that never go: what the thread was in.
 const INNERMOST: usize = 4;
@@ -16,7 +18,7 @@ const FIRST_STACKS: usize = 8;
 
 /// How much of a stack is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Form {
+pub enum StackForm {
     /// The one frame to look at first.
     Line,
     /// What matters of it.
@@ -28,14 +30,14 @@ pub enum Form {
 pub struct Written {
     /// Stacks with the same are the same.
     pub key: u64,
-    pub form: Form,
+    pub form: StackForm,
 }
 
 /// All that a line may have of its stacks, the dearest first.
 #[derive(Debug)]
 pub struct Outline<'a> {
     /// In the line's order.
-    stacks: Vec<(&'a Stack, Written)>,
+    stacks: Vec<(&'a ReportedStack, Written)>,
     units: Vec<Unit>,
     /// Stacks that an earlier line had, and those that are not to be told.
     told: u64,
@@ -83,12 +85,12 @@ impl<'a> Outline<'a> {
 
     /// Of the stack that the culprit is on what matters, of the others one frame each; but for those that have
     /// been told.
-    pub fn of(line: &'a StallLine, is_told: impl Fn(u64, Form) -> bool) -> Self {
+    pub fn of(line: &'a StallLine, is_told: impl Fn(u64, StackForm) -> bool) -> Self {
         let culprit = line.culprit.as_ref();
         let shown = shown(line);
         let (mut stacks, mut units, mut told, mut others) = (Vec::new(), Vec::new(), 0, 0);
         for (place, stack) in line.stacks.iter().enumerate() {
-            let form = if place == shown { Form::Whole } else { Form::Line };
+            let form = if place == shown { StackForm::Whole } else { StackForm::Line };
             let key = key(stack);
             if is_told(key, form) {
                 told += 1;
@@ -97,8 +99,8 @@ impl<'a> Outline<'a> {
             let number = stacks.len();
             stacks.push((stack, Written { key, form }));
             let parts = match form {
-                Form::Whole => whole(stack, culprit),
-                Form::Line => {
+                StackForm::Whole => whole(stack, culprit),
+                StackForm::Line => {
                     others += 1;
                     let is_first = others <= FIRST_STACKS;
                     let worth = if is_first { Worth::Stack } else { Worth::LightStack };
@@ -136,7 +138,7 @@ impl<'a> Outline<'a> {
     }
 
     /// The stacks with the first `count` things, and how much of what is left out.
-    pub fn first(&self, count: usize) -> (Vec<Stack>, Vec<(&'static str, u64)>) {
+    pub fn first(&self, count: usize) -> (Vec<ReportedStack>, Vec<(&'static str, u64)>) {
         let units = self.units.get(..count).unwrap_or(&self.units);
         let (mut stacks, mut left_out) = (Vec::new(), 0);
         for (number, (stack, _)) in self.stacks.iter().enumerate() {
@@ -176,17 +178,18 @@ impl<'a> Outline<'a> {
 /// The stack that the culprit is on, else the heaviest.
 fn shown(line: &StallLine) -> usize {
     let culprit = line.culprit.as_ref();
-    let has_line = |stack: &Stack| stack.frames.iter().any(|frame| is(culprit, frame));
-    let has_function = |stack: &Stack| stack.frames.iter().any(|frame| is_of(culprit, frame));
+    let has_line = |stack: &ReportedStack| stack.frames.iter().any(|frame| is(culprit, frame));
+    let has_function =
+        |stack: &ReportedStack| stack.frames.iter().any(|frame| is_of(culprit, frame));
     let place = line.stacks.iter().position(has_line);
     place.or_else(|| line.stacks.iter().position(has_function)).unwrap_or_default()
 }
 
-fn is(culprit: Option<&Culprit>, frame: &Frame) -> bool {
+fn is(culprit: Option<&Culprit>, frame: &ReportedFrame) -> bool {
     is_of(culprit, frame) && culprit.is_some_and(|culprit| culprit.line == frame.line)
 }
 
-fn is_of(culprit: Option<&Culprit>, frame: &Frame) -> bool {
+fn is_of(culprit: Option<&Culprit>, frame: &ReportedFrame) -> bool {
     culprit.is_some_and(|culprit| {
         culprit.function == frame.function
             && culprit.file == frame.file
@@ -195,9 +198,10 @@ fn is_of(culprit: Option<&Culprit>, frame: &Frame) -> bool {
 }
 
 /// What is the same stack however much time it stands for by now.
-fn key(stack: &Stack) -> u64 {
+fn key(stack: &ReportedStack) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (stack.thread.tid, stack.role == Role::Loop, stack.state == State::Running).hash(&mut hasher);
+    (stack.thread.tid, stack.role == Role::Loop, stack.state == ReportedState::Running)
+        .hash(&mut hasher);
     for frame in stack.kernel.iter().chain([&NONE]).chain(&stack.frames) {
         (&frame.function, &frame.file, frame.line, &frame.module).hash(&mut hasher);
     }
@@ -205,12 +209,12 @@ fn key(stack: &Stack) -> u64 {
 }
 
 /// Stands between the kernel's frames and the others.
-const NONE: Frame = Frame {
+const NONE: ReportedFrame = ReportedFrame {
     function: None,
     file: None,
     line: None,
     module: None,
-    language: Language::Kernel,
+    language: ReportedLanguage::Kernel,
     inlined: false,
     in_app: false,
     address: None,
@@ -219,7 +223,7 @@ const NONE: Frame = Frame {
 };
 
 /// The parts of the stack that is shown.
-fn whole(stack: &Stack, culprit: Option<&Culprit>) -> Vec<(Worth, Part)> {
+fn whole(stack: &ReportedStack, culprit: Option<&Culprit>) -> Vec<(Worth, Part)> {
     let frames = &stack.frames;
     let of_culprit = frames.iter().position(|frame| is(culprit, frame));
     let of_culprit = of_culprit.or_else(|| frames.iter().position(|frame| is_of(culprit, frame)));
@@ -267,8 +271,8 @@ fn whole(stack: &Stack, culprit: Option<&Culprit>) -> Vec<(Worth, Part)> {
 }
 
 /// The frame to look at first.
-fn first_look(stack: &Stack) -> Part {
-    let is_named = |frame: &Frame| frame.function.is_some();
+fn first_look(stack: &ReportedStack) -> Part {
+    let is_named = |frame: &ReportedFrame| frame.function.is_some();
     let own = stack.frames.iter().position(|frame| frame.in_app && is_named(frame));
     let place = own.or_else(|| stack.frames.iter().position(is_named));
     match place.or((!stack.frames.is_empty()).then_some(0)) {
@@ -278,25 +282,25 @@ fn first_look(stack: &Stack) -> Part {
     }
 }
 
-fn is_interpreted(frame: &Frame) -> bool {
-    matches!(frame.language, Language::Python | Language::JavaScript)
+fn is_interpreted(frame: &ReportedFrame) -> bool {
+    matches!(frame.language, ReportedLanguage::Python | ReportedLanguage::JavaScript)
 }
 
 /// Also of modules of the standard library that are written in C.
-fn is_of_interpreter(frame: &Frame) -> bool {
+fn is_of_interpreter(frame: &ReportedFrame) -> bool {
     let of = |module: &String| {
         interpreter(module).is_some()
             || is_interpreter_library(module)
             || module.contains("/lib-dynload/")
     };
-    frame.language == Language::Native && frame.module.as_ref().is_some_and(of)
+    frame.language == ReportedLanguage::Native && frame.module.as_ref().is_some_and(of)
 }
 
 /// The stack with these of its frames.
-fn listed(stack: &Stack, kernel: Vec<usize>, frames: Vec<usize>) -> Stack {
+fn listed(stack: &ReportedStack, kernel: Vec<usize>, frames: Vec<usize>) -> ReportedStack {
     let (kernel, frames) = (picked(&stack.kernel, kernel), picked(&stack.frames, frames));
     let left_out = u32::try_from(stack.frames.len() - frames.len()).unwrap_or(u32::MAX);
-    Stack {
+    ReportedStack {
         thread: stack.thread.clone(),
         role: stack.role,
         state: stack.state,
@@ -310,22 +314,22 @@ fn listed(stack: &Stack, kernel: Vec<usize>, frames: Vec<usize>) -> Stack {
 }
 
 /// These of the frames, each with how many are missing behind it.
-fn picked(frames: &[Frame], mut places: Vec<usize>) -> Vec<Frame> {
+fn picked(frames: &[ReportedFrame], mut places: Vec<usize>) -> Vec<ReportedFrame> {
     places.sort_unstable();
     let next = places.iter().skip(1).copied().chain([frames.len()]);
     let pairs = places.iter().zip(next);
     pairs
         .filter_map(|(at, next)| {
             let left_out = u32::try_from(next - at - 1).unwrap_or(u32::MAX);
-            frames.get(*at).map(|frame| Frame { left_out, ..plain(frame) })
+            frames.get(*at).map(|frame| ReportedFrame { left_out, ..plain(frame) })
         })
         .collect()
 }
 
 /// The frame without its addresses; where it has no name, its place in the file is what there is.
-fn plain(frame: &Frame) -> Frame {
+fn plain(frame: &ReportedFrame) -> ReportedFrame {
     let nameless = frame.function.is_none();
-    Frame {
+    ReportedFrame {
         function: frame.function.clone(),
         file: frame.file.clone(),
         line: frame.line,
@@ -340,7 +344,7 @@ fn plain(frame: &Frame) -> Frame {
 }
 
 /// Bytes that go with a part, about.
-fn bytes(stack: &Stack, part: Part) -> usize {
+fn bytes(stack: &ReportedStack, part: Part) -> usize {
     let frame = match part {
         Part::Bare => None,
         Part::Kernel(at) => stack.kernel.get(at),

@@ -6,11 +6,14 @@ use serde_json::Value;
 
 use super::{Fitter, LEAST_LINE_LIMIT_BYTES, Limits};
 use crate::hostile::{self, Random};
-use crate::report::schema::call::{Call, Descriptor, DescriptorKind, Party, Waker};
-use crate::report::schema::session::{Probe, Stacks, TopCulprit};
+use crate::report::schema::call::{
+    DescriptorKind, ReportedCall, ReportedDescriptor, ReportedPeer, ReportedWaker,
+};
+use crate::report::schema::session::{ReportedHook, StackCounts, TopCulprit};
 use crate::report::schema::stall::{
-    Away, Callback, CauseKind, Component, Frame, Holder, Language, Link, Preemptor, Role, Stack,
-    StallLine, State, Thread, WaitingConnections,
+    Callback, CauseKind, Link, Preemptor, ReportedAway, ReportedComponent, ReportedFrame,
+    ReportedHolder, ReportedLanguage, ReportedStack, ReportedState, Role, StallLine, Thread,
+    WaitingConnections,
 };
 use crate::report::schema::stats::Accepts;
 use crate::report::schema::tests::{is_valid, schema};
@@ -27,13 +30,13 @@ fn line_of(report: &mut Report) -> &mut StallLine {
     }
 }
 
-fn frame(function: &str, file: &str, line: u32, in_app: bool) -> Frame {
-    Frame {
+fn frame(function: &str, file: &str, line: u32, in_app: bool) -> ReportedFrame {
+    ReportedFrame {
         function: Some(function.to_owned()),
         file: Some(file.to_owned()),
         line: Some(line),
         module: None,
-        language: Language::Python,
+        language: ReportedLanguage::Python,
         inlined: false,
         in_app,
         address: None,
@@ -42,13 +45,13 @@ fn frame(function: &str, file: &str, line: u32, in_app: bool) -> Frame {
     }
 }
 
-fn native(function: &str, module: &str) -> Frame {
-    Frame {
+fn native(function: &str, module: &str) -> ReportedFrame {
+    ReportedFrame {
         function: Some(function.to_owned()),
         file: None,
         line: None,
         module: Some(module.to_owned()),
-        language: Language::Native,
+        language: ReportedLanguage::Native,
         address: Some("0x7f00".to_owned()),
         module_offset: Some("0x1234".to_owned()),
         ..frame("", "", 0, false)
@@ -57,9 +60,9 @@ fn native(function: &str, module: &str) -> Frame {
 
 /// As a service under a framework has them: each Python frame with the interpreter's around it, and many frames of
 /// the framework between the loop and the handler.
-fn service_stack(time_ns: u64, handlers: u32) -> Stack {
+fn service_stack(time_ns: u64, handlers: u32) -> ReportedStack {
     let mut frames = vec![native("__libc_recv", "/usr/lib/libc.so.6")];
-    let mut python = |frame: Frame| {
+    let mut python = |frame: ReportedFrame| {
         frames.extend([
             native("sock_call", "/usr/bin/python3.11"),
             native("_PyEval", "/usr/bin/python3.11"),
@@ -72,10 +75,10 @@ fn service_stack(time_ns: u64, handlers: u32) -> Stack {
     (0..40).for_each(|n| python(frame(&format!("Middleware{n}.__call__"), STARLETTE, n, false)));
     python(frame("Handle._run", "/usr/lib/python3.11/asyncio/events.py", 80, false));
     frames.push(native("_start", "/usr/bin/python3.11"));
-    Stack {
+    ReportedStack {
         thread: Thread { tid: 4242, name: Some("uvicorn".to_owned()) },
         role: Role::Loop,
-        state: State::Blocked,
+        state: ReportedState::Blocked,
         samples: 1,
         time_ns,
         kernel: (0..9).map(|n| native(&format!("tcp_{n}"), "[kernel]")).collect(),
@@ -116,7 +119,7 @@ fn functions(stack: &Value) -> Vec<&str> {
 }
 
 /// All frames of a stack are there, or counted where they are missing.
-fn must_add_up(stack: &Value, whole: &Stack) {
+fn must_add_up(stack: &Value, whole: &ReportedStack) {
     let frames = stack["frames"].as_array().unwrap();
     let left_out = stack["left_out"].as_u64().unwrap_or(0) as usize;
     assert_eq!(frames.len() + left_out, whole.frames.len());
@@ -127,7 +130,7 @@ fn must_add_up(stack: &Value, whole: &Stack) {
 #[test]
 fn what_matters() {
     let mut report = service(Moment::End, &[2, 1]);
-    line_of(&mut report).stacks.push(Stack { role: Role::Other, ..service_stack(0, 0) });
+    line_of(&mut report).stacks.push(ReportedStack { role: Role::Other, ..service_stack(0, 0) });
     let (bytes, line) = made(Limits { line_bytes: None, ..Limits::default() }, &report);
     let stacks = &line_of(&mut report).stacks;
     let shown = &line["stacks"][0];
@@ -161,7 +164,7 @@ fn what_matters() {
 #[test]
 fn innermost_and_outermost() {
     let mut report = service(Moment::End, &[40]);
-    let unnamed = Frame { function: None, ..native("", "/srv/ext.so") };
+    let unnamed = ReportedFrame { function: None, ..native("", "/srv/ext.so") };
     line_of(&mut report).stacks[0].frames.insert(0, unnamed);
     let (_, line) = made(Limits { line_bytes: None, ..Limits::default() }, &report);
     let names = functions(&line["stacks"][0]);
@@ -266,16 +269,16 @@ fn told_later() {
 #[test]
 fn full_and_none() {
     let mut report = service(Moment::Open, &[2, 3]);
-    let full = Limits { line_bytes: None, stacks: Stacks::Full };
+    let full = Limits { line_bytes: None, stacks: StackCounts::Full };
     let mut fitter = Fitter::new(full);
     for _ in 0..2 {
         let line = json(&fitter.line(&report).unwrap());
         assert_eq!(line, serde_json::to_value(&report).unwrap());
         assert_eq!(line["stacks"][0]["frames"][0]["address"], "0x7f00");
     }
-    let (bytes, line) = made(Limits { stacks: Stacks::Full, ..Limits::default() }, &report);
+    let (bytes, line) = made(Limits { stacks: StackCounts::Full, ..Limits::default() }, &report);
     assert!(bytes <= 8000 && line["omitted"]["frames"].as_u64() > Some(0), "{line}");
-    let (_, line) = made(Limits { stacks: Stacks::None, ..Limits::default() }, &report);
+    let (_, line) = made(Limits { stacks: StackCounts::None, ..Limits::default() }, &report);
     assert_eq!(
         (&line["stacks"], &line["omitted"]["stacks"]),
         (&Value::Array(Vec::new()), &2.into())
@@ -304,10 +307,14 @@ fn several<T>(random: &mut Random, most: usize, one: impl Fn(&mut Random) -> T) 
     (0..count).map(|_| one(random)).collect()
 }
 
-fn any_frame(random: &mut Random) -> Frame {
-    const LANGUAGES: [Language; 4] =
-        [Language::Python, Language::Native, Language::JavaScript, Language::Kernel];
-    Frame {
+fn any_frame(random: &mut Random) -> ReportedFrame {
+    const LANGUAGES: [ReportedLanguage; 4] = [
+        ReportedLanguage::Python,
+        ReportedLanguage::Native,
+        ReportedLanguage::JavaScript,
+        ReportedLanguage::Kernel,
+    ];
+    ReportedFrame {
         function: maybe(random),
         file: maybe(random),
         line: random.once_in(2).then(|| random.next() as u32),
@@ -325,11 +332,11 @@ fn thread(random: &mut Random) -> Thread {
     Thread { tid: random.next() as u32, name: maybe(random) }
 }
 
-fn any_stack(random: &mut Random) -> Stack {
-    Stack {
+fn any_stack(random: &mut Random) -> ReportedStack {
+    ReportedStack {
         thread: thread(random),
         role: *random.pick(&[Role::Loop, Role::Holder, Role::Waker, Role::Other]),
-        state: *random.pick(&[State::Running, State::Blocked]),
+        state: *random.pick(&[ReportedState::Running, ReportedState::Blocked]),
         samples: random.next(),
         time_ns: random.next(),
         kernel: several(random, 40, any_frame),
@@ -339,16 +346,16 @@ fn any_stack(random: &mut Random) -> Stack {
     }
 }
 
-fn party(random: &mut Random) -> Party {
-    Party { pid: random.next() as u32, name: maybe(random), command: maybe(random) }
+fn peer(random: &mut Random) -> ReportedPeer {
+    ReportedPeer { pid: random.next() as u32, name: maybe(random), command: maybe(random) }
 }
 
-fn waker(random: &mut Random) -> Waker {
-    Waker { pid: 1, tid: 2, name: text(random), command: maybe(random) }
+fn waker(random: &mut Random) -> ReportedWaker {
+    ReportedWaker { pid: 1, tid: 2, name: text(random), command: maybe(random) }
 }
 
-fn descriptor(random: &mut Random) -> Descriptor {
-    Descriptor {
+fn descriptor(random: &mut Random) -> ReportedDescriptor {
+    ReportedDescriptor {
         number: random.next() as u32,
         kind: DescriptorKind::Socket,
         local: maybe(random),
@@ -357,27 +364,30 @@ fn descriptor(random: &mut Random) -> Descriptor {
         is_inbound: false,
         path: maybe(random),
         file_system: maybe(random),
-        process: Some(party(random)),
+        process: Some(peer(random)),
     }
 }
 
 fn any_kind(random: &mut Random) -> CauseKind {
-    let holder =
-        |random: &mut Random| Holder { tid: 1, name: maybe(random), time_ns: random.next() };
+    let holder = |random: &mut Random| ReportedHolder {
+        tid: 1,
+        name: maybe(random),
+        time_ns: random.next(),
+    };
     match random.below(5) {
         0 => CauseKind::Syscall {
             syscall: text(random),
             args: several(random, 6, text),
             target: maybe(random),
-            call: Box::new(Call {
+            call: Box::new(ReportedCall {
                 descriptor: Some(descriptor(random)),
                 polled: several(random, 40, descriptor),
                 connection: Some(descriptor(random)),
                 path: maybe(random),
-                held_by: several(random, 100, party),
-                child: Some(party(random)),
+                held_by: several(random, 100, peer),
+                child: Some(peer(random)),
                 woken_by: Some(waker(random)),
-                ..Call::default()
+                ..ReportedCall::default()
             }),
         },
         1 => CauseKind::Lock {
@@ -419,7 +429,7 @@ fn any_kind(random: &mut Random) -> CauseKind {
             asked_ns: None,
             purpose: None,
             path: maybe(random),
-            held_by: several(random, 50, party),
+            held_by: several(random, 50, peer),
             ran_out_ns: several(random, 1000, Random::next),
         },
     }
@@ -464,7 +474,7 @@ fn wild_stall(random: &mut Random) -> Report {
         line: None,
         time_ns: random.next(),
     });
-    line.cause.also = several(random, 8, |random| Component {
+    line.cause.also = several(random, 8, |random| ReportedComponent {
         kind: any_kind(random),
         summary: text(random),
         time_ns: random.next(),
@@ -472,9 +482,9 @@ fn wild_stall(random: &mut Random) -> Report {
         waits: None,
         culprit: culprit.clone(),
     });
-    line.stall.away = several(random, 100, |random| Away {
+    line.stall.away = several(random, 100, |random| ReportedAway {
         thread: thread(random),
-        state: State::Blocked,
+        state: ReportedState::Blocked,
         time_ns: random.next(),
         culprit: culprit.clone(),
     });
@@ -507,7 +517,7 @@ fn wild_other(random: &mut Random) -> Report {
     match &mut report {
         Report::SessionStart(line) => {
             line.gaps = several(random, 1000, text);
-            line.probes = several(random, 100, |random| Probe {
+            line.probes = several(random, 100, |random| ReportedHook {
                 name: text(random),
                 hook: text(random),
                 attached: false,
@@ -547,7 +557,12 @@ fn hostile_reports() {
     hostile::rounds(60, |random| {
         let report = if random.once_in(4) { wild_other(random) } else { wild_stall(random) };
         let limit = *random.pick(&[LEAST_LINE_LIMIT_BYTES, 5000, 8000, 16_384]);
-        let stacks = *random.pick(&[Stacks::Full, Stacks::App, Stacks::App, Stacks::None]);
+        let stacks = *random.pick(&[
+            StackCounts::Full,
+            StackCounts::App,
+            StackCounts::App,
+            StackCounts::None,
+        ]);
         let (bytes, line) = made(Limits { line_bytes: Some(limit), stacks }, &report);
         assert!(bytes <= limit, "{bytes} of {limit}: {line}");
         assert!(is_valid(&line, &schema, &schema), "{line:#}");

@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 /// What was known of the call while it lasted. What is `null` without a gap does not belong to it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
-pub struct Call {
+pub struct ReportedCall {
     /// The descriptor that it was made with.
-    pub descriptor: Option<Descriptor>,
+    pub descriptor: Option<ReportedDescriptor>,
     /// The descriptors that `poll` or `select` waited for; at most four.
-    pub polled: Vec<Descriptor>,
+    pub polled: Vec<ReportedDescriptor>,
     /// How many more it waited for.
     pub polled_more: u64,
     /// The path among its arguments, from the root that the target sees; of SQLite, the database.
@@ -19,24 +19,24 @@ pub struct Call {
     /// The type of the file system that the path is on.
     pub file_system: Option<String>,
     /// Of gRPC's completion queue: the process's only connection of gRPC's that it opened itself.
-    pub connection: Option<Descriptor>,
+    pub connection: Option<ReportedDescriptor>,
     /// How long it may wait: its own timeout, or that of its socket.
-    pub timeout: Option<Timeout>,
+    pub timeout: Option<ReportedTimeout>,
     /// What it was for, by the functions that made it.
     pub purpose: Option<Purpose>,
     /// Who has the file lock that it waited for, or checks the file on access.
-    pub held_by: Vec<Party>,
+    pub held_by: Vec<ReportedPeer>,
     /// The child process that it waited for.
-    pub child: Option<Party>,
+    pub child: Option<ReportedPeer>,
     /// Who ended the longest of the waits by a system call of its own. `null` while it lasts, where a
     /// timeout or a signal did, and of waits that no other process ends.
-    pub woken_by: Option<Waker>,
+    pub woken_by: Option<ReportedWaker>,
 }
 
 /// What a file descriptor stands for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
-pub struct Descriptor {
+pub struct ReportedDescriptor {
     pub number: u32,
     pub kind: DescriptorKind,
     /// Of a socket, its own address or path.
@@ -53,7 +53,7 @@ pub struct Descriptor {
     pub file_system: Option<String>,
     /// Who has the other end of a pipe, or of a connection on this machine. Of a unix socket, whoever
     /// connected, listened or made the pair.
-    pub process: Option<Party>,
+    pub process: Option<ReportedPeer>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,7 +78,7 @@ pub enum DescriptorKind {
 /// A process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
-pub struct Party {
+pub struct ReportedPeer {
     pub pid: u32,
     pub name: Option<String>,
     /// The command line, arguments separated by spaces; its beginning, if it is long. `null` without
@@ -90,7 +90,7 @@ pub struct Party {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(rename_all = "snake_case")]
-pub enum Timeout {
+pub enum ReportedTimeout {
     /// Until what it waits for comes, if ever.
     None,
     Ns(u64),
@@ -122,7 +122,7 @@ pub enum Purpose {
 /// A thread that ended a wait by its own system call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
-pub struct Waker {
+pub struct ReportedWaker {
     pub pid: u32,
     pub tid: u32,
     /// The thread's, at that moment.

@@ -41,7 +41,7 @@ pub struct Common {
     pub session: String,
     /// Host name.
     pub host: String,
-    pub process: Process,
+    pub process: ReportedProcess,
     /// How much was left out for the line to be short enough, by what: `frames` and `stacks`, of these `stacks_told`
     /// that an earlier line of the stall had; entries of the list or object of that name; `texts` that were cut, which
     /// end in `…`; `command_bytes` of the command line. Absent where nothing was.
@@ -52,7 +52,7 @@ pub struct Common {
 /// The target.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
-pub struct Process {
+pub struct ReportedProcess {
     /// As stalltrace sees it.
     pub pid: u32,
     /// As the process sees itself.
@@ -78,7 +78,7 @@ pub struct Process {
 /// A language runtime.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
-pub struct Runtime {
+pub struct ReportedRuntime {
     /// `cpython`, `node`, …
     pub name: String,
     pub version: Option<String>,

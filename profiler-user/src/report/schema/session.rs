@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::line::{Common, Runtime};
+use super::line::{Common, ReportedRuntime};
 
 /// What is attached, and how it is set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,10 +19,10 @@ pub struct SessionStart {
     /// The kernel's release.
     pub kernel: String,
     /// The language runtime, where one was recognised.
-    pub runtime: Option<Runtime>,
+    pub runtime: Option<ReportedRuntime>,
     /// How the loops' waits are observed: what this costs the target depends on it.
-    pub wait_hooks: WaitHooks,
-    pub probes: Vec<Probe>,
+    pub wait_hooks: ReportedWaitHooks,
+    pub probes: Vec<ReportedHook>,
     pub configuration: Configuration,
     /// Everything that could not be had, with its reason.
     pub gaps: Vec<String>,
@@ -32,7 +32,7 @@ pub struct SessionStart {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(rename_all = "snake_case")]
-pub enum WaitHooks {
+pub enum ReportedWaitHooks {
     Fentry,
     Tracepoint,
     /// Some of each.
@@ -42,7 +42,7 @@ pub enum WaitHooks {
 /// One probe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
-pub struct Probe {
+pub struct ReportedHook {
     /// What it is attached to: `epoll_wait`, `sched_switch`, …
     pub name: String,
     /// `fentry`, `tracepoint`, `btf tracepoint`, `perf event`, …
@@ -67,14 +67,14 @@ pub struct Configuration {
     pub sample_frequency_hz: u64,
     /// The most bytes of a line of JSON, with its line feed; `null` for no limit.
     pub line_limit_bytes: Option<u64>,
-    pub stacks: Stacks,
+    pub stacks: StackCounts,
 }
 
 /// How much of stacks is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(rename_all = "snake_case")]
-pub enum Stacks {
+pub enum StackCounts {
     /// All frames of all stacks, on every line; where the line's limit has no room for them, what `app` has.
     Full,
     /// Of the stack that the culprit is on what matters, of others the frame to look at first.

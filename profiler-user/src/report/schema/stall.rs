@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::call::{Call, Party, Purpose, Waker};
-use super::line::{Common, Runtime};
+use super::call::{Purpose, ReportedCall, ReportedPeer, ReportedWaker};
+use super::line::{Common, ReportedRuntime};
 
 /// One moment of a stall.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -15,21 +15,21 @@ use super::line::{Common, Runtime};
 pub struct StallLine {
     #[serde(flatten)]
     pub common: Common,
-    pub stall: Stall,
+    pub stall: ReportedStall,
     pub thread: LoopThread,
     /// The language runtime, where one was recognised.
-    pub runtime: Option<Runtime>,
+    pub runtime: Option<ReportedRuntime>,
     pub cause: Cause,
     /// The frame to look at first: of the longest part of the stall that has a line, where that is the cause
     /// or lasted for half the threshold and a tenth of the stall. `null` where all of it is somebody else's.
     pub culprit: Option<Culprit>,
     /// The task that ran, where that could be proved; null without a gap where it was none but a plain
     /// callback.
-    pub task: Option<Task>,
+    pub task: Option<ReportedTask>,
     /// What people do about this cause.
     pub advice: Option<String>,
     /// Heaviest first. On `stall_open` and `stall_update` without those that an earlier line of the same stall had.
-    pub stacks: Vec<Stack>,
+    pub stacks: Vec<ReportedStack>,
     /// Everything that could not be had, with its reason.
     pub gaps: Vec<String>,
     /// Records, samples and reports lost so far in this session, by reason; unless all stacks are written, without
@@ -40,7 +40,7 @@ pub struct StallLine {
 /// The stall itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
-pub struct Stall {
+pub struct ReportedStall {
     /// The same on all lines of one stall.
     pub id: String,
     /// The same for the same culprit and cause in the same code, across restarts and hosts: what to group
@@ -68,7 +68,7 @@ pub struct Stall {
     pub steal_ns: Option<u64>,
     /// The other threads of the same epoll instance or ring, none of which waited on it meanwhile. The line is
     /// told by the one that had left last.
-    pub away: Vec<Away>,
+    pub away: Vec<ReportedAway>,
     /// Connections that waited to be accepted by the process while the loop stalled, the most that were
     /// seen at once. Of TCP only; looked for when the stall is first told, and at growing intervals.
     pub waiting_connections: Vec<WaitingConnections>,
@@ -77,10 +77,10 @@ pub struct Stall {
 /// A thread that could have served the loop instead, and did not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
-pub struct Away {
+pub struct ReportedAway {
     pub thread: Thread,
     /// How it was when the line was made.
-    pub state: State,
+    pub state: ReportedState,
     /// How long it had been away by then.
     pub time_ns: u64,
     /// The frame to look at first; `null` where no stack of it was taken, or no frame has a name.
@@ -160,14 +160,14 @@ pub struct Cause {
     /// and where `waits` tells.
     pub times: Option<u64>,
     /// The same where it was many times.
-    pub waits: Option<Waits>,
+    pub waits: Option<ReportedWaits>,
     /// What kept the one that was waited for, link by link: the first is the thread that has what the loop
     /// waits for, the next what that one waits for. Empty where nobody was seen.
     pub because: Vec<Link>,
     /// It waits for itself, or those in `because` wait for each other: it will not go on by itself.
     pub deadlock: bool,
     /// What else a tenth of the stall or more went into, longest first.
-    pub also: Vec<Component>,
+    pub also: Vec<ReportedComponent>,
 }
 
 /// One of a chain of threads that wait for each other.
@@ -215,7 +215,7 @@ pub enum Pause {
 /// Many waits of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
-pub struct Waits {
+pub struct ReportedWaits {
     pub count: u64,
     pub mean_ns: u64,
     /// Waits of other kinds came between, and how many were of this is estimated from samples.
@@ -225,7 +225,7 @@ pub struct Waits {
 /// Another part of the same stall.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
-pub struct Component {
+pub struct ReportedComponent {
     #[serde(flatten)]
     pub kind: CauseKind,
     /// A phrase for a person.
@@ -233,7 +233,7 @@ pub struct Component {
     pub time_ns: u64,
     /// As in the cause itself.
     pub times: Option<u64>,
-    pub waits: Option<Waits>,
+    pub waits: Option<ReportedWaits>,
     /// The frame to look at first for this part; `null` where no stack shows it.
     pub culprit: Option<Culprit>,
 }
@@ -263,7 +263,7 @@ pub enum CauseKind {
         kernel_share: Option<f64>,
         /// The system call that most of the kernel's part was spent in.
         syscall: Option<String>,
-        activity: Option<Activity>,
+        activity: Option<ReportedActivity>,
         /// Page faults of the whole turn: exact, but for what came after the thread's last switch while
         /// the stall lasts.
         minor_faults: u32,
@@ -289,7 +289,7 @@ pub enum CauseKind {
         /// What it works on: `tcp 10.0.0.5:443`, `/var/lib/app/config.json`, `pipe`, `child 4711`.
         target: Option<String>,
         #[serde(flatten)]
-        call: Box<Call>,
+        call: Box<ReportedCall>,
     },
     /// Asleep for a time that the code asked for.
     Sleep {
@@ -301,7 +301,7 @@ pub enum CauseKind {
         /// The SQLite database that was locked.
         path: Option<String>,
         /// Who has locked it.
-        held_by: Vec<Party>,
+        held_by: Vec<ReportedPeer>,
         /// Of waits in a futex whose time ran out: the times.
         ran_out_ns: Vec<u64>,
     },
@@ -312,10 +312,10 @@ pub enum CauseKind {
         /// Who owns the lock, where the lock itself says so; of several who owned it longest.
         owner_thread: Option<Thread>,
         /// Everybody who was seen to own it meanwhile, longest first.
-        holders: Vec<Holder>,
+        holders: Vec<ReportedHolder>,
         /// Who ended the longest of the waits: it may have held the lock all the time, or only last.
         /// `null` while the wait lasts, and where a timeout or a signal ended it.
-        woken_by: Option<Waker>,
+        woken_by: Option<ReportedWaker>,
         /// What the thread was to give, where its stack tells.
         awaited: Option<AwaitedOf>,
         /// A collection or another pause of the whole runtime that it waited for.
@@ -326,7 +326,7 @@ pub enum CauseKind {
         /// Who held it longest.
         holder_thread: Option<Thread>,
         /// Everybody who was seen to hold it meanwhile, longest first.
-        holders: Vec<Holder>,
+        holders: Vec<ReportedHolder>,
         /// The collection that the holder did; of Ruby's in any case who had it.
         stop_the_world: Option<StopTheWorld>,
     },
@@ -343,7 +343,7 @@ pub enum CauseKind {
         activity: Option<MemoryActivity>,
         /// Time in the stall in which some task waited for memory, at most.
         pressure_ns: Option<u64>,
-        pressure_of: Option<PressureOf>,
+        pressure_of: Option<ReportedPressureOf>,
     },
     /// Ready, but without a CPU. `preempted_ns` and `woken_ns` add up to `stall.time.runnable_ns`.
     RunQueue {
@@ -377,7 +377,7 @@ pub enum CauseKind {
     Stopped {
         by: Option<StoppedBy>,
         /// The debugger.
-        tracer: Option<Tracer>,
+        tracer: Option<ReportedTracer>,
     },
     /// Not to be told from what was seen.
     Unknown,
@@ -467,7 +467,7 @@ pub enum MemoryActivity {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(rename_all = "snake_case")]
-pub enum PressureOf {
+pub enum ReportedPressureOf {
     /// Those of the process's control group.
     Cgroup,
     /// Anybody's: the kernel keeps none of the group.
@@ -490,7 +490,7 @@ pub enum StoppedBy {
 /// A process that traces the thread.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
-pub struct Tracer {
+pub struct ReportedTracer {
     pub pid: u32,
     pub name: Option<String>,
 }
@@ -499,7 +499,7 @@ pub struct Tracer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(rename_all = "snake_case")]
-pub enum Activity {
+pub enum ReportedActivity {
     /// The interpreter's garbage collector.
     GarbageCollection,
     /// The kernel brought in memory that was touched.
@@ -522,7 +522,7 @@ pub struct Callback {
 /// A thread, and its share of the time that the loop waited.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
-pub struct Holder {
+pub struct ReportedHolder {
     pub tid: u32,
     pub name: Option<String>,
     /// By samples.
@@ -559,7 +559,7 @@ pub struct Culprit {
     pub line: Option<u32>,
     /// The mapped file that holds the code; Python and JavaScript frames have none.
     pub module: Option<String>,
-    pub language: Language,
+    pub language: ReportedLanguage,
     /// May be another thread than the loop's.
     pub thread: u32,
     /// How long the part of the stall lasted that it stands for.
@@ -586,7 +586,7 @@ pub enum PartOfStall {
 /// is the one where that now stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
-pub struct Task {
+pub struct ReportedTask {
     /// As asyncio has it: `Task-7`, or what the program called it.
     pub name: Option<String>,
     pub function: Option<String>,
@@ -597,10 +597,10 @@ pub struct Task {
 /// A stack, and how much of the stall it stands for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
-pub struct Stack {
+pub struct ReportedStack {
     pub thread: Thread,
     pub role: Role,
-    pub state: State,
+    pub state: ReportedState,
     /// How many captures showed it.
     pub samples: u64,
     /// Exact for a blocked stretch of the loop's, a share of the samples for running time. Of a holder
@@ -609,10 +609,10 @@ pub struct Stack {
     pub time_ns: u64,
     /// Innermost first; absent where the thread was in user code.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub kernel: Vec<Frame>,
+    pub kernel: Vec<ReportedFrame>,
     /// Innermost first; frames of all languages in true calling order. By default all that matters of the
     /// stack that the culprit is on, and of others the frame to look at first: see `left_out`.
-    pub frames: Vec<Frame>,
+    pub frames: Vec<ReportedFrame>,
     /// Why it stops before its outermost frame; absent where it does not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub truncated: Option<String>,
@@ -641,7 +641,7 @@ pub enum Role {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(rename_all = "snake_case")]
-pub enum State {
+pub enum ReportedState {
     Running,
     Blocked,
     Runnable,
@@ -651,7 +651,7 @@ pub enum State {
 /// One frame. What is not known, or not so, is absent: there are many of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
-pub struct Frame {
+pub struct ReportedFrame {
     /// Demangled, or Python's qualified name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub function: Option<String>,
@@ -663,7 +663,7 @@ pub struct Frame {
     /// The mapped file that holds the code; Python and JavaScript frames have none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub module: Option<String>,
-    pub language: Language,
+    pub language: ReportedLanguage,
     /// The compiler put it into its caller.
     #[serde(default, skip_serializing_if = "is_false")]
     pub inlined: bool,
@@ -696,7 +696,7 @@ fn is_zero(value: &u32) -> bool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(JsonSchema))]
 #[serde(rename_all = "snake_case")]
-pub enum Language {
+pub enum ReportedLanguage {
     Python,
     Native,
     #[serde(rename = "javascript")]

@@ -4,7 +4,7 @@
 //! only, until somebody asks for its `__dict__` or gives it names that the others lack.
 
 use super::dict::{self, NoDict};
-use super::layout::{Kept, Layout};
+use super::layout::{CpythonLayout, Kept};
 use super::object::type_of;
 use crate::process::TargetMemory;
 
@@ -42,7 +42,7 @@ enum Holder {
 /// The value's address; `None` where the object has no such attribute.
 pub fn value_of(
     memory: &dyn TargetMemory,
-    layout: &Layout,
+    layout: &CpythonLayout,
     object: u64,
     wanted: &str,
 ) -> Result<Option<u64>, NoDict> {
@@ -66,7 +66,7 @@ pub fn value_of(
 
 fn holder(
     memory: &dyn TargetMemory,
-    layout: &Layout,
+    layout: &CpythonLayout,
     object: u64,
     (kind, flags): (u64, u64),
 ) -> Result<Holder, NoDict> {
@@ -107,7 +107,7 @@ fn holder(
 /// From 3.13 on, four bytes for the array's own state and four of padding precede the values.
 fn of_values(
     memory: &dyn TargetMemory,
-    layout: &Layout,
+    layout: &CpythonLayout,
     (keys, values): (u64, u64),
     wanted: &str,
 ) -> Result<Option<u64>, NoDict> {

@@ -3,12 +3,17 @@
 //! Offsets of 3.8 to 3.13 by `offsetof` over each version's internal headers, of 3.14 by what it publishes:
 //! `_gc_runtime_state.collecting` (Include/internal/pycore_gc.h) is an `int` in all of them.
 
-use super::layout::{Collecting, Layout};
+use super::layout::{Collecting, CpythonLayout};
 use crate::process::TargetMemory;
 
 impl Collecting {
     /// The flag of the first interpreter. None where the runtime cannot be read.
-    pub fn locate(self, memory: &dyn TargetMemory, layout: &Layout, runtime: u64) -> Option<u64> {
+    pub fn locate(
+        self,
+        memory: &dyn TargetMemory,
+        layout: &CpythonLayout,
+        runtime: u64,
+    ) -> Option<u64> {
         match self {
             Self::Runtime(offset) => runtime.checked_add(offset.into()),
             Self::Interpreter { collector, flag } => {

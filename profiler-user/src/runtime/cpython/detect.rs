@@ -27,11 +27,11 @@ const MAX_SECTIONS: u16 = 4096;
 const PAGE_MASK: u64 = 4095;
 
 /// How a mapped file is opened.
-pub type Open<'a> = &'a dyn Fn(&Region) -> io::Result<File>;
+pub type OpenRegion<'a> = &'a dyn Fn(&Region) -> io::Result<File>;
 
 /// A mapped file with an interpreter inside. Addresses are those of the running process.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Image {
+pub struct PythonImage {
     pub path: PathBuf,
     pub runtime: u64,
     /// `Py_Version`, since 3.11.
@@ -51,7 +51,7 @@ enum Rank {
 
 /// All images of interpreters; empty where no mapped file has one. An error where the name of a file
 /// says that it is one, and what is needed of it cannot be had.
-pub fn images(regions: &[Region], open: Open<'_>) -> Result<Vec<Image>, Gap> {
+pub fn images(regions: &[Region], open: OpenRegion<'_>) -> Result<Vec<PythonImage>, Gap> {
     let mut found = Vec::new();
     let mut failure = None;
     for (rank, path, region) in candidates(regions).into_iter().take(MAX_FILES) {
@@ -128,14 +128,14 @@ fn examine(
     rank: Rank,
     path: &Path,
     region: &Region,
-    open: Open<'_>,
-) -> Result<Option<Image>, String> {
+    open: OpenRegion<'_>,
+) -> Result<Option<PythonImage>, String> {
     let cache = ReadCache::new(open(region).map_err(|error| error.to_string())?);
     let damaged = |error: object::Error| error.to_string();
     let elf = Elf::parse(&cache).map_err(damaged)?;
     let Some(symbols) = elf.symbols(rank).map_err(damaged)? else { return Ok(None) };
     let bias = elf.bias(region).ok_or("its segments do not match its mappings")?;
-    Ok(Some(Image {
+    Ok(Some(PythonImage {
         path: path.to_path_buf(),
         runtime: bias.wrapping_add(symbols.runtime),
         version: symbols.version.map(|address| bias.wrapping_add(address)),

@@ -1,6 +1,6 @@
 //! A `dict` in the target's memory to its entries, and text keys to whether they are the one looked for.
 
-use super::layout::{Form, StrLayout};
+use super::layout::{KeysLayout, StrLayout};
 use crate::process::{TargetMemory, Unreadable};
 
 /// Entries read of one dictionary at most. Large services have some thousand modules.
@@ -12,7 +12,7 @@ const MAX_LOG2_BYTES: u8 = 40;
 /// `PyDictObject.ma_keys`, the same from 3.8 to 3.15.
 pub const KEYS: u64 = 32;
 
-impl Form {
+impl KeysLayout {
     /// Where `ma_keys` lies.
     fn keys(self) -> u64 {
         match self {
@@ -48,7 +48,7 @@ impl std::fmt::Display for NoDict {
 /// The addresses of keys and values.
 pub fn entries(
     memory: &dyn TargetMemory,
-    form: Form,
+    form: KeysLayout,
     dict: u64,
 ) -> Result<Vec<(u64, u64)>, NoDict> {
     let keys = memory.read_u64(dict.wrapping_add(form.keys()))?;
@@ -58,10 +58,14 @@ pub fn entries(
 }
 
 /// All that a table of keys has, in its order: the keys that objects share have no values here.
-pub fn table(memory: &dyn TargetMemory, form: Form, keys: u64) -> Result<Vec<(u64, u64)>, NoDict> {
+pub fn table(
+    memory: &dyn TargetMemory,
+    form: KeysLayout,
+    keys: u64,
+) -> Result<Vec<(u64, u64)>, NoDict> {
     let word = |offset: u64| memory.read_u64(keys.wrapping_add(offset));
     let (begin, count, entry_bytes) = match form {
-        Form::Sized => {
+        KeysLayout::Sized => {
             let slots = word(8)?;
             let slot_bytes: u64 = match slots {
                 0..=0xff => 1,
@@ -71,7 +75,7 @@ pub fn table(memory: &dyn TargetMemory, form: Form, keys: u64) -> Result<Vec<(u6
             let index_bytes = slots.checked_mul(slot_bytes).ok_or(NoDict::Implausible)?;
             (index_bytes.checked_add(40), word(32)?, 24)
         }
-        Form::Logarithmic | Form::LogarithmicAfterLonger => {
+        KeysLayout::Logarithmic | KeysLayout::LogarithmicAfterLonger => {
             let [_, log2_bytes, kind, ..] = word(8)?.to_le_bytes();
             if log2_bytes > MAX_LOG2_BYTES || kind > 2 {
                 return Err(NoDict::Implausible);
@@ -98,7 +102,7 @@ pub fn table(memory: &dyn TargetMemory, form: Form, keys: u64) -> Result<Vec<(u6
 /// The value of a text key. A text that cannot be read is not the one looked for.
 pub fn value_of(
     memory: &dyn TargetMemory,
-    form: Form,
+    form: KeysLayout,
     text: &StrLayout,
     dict: u64,
     wanted: &str,
@@ -121,26 +125,38 @@ pub fn is_text(memory: &dyn TargetMemory, layout: &StrLayout, key: u64, wanted: 
 
 #[cfg(test)]
 pub mod tests {
-    use super::{Form, MAX_ENTRIES, NoDict, entries, value_of};
+    use super::{KeysLayout, MAX_ENTRIES, NoDict, entries, value_of};
     use crate::runtime::cpython::offsets::of_minor;
-    use crate::runtime::cpython::pages::Pages;
+    use crate::runtime::cpython::pages::CopiedPages;
 
     /// Puts a dictionary there, its keys 0x100 further on. Entries lack hashes where `kind` is not 0.
-    pub fn put_dict(pages: &mut Pages, form: Form, kind: u8, dict: u64, pairs: &[(u64, u64)]) {
+    pub fn put_dict(
+        pages: &mut CopiedPages,
+        form: KeysLayout,
+        kind: u8,
+        dict: u64,
+        pairs: &[(u64, u64)],
+    ) {
         let keys = dict + 0x100;
         pages.put_u64(dict + 32, keys);
         put_table(pages, form, kind, keys, pairs);
     }
 
     /// Puts a table of keys there.
-    pub fn put_table(pages: &mut Pages, form: Form, kind: u8, keys: u64, pairs: &[(u64, u64)]) {
+    pub fn put_table(
+        pages: &mut CopiedPages,
+        form: KeysLayout,
+        kind: u8,
+        keys: u64,
+        pairs: &[(u64, u64)],
+    ) {
         let begin = match form {
-            Form::Sized => {
+            KeysLayout::Sized => {
                 pages.put_u64(keys + 8, 8);
                 pages.put_u64(keys + 32, pairs.len() as u64);
                 keys + 40 + 8
             }
-            Form::Logarithmic | Form::LogarithmicAfterLonger => {
+            KeysLayout::Logarithmic | KeysLayout::LogarithmicAfterLonger => {
                 pages.put(keys + 8, &[3, 3, kind, 0, 0, 0, 0, 0]);
                 pages.put_u64(keys + 24, pairs.len() as u64);
                 keys + 32 + 8
@@ -157,7 +173,7 @@ pub mod tests {
     }
 
     /// Puts an ASCII text there.
-    pub fn put_text(pages: &mut Pages, minor: u8, address: u64, text: &str) {
+    pub fn put_text(pages: &mut CopiedPages, minor: u8, address: u64, text: &str) {
         let layout = of_minor(minor).expect("known").text;
         pages.put(address, &[0; 72]);
         pages.put_u64(address + u64::from(layout.length), text.len() as u64);
@@ -169,8 +185,10 @@ pub mod tests {
     #[test]
     fn forms() {
         let pairs = [(0x10, 0x20), (0x11, 0), (0x12, 0x22)];
-        for (form, kind) in [(Form::Sized, 0), (Form::Logarithmic, 0), (Form::Logarithmic, 1)] {
-            let mut pages = Pages::default();
+        for (form, kind) in
+            [(KeysLayout::Sized, 0), (KeysLayout::Logarithmic, 0), (KeysLayout::Logarithmic, 1)]
+        {
+            let mut pages = CopiedPages::default();
             put_dict(&mut pages, form, kind, 0x1000, &pairs);
             let found = entries(&pages, form, 0x1000);
             assert_eq!(found, Ok(vec![(0x10, 0x20), (0x12, 0x22)]), "{form:?} {kind}");
@@ -181,13 +199,13 @@ pub mod tests {
     #[test]
     fn by_text() {
         let layout = of_minor(12).expect("known");
-        let mut pages = Pages::default();
+        let mut pages = CopiedPages::default();
         put_text(&mut pages, 12, 0x5000, "asyncio");
         put_text(&mut pages, 12, 0x6000, "asyncio.tasks");
         put_text(&mut pages, 12, 0x7000, "asyncio.tests");
         let pairs = [(0x9000, 1), (0x5000, 2), (0x7000, 3), (0x6000, 4)];
-        put_dict(&mut pages, Form::Logarithmic, 1, 0x1000, &pairs);
-        let value = |name| value_of(&pages, Form::Logarithmic, &layout.text, 0x1000, name);
+        put_dict(&mut pages, KeysLayout::Logarithmic, 1, 0x1000, &pairs);
+        let value = |name| value_of(&pages, KeysLayout::Logarithmic, &layout.text, 0x1000, name);
         assert_eq!(value("asyncio.tasks"), Ok(Some(4)));
         assert_eq!(value("asyncio.locks"), Ok(None));
     }
@@ -195,16 +213,16 @@ pub mod tests {
     /// A hostile dictionary neither makes us read without end nor overflows.
     #[test]
     fn bounded() {
-        let mut pages = Pages::default();
-        put_dict(&mut pages, Form::Logarithmic, 0, 0x1000, &[]);
+        let mut pages = CopiedPages::default();
+        put_dict(&mut pages, KeysLayout::Logarithmic, 0, 0x1000, &[]);
         pages.put_u64(0x1100 + 24, MAX_ENTRIES + 1);
-        assert_eq!(entries(&pages, Form::Logarithmic, 0x1000), Err(NoDict::Implausible));
+        assert_eq!(entries(&pages, KeysLayout::Logarithmic, 0x1000), Err(NoDict::Implausible));
         pages.put(0x1100 + 8, &[3, 200, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(entries(&pages, Form::Logarithmic, 0x1000), Err(NoDict::Implausible));
-        let mut pages = Pages::default();
-        put_dict(&mut pages, Form::Sized, 0, 0x1000, &[]);
+        assert_eq!(entries(&pages, KeysLayout::Logarithmic, 0x1000), Err(NoDict::Implausible));
+        let mut pages = CopiedPages::default();
+        put_dict(&mut pages, KeysLayout::Sized, 0, 0x1000, &[]);
         pages.put_u64(0x1100 + 8, u64::MAX);
-        assert_eq!(entries(&pages, Form::Sized, 0x1000), Err(NoDict::Implausible));
-        assert!(matches!(entries(&pages, Form::Sized, 0x9000), Err(NoDict::Unreadable(_))));
+        assert_eq!(entries(&pages, KeysLayout::Sized, 0x1000), Err(NoDict::Implausible));
+        assert!(matches!(entries(&pages, KeysLayout::Sized, 0x9000), Err(NoDict::Unreadable(_))));
     }
 }

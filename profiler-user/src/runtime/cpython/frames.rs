@@ -184,7 +184,7 @@ pub fn check_of(
 mod tests {
     use super::walk;
     use crate::runtime::cpython::offsets::of_minor;
-    use crate::runtime::cpython::pages::Pages;
+    use crate::runtime::cpython::pages::CopiedPages;
     use profiler_ebpf::limits::{INNER_PYTHON_FRAMES, PYTHON_STRIDE, PYTHON_STRIDES};
     use profiler_ebpf::python::{ABSENT, PythonLayout, PythonWalk, code_check};
 
@@ -203,8 +203,8 @@ mod tests {
     }
 
     /// A thread with this many frames of one code object; the outermost points to `beyond`.
-    fn thread(layout: &PythonLayout, frames: u64, beyond: u64) -> Pages {
-        let mut pages = Pages::default();
+    fn thread(layout: &PythonLayout, frames: u64, beyond: u64) -> CopiedPages {
+        let mut pages = CopiedPages::default();
         pages.put(TSTATE, &[0; 256]);
         pages.put_u64(TSTATE + u64::from(layout.tstate_thread_id), THREAD);
         let innermost = if frames == 0 { 0 } else { frame(0) };
@@ -284,7 +284,7 @@ mod tests {
         let layout = layout(11);
         let (frames, end) = walk(&thread(&layout, 2, 0xdead_0000), &layout, TSTATE, None);
         assert_eq!((frames.len(), end), (2, PythonWalk::Unreadable));
-        let (frames, end) = walk(&Pages::default(), &layout, u64::MAX, None);
+        let (frames, end) = walk(&CopiedPages::default(), &layout, u64::MAX, None);
         assert_eq!((frames.len(), end), (0, PythonWalk::Unreadable));
     }
 

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use profiler_ebpf::limits::{PYTHON_FRAMES, PYTHON_STRIDE, PYTHON_STRIDES};
 use profiler_ebpf::python::{PythonFrame, PythonWalk};
 
-use super::detect::{Image, images};
+use super::detect::{PythonImage, images};
 use super::dict::MAX_ENTRIES;
-use super::layout::Layout;
-use super::lines::{Format, LineTable};
-use super::names::{MAX_LINE_TABLE_BYTES, MAX_STACK_TABLE_BYTES, Names};
+use super::layout::CpythonLayout;
+use super::lines::{LineTable, LineTableFormat};
+use super::names::{CodeNames, MAX_LINE_TABLE_BYTES, MAX_STACK_TABLE_BYTES};
 use super::object::MAX_BYTES;
 use super::offsets::of_minor;
 use super::published::{DEBUG_COOKIE, DEBUG_WORDS};
@@ -47,7 +47,7 @@ const MOST_TASK_READS: u64 = 2 * (4 * MAX_ENTRIES + 16) + 16 * MAX_CURRENT as u6
 /// Bytes read to find a lock and its holder, in pieces.
 const MOST_LOCK_READS: u64 = 4;
 
-fn any_layout(random: &mut Random) -> Layout {
+fn any_layout(random: &mut Random) -> CpythonLayout {
     of_minor(8 + random.below(8) as u8).expect("known")
 }
 
@@ -56,20 +56,24 @@ fn any_memory(random: &mut Random) -> HostileMemory {
     HostileMemory::new(style, random)
 }
 
-fn python(layout: Layout, runtime: u64, code_type: Option<u64>) -> Python {
-    let image = Image { path: PathBuf::new(), runtime, version: None, code_type };
+fn python(layout: CpythonLayout, runtime: u64, code_type: Option<u64>) -> Python {
+    let image = PythonImage { path: PathBuf::new(), runtime, version: None, code_type };
     Python {
         image,
         version: String::new(),
         layout,
-        names: Names::default(),
+        names: CodeNames::default(),
         tasks: Tasks::default(),
         threading: Threading::default(),
     }
 }
 
 /// A text or a line table that begins as such, of whatever length.
-fn plant_sized(memory: &mut HostileMemory, layout: &Layout, random: &mut Random) -> (u64, u64) {
+fn plant_sized(
+    memory: &mut HostileMemory,
+    layout: &CpythonLayout,
+    random: &mut Random,
+) -> (u64, u64) {
     let (text, table) = (memory.place(random), memory.place(random));
     let kind = *random.pick(&[1_u32, 2, 4]);
     let ascii = u32::from(kind == 1 && random.once_in(2));
@@ -88,7 +92,7 @@ fn plant_sized(memory: &mut HostileMemory, layout: &Layout, random: &mut Random)
 /// Frames whose code objects look right at first sight.
 fn plant_frames(
     memory: &mut HostileMemory,
-    layout: &Layout,
+    layout: &CpythonLayout,
     random: &mut Random,
 ) -> Vec<PythonFrame> {
     let mut planted = Vec::new();
@@ -280,7 +284,7 @@ fn versions_and_offsets() {
         }
         let path = PathBuf::from(*random.pick(&["/usr/bin/python3.9", "/opt/app", "/python3.13"]));
         let at = random.once_in(2).then(|| runtime + DEBUG_COOKIE.len() as u64);
-        let image = Image { path, runtime, version: at, code_type: None };
+        let image = PythonImage { path, runtime, version: at, code_type: None };
         let Ok((_, layout)) = version::of(&memory, &image) else { return };
         let mut python = python(layout, runtime, None);
         let (raw, _) = python.walk(&memory, memory.place(random), None);
@@ -316,7 +320,8 @@ fn line_tables() {
     rounds(1000, |random| {
         let length = random.below(300);
         let bytes = random.bytes(length);
-        for format in [Format::Lnotab, Format::Ranges, Format::Locations] {
+        for format in [LineTableFormat::Lnotab, LineTableFormat::Ranges, LineTableFormat::Locations]
+        {
             let table = LineTable::parse(format, random.odd_number() as u32, &bytes);
             let most = size_of::<LineTable>() + (length + 1) * 12;
             assert!(table.bytes() <= most, "{} bytes of {length}", table.bytes());

@@ -3,7 +3,7 @@
 //! Offsets from 3.8 to 3.15, by `offsetof` over each version's internal headers: `_gil_runtime_state`
 //! (Include/internal/pycore_gil.h) has kept its form throughout.
 
-use super::layout::{Layout, LockPlace};
+use super::layout::{CpythonLayout, LockPlace};
 use crate::process::TargetMemory;
 use crate::runtime::GlobalLock;
 
@@ -22,7 +22,11 @@ const IN_USE_BYTES: u64 = 8;
 
 /// The lock of the first interpreter. None where the runtime cannot be read, or a free-threaded build does without.
 /// Sub-interpreters may have locks of their own from 3.12 on; a wait for one of those is not recognised.
-pub fn locate(memory: &dyn TargetMemory, layout: &Layout, runtime: u64) -> Option<GlobalLock> {
+pub fn locate(
+    memory: &dyn TargetMemory,
+    layout: &CpythonLayout,
+    runtime: u64,
+) -> Option<GlobalLock> {
     let address = match layout.gil {
         LockPlace::Runtime(offset) => runtime.checked_add(offset.into())?,
         LockPlace::Interpreter(offset) | LockPlace::Optional(offset) => {

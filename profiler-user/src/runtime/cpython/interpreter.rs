@@ -6,13 +6,13 @@ use std::path::Path;
 
 use profiler_ebpf::python::{PythonFrame, PythonWalk};
 
-use super::detect::{self, Image};
+use super::detect::{self, PythonImage};
 use super::gil;
-use super::layout::Layout;
-use super::names::{NamedFrame, Names};
+use super::layout::CpythonLayout;
+use super::names::{CodeNames, NamedFrame};
 use super::tasks::{Seen, Tasks};
 use super::threading::Threading;
-use super::threads::{self, ThreadState};
+use super::threads::{self, PythonThread};
 use super::{frames, rlock, version};
 use crate::gap::Gap;
 use crate::process::TargetMemory;
@@ -23,10 +23,10 @@ use crate::task::Running;
 /// The interpreter of one process.
 #[derive(Debug)]
 pub struct Python {
-    pub(super) image: Image,
+    pub(super) image: PythonImage,
     pub(super) version: String,
-    pub(super) layout: Layout,
-    pub(super) names: Names,
+    pub(super) layout: CpythonLayout,
+    pub(super) names: CodeNames,
     pub(super) tasks: Tasks,
     pub(super) threading: Threading,
 }
@@ -56,7 +56,7 @@ impl Python {
         }
     }
 
-    fn attach(memory: &dyn TargetMemory, image: Image) -> Result<Self, Gap> {
+    fn attach(memory: &dyn TargetMemory, image: PythonImage) -> Result<Self, Gap> {
         let (version, layout) = version::of(memory, &image)?;
         let (names, tasks, threading) = Default::default();
         Ok(Self { image, version, layout, names, tasks, threading })
@@ -132,7 +132,7 @@ impl Python {
 
     /// All thread states, or why not all could be reached. Threads that come and go meanwhile may
     /// break the list; asking again is then worthwhile.
-    pub fn thread_states(&self, memory: &dyn TargetMemory) -> Result<Vec<ThreadState>, Gap> {
+    pub fn thread_states(&self, memory: &dyn TargetMemory) -> Result<Vec<PythonThread>, Gap> {
         match threads::list(memory, &self.layout, self.image.runtime) {
             (states, None) => Ok(states),
             (_, Some(gap)) => Err(gap),

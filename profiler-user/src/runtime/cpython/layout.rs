@@ -4,11 +4,11 @@
 
 use profiler_ebpf::python::PythonLayout;
 
-use super::lines::Format;
+use super::lines::LineTableFormat;
 
 /// Everything that is read of one CPython version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Layout {
+pub struct CpythonLayout {
     /// What the probes need, too.
     pub walk: PythonLayout,
     pub runtime_interpreters: u32,
@@ -39,14 +39,14 @@ pub struct Layout {
     /// `PyTupleObject.ob_item`.
     pub tuple_items: u32,
     pub text: StrLayout,
-    pub lines: Format,
+    pub lines: LineTableFormat,
     pub shims: Shims,
     pub gil: LockPlace,
     pub collecting: Collecting,
     pub tasks: TaskLayout,
     /// `PyInterpreterState.imports.modules`, by its earlier name `modules`.
     pub modules: u32,
-    pub dict: Form,
+    pub dict: KeysLayout,
     pub kept: Kept,
     /// `PyHeapTypeObject.ht_cached_keys`.
     pub type_keys: u32,
@@ -135,7 +135,7 @@ pub enum FrameOf {
 
 /// How a version lays out `PyDictKeysObject`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
+pub enum KeysLayout {
     /// To 3.10: the number of slots, and entries of hash, key and value.
     Sized,
     /// From 3.11: the index's size as a power of two; where all keys are text, entries lack the hash.
@@ -158,7 +158,7 @@ pub enum Kept {
     Inline,
 }
 
-impl Layout {
+impl CpythonLayout {
     /// Where a field lies in an object: its header is longer in some builds than in that of the offset.
     pub fn in_object(&self, offset: u64) -> u64 {
         offset + u64::from(self.extra_header)

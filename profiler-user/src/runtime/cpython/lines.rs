@@ -5,7 +5,7 @@
 
 /// How a version writes its line tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
+pub enum LineTableFormat {
     /// 3.8, 3.9 (`co_lnotab`): pairs of an address step and a signed line step.
     Lnotab,
     /// 3.10: pairs of a length and a signed line step that is taken first.
@@ -53,12 +53,12 @@ pub struct LineTable {
 
 impl LineTable {
     /// Decodes a whole table. A damaged one is good as far as it could be read.
-    pub fn parse(format: Format, first_line: u32, table: &[u8]) -> Self {
+    pub fn parse(format: LineTableFormat, first_line: u32, table: &[u8]) -> Self {
         let mut building = Building { line: i64::from(first_line), ranges: Vec::new() };
         let complete = match format {
-            Format::Lnotab => building.lnotab(table),
-            Format::Ranges => building.pairs(table),
-            Format::Locations => building.locations(table).is_some(),
+            LineTableFormat::Lnotab => building.lnotab(table),
+            LineTableFormat::Ranges => building.pairs(table),
+            LineTableFormat::Locations => building.locations(table).is_some(),
         };
         building.ranges.shrink_to_fit();
         Self { first_line, ranges: building.ranges, damaged: !complete }
@@ -203,7 +203,7 @@ fn signed(bytes: &mut impl Iterator<Item = u8>) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Format, LineTable, NoLine};
+    use super::{LineTable, LineTableFormat, NoLine};
 
     fn lines(table: &LineTable, offsets: impl IntoIterator<Item = i64>) -> Vec<Option<u32>> {
         offsets.into_iter().map(|offset| table.line_at(offset).ok()).collect()
@@ -214,7 +214,7 @@ mod tests {
     fn lnotab() {
         //           0..6: 10   6..10: 12   10..: 9   (255 bytes on, and 45): 9+127+3
         let bytes = [6, 2, 4, 0xfd, 255, 0, 45, 127, 0, 3];
-        let table = LineTable::parse(Format::Lnotab, 10, &bytes);
+        let table = LineTable::parse(LineTableFormat::Lnotab, 10, &bytes);
         assert_eq!(lines(&table, [0, 5]), [Some(10); 2]);
         assert_eq!(lines(&table, [6, 9]), [Some(12); 2]);
         assert_eq!(lines(&table, [10, 265, 309]), [Some(9); 3]);
@@ -224,7 +224,7 @@ mod tests {
     /// A 3.8 function of one line has an empty table.
     #[test]
     fn lnotab_may_be_empty() {
-        let table = LineTable::parse(Format::Lnotab, 7, &[]);
+        let table = LineTable::parse(LineTableFormat::Lnotab, 7, &[]);
         assert_eq!(lines(&table, [-1, 0, 40]), [Some(7); 3]);
     }
 
@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn ranges() {
         let bytes = [4, 1, 2, 0x80, 0, 127, 6, 1, 2, 0xff];
-        let table = LineTable::parse(Format::Ranges, 20, &bytes);
+        let table = LineTable::parse(LineTableFormat::Ranges, 20, &bytes);
         assert_eq!(lines(&table, [0, 2]), [Some(21); 2]);
         assert_eq!(table.line_at(4), Err(NoLine::Artificial));
         assert_eq!(lines(&table, [6, 11, 12, 13]), [Some(149), Some(149), Some(148), Some(148)]);
@@ -262,7 +262,7 @@ mod tests {
             0x01,
             0x05, // 100 lines on: 30..32 line 105
         ];
-        let table = LineTable::parse(Format::Locations, 5, &bytes);
+        let table = LineTable::parse(LineTableFormat::Locations, 5, &bytes);
         assert_eq!(lines(&table, [-2, 0, 4]), [Some(5); 3]);
         assert_eq!(lines(&table, [6, 8]), [Some(6); 2]);
         assert_eq!(lines(&table, [10, 12, 26]), [Some(8), Some(5), Some(5)]);
@@ -278,16 +278,16 @@ mod tests {
     fn truncated() {
         let whole = [0x80, 0x11, 0x80 | (14 << 3), 0x48, 0x03, 0x02, 0x41, 0x01, 0x05];
         for length in 3..whole.len() {
-            let table = LineTable::parse(Format::Locations, 5, &whole[..length]);
+            let table = LineTable::parse(LineTableFormat::Locations, 5, &whole[..length]);
             assert_eq!(table.line_at(0), Ok(5));
             assert_eq!(table.line_at(2), Err(NoLine::Damaged), "{length} bytes");
         }
         assert_eq!(
-            LineTable::parse(Format::Ranges, 5, &[2, 1, 2]).line_at(2),
+            LineTable::parse(LineTableFormat::Ranges, 5, &[2, 1, 2]).line_at(2),
             Err(NoLine::Damaged)
         );
         assert_eq!(
-            LineTable::parse(Format::Lnotab, 5, &[2, 1, 2]).line_at(2),
+            LineTable::parse(LineTableFormat::Lnotab, 5, &[2, 1, 2]).line_at(2),
             Err(NoLine::Damaged)
         );
     }
@@ -296,11 +296,11 @@ mod tests {
     #[test]
     fn hostile() {
         let endless = [0x80 | (13 << 3), 0x7f, 0x7f, 0x7f, 0x7f, 0x7f, 0x7f, 0x7f, 0x01];
-        let table = LineTable::parse(Format::Locations, 5, &endless);
+        let table = LineTable::parse(LineTableFormat::Locations, 5, &endless);
         assert_eq!(table.line_at(0), Err(NoLine::Damaged));
-        let below_zero = LineTable::parse(Format::Lnotab, 5, &[2, 0x80]);
+        let below_zero = LineTable::parse(LineTableFormat::Lnotab, 5, &[2, 0x80]);
         assert_eq!(below_zero.line_at(2), Err(NoLine::Artificial));
-        let no_head = LineTable::parse(Format::Locations, 5, &[0x11, 0x11]);
+        let no_head = LineTable::parse(LineTableFormat::Locations, 5, &[0x11, 0x11]);
         assert_eq!(no_head.line_at(0), Err(NoLine::Damaged));
     }
 
@@ -317,7 +317,9 @@ mod tests {
                     seed.to_le_bytes()[3]
                 })
                 .collect();
-            for format in [Format::Lnotab, Format::Ranges, Format::Locations] {
+            for format in
+                [LineTableFormat::Lnotab, LineTableFormat::Ranges, LineTableFormat::Locations]
+            {
                 let table = LineTable::parse(format, round, &bytes);
                 assert!(table.ranges.is_sorted_by(|before, after| before.end < after.end));
                 for offset in [i64::MIN, -1, 0, 1, 77, i64::from(u32::MAX), i64::MAX] {

@@ -49,5 +49,5 @@ mod fuzz;
 
 pub use interpreter::Python;
 pub use names::{FrameKind, NamedFrame};
-pub use runtime::Row;
+pub use runtime::PythonRow;
 pub use spans::python_stack;

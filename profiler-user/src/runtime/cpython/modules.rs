@@ -1,7 +1,7 @@
 //! The name of a dictionary that a module of Python's keeps, to where it lies: searched for once, then kept in mind.
 
 use super::dict::{self, NoDict};
-use super::layout::Layout;
+use super::layout::CpythonLayout;
 use super::object::{IS_DICT, type_of};
 use crate::process::TargetMemory;
 
@@ -43,7 +43,7 @@ impl ModuleDict {
     pub fn locate(
         &mut self,
         memory: &dyn TargetMemory,
-        layout: &Layout,
+        layout: &CpythonLayout,
         tstate: u64,
     ) -> Result<Option<u64>, NoDict> {
         let interpreter = memory.read_u64(tstate.wrapping_add(TSTATE_INTERPRETER))?;
@@ -61,7 +61,7 @@ impl ModuleDict {
     fn search(
         &mut self,
         memory: &dyn TargetMemory,
-        layout: &Layout,
+        layout: &CpythonLayout,
         interpreter: u64,
     ) -> Result<Option<Found>, NoDict> {
         if let Some(since) = &mut self.since_search {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use profiler_ebpf::python::PythonFrame;
 
 use super::frames::{check_of, is_outermost};
-use super::layout::{Layout, Shims};
+use super::layout::{CpythonLayout, Shims};
 use super::lines::LineTable;
 use super::object::{Object, Width};
 use super::strings;
@@ -116,14 +116,14 @@ impl Code {
 /// Code objects by address and check word. Memory that was freed and used again has another check
 /// word, so an entry is right for as long as it is asked for.
 #[derive(Debug, Default)]
-pub struct Names {
+pub struct CodeNames {
     codes: HashMap<(u64, u32), Code>,
     bytes: usize,
     /// Of line tables, read for the stack that is being named.
     table_bytes: u64,
 }
 
-impl Names {
+impl CodeNames {
     /// The frames that are named from here on are those of another stack.
     pub fn begin_stack(&mut self) {
         self.table_bytes = 0;
@@ -133,7 +133,7 @@ impl Names {
     pub fn decode(
         &mut self,
         memory: &dyn TargetMemory,
-        layout: &Layout,
+        layout: &CpythonLayout,
         code_type: Option<u64>,
         raw: &PythonFrame,
     ) -> NamedFrame {
@@ -161,7 +161,7 @@ impl Names {
     fn code(
         &mut self,
         memory: &dyn TargetMemory,
-        layout: &Layout,
+        layout: &CpythonLayout,
         code_type: Option<u64>,
         raw: &PythonFrame,
     ) -> Result<&Code, Gap> {
@@ -190,7 +190,7 @@ fn is_boundary(shims: Shims, owner: u8) -> bool {
 
 /// To 3.10 each frame is an evaluation call of its own. 3.11 marks the frame with which a call
 /// began. From 3.12 on only the shim frame, outside of all frames of its call, ends it.
-fn ends_eval(layout: &Layout, raw: &PythonFrame) -> bool {
+fn ends_eval(layout: &CpythonLayout, raw: &PythonFrame) -> bool {
     match (layout.shims, layout.code_bytecode) {
         (Shims::None, None) => true,
         (Shims::None, Some(_)) => raw.entry != 0,
@@ -199,7 +199,7 @@ fn ends_eval(layout: &Layout, raw: &PythonFrame) -> bool {
 }
 
 /// How far into the bytecode a frame is, in bytes.
-fn offset(memory: &dyn TargetMemory, layout: &Layout, raw: &PythonFrame, bytes: u64) -> i64 {
+fn offset(memory: &dyn TargetMemory, layout: &CpythonLayout, raw: &PythonFrame, bytes: u64) -> i64 {
     match layout.code_bytecode {
         Some(bytecode) => {
             let begin = raw.code.wrapping_add(bytecode.into());
@@ -250,7 +250,7 @@ fn named(code: &Code, raw: &PythonFrame, offset: i64, ends_eval: bool) -> NamedF
 /// be the one that was seen with the frame.
 fn read(
     memory: &dyn TargetMemory,
-    layout: &Layout,
+    layout: &CpythonLayout,
     code_type: Option<u64>,
     raw: &PythonFrame,
     table_bytes: &mut u64,
@@ -308,7 +308,7 @@ fn read(
 /// Reads the `bytes` object that holds a line table.
 fn line_table(
     memory: &dyn TargetMemory,
-    layout: &Layout,
+    layout: &CpythonLayout,
     first_line: u32,
     address: u64,
     table_bytes: &mut u64,
@@ -332,12 +332,12 @@ fn line_table(
 
 #[cfg(test)]
 mod tests {
-    use super::{FrameKind, MAX_CACHE_BYTES, NamedFrame, Names};
+    use super::{CodeNames, FrameKind, MAX_CACHE_BYTES, NamedFrame};
     use crate::process::TargetMemory;
     use crate::runtime::cpython::frames::check_of;
-    use crate::runtime::cpython::layout::Layout;
+    use crate::runtime::cpython::layout::CpythonLayout;
     use crate::runtime::cpython::offsets::of_minor;
-    use crate::runtime::cpython::pages::Pages;
+    use crate::runtime::cpython::pages::CopiedPages;
     use profiler_ebpf::python::PythonFrame;
 
     const CODE: u64 = 0x30_0000;
@@ -346,11 +346,11 @@ mod tests {
     const FILE: u64 = 0x42_0000;
     const TABLE: u64 = 0x43_0000;
 
-    fn layout(minor: u8) -> Layout {
+    fn layout(minor: u8) -> CpythonLayout {
         of_minor(minor).expect("known")
     }
 
-    fn put_text(pages: &mut Pages, layout: &Layout, address: u64, text: &str) {
+    fn put_text(pages: &mut CopiedPages, layout: &CpythonLayout, address: u64, text: &str) {
         /// Compact, ASCII, one byte per character.
         const STATE: u32 = 1 << 6 | 1 << 5 | 1 << 2;
         pages.put(address, &[0; 72]);
@@ -360,8 +360,8 @@ mod tests {
     }
 
     /// A target with the coroutine `charge`, defined in line 20: two lines of four bytes each.
-    fn target(layout: &Layout) -> Pages {
-        let mut pages = Pages::default();
+    fn target(layout: &CpythonLayout) -> CopiedPages {
+        let mut pages = CopiedPages::default();
         pages.put(CODE, &[0; 256]);
         pages.put_u64(CODE + u64::from(layout.object_type), CODE_TYPE);
         pages.put(CODE + u64::from(layout.code_flags), &0x83_u32.to_le_bytes());
@@ -384,7 +384,7 @@ mod tests {
     }
 
     /// A frame that stands at the second of the two lines.
-    fn frame(layout: &Layout, memory: &dyn TargetMemory, owner: u8) -> PythonFrame {
+    fn frame(layout: &CpythonLayout, memory: &dyn TargetMemory, owner: u8) -> PythonFrame {
         PythonFrame {
             frame: 0x20_0000,
             code: CODE,
@@ -400,8 +400,8 @@ mod tests {
         }
     }
 
-    fn decode(layout: &Layout, memory: &dyn TargetMemory, raw: &PythonFrame) -> NamedFrame {
-        Names::default().decode(memory, layout, Some(CODE_TYPE), raw)
+    fn decode(layout: &CpythonLayout, memory: &dyn TargetMemory, raw: &PythonFrame) -> NamedFrame {
+        CodeNames::default().decode(memory, layout, Some(CODE_TYPE), raw)
     }
 
     fn reason(named: &NamedFrame) -> &str {
@@ -428,7 +428,7 @@ mod tests {
     /// copies has no line.
     #[test]
     fn copies_of_bytecode() {
-        let layout = Layout { code_copies: Some(224), ..layout(15) };
+        let layout = CpythonLayout { code_copies: Some(224), ..layout(15) };
         let mut pages = target(&layout);
         pages.put_u64(CODE + 16, 5);
         let (list, copy) = (0x50_0000, 0x51_0000);
@@ -528,9 +528,9 @@ mod tests {
         let layout = layout(11);
         let pages = target(&layout);
         let raw = frame(&layout, &pages, 0);
-        let mut names = Names::default();
+        let mut names = CodeNames::default();
         let first = names.decode(&pages, &layout, None, &raw);
-        let again = names.decode(&Pages::default(), &layout, None, &raw);
+        let again = names.decode(&CopiedPages::default(), &layout, None, &raw);
         assert_eq!(first.function.as_deref(), Some("charge"));
         assert_eq!(again, first);
     }
@@ -542,7 +542,7 @@ mod tests {
         let mut pages = target(&layout);
         let long = "x".repeat(4000);
         put_text(&mut pages, &layout, NAME, &long);
-        let mut names = Names::default();
+        let mut names = CodeNames::default();
         let mut most = 0;
         for line in 0..3000_u32 {
             pages = target_with_line(pages, &layout, line);
@@ -556,7 +556,7 @@ mod tests {
     }
 
     /// The same target after its code object was replaced by one of another line.
-    fn target_with_line(mut pages: Pages, layout: &Layout, line: u32) -> Pages {
+    fn target_with_line(mut pages: CopiedPages, layout: &CpythonLayout, line: u32) -> CopiedPages {
         pages.put(CODE + u64::from(layout.walk.code_firstlineno), &line.to_le_bytes());
         pages
     }

@@ -1,6 +1,6 @@
 //! The address of one of the interpreter's structures to its fields, in a single read.
 
-use super::layout::Layout;
+use super::layout::CpythonLayout;
 use crate::process::{TargetMemory, Unreadable};
 
 /// `PyTypeObject.tp_flags`, and what it says of subclasses of `int`, `str` and `dict`: public since 2.6.
@@ -69,7 +69,7 @@ pub enum Width {
 /// An object's type, and that type's flags.
 pub fn type_of(
     memory: &dyn TargetMemory,
-    layout: &Layout,
+    layout: &CpythonLayout,
     object: u64,
 ) -> Result<(u64, u64), Unreadable> {
     let kind = memory.read_u64(object.wrapping_add(layout.object_type.into()))?;
@@ -80,12 +80,12 @@ pub fn type_of(
 mod tests {
     use super::{Object, Width};
     use crate::process::Unreadable;
-    use crate::runtime::cpython::pages::Pages;
+    use crate::runtime::cpython::pages::CopiedPages;
 
     /// Exactly the bytes up to the last field are read: a structure may end where its page ends.
     #[test]
     fn reads_no_further_than_asked() {
-        let mut pages = Pages::default();
+        let mut pages = CopiedPages::default();
         pages.put(0x1000, &[1, 2, 3, 4, 5, 6, 7, 8, 9]);
         let object = Object::read(&pages, 0x1000, &[(8, Width::Byte), (0, Width::Half)])
             .expect("nine bytes are there");
@@ -99,7 +99,7 @@ mod tests {
     /// An offset beyond any structure is refused before memory is asked.
     #[test]
     fn refuses_absurd_offsets() {
-        let pages = Pages::default();
+        let pages = CopiedPages::default();
         assert!(Object::read(&pages, 0, &[(u32::MAX, Width::Word)]).is_err());
     }
 }

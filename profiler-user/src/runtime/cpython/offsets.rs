@@ -9,12 +9,13 @@
 use profiler_ebpf::python::{ABSENT, PythonLayout};
 
 use super::layout::{
-    Collecting, Current, Form, FrameOf, Kept, Layout, LockPlace, Shims, StrLayout, TaskLayout,
+    Collecting, CpythonLayout, Current, FrameOf, Kept, KeysLayout, LockPlace, Shims, StrLayout,
+    TaskLayout,
 };
-use super::lines::Format;
+use super::lines::LineTableFormat;
 use crate::gap::Gap;
 
-const V3_8: Layout = Layout {
+const V3_8: CpythonLayout = CpythonLayout {
     walk: PythonLayout {
         known: 1,
         tstate_thread_id: 176,
@@ -49,7 +50,7 @@ const V3_8: Layout = Layout {
     bytes_data: 32,
     tuple_items: 24,
     text: StrLayout { length: 16, state: 32, ascii_data: 48, compact_data: 72, interned_bits: 2 },
-    lines: Format::Lnotab,
+    lines: LineTableFormat::Lnotab,
     shims: Shims::None,
     gil: LockPlace::Runtime(1152),
     collecting: Collecting::Runtime(344 + 200),
@@ -62,13 +63,13 @@ const V3_8: Layout = Layout {
         code_names: 72,
     },
     modules: 56,
-    dict: Form::Sized,
+    dict: KeysLayout::Sized,
     kept: Kept::Behind,
     type_keys: 872,
     int_count_shift: 0,
 };
 
-const V3_9: Layout = Layout {
+const V3_9: CpythonLayout = CpythonLayout {
     gil: LockPlace::Runtime(352),
     collecting: Collecting::Interpreter { collector: 616, flag: 200 },
     tasks: TaskLayout { task_coroutine: 152, ..V3_8.tasks },
@@ -77,17 +78,17 @@ const V3_9: Layout = Layout {
     ..V3_8
 };
 
-const V3_10: Layout = Layout {
+const V3_10: CpythonLayout = CpythonLayout {
     walk: PythonLayout { frame_instruction: 96, ..V3_9.walk },
     frame_variables: 352,
     index_bytes: 2,
-    lines: Format::Ranges,
+    lines: LineTableFormat::Ranges,
     tasks: TaskLayout { task_coroutine: 160, ..V3_9.tasks },
     type_keys: 872,
     ..V3_9
 };
 
-const V3_11: Layout = Layout {
+const V3_11: CpythonLayout = CpythonLayout {
     walk: PythonLayout {
         tstate_thread_id: 152,
         tstate_frame: 56,
@@ -111,7 +112,7 @@ const V3_11: Layout = Layout {
     code_filename: 112,
     code_function: 128,
     code_bytecode: Some(184),
-    lines: Format::Locations,
+    lines: LineTableFormat::Locations,
     gil: LockPlace::Runtime(360),
     collecting: Collecting::Interpreter { collector: 648, flag: 200 },
     tasks: TaskLayout {
@@ -123,12 +124,12 @@ const V3_11: Layout = Layout {
         code_names: 96,
     },
     modules: 888,
-    dict: Form::Logarithmic,
+    dict: KeysLayout::Logarithmic,
     kept: Kept::Apart,
     ..V3_8
 };
 
-const V3_12: Layout = Layout {
+const V3_12: CpythonLayout = CpythonLayout {
     walk: PythonLayout {
         tstate_thread_id: 136,
         cframe_frame: 0,
@@ -159,7 +160,7 @@ const V3_12: Layout = Layout {
     ..V3_11
 };
 
-const V3_13: Layout = Layout {
+const V3_13: CpythonLayout = CpythonLayout {
     walk: PythonLayout {
         tstate_thread_id: 152,
         tstate_frame: 72,
@@ -179,7 +180,7 @@ const V3_13: Layout = Layout {
     ..V3_12
 };
 
-const V3_14: Layout = Layout {
+const V3_14: CpythonLayout = CpythonLayout {
     walk: PythonLayout {
         frame_owner: 74,
         // The two low bits of a stack reference tell how it is counted.
@@ -198,7 +199,7 @@ const V3_14: Layout = Layout {
     ..V3_13
 };
 
-const V3_15: Layout = Layout {
+const V3_15: CpythonLayout = CpythonLayout {
     walk: PythonLayout { tstate_thread_id: 176, ..V3_14.walk },
     runtime_interpreters: 936,
     interpreter_next: 7264,
@@ -213,7 +214,7 @@ const V3_15: Layout = Layout {
 };
 
 /// The table of one minor version of CPython 3, or that there is none.
-pub fn of_minor(minor: u8) -> Result<Layout, Gap> {
+pub fn of_minor(minor: u8) -> Result<CpythonLayout, Gap> {
     match minor {
         8 => Ok(V3_8),
         9 => Ok(V3_9),

@@ -4,9 +4,9 @@ use crate::process::{TargetMemory, Unreadable};
 
 /// A few stretches of memory, and nothing between them.
 #[derive(Debug, Default)]
-pub struct Pages(Vec<(u64, Vec<u8>)>);
+pub struct CopiedPages(Vec<(u64, Vec<u8>)>);
 
-impl Pages {
+impl CopiedPages {
     /// Makes these bytes readable. A later stretch lies over an earlier one.
     pub fn put(&mut self, address: u64, bytes: &[u8]) {
         let same = |old: &&mut (u64, Vec<u8>)| old.0 == address && old.1.len() == bytes.len();
@@ -22,7 +22,7 @@ impl Pages {
     }
 }
 
-impl TargetMemory for Pages {
+impl TargetMemory for CopiedPages {
     fn read(&self, address: u64, buffer: &mut [u8]) -> Result<(), Unreadable> {
         let unreadable = Unreadable { address, bytes: buffer.len() };
         let end = address.checked_add(buffer.len() as u64).ok_or(unreadable)?;

@@ -3,7 +3,7 @@
 //! It has numbers only, no names: which number is which differs between minor versions, whose groups grow at
 //! their ends and within.
 
-use super::layout::{Collecting, Current, Form, FrameOf, Layout, LockPlace};
+use super::layout::{Collecting, CpythonLayout, Current, FrameOf, KeysLayout, LockPlace};
 use crate::gap::Gap;
 
 /// The first minor version that carries its own table of offsets.
@@ -90,7 +90,7 @@ const GROUPS_3_15: Groups = Groups {
     ..GROUPS_3_14
 };
 
-impl Layout {
+impl CpythonLayout {
     /// Replaces our offsets by those that the interpreter itself publishes.
     pub fn with_debug_offsets(mut self, minor: u8, words: &[u64]) -> Result<Self, Gap> {
         let group = match minor {
@@ -177,7 +177,7 @@ impl Layout {
             FrameOf::Inside(offset) => FrameOf::Inside(offset + EXTRA),
             FrameOf::Behind(offset) => FrameOf::Behind(offset + EXTRA),
         };
-        self.dict = Form::LogarithmicAfterLonger;
+        self.dict = KeysLayout::LogarithmicAfterLonger;
         self.gil = match self.gil {
             LockPlace::Interpreter(offset) => LockPlace::Optional(offset),
             place => place,

@@ -74,15 +74,15 @@ fn owner_of(
 #[cfg(test)]
 mod tests {
     use super::owner;
-    use crate::runtime::cpython::pages::Pages;
+    use crate::runtime::cpython::pages::CopiedPages;
 
     const SEMAPHORE: u64 = 0x5000;
     const LOCK: u64 = 0x2_0000;
     const TYPE: u64 = 0x3_0000;
     const NAME: u64 = 0x4_0000;
 
-    fn process(name: &[u8], semaphore: u64, count: u64) -> Pages {
-        let mut pages = Pages::default();
+    fn process(name: &[u8], semaphore: u64, count: u64) -> CopiedPages {
+        let mut pages = CopiedPages::default();
         for (word, value) in [1, TYPE, semaphore, 0x7777, count].into_iter().enumerate() {
             pages.put_u64(LOCK + 8 * word as u64, value);
         }

@@ -30,9 +30,9 @@ const COLLECTORS: [&str; 6] = [
 
 /// CPython's row in the table of runtimes.
 #[derive(Debug)]
-pub struct Row;
+pub struct PythonRow;
 
-impl Runtime for Row {
+impl Runtime for PythonRow {
     fn name(&self) -> &'static str {
         "CPython"
     }

@@ -92,7 +92,7 @@ mod tests {
     use super::{CUT, MAX_CHARACTERS, read};
     use crate::gap::Gap;
     use crate::runtime::cpython::offsets::of_minor;
-    use crate::runtime::cpython::pages::Pages;
+    use crate::runtime::cpython::pages::CopiedPages;
 
     /// Interned, compact; the kind and whether it is ASCII differ.
     const ASCII: u32 = 1 << 6 | 1 << 5 | 1 << 2 | 1;
@@ -106,7 +106,7 @@ mod tests {
     fn read_back(minor: u8, state: u32, length: u64, data: &[u8]) -> Result<String, Gap> {
         let layout = of_minor(minor).expect("known").text;
         let at = if state == ASCII { layout.ascii_data } else { layout.compact_data };
-        let mut pages = Pages::default();
+        let mut pages = CopiedPages::default();
         pages.put(ADDRESS, &[0; 72]);
         pages.put_u64(ADDRESS + u64::from(layout.length), length);
         pages.put(ADDRESS + u64::from(layout.state), &state.to_le_bytes());
@@ -156,6 +156,6 @@ mod tests {
             assert!(read_back(12, state, 1, b"x").is_err(), "{state:#b}");
         }
         let layout = of_minor(12).expect("known").text;
-        assert!(read(&Pages::default(), &layout, ADDRESS, "name").is_err());
+        assert!(read(&CopiedPages::default(), &layout, ADDRESS, "name").is_err());
     }
 }

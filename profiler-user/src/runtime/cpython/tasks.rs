@@ -8,7 +8,7 @@
 use profiler_ebpf::python::{PythonFrame, PythonWalk};
 
 use super::dict;
-use super::layout::{Current, FrameOf, Layout, TaskLayout};
+use super::layout::{CpythonLayout, Current, FrameOf, TaskLayout};
 use super::modules::ModuleDict;
 use super::names::{FrameKind, NamedFrame};
 use super::object::{IS_INT, IS_TEXT, type_of};
@@ -57,7 +57,7 @@ impl Tasks {
     pub fn running(
         &mut self,
         memory: &dyn TargetMemory,
-        layout: &Layout,
+        layout: &CpythonLayout,
         tstate: Option<u64>,
         seen: &Seen<'_>,
     ) -> Option<Running> {
@@ -85,7 +85,7 @@ impl Tasks {
     fn prove(
         &mut self,
         memory: &dyn TargetMemory,
-        layout: &Layout,
+        layout: &CpythonLayout,
         tstate: u64,
         raw: &[PythonFrame],
         named: &[NamedFrame],
@@ -125,7 +125,7 @@ impl Tasks {
     fn listed(
         &mut self,
         memory: &dyn TargetMemory,
-        layout: &Layout,
+        layout: &CpythonLayout,
         tstate: u64,
     ) -> Result<Vec<u64>, Gap> {
         let table = self.table.locate(memory, layout, tstate).map_err(no_task)?;
@@ -140,7 +140,7 @@ impl Tasks {
 /// the argument `handler`.
 fn middleware(
     memory: &dyn TargetMemory,
-    layout: &Layout,
+    layout: &CpythonLayout,
     raw: &[PythonFrame],
     named: &[NamedFrame],
     root: usize,
@@ -162,7 +162,7 @@ fn middleware(
 /// Whether a function has a parameter of that name.
 fn has_parameter(
     memory: &dyn TargetMemory,
-    layout: &Layout,
+    layout: &CpythonLayout,
     code: u64,
     wanted: &str,
 ) -> Result<bool, Unreadable> {
@@ -219,7 +219,7 @@ fn frame_of(memory: &dyn TargetMemory, frame: FrameOf, coroutine: u64) -> Result
 }
 
 /// A task's name: a text, or the number that `Task-N` will be made of.
-fn name(memory: &dyn TargetMemory, layout: &Layout, object: u64) -> Result<String, Gap> {
+fn name(memory: &dyn TargetMemory, layout: &CpythonLayout, object: u64) -> Result<String, Gap> {
     const WHAT: &str = "task.name";
     let unreadable = |error: Unreadable| Gap::new(WHAT, error);
     let (_, flags) = type_of(memory, layout, object).map_err(unreadable)?;
@@ -237,7 +237,7 @@ fn name(memory: &dyn TargetMemory, layout: &Layout, object: u64) -> Result<Strin
 /// A positive `int`. None where it is not one of 64 bits.
 fn number(
     memory: &dyn TargetMemory,
-    layout: &Layout,
+    layout: &CpythonLayout,
     object: u64,
 ) -> Result<Option<u64>, Unreadable> {
     let tag = memory.read_u64(object.wrapping_add(layout.in_object(INT_TAG)))?;
@@ -261,12 +261,12 @@ mod tests {
 
     use super::{Current, FrameOf, Seen, Tasks};
     use crate::runtime::cpython::dict::tests::{put_dict, put_text};
-    use crate::runtime::cpython::layout::Layout;
+    use crate::runtime::cpython::layout::CpythonLayout;
     use crate::runtime::cpython::modules::SEARCH_EVERY;
     use crate::runtime::cpython::names::{FrameKind, NamedFrame};
     use crate::runtime::cpython::object::{IS_DICT, IS_INT, IS_TEXT};
     use crate::runtime::cpython::offsets::of_minor;
-    use crate::runtime::cpython::pages::Pages;
+    use crate::runtime::cpython::pages::CopiedPages;
     use crate::task::{Running, Task};
 
     const TSTATE: u64 = 0x1_0000;
@@ -283,8 +283,8 @@ mod tests {
     /// A process in which one task is current, and whose name is an object that a test puts there.
     struct Target {
         minor: u8,
-        layout: Layout,
-        pages: Pages,
+        layout: CpythonLayout,
+        pages: CopiedPages,
         walk: PythonWalk,
     }
 
@@ -292,7 +292,7 @@ mod tests {
         fn new(minor: u8) -> Self {
             let layout = of_minor(minor).expect("known");
             let mut target =
-                Self { minor, layout, pages: Pages::default(), walk: PythonWalk::Complete };
+                Self { minor, layout, pages: CopiedPages::default(), walk: PythonWalk::Complete };
             for (place, flags) in [(0, IS_TEXT), (1, IS_INT), (2, IS_DICT)] {
                 target.pages.put_u64(TYPES + place * 0x1000 + 168, flags);
             }

@@ -5,7 +5,7 @@
 
 use super::attributes;
 use super::dict::{self, NoDict};
-use super::layout::Layout;
+use super::layout::CpythonLayout;
 use super::modules::ModuleDict;
 use super::strings;
 use crate::gap::Gap;
@@ -36,7 +36,7 @@ impl Threading {
     pub fn name(
         &mut self,
         memory: &dyn TargetMemory,
-        layout: &Layout,
+        layout: &CpythonLayout,
         tstate: u64,
     ) -> Result<Option<String>, Gap> {
         let thread = self.thread(memory, layout, tstate).map_err(|why| Gap::new(WHAT, why))?;
@@ -50,7 +50,7 @@ impl Threading {
     fn thread(
         &mut self,
         memory: &dyn TargetMemory,
-        layout: &Layout,
+        layout: &CpythonLayout,
         tstate: u64,
     ) -> Result<Option<u64>, NoDict> {
         let identity = memory.read_u64(tstate.wrapping_add(layout.walk.tstate_thread_id.into()))?;
@@ -62,7 +62,7 @@ impl Threading {
 }
 
 /// Whether an object is this `int`: an identity is an address, of one or two digits.
-fn is_int(memory: &dyn TargetMemory, layout: &Layout, object: u64, wanted: u64) -> bool {
+fn is_int(memory: &dyn TargetMemory, layout: &CpythonLayout, object: u64, wanted: u64) -> bool {
     let mut words = [0; 16];
     if memory.read(object.wrapping_add(layout.in_object(INT_COUNT)), &mut words).is_err() {
         return false;
@@ -83,10 +83,10 @@ fn is_int(memory: &dyn TargetMemory, layout: &Layout, object: u64, wanted: u64) 
 mod tests {
     use super::Threading;
     use crate::runtime::cpython::dict::tests::{put_dict, put_table, put_text};
-    use crate::runtime::cpython::layout::{Kept, Layout};
+    use crate::runtime::cpython::layout::{CpythonLayout, Kept};
     use crate::runtime::cpython::object::{IS_DICT, TYPE_FLAGS};
     use crate::runtime::cpython::offsets::of_minor;
-    use crate::runtime::cpython::pages::Pages;
+    use crate::runtime::cpython::pages::CopiedPages;
 
     const TSTATE: u64 = 0x1_0000;
     const INTERPRETER: u64 = 0x2_0000;
@@ -105,15 +105,15 @@ mod tests {
 
     const IDENTITY: u64 = 0x7f3a_1234_5680;
 
-    fn put_int(pages: &mut Pages, layout: &Layout, address: u64, value: u64) {
+    fn put_int(pages: &mut CopiedPages, layout: &CpythonLayout, address: u64, value: u64) {
         pages.put_u64(address + 16, 2 << layout.int_count_shift);
         pages.put_u64(address + 24, (value >> 30) << 32 | value & 0x3fff_ffff);
     }
 
     /// A process whose thread has a `Thread` object, the attributes of which a test puts there.
-    fn process(minor: u8) -> (Layout, Pages) {
+    fn process(minor: u8) -> (CpythonLayout, CopiedPages) {
         let layout = of_minor(minor).expect("known");
-        let mut pages = Pages::default();
+        let mut pages = CopiedPages::default();
         pages.put_u64(TSTATE + 16, INTERPRETER);
         pages.put_u64(TSTATE + u64::from(layout.walk.tstate_thread_id), IDENTITY);
         pages.put_u64(INTERPRETER + u64::from(layout.modules), MODULES);
@@ -142,7 +142,7 @@ mod tests {
         (layout, pages)
     }
 
-    fn name(layout: &Layout, pages: &Pages) -> Result<Option<String>, String> {
+    fn name(layout: &CpythonLayout, pages: &CopiedPages) -> Result<Option<String>, String> {
         Threading::default().name(pages, layout, TSTATE).map_err(|gap| gap.0)
     }
 
@@ -154,7 +154,7 @@ mod tests {
         for minor in 8..=15 {
             let (layout, mut pages) = process(minor);
             let first = if minor >= 13 { 8 } else { 0 };
-            let put_values = |pages: &mut Pages, at: u64| {
+            let put_values = |pages: &mut CopiedPages, at: u64| {
                 pages.put_u64(at + first, 0xdead);
                 pages.put_u64(at + first + 8, TEXTS + 0x400);
             };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use super::frames::{innermost, is_outermost};
-use super::layout::{Layout, Shims};
+use super::layout::{CpythonLayout, Shims};
 use super::object::{Object, Width};
 use crate::gap::Gap;
 use crate::process::{TargetMemory, Unreadable};
@@ -24,7 +24,7 @@ const DESCRIPTOR_TIDS: [u64; 2] = [0x2d0, 0x30];
 
 /// One thread as the interpreter knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ThreadState {
+pub struct PythonThread {
     /// Of the `PyThreadState`.
     pub address: u64,
     /// The thread's number in the innermost PID namespace. Not kept by CPython before 3.11.
@@ -36,9 +36,9 @@ pub struct ThreadState {
 /// Every thread state that could be reached, and why the rest could not, if there is a rest.
 pub fn list(
     memory: &dyn TargetMemory,
-    layout: &Layout,
+    layout: &CpythonLayout,
     runtime: u64,
-) -> (Vec<ThreadState>, Option<Gap>) {
+) -> (Vec<PythonThread>, Option<Gap>) {
     let mut states = Vec::new();
     let end = collect(memory, layout, runtime, &mut states);
     let gap = match end {
@@ -57,9 +57,9 @@ pub fn list(
 /// False where a bound ended the walk: too many states, or lists that lead back into themselves.
 fn collect(
     memory: &dyn TargetMemory,
-    layout: &Layout,
+    layout: &CpythonLayout,
     runtime: u64,
-    states: &mut Vec<ThreadState>,
+    states: &mut Vec<PythonThread>,
 ) -> Result<bool, Unreadable> {
     let word = |base: u64, offset: u32| memory.read_u64(base.wrapping_add(offset.into()));
     let mut interpreter = word(runtime, layout.runtime_interpreters)?;
@@ -83,9 +83,9 @@ fn collect(
 
 fn read(
     memory: &dyn TargetMemory,
-    layout: &Layout,
+    layout: &CpythonLayout,
     address: u64,
-) -> Result<(ThreadState, u64), Unreadable> {
+) -> Result<(PythonThread, u64), Unreadable> {
     let native = layout.tstate_native_id;
     let object = Object::read(
         memory,
@@ -96,7 +96,7 @@ fn read(
             (native.unwrap_or(layout.tstate_next), Width::Word),
         ],
     )?;
-    let state = ThreadState {
+    let state = PythonThread {
         address,
         native_thread_id: native.map(|at| object.u32(at)).transpose()?,
         thread_id: object.u64(layout.walk.tstate_thread_id)?,
@@ -108,13 +108,13 @@ fn read(
 /// that it has entered; it is in the one that has frames.
 pub fn of_thread(
     memory: &dyn TargetMemory,
-    layout: &Layout,
-    states: &[ThreadState],
+    layout: &CpythonLayout,
+    states: &[PythonThread],
     tid: u32,
     fsbase: Option<u64>,
 ) -> Option<u64> {
-    let has_frames = |state: &&ThreadState| is_in_use(memory, layout, state.address);
-    let find = |matches: &dyn Fn(&ThreadState) -> bool| {
+    let has_frames = |state: &&PythonThread| is_in_use(memory, layout, state.address);
+    let find = |matches: &dyn Fn(&PythonThread) -> bool| {
         let bound = states.iter().filter(|state| state.thread_id != 0);
         let mut found = bound.filter(|state| matches(state)).peekable();
         let first = found.peek().map(|state| state.address);
@@ -130,7 +130,7 @@ pub fn of_thread(
 }
 
 /// Whether a state has frames. From 3.15 on it is never without its own, the outermost.
-fn is_in_use(memory: &dyn TargetMemory, layout: &Layout, state: u64) -> bool {
+fn is_in_use(memory: &dyn TargetMemory, layout: &CpythonLayout, state: u64) -> bool {
     let Ok(frame) = innermost(memory, &layout.walk, state) else { return false };
     let is_base =
         || layout.shims == Shims::ThreeAndBase && is_outermost(memory, &layout.walk, frame);
@@ -140,8 +140,8 @@ fn is_in_use(memory: &dyn TargetMemory, layout: &Layout, state: u64) -> bool {
 /// The state of each thread, by its thread pointer; of several the one with frames.
 pub fn by_thread(
     memory: &dyn TargetMemory,
-    layout: &Layout,
-    states: &[ThreadState],
+    layout: &CpythonLayout,
+    states: &[PythonThread],
 ) -> Vec<(u64, u64)> {
     let mut of_threads: BTreeMap<u64, u64> = BTreeMap::new();
     for state in states.iter().filter(|state| state.thread_id != 0) {
@@ -161,14 +161,14 @@ pub fn by_thread(
 }
 
 /// The thread's number in its PID namespace; before 3.11 by the first descriptor field that is one.
-pub fn number(memory: &dyn TargetMemory, state: &ThreadState) -> Option<u32> {
+pub fn number(memory: &dyn TargetMemory, state: &PythonThread) -> Option<u32> {
     let kept = |offset: &u64| memory.read_u32(state.thread_id.wrapping_add(*offset)).ok();
     let plausible = |number: &u32| (1..=MAX_TID).contains(number);
     state.native_thread_id.or_else(|| DESCRIPTOR_TIDS.iter().filter_map(kept).find(plausible))
 }
 
 /// Which kernel thread a descriptor is of, as the C library has it.
-fn has_tid(memory: &dyn TargetMemory, state: &ThreadState, tid: u32) -> bool {
+fn has_tid(memory: &dyn TargetMemory, state: &PythonThread, tid: u32) -> bool {
     DESCRIPTOR_TIDS
         .iter()
         .any(|offset| memory.read_u32(state.thread_id.wrapping_add(*offset)) == Ok(tid))
@@ -176,18 +176,18 @@ fn has_tid(memory: &dyn TargetMemory, state: &ThreadState, tid: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{MAX_THREAD_STATES, ThreadState, by_thread, list, of_thread};
-    use crate::runtime::cpython::layout::Layout;
+    use super::{MAX_THREAD_STATES, PythonThread, by_thread, list, of_thread};
+    use crate::runtime::cpython::layout::CpythonLayout;
     use crate::runtime::cpython::offsets::of_minor;
-    use crate::runtime::cpython::pages::Pages;
+    use crate::runtime::cpython::pages::CopiedPages;
 
     const RUNTIME: u64 = 0x1_0000;
     const FRAME: u64 = 0x9_0000;
     const BASE: u64 = 0xa_0000;
 
     /// Interpreters with thread states: (descriptor, kernel's number, whether it has frames).
-    fn process(layout: &Layout, interpreters: &[&[(u64, u32, bool)]]) -> Pages {
-        let mut pages = Pages::default();
+    fn process(layout: &CpythonLayout, interpreters: &[&[(u64, u32, bool)]]) -> CopiedPages {
+        let mut pages = CopiedPages::default();
         let interpreter = |number: usize| 0x100_0000 * (number as u64 + 1);
         let head = if interpreters.is_empty() { 0 } else { interpreter(0) };
         pages.put_u64(RUNTIME + u64::from(layout.runtime_interpreters), head);
@@ -270,7 +270,7 @@ mod tests {
         assert_eq!(of_thread(&memory, &layout, &states, 11, None), used);
         assert_eq!(by_thread(&memory, &layout, &states), [(0x7000, used.unwrap_or(0))]);
         assert_eq!(of_thread(&memory, &layout, &states, 0, None), None);
-        let idle: Vec<ThreadState> = states.iter().copied().take(1).collect();
+        let idle: Vec<PythonThread> = states.iter().copied().take(1).collect();
         let first = idle.first().map(|state| state.address);
         assert_eq!(of_thread(&memory, &layout, &idle, 11, None), first, "no frames, but its own");
     }

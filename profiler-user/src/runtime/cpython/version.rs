@@ -1,14 +1,14 @@
 //! An image of the interpreter to its version, and to the layout that goes with it.
 
-use super::detect::{Image, minor_of_name};
-use super::layout::Layout;
+use super::detect::{PythonImage, minor_of_name};
+use super::layout::CpythonLayout;
 use super::offsets::of_minor;
 use super::published::{DEBUG_COOKIE, DEBUG_WORDS, FIRST_WITH_DEBUG_OFFSETS, WORD_VERSION};
 use crate::gap::Gap;
 use crate::process::TargetMemory;
 
 /// `3.11.7` and where that version keeps its fields.
-pub fn of(memory: &dyn TargetMemory, image: &Image) -> Result<(String, Layout), Gap> {
+pub fn of(memory: &dyn TargetMemory, image: &PythonImage) -> Result<(String, CpythonLayout), Gap> {
     let version = find(memory, image)?;
     let mut layout = of_minor(version.minor)?;
     if version.minor >= FIRST_WITH_DEBUG_OFFSETS {
@@ -68,7 +68,7 @@ impl Version {
 }
 
 /// The version by the best witness that there is.
-fn find(memory: &dyn TargetMemory, image: &Image) -> Result<Version, Gap> {
+fn find(memory: &dyn TargetMemory, image: &PythonImage) -> Result<Version, Gap> {
     let read = |address| {
         memory.read_u32(address).map_err(|error| Gap::new("Python frames: its version", error))
     };
@@ -93,7 +93,7 @@ fn find(memory: &dyn TargetMemory, image: &Image) -> Result<Version, Gap> {
 }
 
 /// The interpreter's own table of offsets, without its cookie.
-fn debug_words(memory: &dyn TargetMemory, image: &Image) -> Result<Vec<u64>, Gap> {
+fn debug_words(memory: &dyn TargetMemory, image: &PythonImage) -> Result<Vec<u64>, Gap> {
     let mut bytes = [0; DEBUG_COOKIE.len() + DEBUG_WORDS * size_of::<u64>()];
     memory
         .read(image.runtime, &mut bytes)
@@ -115,25 +115,25 @@ mod tests {
     use super::of;
     use crate::gap::Gap;
     use crate::process::TargetMemory;
-    use crate::runtime::cpython::detect::Image;
-    use crate::runtime::cpython::pages::Pages;
+    use crate::runtime::cpython::detect::PythonImage;
+    use crate::runtime::cpython::pages::CopiedPages;
     use std::path::PathBuf;
 
     const RUNTIME: u64 = 0x5_0000;
     const VERSION: u64 = 0x6_0000;
 
-    fn image(path: &str, version: Option<u64>) -> Image {
-        Image { path: PathBuf::from(path), runtime: RUNTIME, version, code_type: None }
+    fn image(path: &str, version: Option<u64>) -> PythonImage {
+        PythonImage { path: PathBuf::from(path), runtime: RUNTIME, version, code_type: None }
     }
 
-    fn refused(memory: &dyn TargetMemory, image: &Image) -> Gap {
+    fn refused(memory: &dyn TargetMemory, image: &PythonImage) -> Gap {
         of(memory, image).expect_err("not to be read")
     }
 
     /// From 3.11 on the interpreter tells its version; before, the file's name has to.
     #[test]
     fn tells_versions() {
-        let mut pages = Pages::default();
+        let mut pages = CopiedPages::default();
         pages.put(RUNTIME, &[0; 64]);
         pages.put(VERSION, &0x030b_07f0_u32.to_le_bytes());
         let (version, _) = of(&pages, &image("/opt/app", Some(VERSION))).expect("3.11");
@@ -146,7 +146,7 @@ mod tests {
     /// Versions that are too old, too new or nonsense are said, not guessed at.
     #[test]
     fn refuses_unknown_versions() {
-        let mut pages = Pages::default();
+        let mut pages = CopiedPages::default();
         pages.put(RUNTIME, &[0; 1024]);
         for (word, reason) in [
             (0x0310_02f0_u32, "CPython 3.16"),

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::builtins;
-use super::layout::{FrameTypes, Layout, version};
+use super::layout::{FrameTypes, V8Layout, version};
 use super::symbols::Symbols;
 use crate::gap::Gap;
 use crate::process::TargetMemory;
@@ -21,12 +21,12 @@ const MAX_VERSION: u64 = 64;
 
 /// A V8 that can be read.
 #[derive(Debug)]
-pub struct Found {
+pub struct FoundV8 {
     /// The mapped file, as the target sees it.
     pub path: PathBuf,
     /// The builtins, as offsets in the file: it may be mapped more than once.
     pub builtins: Range<u64>,
-    pub layout: Layout,
+    pub layout: V8Layout,
     pub frame_types: FrameTypes,
     /// Node's own, or V8's where another program brings it.
     pub version: String,
@@ -42,7 +42,7 @@ pub fn detect(
     regions: &[Region],
     exe: Option<&Path>,
     open: Open<'_>,
-) -> Result<Option<Found>, Gap> {
+) -> Result<Option<FoundV8>, Gap> {
     let mut seen = Vec::new();
     for region in regions.iter().filter(|region| region.executable) {
         let Backing::File(path) = &region.backing else { continue };
@@ -88,7 +88,7 @@ fn examine(
     path: &Path,
     region: &Region,
     open: Open<'_>,
-) -> Result<Option<Found>, String> {
+) -> Result<Option<FoundV8>, String> {
     let file = open(region).map_err(|error| error.to_string())?;
     let symbols = Symbols::read(&file)?;
     if symbols.constants.is_empty() {
@@ -98,13 +98,13 @@ fn examine(
     let stated = image.address_of(region.offset);
     let bias = region.start.wrapping_sub(stated.ok_or("its segments do not match its mappings")?);
     let v8 = version(memory, bias, &symbols).ok_or("it does not tell its V8's version")?;
-    let (layout, frame_types) = Layout::read(memory, bias, &symbols, v8)?;
+    let (layout, frame_types) = V8Layout::read(memory, bias, &symbols, v8)?;
     let builtins = symbols.builtins.clone().or_else(|| builtins::find(&image));
     let builtins = builtins.ok_or("V8's builtins are not to be found in it")?;
     let node = node_version(memory, bias, &symbols);
     let is_node = symbols.metadata.is_some();
     let version = node.unwrap_or_else(|| format!("V8 {v8}"));
-    Ok(Some(Found { path: path.to_path_buf(), builtins, layout, frame_types, version, is_node }))
+    Ok(Some(FoundV8 { path: path.to_path_buf(), builtins, layout, frame_types, version, is_node }))
 }
 
 /// The first of the strings of which node's metadata consist: a pointer and a length.

@@ -16,14 +16,14 @@ const MAX_FRAME_BYTES: u64 = 1 << 20;
 
 /// A frame by its words, none of which has been followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Candidate {
+pub struct FrameCandidate {
     pub frame_pointer: u64,
     pub function: u64,
     pub bytecode_array: u64,
 }
 
 /// Innermost first.
-pub fn candidates(slots: &FrameSlots, registers: &Registers, stack: &[u8]) -> Vec<Candidate> {
+pub fn candidates(slots: &FrameSlots, registers: &Registers, stack: &[u8]) -> Vec<FrameCandidate> {
     let words: Vec<u64> = stack
         .chunks_exact(8)
         .map_while(<[u8]>::first_chunk)
@@ -46,7 +46,7 @@ pub fn candidates(slots: &FrameSlots, registers: &Registers, stack: &[u8]) -> Ve
         };
         if is_pointer(context) && is_pointer(function) {
             let bytecode_array = at(index, slots.bytecode_array).unwrap_or_default();
-            found.push(Candidate { frame_pointer, function, bytecode_array });
+            found.push(FrameCandidate { frame_pointer, function, bytecode_array });
             if found.len() == MAX_FRAMES {
                 break;
             }
@@ -65,11 +65,11 @@ mod tests {
     use profiler_ebpf::record::Registers;
 
     use super::super::sample::layout;
-    use super::{Candidate, candidates};
+    use super::{FrameCandidate, candidates};
 
     const SP: u64 = 0x7ffe_0000_1000;
 
-    fn found(words: &[u64]) -> Vec<Candidate> {
+    fn found(words: &[u64]) -> Vec<FrameCandidate> {
         let stack: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         let registers = Registers { sp: SP, ..Registers::default() };
         candidates(&layout().slots, &registers, &stack)
@@ -81,7 +81,7 @@ mod tests {
         let (function, context, bytecode) = (0x10_0001, 0x20_0001, 0x30_0001);
         let (own, callers) = (SP + 6 * 8, SP + 20 * 8);
         let words = [7, 0, bytecode, 9, function, context, callers, 0x5555_0000, 1, 2];
-        let expected = Candidate { frame_pointer: own, function, bytecode_array: bytecode };
+        let expected = FrameCandidate { frame_pointer: own, function, bytecode_array: bytecode };
         assert_eq!(found(&words), [expected]);
         // One whose context slot holds the number of another kind of frame is not JavaScript's.
         assert_eq!(found(&[7, 0, bytecode, 9, function, 0x24, callers, 0x5555_0000]), []);

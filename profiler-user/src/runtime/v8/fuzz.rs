@@ -4,8 +4,8 @@ use profiler_ebpf::record::Registers;
 
 use super::frames::{MAX_FRAMES, candidates};
 use super::heap::{BLOCK_BYTES, MAX_DEPTH, MAX_PIECES};
-use super::layout::Layout;
-use super::names::{MAX_NAME, MAX_PATH, MAX_SOURCE, Names};
+use super::layout::V8Layout;
+use super::names::{FunctionNames, MAX_NAME, MAX_PATH, MAX_SOURCE};
 use super::sample::layout;
 use crate::hostile::{HostileMemory, Random, STYLES, rounds};
 
@@ -24,7 +24,7 @@ const MOST_SOURCE_BYTES: u64 = 2 * (2 * MAX_SOURCE);
 const MOST_SOURCE_READS: u64 = MOST_SOURCE_BYTES / BLOCK_BYTES + (MAX_FRAMES * MAX_PIECES) as u64;
 
 /// Puts objects there that look like what is read, of whatever type and length.
-fn plant_objects(memory: &mut HostileMemory, layout: &Layout, random: &mut Random) -> Vec<u64> {
+fn plant_objects(memory: &mut HostileMemory, layout: &V8Layout, random: &mut Random) -> Vec<u64> {
     let types = [
         *layout.functions.start(),
         layout.shared_type,
@@ -71,7 +71,7 @@ fn any_stack(memory: &HostileMemory, objects: &[u64], sp: u64, random: &mut Rand
 #[test]
 fn stacks_and_names() {
     rounds(150, |random| {
-        let layout = Layout { fixed_positions: random.once_in(2), ..layout() };
+        let layout = V8Layout { fixed_positions: random.once_in(2), ..layout() };
         let style = *random.pick(&STYLES);
         let mut memory = HostileMemory::new(style, random);
         let objects = plant_objects(&mut memory, &layout, random);
@@ -80,7 +80,7 @@ fn stacks_and_names() {
         let found = candidates(&layout.slots, &Registers { sp, ..Registers::default() }, &stack);
         assert!(found.len() <= MAX_FRAMES);
 
-        let mut names = Names::default();
+        let mut names = FunctionNames::default();
         names.begin_stack();
         for candidate in &found {
             memory.forget_counts();
@@ -130,9 +130,9 @@ fn huge_sources() {
             memory.plant(source + layout.string_length, &length.to_le_bytes());
             functions.push(function | 1);
         }
-        let mut names = Names::default();
+        let mut names = FunctionNames::default();
         names.begin_stack();
-        let found = |names: &mut Names, memory: &HostileMemory| {
+        let found = |names: &mut FunctionNames, memory: &HostileMemory| {
             let named = functions.iter().map(|tagged| names.function(memory, &layout, *tagged));
             named.flatten().count()
         };

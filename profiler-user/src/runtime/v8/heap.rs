@@ -3,7 +3,7 @@
 //! The heap is read while its owner may run and move objects, so nothing is believed before its type
 //! was looked at, and every length has a bound.
 
-use super::layout::Layout;
+use super::layout::V8Layout;
 use crate::process::TargetMemory;
 
 /// Strings below a string at most: what is joined is mostly flattened before it becomes a name or a
@@ -20,7 +20,7 @@ pub const BLOCK_BYTES: u64 = 64 * 1024;
 #[derive(Clone, Copy)]
 pub struct Heap<'a> {
     pub memory: &'a dyn TargetMemory,
-    pub layout: &'a Layout,
+    pub layout: &'a V8Layout,
 }
 
 /// Characters that lie next to each other.

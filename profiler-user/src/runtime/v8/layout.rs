@@ -24,7 +24,7 @@ const SLOTS: RangeInclusive<i32> = -256..=-8;
 const FULL_WORDS: i32 = 31;
 
 /// A `ScopeInfo` has had its function's position in fixed slots since this version.
-const FIXED_POSITIONS: Version = Version { major: 12, minor: 8, build: 44, patch: 0 };
+const FIXED_POSITIONS: V8Version = V8Version { major: 12, minor: 8, build: 44, patch: 0 };
 
 /// Types of functions that follow `JS_FUNCTION_TYPE`, where the last is not exported: classes,
 /// constructors of arrays and promises.
@@ -32,14 +32,14 @@ const FUNCTION_TYPES: u16 = 16;
 
 /// V8's version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Version {
+pub struct V8Version {
     pub major: u32,
     pub minor: u32,
     pub build: u32,
     pub patch: u32,
 }
 
-impl std::fmt::Display for Version {
+impl std::fmt::Display for V8Version {
     fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(to, "{}.{}.{}.{}", self.major, self.minor, self.build, self.patch)
     }
@@ -71,7 +71,7 @@ pub struct StringKinds {
 
 /// Field offsets in bytes, from the object's beginning, and instance types.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Layout {
+pub struct V8Layout {
     pub slots: FrameSlots,
     pub strings: StringKinds,
     pub map_type: u64,
@@ -131,18 +131,18 @@ impl Constants {
 }
 
 /// V8's version, out of the memory of the process.
-pub fn version(memory: &dyn TargetMemory, bias: u64, symbols: &Symbols) -> Option<Version> {
+pub fn version(memory: &dyn TargetMemory, bias: u64, symbols: &Symbols) -> Option<V8Version> {
     let part = |index: usize| memory.read_u32(bias.wrapping_add(symbols.version[index]?)).ok();
-    Some(Version { major: part(0)?, minor: part(1)?, build: part(2)?, patch: part(3)? })
+    Some(V8Version { major: part(0)?, minor: part(1)?, build: part(2)?, patch: part(3)? })
 }
 
-impl Layout {
+impl V8Layout {
     /// Or why this V8 cannot be read.
     pub fn read(
         memory: &dyn TargetMemory,
         bias: u64,
         symbols: &Symbols,
-        version: Version,
+        version: V8Version,
     ) -> Result<(Self, FrameTypes), String> {
         if !VERSIONS.contains(&version.major) {
             let Range { start, end } = *VERSIONS.start()..*VERSIONS.end();
@@ -158,7 +158,7 @@ impl Layout {
         Ok((layout, FrameTypes::from_constants(&constants)))
     }
 
-    fn from_constants(all: &Constants, version: Version) -> Result<Self, String> {
+    fn from_constants(all: &Constants, version: V8Version) -> Result<Self, String> {
         if all.any(&["SmiShiftSize"])? != FULL_WORDS {
             return Err("its V8 compresses pointers".to_owned());
         }

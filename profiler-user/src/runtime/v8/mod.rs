@@ -45,8 +45,8 @@ use crate::runtime::frames::RuntimeFrames;
 use crate::runtime::{Attached, Effort, Found, Process, Runtime};
 use crate::source::Captured;
 
-use layout::Layout;
-use names::{Named, Names};
+use layout::V8Layout;
+use names::{FunctionNames, NamedFunction};
 
 pub use names::Function;
 pub use script::{Code, ScriptFrame, ScriptFrames};
@@ -54,8 +54,8 @@ pub use script::{Code, ScriptFrame, ScriptFrames};
 /// The V8 of one process.
 #[derive(Debug)]
 pub struct V8 {
-    layout: Layout,
-    names: Names,
+    layout: V8Layout,
+    names: FunctionNames,
     version: String,
     /// Whether it is Node's, which has a version of its own.
     is_node: bool,
@@ -80,7 +80,7 @@ impl V8 {
         };
         Ok(Some(Self {
             layout: found.layout,
-            names: Names::default(),
+            names: FunctionNames::default(),
             version: found.version,
             is_node: found.is_node,
             code: Arc::new(code),
@@ -108,7 +108,7 @@ impl V8 {
         self.names.begin_stack();
         for candidate in frames::candidates(&self.layout.slots, registers, stack) {
             let named = self.names.function(memory, &self.layout, candidate.function);
-            let Some(Named::Script(function)) = named else { continue };
+            let Some(NamedFunction::Script(function)) = named else { continue };
             let bytecode = candidate.bytecode_array;
             found.push(ScriptFrame {
                 frame_pointer: candidate.frame_pointer,
@@ -132,9 +132,9 @@ const COLLECTORS: [&str; 6] = [
 
 /// V8's row in the table of runtimes.
 #[derive(Debug)]
-pub struct Row;
+pub struct V8Row;
 
-impl Runtime for Row {
+impl Runtime for V8Row {
     fn name(&self) -> &'static str {
         "V8"
     }

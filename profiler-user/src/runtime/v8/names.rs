@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::heap::{Heap, object, small_integer};
-use super::layout::Layout;
+use super::layout::V8Layout;
 use crate::process::TargetMemory;
 
 /// Functions whose names are kept; forgotten all at once when there are more. Some hundred bytes each.
@@ -48,7 +48,7 @@ pub struct Function {
 
 /// A function as the heap shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Named {
+pub enum NamedFunction {
     Script(Arc<Function>),
     /// One that V8 brings itself: it has no script.
     Builtin,
@@ -58,7 +58,7 @@ pub enum Named {
 #[derive(Debug)]
 struct Known {
     words: [u64; 2],
-    named: Named,
+    named: NamedFunction,
 }
 
 #[derive(Debug)]
@@ -71,7 +71,7 @@ struct Script {
 
 /// Names functions, and remembers the names.
 #[derive(Debug, Default)]
-pub struct Names {
+pub struct FunctionNames {
     functions: HashMap<u64, Known>,
     scripts: HashMap<u64, Script>,
     lines: usize,
@@ -83,7 +83,7 @@ pub struct Names {
     bytecode_map: Option<u64>,
 }
 
-impl Names {
+impl FunctionNames {
     /// What follows is of one stack.
     pub fn begin_stack(&mut self) {
         self.looked_through = 0;
@@ -93,9 +93,9 @@ impl Names {
     pub fn function(
         &mut self,
         memory: &dyn TargetMemory,
-        layout: &Layout,
+        layout: &V8Layout,
         function: u64,
-    ) -> Option<Named> {
+    ) -> Option<NamedFunction> {
         let heap = Heap { memory, layout };
         let mut function = function;
         let mut map = heap.field(function, 0)?;
@@ -120,7 +120,7 @@ impl Names {
 
     /// Whether a word points to bytecode: the frame that has it is interpreted, or of code that V8
     /// translated without optimising.
-    pub fn is_bytecode(&mut self, memory: &dyn TargetMemory, layout: &Layout, word: u64) -> bool {
+    pub fn is_bytecode(&mut self, memory: &dyn TargetMemory, layout: &V8Layout, word: u64) -> bool {
         let heap = Heap { memory, layout };
         let Some(map) = heap.field(word, 0) else { return false };
         if self.bytecode_map == Some(map) {
@@ -133,7 +133,7 @@ impl Names {
         is_bytecode
     }
 
-    fn shared(&mut self, heap: &Heap<'_>, shared: u64) -> Option<Named> {
+    fn shared(&mut self, heap: &Heap<'_>, shared: u64) -> Option<NamedFunction> {
         let map = heap.field(shared, 0)?;
         if self.shared_map != Some(map) {
             if heap.type_of_map(map)? != heap.layout.shared_type {
@@ -156,10 +156,14 @@ impl Names {
         Some(named)
     }
 
-    fn read(&mut self, heap: &Heap<'_>, [name_or_scope, script]: [u64; 2]) -> Option<Named> {
+    fn read(
+        &mut self,
+        heap: &Heap<'_>,
+        [name_or_scope, script]: [u64; 2],
+    ) -> Option<NamedFunction> {
         object(script)?;
         if heap.type_of(script)? != heap.layout.script_type {
-            return Some(Named::Builtin);
+            return Some(NamedFunction::Builtin);
         }
         let scope = if heap.is_string(name_or_scope) {
             Scope { name: heap.text(name_or_scope, MAX_NAME), start: None }
@@ -171,7 +175,7 @@ impl Names {
         let (file, line) = self.place(heap, script, scope.start)?;
         let name = scope.name.filter(|name| !name.is_empty());
         let name = name.unwrap_or_else(|| "(anonymous)".to_owned());
-        Some(Named::Script(Arc::new(Function {
+        Some(NamedFunction::Script(Arc::new(Function {
             name: name.into(),
             file: file.map(Into::into),
             line,
@@ -313,11 +317,11 @@ impl Scope {
 #[cfg(test)]
 mod tests {
     use super::super::sample::{Objects, layout};
-    use super::{Function, Layout, Named, Names, path};
+    use super::{Function, FunctionNames, NamedFunction, V8Layout, path};
 
-    fn function(objects: &Objects, names: &mut Names, tagged: u64) -> Option<Function> {
+    fn function(objects: &Objects, names: &mut FunctionNames, tagged: u64) -> Option<Function> {
         match names.function(&objects.memory, &layout(), tagged) {
-            Some(Named::Script(function)) => Some(Function::clone(&function)),
+            Some(NamedFunction::Script(function)) => Some(Function::clone(&function)),
             _ => None,
         }
     }
@@ -331,7 +335,7 @@ mod tests {
         let tagged = objects.function("handle", "file:///srv/my%20app.mjs", SOURCE, (31, 54));
         let expected =
             Function { name: "handle".into(), file: Some("/srv/my app.mjs".into()), line: Some(3) };
-        let mut names = Names::default();
+        let mut names = FunctionNames::default();
         assert_eq!(function(&objects, &mut names, tagged), Some(expected.clone()));
         // And again, from what is remembered.
         assert_eq!(function(&objects, &mut names, tagged), Some(expected));
@@ -343,7 +347,7 @@ mod tests {
         let mut objects = Objects::default();
         let inferred = objects.anonymous("server.on", "/srv/app.js", SOURCE, (31, 54));
         let nameless = objects.anonymous("", "/srv/app.js", SOURCE, (0, 54));
-        let mut names = Names::default();
+        let mut names = FunctionNames::default();
         let mut name = |tagged| function(&objects, &mut names, tagged).map(|found| found.name);
         assert_eq!(name(inferred).as_deref(), Some("server.on"));
         assert_eq!(name(nameless).as_deref(), Some("(anonymous)"));
@@ -356,7 +360,7 @@ mod tests {
         for count in [1, 3, 80] {
             objects.variables = count;
             let tagged = objects.function("handle", "/srv/app.js", SOURCE, (31, 54));
-            let found = function(&objects, &mut Names::default(), tagged).unwrap();
+            let found = function(&objects, &mut FunctionNames::default(), tagged).unwrap();
             assert_eq!((&*found.name, found.line), ("handle", Some(3)), "{count}");
         }
     }
@@ -368,7 +372,7 @@ mod tests {
         let stranger = objects.one_byte("something else");
         let tagged = objects.anonymous("", "/srv/app.js", SOURCE, (31, 54));
         objects.append_to_scope(tagged, stranger);
-        let found = function(&objects, &mut Names::default(), tagged).unwrap();
+        let found = function(&objects, &mut FunctionNames::default(), tagged).unwrap();
         assert_eq!((&*found.name, found.line), ("(anonymous)", Some(3)));
     }
 
@@ -377,7 +381,7 @@ mod tests {
     fn module_code() {
         let mut objects = Objects::default();
         let tagged = objects.module("/srv/app.mjs", SOURCE, (0, 54));
-        let found = function(&objects, &mut Names::default(), tagged).unwrap();
+        let found = function(&objects, &mut FunctionNames::default(), tagged).unwrap();
         assert_eq!((&*found.name, found.line), ("(anonymous)", Some(1)));
     }
 
@@ -388,9 +392,9 @@ mod tests {
         objects.fixed_positions = true;
         objects.variables = 2;
         let tagged = objects.function("handle", "/srv/app.js", SOURCE, (31, 54));
-        let layout = Layout { fixed_positions: true, scope_variables: 5, ..layout() };
-        let named = Names::default().function(&objects.memory, &layout, tagged);
-        let Some(Named::Script(found)) = named else { panic!("{named:?}") };
+        let layout = V8Layout { fixed_positions: true, scope_variables: 5, ..layout() };
+        let named = FunctionNames::default().function(&objects.memory, &layout, tagged);
+        let Some(NamedFunction::Script(found)) = named else { panic!("{named:?}") };
         assert_eq!((&*found.name, found.line), ("handle", Some(3)));
     }
 
@@ -402,9 +406,9 @@ mod tests {
         let string = objects.one_byte("no function");
         let moved = objects.function("handle", "/srv/app.js", SOURCE, (31, 54));
         objects.memory.put_u64(moved - 1, 0x7000);
-        let mut names = Names::default();
+        let mut names = FunctionNames::default();
         let mut named = |tagged| names.function(&objects.memory, &layout(), tagged);
-        assert_eq!(named(builtin), Some(Named::Builtin));
+        assert_eq!(named(builtin), Some(NamedFunction::Builtin));
         for tagged in [string, moved, 0, 1, u64::MAX, 0x1_0000_0001] {
             assert_eq!(named(tagged), None, "{tagged:#x}");
         }
@@ -417,7 +421,7 @@ mod tests {
         let before = objects.one_byte("what was there");
         let tagged = objects.function("handle", "/srv/app.js", SOURCE, (31, 54));
         objects.memory.put_u64(before - 1, tagged - 1);
-        let found = function(&objects, &mut Names::default(), before).unwrap();
+        let found = function(&objects, &mut FunctionNames::default(), before).unwrap();
         assert_eq!((&*found.name, found.line), ("handle", Some(3)));
     }
 
@@ -426,7 +430,7 @@ mod tests {
     fn reused_place() {
         let mut objects = Objects::default();
         let tagged = objects.function("first", "/srv/app.js", SOURCE, (31, 54));
-        let mut names = Names::default();
+        let mut names = FunctionNames::default();
         assert_eq!(function(&objects, &mut names, tagged).unwrap().name.as_ref(), "first");
         let other = objects.function("second", "/srv/app.js", SOURCE, (31, 54));
         objects.replace_shared(tagged, other);
@@ -444,7 +448,7 @@ mod tests {
                 seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 let mut damaged = objects.clone();
                 damaged.memory.put_u64(address, seed);
-                let _ = function(&damaged, &mut Names::default(), tagged);
+                let _ = function(&damaged, &mut FunctionNames::default(), tagged);
             }
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::Code;
-use super::layout::{FrameSlots, FrameTypes, Layout, StringKinds};
+use super::layout::{FrameSlots, FrameTypes, StringKinds, V8Layout};
 use crate::process::{TargetMemory, Unreadable};
 
 const SHARED: u16 = 262;
@@ -20,8 +20,8 @@ const SLICED: u16 = 35;
 const THIN: u16 = 37;
 
 /// The constants of node 20.
-pub fn layout() -> Layout {
-    Layout {
+pub fn layout() -> V8Layout {
+    V8Layout {
         slots: FrameSlots { context: 8, function: 16, bytecode_array: 32 },
         strings: StringKinds {
             mask: 7,

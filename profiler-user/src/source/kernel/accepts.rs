@@ -3,7 +3,7 @@
 use aya::Ebpf;
 use aya::maps::{MapData, PerCpuHashMap, PerCpuValues};
 use aya::util::nr_cpus;
-use profiler_ebpf::reading::Accepts;
+use profiler_ebpf::loop_counters::Accepts;
 
 use super::object::take;
 

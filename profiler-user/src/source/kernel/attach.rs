@@ -5,12 +5,12 @@ use aya::programs::trace_point::TracePointLinkId;
 use aya::programs::{BtfTracePoint, FEntry, FExit, Iter, Program, TracePoint};
 use aya::{Btf, Ebpf};
 
-use super::hooks::{Probe, WaitHooks, Waits, Watch};
-use super::load::{Refused, Task};
+use super::hooks::{HookOutcome, HookedWaits, WaitHooks, WatchParameters};
+use super::load::{LoadTask, Refused};
 use super::object::program;
 use super::preflight::{self, Tracefs};
 use super::refusal::{self, why};
-use super::ticks;
+use super::sampling;
 use crate::error::Failure;
 
 /// The hook that costs others nothing, as a report names it.
@@ -70,9 +70,9 @@ const INSTANCES: [&str; 2] = ["epoll_create", "epoll_create1"];
 const ACCEPTS: [&str; 2] = ["accept", "accept4"];
 
 /// Whatever is to be loaded, what takes the verifier longest first.
-pub fn tasks<'a>(btf: &'a Btf, watch: &Watch) -> Vec<Task<'a>> {
+pub fn tasks<'a>(btf: &'a Btf, watch: &WatchParameters) -> Vec<LoadTask<'a>> {
     let mut tasks = vec![scheduler_task(btf, SWITCH)];
-    tasks.extend(ticks::tasks(btf, watch.samples));
+    tasks.extend(sampling::tasks(btf, watch.samples));
     tasks.push(scheduler_task(btf, WAKING));
     for wait in waits(watch.waits) {
         tasks.extend(wait_tasks(btf, watch.hooks, wait.syscall));
@@ -90,26 +90,26 @@ pub fn tasks<'a>(btf: &'a Btf, watch: &Watch) -> Vec<Task<'a>> {
     if watch.workers {
         tasks.push(scheduler_task(btf, BIRTHS));
     }
-    tasks.push(Task::new(THREADS, |program: &mut Program| {
+    tasks.push(LoadTask::new(THREADS, |program: &mut Program| {
         let program: &mut Iter = program.try_into()?;
         Ok(program.load("task", btf)?)
     }));
     tasks
 }
 
-fn scheduler_task<'a>(btf: &'a Btf, tracepoint: &'static str) -> Task<'a> {
-    Task::new(tracepoint, move |program: &mut Program| {
+fn scheduler_task<'a>(btf: &'a Btf, tracepoint: &'static str) -> LoadTask<'a> {
+    LoadTask::new(tracepoint, move |program: &mut Program| {
         let program: &mut BtfTracePoint = program.try_into()?;
         Ok(program.load(tracepoint, btf)?)
     })
 }
 
-fn wait_tasks<'a>(btf: &'a Btf, hooks: WaitHooks, syscall: &'static str) -> Vec<Task<'a>> {
+fn wait_tasks<'a>(btf: &'a Btf, hooks: WaitHooks, syscall: &'static str) -> Vec<LoadTask<'a>> {
     let tracepoints = || [entered(syscall), "wait_left"].map(tracepoint_task);
     if hooks == WaitHooks::Tracepoint {
         return tracepoints().into();
     }
-    let enter = Task::new(format!("enter_{syscall}"), move |program: &mut Program| {
+    let enter = LoadTask::new(format!("enter_{syscall}"), move |program: &mut Program| {
         let program: &mut FEntry = program.try_into()?;
         Ok(program.load(&function(syscall), btf)?)
     });
@@ -126,7 +126,7 @@ fn return_task<'a>(
     hooks: WaitHooks,
     syscall: &'static str,
     fallback: &'static str,
-) -> Task<'a> {
+) -> LoadTask<'a> {
     match hooks {
         WaitHooks::Tracepoint => tracepoint_task(fallback),
         WaitHooks::Fentry => leave_task(btf, syscall),
@@ -134,16 +134,16 @@ fn return_task<'a>(
     }
 }
 
-fn leave_task<'a>(btf: &'a Btf, syscall: &'static str) -> Task<'a> {
-    Task::new(format!("leave_{syscall}"), move |program: &mut Program| {
+fn leave_task<'a>(btf: &'a Btf, syscall: &'static str) -> LoadTask<'a> {
+    LoadTask::new(format!("leave_{syscall}"), move |program: &mut Program| {
         let program: &mut FExit = program.try_into()?;
         Ok(program.load(&function(syscall), btf)?)
     })
 }
 
 /// One program serves all syscalls; the kernel takes it once.
-fn tracepoint_task<'a>(name: &'static str) -> Task<'a> {
-    Task::new(name, |program: &mut Program| {
+fn tracepoint_task<'a>(name: &'static str) -> LoadTask<'a> {
+    LoadTask::new(name, |program: &mut Program| {
         let program: &mut TracePoint = program.try_into()?;
         Ok(program.load()?)
     })
@@ -158,7 +158,7 @@ fn entered(syscall: &str) -> &'static str {
     if syscall == "io_uring_enter" { "ring_entered" } else { "wait_entered" }
 }
 
-fn waits(wanted: Waits) -> impl Iterator<Item = &'static Wait> {
+fn waits(wanted: HookedWaits) -> impl Iterator<Item = &'static Wait> {
     WAITS.iter().filter(move |wait| match wait.family {
         Family::Epoll => true,
         Family::IoUring => wanted.io_uring,
@@ -176,7 +176,7 @@ pub struct Hooks<'a> {
 
 impl Hooks<'_> {
     /// Attaches everything that was loaded. No thread has a slot yet: nothing is recorded before all is there.
-    pub fn attach_all(&mut self, watch: &Watch) -> Result<Vec<Probe>, Failure> {
+    pub fn attach_all(&mut self, watch: &WatchParameters) -> Result<Vec<HookOutcome>, Failure> {
         let mut probes = vec![
             self.required(SWITCH)?,
             self.required(WAKEUP)?,
@@ -208,25 +208,25 @@ impl Hooks<'_> {
         }
     }
 
-    fn required(&mut self, name: &'static str) -> Result<Probe, Failure> {
+    fn required(&mut self, name: &'static str) -> Result<HookOutcome, Failure> {
         if let Some(error) = self.refused.get(name) {
             return Err(refusal::of_program(name, error));
         }
         self.on_scheduler(name).map_err(|error| refusal::of_program(name, &error))?;
-        Ok(Probe { name, hook: Some(SCHEDULER), reason: None })
+        Ok(HookOutcome { name, hook: Some(SCHEDULER), reason: None })
     }
 
-    fn optional(&mut self, name: &'static str) -> Probe {
+    fn optional(&mut self, name: &'static str) -> HookOutcome {
         match self.loaded(name).and_then(|()| self.on_scheduler(name)) {
-            Ok(()) => Probe { name, hook: Some(SCHEDULER), reason: None },
-            Err(error) => Probe { name, hook: None, reason: Some(why(&error)) },
+            Ok(()) => HookOutcome { name, hook: Some(SCHEDULER), reason: None },
+            Err(error) => HookOutcome { name, hook: None, reason: Some(why(&error)) },
         }
     }
 
     /// It is attached later.
-    fn loaded_only(&self, name: &'static str) -> Probe {
+    fn loaded_only(&self, name: &'static str) -> HookOutcome {
         let reason = self.refused.get(name).map(why);
-        Probe { name, hook: reason.is_none().then_some(SCHEDULER), reason }
+        HookOutcome { name, hook: reason.is_none().then_some(SCHEDULER), reason }
     }
 
     fn on_scheduler(&mut self, name: &str) -> anyhow::Result<()> {
@@ -235,7 +235,7 @@ impl Hooks<'_> {
         Ok(())
     }
 
-    fn at_return(&mut self, syscall: &'static str, fallback: &'static str) -> Probe {
+    fn at_return(&mut self, syscall: &'static str, fallback: &'static str) -> HookOutcome {
         let fentry = |hooks: &mut Self, syscall| {
             let name = format!("leave_{syscall}");
             hooks.loaded(&name)?;
@@ -256,24 +256,24 @@ impl Hooks<'_> {
         syscall: &'static str,
         fentry: impl FnOnce(&mut Self, &'static str) -> anyhow::Result<()>,
         tracepoint: impl FnOnce(&mut Self, &'static str) -> anyhow::Result<()>,
-    ) -> Probe {
+    ) -> HookOutcome {
         let mut reason = None;
         if self.wanted != WaitHooks::Tracepoint {
             match fentry(self, syscall) {
-                Ok(()) => return Probe { name: syscall, hook: Some(FENTRY), reason: None },
+                Ok(()) => return HookOutcome { name: syscall, hook: Some(FENTRY), reason: None },
                 Err(error) => reason = Some(format!("fentry: {}", why(&error))),
             }
         }
         if self.wanted != WaitHooks::Fentry {
             match tracepoint(self, syscall) {
-                Ok(()) => return Probe { name: syscall, hook: Some("tracepoint"), reason },
+                Ok(()) => return HookOutcome { name: syscall, hook: Some("tracepoint"), reason },
                 Err(error) => {
                     let before = reason.map(|reason| reason + "; ").unwrap_or_default();
                     reason = Some(format!("{before}tracepoint: {}", why(&error)));
                 }
             }
         }
-        Probe { name: syscall, hook: None, reason }
+        HookOutcome { name: syscall, hook: None, reason }
     }
 
     /// The return first: a wait that is entered between the two then has its return seen.
@@ -323,7 +323,7 @@ impl Hooks<'_> {
     }
 
     /// A wait without which no loop can be watched has no hook.
-    fn no_wait(&self, syscall: &str, probe: &Probe) -> Failure {
+    fn no_wait(&self, syscall: &str, probe: &HookOutcome) -> Failure {
         let programs =
             [format!("leave_{syscall}"), "wait_left".to_owned(), entered(syscall).to_owned()];
         let log = programs.iter().find_map(|name| self.refused.get(name));

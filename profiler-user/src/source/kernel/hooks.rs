@@ -2,10 +2,10 @@
 
 /// What to watch, in the kernel's numbers.
 #[derive(Debug, Clone, Copy)]
-pub struct Watch {
+pub struct WatchParameters {
     pub tgid: u32,
     pub threshold_ns: u64,
-    pub waits: Waits,
+    pub waits: HookedWaits,
     pub hooks: WaitHooks,
     pub samples: SampleHooks,
     /// Whether statistics are wanted.
@@ -17,7 +17,7 @@ pub struct Watch {
 /// Which waits are hooked. Each hooked syscall costs whoever calls it, so only what the target may
 /// wait in is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Waits {
+pub struct HookedWaits {
     pub poll: bool,
     pub io_uring: bool,
 }
@@ -42,7 +42,7 @@ pub enum SampleHooks {
 
 /// One hook of the kernel and what became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Probe {
+pub struct HookOutcome {
     /// What is hooked: `sched_switch`, `epoll_wait`.
     pub name: &'static str,
     /// By what: `btf-tracepoint`, `fentry`, `tracepoint`, `perf-event`, `timer-tick`; none where it is not

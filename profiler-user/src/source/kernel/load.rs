@@ -11,16 +11,16 @@ const MOST_AT_ONCE: usize = 4;
 
 /// One program to load, and how.
 #[allow(missing_debug_implementations, reason = "a closure has none")]
-pub struct Task<'a, P = Program> {
+pub struct LoadTask<'a, P = Program> {
     program: String,
     load: Load<'a, P>,
     /// What is loaded where this is refused.
-    instead: Vec<Task<'a, P>>,
+    instead: Vec<LoadTask<'a, P>>,
 }
 
 type Load<'a, P> = Box<dyn FnOnce(&mut P) -> anyhow::Result<()> + Send + 'a>;
 
-impl<'a, P> Task<'a, P> {
+impl<'a, P> LoadTask<'a, P> {
     pub fn new(
         program: impl Into<String>,
         load: impl FnOnce(&mut P) -> anyhow::Result<()> + Send + 'a,
@@ -41,7 +41,7 @@ pub type Refused = BTreeMap<String, anyhow::Error>;
 struct Work<'a, P> {
     /// Each is taken out by the first task that loads it.
     programs: BTreeMap<String, &'a mut P>,
-    tasks: VecDeque<Task<'a, P>>,
+    tasks: VecDeque<LoadTask<'a, P>>,
     refused: Refused,
 }
 
@@ -49,7 +49,7 @@ struct Work<'a, P> {
 /// whose program another has taken, is passed over.
 pub fn load<'a, P: Send + 'a>(
     programs: impl Iterator<Item = (String, &'a mut P)>,
-    tasks: Vec<Task<'a, P>>,
+    tasks: Vec<LoadTask<'a, P>>,
 ) -> Refused {
     let work = Work { programs: programs.collect(), tasks: tasks.into(), refused: Refused::new() };
     let work = Mutex::new(work);
@@ -77,7 +77,7 @@ fn run<P>(work: &Mutex<Work<'_, P>>) {
     }
 }
 
-fn next<'a, P>(work: &mut Work<'a, P>) -> Option<(Task<'a, P>, &'a mut P)> {
+fn next<'a, P>(work: &mut Work<'a, P>) -> Option<(LoadTask<'a, P>, &'a mut P)> {
     loop {
         let task = work.tasks.pop_front()?;
         if let Some(program) = work.programs.remove(&task.program) {
@@ -95,7 +95,7 @@ fn locked<'a, 'b, P>(work: &'a Mutex<Work<'b, P>>) -> MutexGuard<'a, Work<'b, P>
 mod tests {
     use std::sync::Barrier;
 
-    use super::{Task, load};
+    use super::{LoadTask, load};
 
     /// Counts how often it was loaded.
     type Fake = u32;
@@ -104,15 +104,15 @@ mod tests {
         programs.iter_mut().map(|(name, program)| ((*name).to_owned(), program))
     }
 
-    fn granted<'a>(name: &str) -> Task<'a, Fake> {
-        Task::new(name, |program| {
+    fn granted<'a>(name: &str) -> LoadTask<'a, Fake> {
+        LoadTask::new(name, |program| {
             *program += 1;
             Ok(())
         })
     }
 
-    fn refused<'a>(name: &str) -> Task<'a, Fake> {
-        Task::new(name, |_| anyhow::bail!("no"))
+    fn refused<'a>(name: &str) -> LoadTask<'a, Fake> {
+        LoadTask::new(name, |_| anyhow::bail!("no"))
     }
 
     /// What is granted is loaded once, whoever asks for it; what is refused is told, and replaced by what stands
@@ -139,7 +139,7 @@ mod tests {
         }
         let both = Barrier::new(2);
         let waits = |name| {
-            Task::new(name, |_: &mut Fake| {
+            LoadTask::new(name, |_: &mut Fake| {
                 both.wait();
                 Ok(())
             })

@@ -7,13 +7,13 @@ pub mod hooks;
 mod interrupt;
 mod load;
 mod object;
-mod others;
+mod other_threads;
 pub mod preflight;
 pub mod probed;
 mod refusal;
 mod slotless;
 mod table;
-pub mod ticks;
+pub mod sampling;
 
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,23 +23,23 @@ use anyhow::{Context, anyhow};
 use aya::maps::{Array, HashMap, MapData, Queue, RingBuf};
 use aya::programs::Iter;
 use aya::{Btf, BtfError, Ebpf, EbpfLoader, include_bytes_aligned};
+use profiler_ebpf::contention::{Contenders, TaskId};
 use profiler_ebpf::counter::Counter;
 use profiler_ebpf::limits::{MAX_LOOPS, MAX_WAITERS};
+use profiler_ebpf::loop_counters::{Accepts, LoopCounters};
 use profiler_ebpf::param::Params;
 use profiler_ebpf::parks::Parks;
 use profiler_ebpf::python::PythonLayout;
-use profiler_ebpf::reading::{Accepts, Reading};
 use profiler_ebpf::record::{CaptureHead, ThreadSnapshot};
-use profiler_ebpf::rivals::{Rivals, TaskId};
 use profiler_ebpf::turn::{Loop, phase};
 use profiler_ebpf::wanted::Wanted;
 use zerocopy::{FromBytes, IntoBytes};
 
 use self::attach::Hooks;
-use self::hooks::{Probe, Watch};
+use self::hooks::{HookOutcome, WatchParameters};
 use self::layout::{BTF_PATH, KernelLayout};
 use self::object::{descriptor, take};
-use self::table::Table;
+use self::table::SharedTables;
 use super::{Captured, Event, EventSource, InterpreterPlaces, Slot, decode};
 use crate::error::Failure;
 use crate::process::thread::{is_alive, is_in_call};
@@ -55,20 +55,20 @@ pub const MAX_THREADS: usize = 16 * 1024;
 pub struct KernelSource {
     tgid: u32,
     // The table's pages and the ring belong to maps that `ebpf` holds: they go first.
-    table: Table,
+    table: SharedTables,
     ring: RingBuf<MapData>,
     slots: HashMap<MapData, u32, u32>,
     free: Queue<MapData, u32>,
     python: Array<MapData, [u8; size_of::<PythonLayout>()]>,
-    ticks: ticks::Ticks,
-    others: others::Others,
+    ticks: sampling::Sampler,
+    others: other_threads::OtherThreadMaps,
     accepts: accepts::AcceptCounts,
-    slotless: slotless::Slotless,
+    slotless: slotless::SlotlessMap,
     malformed: u64,
     /// Slots of threads that are watched no more. A hook under way may write to them for a moment yet: they serve
     /// others from the next look on.
     retired: Vec<Slot>,
-    probes: Vec<Probe>,
+    probes: Vec<HookOutcome>,
     #[cfg(feature = "probe-log")]
     log: aya_log::EbpfLogger<&'static dyn log::Log>,
     ebpf: Ebpf,
@@ -79,7 +79,7 @@ pub struct KernelSource {
 pub struct Loaded {
     ebpf: Ebpf,
     refused: load::Refused,
-    watch: Watch,
+    watch: WatchParameters,
 }
 
 impl Loaded {
@@ -88,19 +88,19 @@ impl Loaded {
         let Self { mut ebpf, refused, watch } = self;
         let mut hooks = Hooks { ebpf: &mut ebpf, refused: &refused, wanted: watch.hooks };
         let mut probes = hooks.attach_all(&watch)?;
-        let (ticks, sampling) = ticks::Ticks::new(&refused, watch.samples);
+        let (ticks, sampling) = sampling::Sampler::new(&refused, watch.samples);
         probes.push(sampling);
         let mut source = KernelSource {
             tgid: watch.tgid,
-            table: Table::new(|name| descriptor(&ebpf, name), MAX_LOOPS, watch.stats)?,
+            table: SharedTables::new(|name| descriptor(&ebpf, name), MAX_LOOPS, watch.stats)?,
             ring: take(&mut ebpf, "RECORDS")?.try_into()?,
             slots: take(&mut ebpf, "SLOTS")?.try_into()?,
             free: take(&mut ebpf, "FREE_SLOTS")?.try_into()?,
             python: take(&mut ebpf, "PYTHON")?.try_into()?,
             ticks,
-            others: others::Others::new(&mut ebpf)?,
+            others: other_threads::OtherThreadMaps::new(&mut ebpf)?,
             accepts: accepts::AcceptCounts::new(&mut ebpf)?,
-            slotless: slotless::Slotless::new(&mut ebpf)?,
+            slotless: slotless::SlotlessMap::new(&mut ebpf)?,
             malformed: 0,
             retired: Vec::new(),
             probes,
@@ -115,7 +115,7 @@ impl Loaded {
 
 impl KernelSource {
     /// Has the kernel verify the probes. Nothing is hooked yet.
-    pub fn load(watch: Watch) -> anyhow::Result<Loaded> {
+    pub fn load(watch: WatchParameters) -> anyhow::Result<Loaded> {
         if OBJECT.is_empty() {
             return Err(Failure::unsupported(
                 "this stalltrace was built without its probes: build it with `cargo xtask build`",
@@ -150,7 +150,7 @@ impl KernelSource {
     }
 
     /// What is attached and what is not.
-    pub fn probes(&self) -> &[Probe] {
+    pub fn probes(&self) -> &[HookOutcome] {
         &self.probes
     }
 
@@ -206,16 +206,16 @@ impl EventSource for KernelSource {
         (still && same_turn).then_some(captured)
     }
 
-    fn rivals(&mut self, slot: Slot) -> Option<Rivals> {
-        let mut rivals = self.table.rivals(slot.index)?;
-        let waits_there = |other: &Rivals| other.waiter != 0 && other.cpu == rivals.cpu;
+    fn contenders(&mut self, slot: Slot) -> Option<Contenders> {
+        let mut contenders = self.table.contenders(slot.index)?;
+        let waits_there = |other: &Contenders| other.waiter != 0 && other.cpu == contenders.cpu;
         let used = (0..MAX_LOOPS).filter(|index| self.table.is_used(*index));
-        let all = used.filter_map(|index| self.table.rivals(index));
+        let all = used.filter_map(|index| self.table.contenders(index));
         if all.filter(waits_there).count() > MAX_WAITERS {
             // Who came onto that CPU last was not recorded for each of them.
-            rivals.on_cpu = TaskId::UNKNOWN;
+            contenders.on_cpu = TaskId::UNKNOWN;
         }
-        Some(rivals)
+        Some(contenders)
     }
 
     fn seed(&mut self, state: Loop, capture: CaptureHead) -> anyhow::Result<bool> {
@@ -273,10 +273,10 @@ impl EventSource for KernelSource {
         self.table.set_interpreter(slot.index, places);
     }
 
-    fn set_ticks(&mut self, wanted: super::Ticks) -> anyhow::Result<()> {
+    fn set_ticks(&mut self, wanted: super::Sampling) -> anyhow::Result<()> {
         match (wanted, self.ticks.are_on()) {
-            (super::Ticks::On, false) => self.ticks.switch_on(&mut self.ebpf),
-            (super::Ticks::Off, true) => self.ticks.switch_off(&mut self.ebpf),
+            (super::Sampling::On, false) => self.ticks.switch_on(&mut self.ebpf),
+            (super::Sampling::Off, true) => self.ticks.switch_off(&mut self.ebpf),
             _ => Ok(()),
         }
     }
@@ -293,7 +293,7 @@ impl EventSource for KernelSource {
         self.others.watch_wakers(&mut self.ebpf, wanted)
     }
 
-    fn take_reading(&mut self, slot: Slot) -> Option<(Loop, Reading)> {
+    fn take_reading(&mut self, slot: Slot) -> Option<(Loop, LoopCounters)> {
         self.table.take_reading(slot.index)
     }
 
@@ -344,7 +344,7 @@ impl EventSource for KernelSource {
 }
 
 /// The maps, made, and the programs, read.
-fn objects(watch: &Watch, layout: &KernelLayout) -> Result<Ebpf, Failure> {
+fn objects(watch: &WatchParameters, layout: &KernelLayout) -> Result<Ebpf, Failure> {
     let params = Params {
         tgid: u64::from(watch.tgid),
         threshold_ns: watch.threshold_ns,
@@ -357,13 +357,13 @@ fn objects(watch: &Watch, layout: &KernelLayout) -> Result<Ebpf, Failure> {
     let ebpf = EbpfLoader::new()
         .override_global("PARAMS", params.as_bytes(), true)
         .override_global("INTERRUPTS", layout.interrupts.as_bytes(), true)
-        .map_max_entries("READINGS", readings(watch))
+        .map_max_entries("LOOP_COUNTERS", readings(watch))
         .load(OBJECT);
     ebpf.map_err(|error| refusal::of_object(&error.into()))
 }
 
 /// Slots with statistics; an array without elements cannot be made.
-fn readings(watch: &Watch) -> u32 {
+fn readings(watch: &WatchParameters) -> u32 {
     if watch.stats { MAX_LOOPS } else { 1 }
 }
 

@@ -21,13 +21,13 @@ const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
 /// One thing that is needed, and how it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Check {
+pub struct Requirement {
     pub what: &'static str,
-    pub state: State,
+    pub state: RequirementState,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum State {
+pub enum RequirementState {
     /// With what was found.
     Fine(String),
     /// Works without, but worse: how.
@@ -37,40 +37,40 @@ pub enum State {
 }
 
 /// Everything that must be so before the probes can be loaded.
-pub fn machine() -> Vec<Check> {
+pub fn machine() -> Vec<Requirement> {
     vec![architecture(), capabilities(), namespace(), btf(), tracepoints()]
 }
 
-fn architecture() -> Check {
+fn architecture() -> Requirement {
     let what = "architecture";
     let state = match std::env::consts::ARCH {
-        "x86_64" => State::Fine("x86_64".to_owned()),
-        other => State::Missing(format!("{other} is not supported yet: only x86_64 is")),
+        "x86_64" => RequirementState::Fine("x86_64".to_owned()),
+        other => RequirementState::Missing(format!("{other} is not supported yet: only x86_64 is")),
     };
-    Check { what, state }
+    Requirement { what, state }
 }
 
-fn capabilities() -> Check {
+fn capabilities() -> Requirement {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let state = match effective(&status) {
-        _ if is_in_user_namespace() => State::Missing(
+        _ if is_in_user_namespace() => RequirementState::Missing(
             "stalltrace runs in a user namespace, whose capabilities do not count for BPF: run it as root of \
              the host, or in a container that is not rootless"
                 .to_owned(),
         ),
         None => {
-            State::Missing("/proc/self/status has no CapEff line: is /proc mounted?".to_owned())
+            RequirementState::Missing("/proc/self/status has no CapEff line: is /proc mounted?".to_owned())
         }
         Some(set) => match missing(set).as_slice() {
-            [] => State::Fine("sufficient".to_owned()),
-            names => State::Missing(format!(
+            [] => RequirementState::Fine("sufficient".to_owned()),
+            names => RequirementState::Missing(format!(
                 "{} {} missing: run as root (sudo), or as a container with --privileged",
                 names.join(", "),
                 if names.len() == 1 { "is" } else { "are" }
             )),
         },
     };
-    Check { what: "privileges", state }
+    Requirement { what: "privileges", state }
 }
 
 fn effective(status: &str) -> Option<u64> {
@@ -94,32 +94,34 @@ fn missing(set: u64) -> Vec<&'static str> {
     names
 }
 
-fn namespace() -> Check {
+fn namespace() -> Requirement {
     let state = match kernel_numbers_are_ours() {
-        Ok(()) => State::Fine("the host's".to_owned()),
-        Err(why) => State::Missing(why),
+        Ok(()) => RequirementState::Fine("the host's".to_owned()),
+        Err(why) => RequirementState::Missing(why),
     };
-    Check { what: "PID namespace", state }
+    Requirement { what: "PID namespace", state }
 }
 
-fn btf() -> Check {
+fn btf() -> Requirement {
     let state = match File::open(BTF_PATH) {
-        Ok(_) => State::Fine(BTF_PATH.to_owned()),
-        Err(error) if error.kind() == ErrorKind::NotFound => State::Missing(format!(
+        Ok(_) => RequirementState::Fine(BTF_PATH.to_owned()),
+        Err(error) if error.kind() == ErrorKind::NotFound => RequirementState::Missing(format!(
             "{BTF_PATH} is not there: the kernel must be built with CONFIG_DEBUG_INFO_BTF=y, as those of the \
              distributions are"
         )),
-        Err(error) => State::Missing(format!("{BTF_PATH} cannot be opened: {error}")),
+        Err(error) => RequirementState::Missing(format!("{BTF_PATH} cannot be opened: {error}")),
     };
-    Check { what: "kernel types (BTF)", state }
+    Requirement { what: "kernel types (BTF)", state }
 }
 
-fn tracepoints() -> Check {
+fn tracepoints() -> Requirement {
     let state = match tracefs() {
-        Tracefs::At(path) => State::Fine(path.to_owned()),
-        missing => State::Worse(format!("needed where fentry cannot be used: {missing}")),
+        Tracefs::At(path) => RequirementState::Fine(path.to_owned()),
+        missing => {
+            RequirementState::Worse(format!("needed where fentry cannot be used: {missing}"))
+        }
     };
-    Check { what: "tracefs", state }
+    Requirement { what: "tracefs", state }
 }
 
 /// Whether a status of /proc tells of a seccomp filter: mode 2.

@@ -7,7 +7,7 @@ use super::object::take;
 
 /// They are in a map, each once; a counter says how many have been added.
 #[derive(Debug)]
-pub struct Slotless {
+pub struct SlotlessMap {
     asked: HashMap<MapData, u32, u32>,
     /// How many had asked before there were any slots.
     early: u64,
@@ -15,7 +15,7 @@ pub struct Slotless {
     read: u64,
 }
 
-impl Slotless {
+impl SlotlessMap {
     pub fn new(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
         Ok(Self { asked: take(ebpf, "SLOTLESS")?.try_into()?, early: 0, read: 0 })
     }

@@ -7,12 +7,12 @@ use std::sync::atomic::{Ordering, fence};
 
 use anyhow::Context;
 use aya::maps::MapFd;
+use profiler_ebpf::contention::Contenders;
 use profiler_ebpf::counter::Counter;
 use profiler_ebpf::histogram::Histogram;
+use profiler_ebpf::loop_counters::LoopCounters;
 use profiler_ebpf::parks::Parks;
-use profiler_ebpf::reading::Reading;
 use profiler_ebpf::record::{Capture, CaptureHead};
-use profiler_ebpf::rivals::Rivals;
 use profiler_ebpf::turn::Loop;
 use profiler_ebpf::version;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -92,37 +92,37 @@ unsafe impl Send for Mapped {}
 
 /// Where a reading keeps its greatest values: two cells of each kind.
 const GREATEST: [usize; 3] = [
-    offset_of!(Reading, most_ready),
-    offset_of!(Reading, turns) + offset_of!(Histogram, greatest_ns),
-    offset_of!(Reading, delays) + offset_of!(Histogram, greatest_ns),
+    offset_of!(LoopCounters, most_ready),
+    offset_of!(LoopCounters, turns) + offset_of!(Histogram, greatest_ns),
+    offset_of!(LoopCounters, delays) + offset_of!(Histogram, greatest_ns),
 ];
 
-/// Loops, captures, ways to park, rivals for a CPU and statistics, by slot; and what was lost.
+/// Loops, captures, ways to park, contenders for a CPU and statistics, by slot; and what was lost.
 #[derive(Debug)]
-pub struct Table {
+pub struct SharedTables {
     loops: Mapped,
     captures: Mapped,
     parks: Mapped,
-    rivals: Mapped,
+    contenders: Mapped,
     executed: Mapped,
     counters: Mapped,
     /// Where they are wanted.
     readings: Option<Mapped>,
 }
 
-impl Table {
+impl SharedTables {
     /// Of the maps with these names, for so many slots; `has_readings` where statistics are wanted.
     pub fn new<'a>(
         map: impl Fn(&'static str) -> anyhow::Result<&'a MapFd>,
         slots: u32,
         has_readings: bool,
     ) -> anyhow::Result<Self> {
-        let readings = || Mapped::new::<Reading>(map("READINGS")?, slots);
+        let readings = || Mapped::new::<LoopCounters>(map("LOOP_COUNTERS")?, slots);
         Ok(Self {
             loops: Mapped::new::<Loop>(map("LOOPS")?, slots)?,
             captures: Mapped::new::<Capture>(map("CAPTURES")?, slots)?,
             parks: Mapped::new::<Parks>(map("PARKS")?, slots)?,
-            rivals: Mapped::new::<Rivals>(map("RIVALS")?, slots)?,
+            contenders: Mapped::new::<Contenders>(map("CONTENDERS")?, slots)?,
             executed: Mapped::new::<u64>(map("EXECUTED")?, 1)?,
             counters: Mapped::new::<u64>(map("COUNTERS")?, Counter::ALL.len() as u32)?,
             readings: has_readings.then(readings).transpose()?,
@@ -149,8 +149,8 @@ impl Table {
     }
 
     /// Who has run instead of the slot's thread, whole; none if the kernel kept changing it.
-    pub fn rivals(&self, slot: u32) -> Option<Rivals> {
-        self.rivals.whole(slot, offset_of!(Rivals, version))
+    pub fn contenders(&self, slot: u32) -> Option<Contenders> {
+        self.contenders.whole(slot, offset_of!(Contenders, version))
     }
 
     /// When the target executed another program, if it did.
@@ -174,48 +174,49 @@ impl Table {
     }
 
     /// A slot's sums and its state at the same moment; the greatest values begin anew.
-    pub fn take_reading(&self, slot: u32) -> Option<(Loop, Reading)> {
-        let at = self.readings.as_ref()?.at::<Reading>(slot)?;
+    pub fn take_reading(&self, slot: u32) -> Option<(Loop, LoopCounters)> {
+        let at = self.readings.as_ref()?.at::<LoopCounters>(slot)?;
         let cell = at.cast::<u8>();
         // SAFETY: within the mapping and aligned; nobody else writes the cell's number.
-        let old = unsafe { cell.add(offset_of!(Reading, cell)).cast::<u64>().read_volatile() } & 1;
+        let old =
+            unsafe { cell.add(offset_of!(LoopCounters, cell)).cast::<u64>().read_volatile() } & 1;
         // From here on the probes leave the other cell's values to us.
-        self.set_reading_word(slot, offset_of!(Reading, cell), 1 - old);
-        let (state, reading) = self.at_one_moment(slot, at)?;
+        self.set_reading_word(slot, offset_of!(LoopCounters, cell), 1 - old);
+        let (state, counters) = self.at_one_moment(slot, at)?;
         for offset in GREATEST {
             self.set_reading_word(slot, offset + old as usize * 8, 0);
         }
-        Some((state, reading))
+        Some((state, counters))
     }
 
     /// Both copies, between two turns' ends where possible: in a loop whose turns are as short as the
     /// copying, the sums may lack one of them.
-    fn at_one_moment(&self, slot: u32, at: NonNull<Reading>) -> Option<(Loop, Reading)> {
+    fn at_one_moment(&self, slot: u32, at: NonNull<LoopCounters>) -> Option<(Loop, LoopCounters)> {
         let mut last = None;
         for _ in 0..MAX_TRIES {
             let before = self.state(slot)?;
             // SAFETY: within the mapping; any bytes are a valid `Reading`. Volatile, because the kernel
             // writes at the same time: every sum is a word of its own.
-            let reading = unsafe { at.read_volatile() };
-            let is_whole = reading.turns.count() == before.turns;
+            let counters = unsafe { at.read_volatile() };
+            let is_whole = counters.turns.count() == before.turns;
             if is_whole && self.state(slot)?.version == before.version {
-                return Some((before, reading));
+                return Some((before, counters));
             }
-            last = Some((before, reading));
+            last = Some((before, counters));
         }
         last
     }
 
     /// A slot's sums begin at zero for the next thread.
     pub fn clear_reading(&self, slot: u32) {
-        if let Some(at) = self.readings.as_ref().and_then(|all| all.at::<Reading>(slot)) {
+        if let Some(at) = self.readings.as_ref().and_then(|all| all.at::<LoopCounters>(slot)) {
             // SAFETY: within the mapping, and no probe touches a slot that no thread has.
-            unsafe { at.write_volatile(Reading::new_zeroed()) };
+            unsafe { at.write_volatile(LoopCounters::new_zeroed()) };
         }
     }
 
     fn set_reading_word(&self, slot: u32, offset: usize, value: u64) {
-        if let Some(at) = self.readings.as_ref().and_then(|all| all.at::<Reading>(slot)) {
+        if let Some(at) = self.readings.as_ref().and_then(|all| all.at::<LoopCounters>(slot)) {
             // SAFETY: within the mapping and aligned; the words are ours to write.
             unsafe { at.cast::<u8>().add(offset).cast::<u64>().write_volatile(value) };
         }

@@ -160,7 +160,7 @@ fn wait_hooks() -> Result<WaitHooks> {
     let (tracer, start) = Tracer::attach(echo.pid(), OFF)?;
     detach(tracer)?;
     Ok(match start.line {
-        Report::SessionStart(start) if start.wait_hooks == report::WaitHooks::Fentry => {
+        Report::SessionStart(start) if start.wait_hooks == report::ReportedWaitHooks::Fentry => {
             WaitHooks::Fentry
         }
         _ => WaitHooks::Tracepoint,

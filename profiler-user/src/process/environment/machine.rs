@@ -1,6 +1,6 @@
 //! The texts of `/proc/stat`, of pressure files and of freezers to the one number that each is read for.
 
-use super::place::Version;
+use super::place::HierarchyVersion;
 
 /// A tick of /proc/stat: `USER_HZ` is 100 on every architecture but alpha and ia64.
 const TICK_NS: u64 = 10_000_000;
@@ -20,16 +20,16 @@ pub fn some_ns(pressure: &str) -> Option<u64> {
 }
 
 /// By `freezer.state` of version 1, or `cgroup.events` of version 2.
-pub fn is_frozen(state: &str, version: Version) -> bool {
+pub fn is_frozen(state: &str, version: HierarchyVersion) -> bool {
     match version {
-        Version::V1 => state.trim() == "FROZEN",
-        Version::V2 => state.lines().any(|line| line == "frozen 1"),
+        HierarchyVersion::V1 => state.trim() == "FROZEN",
+        HierarchyVersion::V2 => state.lines().any(|line| line == "frozen 1"),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Version, is_frozen, some_ns, stolen_ns};
+    use super::{HierarchyVersion, is_frozen, some_ns, stolen_ns};
 
     /// Steal is the eighth number.
     #[test]
@@ -52,9 +52,9 @@ mod tests {
     /// Only what is wholly frozen is frozen.
     #[test]
     fn freezers() {
-        assert!(is_frozen("FROZEN\n", Version::V1));
-        assert!(!is_frozen("FREEZING\n", Version::V1));
-        assert!(is_frozen("populated 1\nfrozen 1\n", Version::V2));
-        assert!(!is_frozen("populated 1\nfrozen 0\n", Version::V2));
+        assert!(is_frozen("FROZEN\n", HierarchyVersion::V1));
+        assert!(!is_frozen("FREEZING\n", HierarchyVersion::V1));
+        assert!(is_frozen("populated 1\nfrozen 1\n", HierarchyVersion::V2));
+        assert!(!is_frozen("populated 1\nfrozen 0\n", HierarchyVersion::V2));
     }
 }

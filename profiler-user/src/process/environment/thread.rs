@@ -1,6 +1,6 @@
 //! The text of `/proc/TID/status` to the CPUs that a thread may use, and to whoever traces it.
 
-use crate::around::Cpus;
+use crate::environment::Cpus;
 use crate::process::target::field;
 
 /// Numbers in a list of CPUs at most: the kernel's own bound is 8192.

@@ -9,7 +9,7 @@ const MAX_COMMAND: usize = 256;
 
 /// A process, as far as /proc still tells. All of it is that process's own word.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Neighbour {
+pub struct OtherProcess {
     /// Its main thread's name.
     pub name: Option<String>,
     /// Kernel threads have none.
@@ -17,7 +17,7 @@ pub struct Neighbour {
     pub container_id: Option<String>,
 }
 
-impl Neighbour {
+impl OtherProcess {
     /// The process of a thread, if there still is a thread of that number and name: numbers are given
     /// out again.
     pub fn of_thread(pid: u32, tid: u32, name: &str) -> Option<Self> {
@@ -59,18 +59,18 @@ fn words(command: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{MAX_COMMAND, Neighbour, ready_on, thread_name, words};
+    use super::{MAX_COMMAND, OtherProcess, ready_on, thread_name, words};
 
     /// This very process is known by its own number and name, and by no other.
     #[test]
     fn who_is_there() {
         let pid = std::process::id();
         let name = thread_name(pid, pid).unwrap();
-        let known = Neighbour::of_thread(pid, pid, &name).unwrap();
+        let known = OtherProcess::of_thread(pid, pid, &name).unwrap();
         assert_eq!(known.name.as_ref(), Some(&name));
         assert!(known.command.is_some());
-        assert_eq!(Neighbour::of_thread(pid, pid, "somebody else"), None);
-        assert_eq!(Neighbour::of_thread(0x7fff_ffff, 0x7fff_ffff, &name), None);
+        assert_eq!(OtherProcess::of_thread(pid, pid, "somebody else"), None);
+        assert_eq!(OtherProcess::of_thread(0x7fff_ffff, 0x7fff_ffff, &name), None);
     }
 
     /// Whoever asks is on a CPU itself, but a thread that is not there is on none.

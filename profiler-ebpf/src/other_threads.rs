@@ -5,7 +5,7 @@ use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, Queue};
 use profiler_ebpf::counter::Counter;
-use profiler_ebpf::limits::{BYSTANDER_EVERY_NS, MAX_DESKS, MAX_THREAD_STATES, MIN_BLOCK_NS};
+use profiler_ebpf::limits::{BYSTANDER_EVERY_NS, MAX_BUFFERS, MAX_THREAD_STATES, MIN_BLOCK_NS};
 use profiler_ebpf::python::PythonWalk;
 use profiler_ebpf::record::{Capture, CaptureHead, RecordHead, Woken, kind, reason};
 use profiler_ebpf::turn::{FUTEX, phase, state};
@@ -26,7 +26,7 @@ static THREAD_STATES: HashMap<u64, u64> = HashMap::with_max_entries(MAX_THREAD_S
 
 /// Desks not in use. Filled by the daemon; one is taken for as long as a capture is put together.
 #[map]
-static FREE_DESKS: Queue<u32> = Queue::with_max_entries(MAX_DESKS, 0);
+static FREE_BUFFERS: Queue<u32> = Queue::with_max_entries(MAX_BUFFERS, 0);
 
 /// When a thread was last captured for no other reason than that all are wanted.
 #[map]
@@ -115,12 +115,12 @@ pub fn waking(task: Task) {
             tstate,
             now_ns,
         };
-        let Some(Begun { desk, tstate }) = begin(&met) else { return };
-        if let Some(capture) = capture_at(desk) {
-            capture::take_stacks(desk, tstate);
+        let Some(Begun { buffer, tstate }) = begin(&met) else { return };
+        if let Some(capture) = capture_at(buffer) {
+            capture::take_stacks(buffer, tstate);
             emit::capture(capture, emit::Read::Later);
         }
-        leave(desk);
+        leave(buffer);
     }
 }
 
@@ -192,31 +192,31 @@ fn holds_gil(wanted: &Wanted, tstate: u64) -> bool {
     tstate != 0 && holder == Ok(tstate) && locked == Ok(1)
 }
 
-/// A desk where a capture of the current thread has been begun.
+/// A buffer where a capture of the current thread has been begun.
 pub struct Begun {
-    pub desk: u32,
+    pub buffer: u32,
     pub tstate: u64,
 }
 
-/// Takes a desk and puts the current thread's registers there.
+/// Takes a buffer and puts the current thread's registers there.
 #[inline(always)]
 fn begin(met: &Met) -> Option<Begun> {
-    let Ok(Some(desk)) = FREE_DESKS.pop() else {
+    let Ok(Some(buffer)) = FREE_BUFFERS.pop() else {
         count(Counter::OtherUntaken);
         return None;
     };
-    if capture_at(desk).is_some_and(|capture| fill(capture, met)) {
-        return Some(Begun { desk, tstate: met.tstate });
+    if capture_at(buffer).is_some_and(|capture| fill(capture, met)) {
+        return Some(Begun { buffer, tstate: met.tstate });
     }
-    leave(desk);
+    leave(buffer);
     None
 }
 
 /// The capture has been sent.
 #[inline(always)]
-pub fn leave(desk: u32) {
-    // A full queue is impossible: it has room for every desk there is.
-    let _ = FREE_DESKS.push(desk, 0);
+pub fn leave(buffer: u32) {
+    // A full queue is impossible: it has room for every buffer there is.
+    let _ = FREE_BUFFERS.push(buffer, 0);
 }
 
 #[inline(never)]

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use profiler_ebpf::rivals::{Rival, Rivals};
+use profiler_ebpf::contention::{ContenderEntry, Contenders};
 
-use crate::process::neighbour::{Neighbour, thread_name};
+use crate::process::other_process::{OtherProcess, thread_name};
 
 /// One thread that ran instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ran {
+pub struct Contender {
     /// Its process, as this process's /proc numbers it.
     pub pid: u32,
     pub tid: u32,
@@ -20,11 +20,11 @@ pub struct Ran {
 /// All that ran instead, each with its exact time. The sum is at most the turn's `runnable_ns`: what is
 /// missing is known of nobody.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Instead {
+pub struct Contention {
     /// In no order.
-    pub ran: Vec<Ran>,
+    pub ran: Vec<Contender>,
     /// Whose threads those are, by number, as far as they were still there to ask.
-    pub processes: BTreeMap<u32, Neighbour>,
+    pub processes: BTreeMap<u32, OtherProcess>,
     /// The CPU idled, although the thread was ready: it was not allowed to run there, or had just been woken.
     pub idle_ns: u64,
     /// Of threads that there was no room for.
@@ -33,26 +33,26 @@ pub struct Instead {
     pub target: u32,
 }
 
-impl Instead {
+impl Contention {
     /// What the probes recorded of one turn.
-    pub fn of(rivals: &Rivals) -> Self {
-        let used = rivals.tasks.iter().take(rivals.used as usize);
+    pub fn of(contenders: &Contenders) -> Self {
+        let used = contenders.tasks.iter().take(contenders.used as usize);
         Self {
             ran: used.map(ran).collect(),
             processes: BTreeMap::new(),
-            idle_ns: rivals.idle_ns,
-            others_ns: rivals.others_ns,
+            idle_ns: contenders.idle_ns,
+            others_ns: contenders.others_ns,
             target: 0,
         }
     }
 
     /// Asks who they are. `known` has those that were asked before, and may be gone by now.
-    pub fn introduce(&mut self, known: &mut BTreeMap<u32, Neighbour>) {
+    pub fn introduce(&mut self, known: &mut BTreeMap<u32, OtherProcess>) {
         for ran in &mut self.ran {
             ran.name = ran.name.take().or_else(|| thread_name(ran.pid, ran.tid));
             if let Some(name) = &ran.name
                 && !known.contains_key(&ran.pid)
-                && let Some(process) = Neighbour::of_thread(ran.pid, ran.tid, name)
+                && let Some(process) = OtherProcess::of_thread(ran.pid, ran.tid, name)
             {
                 known.insert(ran.pid, process);
             }
@@ -100,13 +100,13 @@ impl Instead {
     }
 }
 
-fn ran(rival: &Rival) -> Ran {
-    let name = rival.name.split(|byte| *byte == 0).next().unwrap_or_default();
-    Ran {
-        pid: rival.task.tgid,
-        tid: rival.task.tid,
+fn ran(contender: &ContenderEntry) -> Contender {
+    let name = contender.name.split(|byte| *byte == 0).next().unwrap_or_default();
+    Contender {
+        pid: contender.task.tgid,
+        tid: contender.task.tid,
         name: (!name.is_empty()).then(|| String::from_utf8_lossy(name).into_owned()),
-        time_ns: rival.time_ns,
+        time_ns: contender.time_ns,
     }
 }
 
@@ -114,40 +114,40 @@ fn ran(rival: &Rival) -> Ran {
 mod tests {
     use std::collections::BTreeMap;
 
-    use profiler_ebpf::rivals::{Rivals, TaskId};
+    use profiler_ebpf::contention::{Contenders, TaskId};
 
-    use super::{Instead, Ran, thread_name};
+    use super::{Contender, Contention, thread_name};
 
-    fn recorded(times: &[(u32, u64)]) -> Rivals {
-        let mut rivals = Rivals::default();
+    fn recorded(times: &[(u32, u64)]) -> Contenders {
+        let mut contenders = Contenders::default();
         let mut now_ns = 1000;
-        rivals.begin(50, 0xffff, 0, TaskId::UNKNOWN, now_ns);
+        contenders.begin(50, 0xffff, 0, TaskId::UNKNOWN, now_ns);
         for (tid, time_ns) in times {
             now_ns += time_ns;
             let name = |name: &mut [u8; 16]| name[..4].copy_from_slice(b"hog\0");
-            rivals.book(TaskId { tgid: tid / 10, tid: *tid }, now_ns, name);
+            contenders.book(TaskId { tgid: tid / 10, tid: *tid }, now_ns, name);
         }
-        rivals
+        contenders
     }
 
-    fn times(instead: &Instead) -> Vec<(u32, u32, u64)> {
-        instead.ran.iter().map(|ran| (ran.pid, ran.tid, ran.time_ns)).collect()
+    fn times(contention: &Contention) -> Vec<(u32, u32, u64)> {
+        contention.ran.iter().map(|ran| (ran.pid, ran.tid, ran.time_ns)).collect()
     }
 
     /// Names end at their zero, and the idle task is none of those that ran.
     #[test]
     fn as_recorded() {
-        let instead = Instead::of(&recorded(&[(70, 5), (0, 7), (71, 2)]));
-        assert_eq!(times(&instead), [(7, 70, 5), (7, 71, 2)]);
-        assert_eq!(instead.ran[0].name.as_deref(), Some("hog"));
-        assert_eq!((instead.idle_ns, instead.sum_ns()), (7, 14));
+        let contention = Contention::of(&recorded(&[(70, 5), (0, 7), (71, 2)]));
+        assert_eq!(times(&contention), [(7, 70, 5), (7, 71, 2)]);
+        assert_eq!(contention.ran[0].name.as_deref(), Some("hog"));
+        assert_eq!((contention.idle_ns, contention.sum_ns()), (7, 14));
     }
 
     /// The rest of a turn has the rest of everybody's time, and nobody who only ran before.
     #[test]
     fn the_rest() {
-        let before = Instead::of(&recorded(&[(70, 5), (71, 2), (0, 1)]));
-        let rest = Instead::of(&recorded(&[(70, 9), (71, 2), (72, 3), (0, 1)])).since(&before);
+        let before = Contention::of(&recorded(&[(70, 5), (71, 2), (0, 1)]));
+        let rest = Contention::of(&recorded(&[(70, 9), (71, 2), (72, 3), (0, 1)])).since(&before);
         assert_eq!(times(&rest), [(7, 70, 4), (7, 72, 3)]);
         assert_eq!(rest.idle_ns, 0);
     }
@@ -158,16 +158,16 @@ mod tests {
         let pid = std::process::id();
         let name = Some(thread_name(pid, pid).unwrap());
         let mut known = BTreeMap::new();
-        let ran = vec![Ran { pid, tid: pid, name, time_ns: 5 }];
-        let mut instead = Instead { ran, ..Instead::default() };
-        instead.introduce(&mut known);
-        assert!(instead.processes[&pid].command.is_some());
+        let ran = vec![Contender { pid, tid: pid, name, time_ns: 5 }];
+        let mut contention = Contention { ran, ..Contention::default() };
+        contention.introduce(&mut known);
+        assert!(contention.processes[&pid].command.is_some());
 
-        let gone = Ran { pid, tid: pid, name: Some("it was".to_owned()), time_ns: 5 };
-        let mut later = Instead { ran: vec![gone.clone()], ..Instead::default() };
+        let gone = Contender { pid, tid: pid, name: Some("it was".to_owned()), time_ns: 5 };
+        let mut later = Contention { ran: vec![gone.clone()], ..Contention::default() };
         later.introduce(&mut known);
-        assert_eq!(later.processes, instead.processes);
-        let mut unknown = Instead { ran: vec![gone], ..Instead::default() };
+        assert_eq!(later.processes, contention.processes);
+        let mut unknown = Contention { ran: vec![gone], ..Contention::default() };
         unknown.introduce(&mut BTreeMap::new());
         assert!(unknown.processes.is_empty());
     }
@@ -175,11 +175,11 @@ mod tests {
     /// No more is told than the turn's account has.
     #[test]
     fn no_more_than_the_account() {
-        let instead = Instead::of(&recorded(&[(70, 60), (0, 40)]));
-        assert_eq!(instead.clone().within(100), instead);
-        let cut = instead.within(50);
+        let contention = Contention::of(&recorded(&[(70, 60), (0, 40)]));
+        assert_eq!(contention.clone().within(100), contention);
+        let cut = contention.within(50);
         assert_eq!((times(&cut)[0].2, cut.idle_ns), (30, 20));
-        let instead = Instead { others_ns: 70, ..cut };
-        assert_eq!(instead.within(60).others_ns, 10);
+        let contention = Contention { others_ns: 70, ..cut };
+        assert_eq!(contention.within(60).others_ns, 10);
     }
 }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use super::counter::Counter;
 use super::history::History;
 use super::machine::is_frozen;
-use super::place::{Place, Version};
-use crate::around::Growth;
+use super::place::{GroupPlace, HierarchyVersion};
+use crate::environment::Growth;
 
 /// Two looks so far apart say nothing about the time between them.
 const SAME_FREEZE_NS: u64 = 50_000_000;
@@ -14,7 +14,7 @@ const SAME_FREEZE_NS: u64 = 50_000_000;
 /// Of the first version and of the second: where both are mounted, each can freeze.
 #[derive(Debug, Default)]
 pub struct Freezers {
-    groups: Vec<(Version, Counter)>,
+    groups: Vec<(HierarchyVersion, Counter)>,
     looked_ns: u64,
     was_frozen: bool,
     frozen_ns: u64,
@@ -23,13 +23,13 @@ pub struct Freezers {
 
 impl Freezers {
     /// The root cannot be frozen and has no such file.
-    pub fn of(places: impl IntoIterator<Item = Place>) -> Self {
-        let open = |place: Place| {
+    pub fn of(places: impl IntoIterator<Item = GroupPlace>) -> Self {
+        let open = |place: GroupPlace| {
             let folder: &PathBuf = place.folders.first()?;
             let name = match place.version {
-                Version::V1 => "freezer.state",
+                HierarchyVersion::V1 => "freezer.state",
                 // Says so as well where a group above is frozen.
-                Version::V2 => "cgroup.events",
+                HierarchyVersion::V2 => "cgroup.events",
             };
             Some((place.version, Counter::open(&folder.join(name))?))
         };
@@ -65,7 +65,7 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
-    use super::super::place::{Place, Version};
+    use super::super::place::{GroupPlace, HierarchyVersion};
     use super::Freezers;
 
     const MS: u64 = 1_000_000;
@@ -77,16 +77,17 @@ mod tests {
             std::env::temp_dir().join(format!("stalltrace-freezers-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         let put = |name: &str, text: &str| fs::write(folder.join(name), text).unwrap();
-        let place = |version, folder: &Path| Place {
+        let place = |version, folder: &Path| GroupPlace {
             version,
             path: "/a".to_owned(),
             folders: vec![folder.to_owned()],
         };
         put("freezer.state", "THAWED\n");
         put("cgroup.events", "populated 1\nfrozen 1\n");
-        let mut freezers =
-            Freezers::of([Version::V1, Version::V2].map(|version| place(version, &folder)));
-        let none = Freezers::of([place(Version::V2, Path::new("/nonexistent"))]);
+        let mut freezers = Freezers::of(
+            [HierarchyVersion::V1, HierarchyVersion::V2].map(|version| place(version, &folder)),
+        );
+        let none = Freezers::of([place(HierarchyVersion::V2, Path::new("/nonexistent"))]);
         assert!(none.groups.is_empty() && !freezers.groups.is_empty());
         for now_ms in [100, 110] {
             freezers.look(now_ms * MS);

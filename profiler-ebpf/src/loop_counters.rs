@@ -11,7 +11,7 @@ use crate::turn::Turn;
 /// One thread's sums since it got its slot.
 #[derive(Debug, Clone, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub struct Reading {
+pub struct LoopCounters {
     /// Which of two cells keeps the greatest values: 0 or 1. Written by the daemon alone.
     pub cell: u64,
     /// 1 where the thread has slept since it entered its own wait.
@@ -43,7 +43,7 @@ pub struct Reading {
     pub delays: Histogram,
 }
 
-impl Reading {
+impl LoopCounters {
     /// The thread leaves the CPU, to sleep or for someone else. `run_delay_ns` is the kernel's own sum
     /// (`sched_info.run_delay`): what it has grown by is how long the thread waited for this CPU. One
     /// load, where reading the clock at the wakeup and at the return would be two calls.
@@ -136,12 +136,12 @@ impl Accepts {
 mod tests {
     use zerocopy::FromZeros;
 
-    use super::{Accepts, Reading};
+    use super::{Accepts, LoopCounters};
     use crate::histogram::bucket_of;
     use crate::turn::Turn;
 
-    fn delays(reading: &Reading) -> Vec<(usize, u64)> {
-        let counted = reading.delays.counts.iter().copied().enumerate();
+    fn delays(counters: &LoopCounters) -> Vec<(usize, u64)> {
+        let counted = counters.delays.counts.iter().copied().enumerate();
         counted.filter(|(_, count)| *count > 0).collect()
     }
 
@@ -149,15 +149,15 @@ mod tests {
     /// was first seen to leave is none, nor is a stay that nobody delayed.
     #[test]
     fn delays_of_a_thread() {
-        let mut reading = Reading::new_zeroed();
-        reading.left_cpu(true, 7_000_000);
-        assert_eq!(delays(&reading), []);
-        reading.left_cpu(true, 7_008_000);
-        reading.left_cpu(false, 7_008_000);
-        assert_eq!(delays(&reading), [(bucket_of(8_000), 1)]);
-        reading.left_cpu(false, 7_108_000);
-        assert_eq!(delays(&reading), [(bucket_of(8_000), 1), (bucket_of(100_000), 1)]);
-        assert_eq!(reading.delays.greatest_ns, [100_000, 0]);
+        let mut counters = LoopCounters::new_zeroed();
+        counters.left_cpu(true, 7_000_000);
+        assert_eq!(delays(&counters), []);
+        counters.left_cpu(true, 7_008_000);
+        counters.left_cpu(false, 7_008_000);
+        assert_eq!(delays(&counters), [(bucket_of(8_000), 1)]);
+        counters.left_cpu(false, 7_108_000);
+        assert_eq!(delays(&counters), [(bucket_of(8_000), 1), (bucket_of(100_000), 1)]);
+        assert_eq!(counters.delays.greatest_ns, [100_000, 0]);
     }
 
     /// A turn counts with its duration, and its time by state; one that never ended only with its time.
@@ -170,12 +170,12 @@ mod tests {
             stopped_ns: 4_000,
             ..Turn::default()
         };
-        let mut reading = Reading::new_zeroed();
-        reading.cell = 1;
-        reading.turn_over(&turn);
-        reading.add_time(&turn);
-        assert_eq!((reading.turns.count(), reading.turns.greatest_ns), (1, [0, 4_321]));
-        let Reading { running_ns, blocked_ns, runnable_ns, stopped_ns, .. } = reading;
+        let mut counters = LoopCounters::new_zeroed();
+        counters.cell = 1;
+        counters.turn_over(&turn);
+        counters.add_time(&turn);
+        assert_eq!((counters.turns.count(), counters.turns.greatest_ns), (1, [0, 4_321]));
+        let LoopCounters { running_ns, blocked_ns, runnable_ns, stopped_ns, .. } = counters;
         assert_eq!([running_ns, blocked_ns, runnable_ns, stopped_ns], [2, 40, 600, 8_000]);
     }
 
@@ -183,18 +183,18 @@ mod tests {
     /// is none.
     #[test]
     fn empty_wakeups() {
-        let mut reading = Reading::new_zeroed();
+        let mut counters = LoopCounters::new_zeroed();
         let mut wait = |sleeps: bool, returned| {
-            reading.wait_entered();
-            reading.left_cpu(sleeps, 1);
-            reading.wait_left(returned);
-            (reading.waits, reading.empty_wakeups)
+            counters.wait_entered();
+            counters.left_cpu(sleeps, 1);
+            counters.wait_left(returned);
+            (counters.waits, counters.empty_wakeups)
         };
         assert_eq!(wait(true, 3), (1, 0));
         assert_eq!(wait(false, 0), (2, 0));
         assert_eq!(wait(true, 0), (3, 1));
         assert_eq!(wait(true, -4), (3, 1));
-        assert_eq!((reading.ready_events, reading.most_ready), (3, [3, 0]));
+        assert_eq!((counters.ready_events, counters.most_ready), (3, [3, 0]));
     }
 
     /// The herd's empty hands are told from failures.

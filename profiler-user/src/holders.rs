@@ -14,8 +14,8 @@ use crate::gap::Gap;
 use crate::job::{Bystander, Job, Sight};
 use crate::process::TargetMemory;
 use crate::runtime::{GlobalLock, Interpreter};
+use crate::sleeping_threads::{self, MAX_THREADS, Standing};
 use crate::source::{Captured, EventSource};
-use crate::standing::{self, MAX_THREADS, Standing};
 use crate::turn::{Awaited, Lock};
 
 pub use self::outside::{Blocked, Outside};
@@ -46,7 +46,7 @@ struct Wait {
 
 /// Who is to blame, as far as is known now.
 #[derive(Debug, Default)]
-pub struct Blame {
+pub struct HolderSearch {
     /// The interpreter's lock, once it was found.
     global_lock: Option<GlobalLock>,
     /// Where it is known that the interpreter collects garbage, or 0.
@@ -62,7 +62,7 @@ pub struct Blame {
     /// to it, however long a state that was read before still shows it.
     over: BTreeMap<u32, u64>,
     /// By loop, the threads that were looked at in its present wait.
-    company: BTreeMap<u32, standing::Read>,
+    company: BTreeMap<u32, sleeping_threads::Read>,
     /// Threads whose names were told in the present stall.
     named: BTreeSet<u32>,
     next_list_ns: u64,
@@ -73,7 +73,7 @@ pub struct Blame {
     pub refused: Option<String>,
 }
 
-impl Blame {
+impl HolderSearch {
     /// From now on every thread of the target is of interest.
     pub fn want_everyone(&mut self) {
         self.everyone = true;
@@ -311,8 +311,14 @@ impl Blame {
     ) -> Option<Bystander> {
         let is_it = |thread: &ThreadSnapshot| thread.tid == tid;
         let interpreter = outside.runtimes.interpreter();
-        let found =
-            standing::read(outside.source, outside.memory, interpreter, is_it, None, now_ns);
+        let found = sleeping_threads::read(
+            outside.source,
+            outside.memory,
+            interpreter,
+            is_it,
+            None,
+            now_ns,
+        );
         let captured = match found {
             Ok(mut found) => found.still.pop()?,
             Err(error) => {
@@ -356,8 +362,14 @@ impl Blame {
         }
         let is_other = |thread: &ThreadSnapshot| thread.tid != loop_tid;
         let interpreter = outside.runtimes.interpreter();
-        let read =
-            standing::read(outside.source, outside.memory, interpreter, is_other, None, now_ns);
+        let read = sleeping_threads::read(
+            outside.source,
+            outside.memory,
+            interpreter,
+            is_other,
+            None,
+            now_ns,
+        );
         let mut gaps = Vec::new();
         let found = read.unwrap_or_else(|error| {
             gaps.push(Gap::new("stacks of the other threads", format!("{error:#}")));
@@ -378,7 +390,7 @@ mod tests {
     use profiler_ebpf::turn::FUTEX;
     use profiler_ebpf::wanted::Wanted;
 
-    use super::Blame;
+    use super::HolderSearch;
     use crate::job::Sight;
     use crate::process::{TargetMemory, Unreadable};
     use crate::runtime::GlobalLock;
@@ -408,27 +420,30 @@ mod tests {
     }
 
     /// One loop that waits for another thread by a futex.
-    fn waiting() -> Blame {
-        let mut blame = Blame::default();
+    fn waiting() -> HolderSearch {
+        let mut holders = HolderSearch::default();
         let blocked = captured(LOOP, reason::SWITCH_OUT, FUTEX);
-        assert_eq!(blame.awaited(None, &Nothing, &blocked), Awaited::Futex);
-        blame.keep(vec![(LOOP, TURN)]);
-        blame
+        assert_eq!(holders.awaited(None, &Nothing, &blocked), Awaited::Futex);
+        holders.keep(vec![(LOOP, TURN)]);
+        holders
     }
 
     /// Only a thread that gave up its CPU in a futex call waits for another.
     #[test]
     fn what_is_waited_for() {
-        let mut blame = Blame::default();
+        let mut holders = HolderSearch::default();
         const NANOSLEEP: i64 = 35;
         for (reason, syscall) in [(reason::SWITCH_OUT, NANOSLEEP), (reason::TICK, FUTEX)] {
             let blocked = captured(LOOP, reason, syscall);
-            assert_eq!(blame.awaited(None, &Nothing, &blocked), Awaited::Syscall);
+            assert_eq!(holders.awaited(None, &Nothing, &blocked), Awaited::Syscall);
         }
-        assert!(blame.waits.is_empty());
+        assert!(holders.waits.is_empty());
         let reads = captured(LOOP, reason::SWITCH_OUT, 0);
-        assert_eq!(blame.awaited(None, &Nothing, &reads), Awaited::Syscall);
-        assert!(blame.waits.values().all(|wait| wait.call && !wait.futex), "who ends it is asked");
+        assert_eq!(holders.awaited(None, &Nothing, &reads), Awaited::Syscall);
+        assert!(
+            holders.waits.values().all(|wait| wait.call && !wait.futex),
+            "who ends it is asked"
+        );
     }
 
     /// Where the interpreter's lock is, the probes are told before anybody waits for it: a loop's own ticks
@@ -438,58 +453,58 @@ mod tests {
         let (holder_at, locked_at) = (0x7008, 0x7010);
         let lock =
             GlobalLock { waited_on_from: 0x7020, waited_on_to: 0x70d0, holder_at, locked_at };
-        let mut blame = Blame { global_lock: Some(lock), ..Blame::default() };
+        let mut holders = HolderSearch { global_lock: Some(lock), ..HolderSearch::default() };
         let known =
             Wanted { gil_holder_at: holder_at, gil_locked_at: locked_at, ..Wanted::default() };
-        assert_eq!(blame.wanted(), known);
-        assert!(!blame.wants_ticks());
-        blame.wait(LOOP, TURN).global_lock = true;
-        assert_eq!(blame.wanted(), Wanted { gil: 1, ..known });
-        assert!(blame.wants_ticks());
+        assert_eq!(holders.wanted(), known);
+        assert!(!holders.wants_ticks());
+        holders.wait(LOOP, TURN).global_lock = true;
+        assert_eq!(holders.wanted(), Wanted { gil: 1, ..known });
+        assert!(holders.wants_ticks());
     }
 
     /// An owner is watched for from when it is known; of several, everybody is, and they are told apart
     /// here.
     #[test]
     fn owners_are_watched() {
-        let mut blame = waiting();
-        assert_eq!(blame.wanted(), Wanted::default(), "nobody is known to own it");
-        blame.wait(LOOP, TURN).owner = Some((8, 0x7f10));
-        assert_eq!(blame.wanted(), Wanted { owner: 8, ..Wanted::default() });
+        let mut holders = waiting();
+        assert_eq!(holders.wanted(), Wanted::default(), "nobody is known to own it");
+        holders.wait(LOOP, TURN).owner = Some((8, 0x7f10));
+        assert_eq!(holders.wanted(), Wanted { owner: 8, ..Wanted::default() });
         let held = Some(Lock::Futex(0x7f10));
         let sight = Sight { loop_tid: LOOP, turn_start_ns: TURN, held };
-        assert_eq!(blame.concerned(&captured(8, reason::TICK, -1)), [sight]);
-        assert_eq!(blame.concerned(&captured(9, reason::TICK, -1)), []);
+        assert_eq!(holders.concerned(&captured(8, reason::TICK, -1)), [sight]);
+        assert_eq!(holders.concerned(&captured(9, reason::TICK, -1)), []);
 
-        let second = blame.wait(LOOP + 1, TURN);
+        let second = holders.wait(LOOP + 1, TURN);
         (second.futex, second.owner) = (true, Some((9, 0x7f10)));
-        assert_eq!((blame.wanted().owner, blame.wanted().everyone), (8, 1));
+        assert_eq!((holders.wanted().owner, holders.wanted().everyone), (8, 1));
         let sight = Sight { loop_tid: LOOP + 1, ..sight };
-        assert_eq!(blame.concerned(&captured(9, reason::TICK, -1)), [sight]);
+        assert_eq!(holders.concerned(&captured(9, reason::TICK, -1)), [sight]);
     }
 
     /// Once a turn is over nobody is watched for it, though a state that was read before still shows it.
     #[test]
     fn what_is_over_concerns_nobody() {
-        let mut blame = waiting();
-        blame.wait(LOOP, TURN).owner = Some((8, 0x7f10));
-        blame.turn_over(LOOP, TURN);
-        assert_eq!(blame.concerned(&captured(8, reason::TICK, -1)), []);
-        blame.keep(vec![(LOOP, TURN)]);
-        assert!(blame.suspected.is_empty());
-        blame.keep(vec![(LOOP, TURN + 1)]);
-        assert_eq!(blame.suspected, [(LOOP, TURN + 1)]);
+        let mut holders = waiting();
+        holders.wait(LOOP, TURN).owner = Some((8, 0x7f10));
+        holders.turn_over(LOOP, TURN);
+        assert_eq!(holders.concerned(&captured(8, reason::TICK, -1)), []);
+        holders.keep(vec![(LOOP, TURN)]);
+        assert!(holders.suspected.is_empty());
+        holders.keep(vec![(LOOP, TURN + 1)]);
+        assert_eq!(holders.suspected, [(LOOP, TURN + 1)]);
     }
 
     /// The loop itself is none of the others.
     #[test]
     fn everyone_but_the_loop() {
-        let mut blame = Blame::default();
-        blame.want_everyone();
-        assert_eq!(blame.wanted(), Wanted::default(), "nothing is suspected");
-        blame.keep(vec![(LOOP, TURN), (LOOP + 1, TURN)]);
-        assert_eq!(blame.wanted().everyone, 1);
+        let mut holders = HolderSearch::default();
+        holders.want_everyone();
+        assert_eq!(holders.wanted(), Wanted::default(), "nothing is suspected");
+        holders.keep(vec![(LOOP, TURN), (LOOP + 1, TURN)]);
+        assert_eq!(holders.wanted().everyone, 1);
         let sight = Sight { loop_tid: LOOP + 1, turn_start_ns: TURN, held: None };
-        assert_eq!(blame.concerned(&captured(LOOP, reason::TICK, -1)), [sight]);
+        assert_eq!(holders.concerned(&captured(LOOP, reason::TICK, -1)), [sight]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::around::Growth;
+use crate::environment::Growth;
 
 /// Different values kept. Beyond this every second one of the older half is let go: the further back
 /// a stall began, the less exactly its beginning needs to be known.

@@ -19,9 +19,9 @@ use std::path::Path;
 use self::counter::Counter;
 use self::freezer::Freezers;
 use self::history::History;
-use self::place::Place;
+use self::place::GroupPlace;
 use self::quota::Limited;
-use crate::around::{Pressure, PressureOf, Quota, Surroundings, Tracer};
+use crate::environment::{Environment, Pressure, PressureOf, Quota, Tracer};
 use crate::gap::Gap;
 use crate::process::target::text;
 
@@ -33,14 +33,14 @@ const SEARCH_EVERY_NS: u64 = 5_000_000_000;
 /// of /proc/stat for one line of it, and sums every interrupt's counts over all CPUs: 7 µs with two.
 const STEAL_EVERY_NS: u64 = 1_000_000_000;
 
-/// The surroundings of one process.
+/// The environment of one process.
 #[derive(Debug)]
-pub struct Watch {
+pub struct EnvironmentWatch {
     pid: u32,
     next_search_ns: u64,
     /// The text of its groups, and the folders that lead from its CPU group to the root.
     cgroup: String,
-    cpu: Option<Place>,
+    cpu: Option<GroupPlace>,
     quotas: Vec<Limited>,
     quota_gap: Option<Gap>,
     pressure: Option<(PressureOf, Counter)>,
@@ -54,7 +54,7 @@ pub struct Watch {
     freezers: Freezers,
 }
 
-impl Watch {
+impl EnvironmentWatch {
     pub fn new(pid: u32) -> Self {
         Self {
             pid,
@@ -103,7 +103,7 @@ impl Watch {
     }
 
     /// What went on from one moment to another around one thread of the process.
-    pub fn between(&mut self, tid: u32, from_ns: u64, until_ns: u64) -> Surroundings {
+    pub fn between(&mut self, tid: u32, from_ns: u64, until_ns: u64) -> Environment {
         // Whoever asks has a stall to report; that is seldom.
         self.look_at_steal(until_ns);
         let quotas: Vec<Quota> =
@@ -117,7 +117,7 @@ impl Watch {
             Some(Pressure { of: *of, waited: self.waited.growth(from_ns, until_ns)? })
         });
         let frozen = self.freezers.between(from_ns, until_ns);
-        Surroundings {
+        Environment {
             // Each group counts only what its own quota did. Among equals the innermost.
             quota: quotas.into_iter().rev().max_by_key(|quota| quota.throttled.at_most_ns),
             quota_gap: self.quota_gap.clone().or_else(|| is_new.then(too_new)),
@@ -207,7 +207,7 @@ impl Mounts {
         Self { own: read("self"), of_host: read("1") }
     }
 
-    fn find(&self, cgroup: &str, controller: &str) -> Result<Place, String> {
+    fn find(&self, cgroup: &str, controller: &str) -> Result<GroupPlace, String> {
         let by =
             |mounts: &str, root: &str| place::find(cgroup, mounts, Path::new(root), controller);
         by(&self.own, "/").or_else(|why| by(&self.of_host, "/proc/1/root").map_err(|_| why))

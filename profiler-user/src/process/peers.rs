@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use super::arguments::printable;
 use super::listing::listed;
 use super::target::field;
-use crate::call::Party;
+use crate::call::Peer;
 use crate::urgency::before_lock;
 
 /// Descriptors of all processes together that one search looks at: each takes about 5 µs.
@@ -32,7 +32,7 @@ pub enum Access {
 }
 
 /// A process by what people call it.
-pub fn party(pid: u32) -> Party {
+pub fn peer(pid: u32) -> Peer {
     let name = text(pid, "comm", MAX_TEXT).map(|name| printable(name.trim_ascii_end()));
     before_lock();
     let command = text(pid, "cmdline", MAX_COMMAND).map(|mut bytes| {
@@ -45,7 +45,7 @@ pub fn party(pid: u32) -> Party {
         format!("{}{}", printable(&bytes), if is_whole { "" } else { "…" })
     });
     // Kernel threads and processes that have exited have none.
-    Party { pid, name, command: command.filter(|command| !command.is_empty()) }
+    Peer { pid, name, command: command.filter(|command| !command.is_empty()) }
 }
 
 /// The children of all threads of a process.
@@ -146,7 +146,7 @@ fn text(pid: u32, name: &str, most: u64) -> Option<Vec<u8>> {
 mod tests {
     use std::process::{Command, Stdio};
 
-    use super::{Access, child, children, party, with_link};
+    use super::{Access, child, children, peer, with_link};
 
     /// A child is known by its number, its name and its command, and whoever has the other end of a pipe
     /// by the pipe.
@@ -167,12 +167,12 @@ mod tests {
         assert!(with_link(link, me, Access::Read).unwrap().contains(&pid));
         assert!(with_link(link, me, Access::Write).unwrap().contains(&me));
         assert!(!with_link(link, me, Access::Write).unwrap().contains(&pid));
-        let seen = party(pid);
+        let seen = peer(pid);
         sleeper.kill().unwrap();
         sleeper.wait().unwrap();
         assert_eq!(seen.name.as_deref(), Some("sleep"));
         assert_eq!(seen.command.as_deref(), Some("sleep 7.5"));
-        let gone = party(pid);
+        let gone = peer(pid);
         assert_eq!((gone.name, gone.command), (None, None));
     }
 }

@@ -8,13 +8,13 @@ use profiler_ebpf::turn::Turn;
 
 use crate::gap::Gap;
 use crate::known::Known;
-use crate::process::neighbour::Neighbour;
-use crate::process::queues::Queue;
+use crate::process::other_process::OtherProcess;
+use crate::process::queues::AcceptQueue;
 use crate::runtime::park::Pool;
 use crate::turn::company::Companions;
 use crate::turn::futex::FutexWaits;
 use crate::turn::holders::Holders;
-use crate::turn::samples::{Samples, Wait};
+use crate::turn::samples::{CapturedWait, Samples};
 use crate::turn::tracker::Due;
 use crate::turn::{
     Awaited, Company, End, Holder, Lock, LockOwner, Moment, Other, Sampled, Waited, Waker,
@@ -36,7 +36,7 @@ struct Wake {
 
 /// The captures of one loop's present turn.
 #[derive(Debug, Default)]
-pub struct Gathered {
+pub struct StallBuilder {
     turn_start_ns: u64,
     /// Since when the thread has not been in a turn at all, although the probes took it for one: they
     /// had yet to learn where it parks.
@@ -74,10 +74,10 @@ pub struct Gathered {
     /// Connections that waited to be accepted, by address: the most that were seen at once.
     queues: BTreeMap<String, u64>,
     /// Processes that ran instead of the loop's thread.
-    pub neighbours: BTreeMap<u32, Neighbour>,
+    pub other_processes: BTreeMap<u32, OtherProcess>,
 }
 
-impl Gathered {
+impl StallBuilder {
     /// Lets go of what belongs to another turn. Of what kind the loop is stays known.
     pub fn keep_to(&mut self, turn_start_ns: u64) {
         if self.turn_start_ns != turn_start_ns {
@@ -238,7 +238,7 @@ impl Gathered {
                 continue;
             }
             let ended_ns = wake.at_ns.saturating_sub(wake.blocked_at_ns);
-            let Wait { awaited, registers: wait } = waited;
+            let CapturedWait { awaited, registers: wait } = waited;
             let of_kind = |known: &&mut Waker| {
                 // Many locks are made anew for each wait.
                 let is_alike = awaited == Awaited::Futex
@@ -320,15 +320,15 @@ impl Gathered {
     }
 
     /// So many connections wait now.
-    pub fn queued(&mut self, queues: Vec<Queue>) {
-        for Queue { address, waiting } in queues {
+    pub fn queued(&mut self, queues: Vec<AcceptQueue>) {
+        for AcceptQueue { address, waiting } in queues {
             let most = self.queues.entry(address).or_default();
             *most = waiting.max(*most);
         }
     }
 
-    pub fn queues(&self) -> Vec<Queue> {
-        let queue = |(address, waiting): (&String, &u64)| Queue {
+    pub fn queues(&self) -> Vec<AcceptQueue> {
+        let queue = |(address, waiting): (&String, &u64)| AcceptQueue {
             address: address.clone(),
             waiting: *waiting,
         };
@@ -341,7 +341,7 @@ mod tests {
     use profiler_ebpf::record::{CaptureHead, Registers};
     use profiler_ebpf::turn::Loop;
 
-    use super::Gathered;
+    use super::StallBuilder;
     use crate::call::{Call, Descriptor, Kind};
     use crate::frame::Stack;
     use crate::gap::Gap;
@@ -357,12 +357,12 @@ mod tests {
         Length::of(&CaptureHead { blocked_ns, ..CaptureHead::default() })
     }
 
-    fn waits(gathered: &mut Gathered, at_ns: u64, blocked_ns: u64, awaited: Awaited) {
+    fn waits(builder: &mut StallBuilder, at_ns: u64, blocked_ns: u64, awaited: Awaited) {
         let (stack, state) = (Stack::default(), ThreadState::Blocked);
         let registers = Registers::default();
         let was = Was { state, registers, awaited, task_state: 1, call: None };
-        gathered.samples.block(at_ns, length(blocked_ns), stack, was);
-        gathered.block_over(at_ns, blocked_ns);
+        builder.samples.block(at_ns, length(blocked_ns), stack, was);
+        builder.block_over(at_ns, blocked_ns);
     }
 
     fn sighting(at_ns: u64, tid: u32) -> Sighting {
@@ -390,32 +390,32 @@ mod tests {
         tracker.look(&state(1000), 1150, &mut due);
         tracker.look(&state(2000), 2050, &mut due);
         let [opened, ended] = &due[..] else { panic!("{due:?}") };
-        let mut gathered = Gathered::default();
-        gathered.keep_to(1000);
-        assert!(gathered.within_turn(opened.clone(), 100).is_some(), "it may be at work");
-        assert!(gathered.within_turn(ended.clone(), 100).is_some());
-        gathered.idle_since(1005);
-        assert!(gathered.within_turn(opened.clone(), 100).is_none());
-        gathered.keep_to(2000);
-        gathered.keep_to(1000);
-        assert!(gathered.within_turn(ended.clone(), 100).is_none());
+        let mut builder = StallBuilder::default();
+        builder.keep_to(1000);
+        assert!(builder.within_turn(opened.clone(), 100).is_some(), "it may be at work");
+        assert!(builder.within_turn(ended.clone(), 100).is_some());
+        builder.idle_since(1005);
+        assert!(builder.within_turn(opened.clone(), 100).is_none());
+        builder.keep_to(2000);
+        builder.keep_to(1000);
+        assert!(builder.within_turn(ended.clone(), 100).is_none());
         let mut other = ended.clone();
         other.turn.start_ns = 1500;
-        assert!(gathered.within_turn(other, 100).is_some());
+        assert!(builder.within_turn(other, 100).is_some());
     }
 
     /// Holders share the time that the loop waited for the lock, by how often each was seen while it
     /// did; other waits are not theirs.
     #[test]
     fn holders_share_the_wait() {
-        let mut gathered = Gathered::default();
+        let mut builder = StallBuilder::default();
         for (at_ns, tid) in [(1010, 7), (1020, 8), (1030, 8), (1040, 8), (1500, 9)] {
-            gathered.holders.sight(sighting(at_ns, tid));
-            gathered.know(tid, || Some(format!("t{tid}")));
+            builder.holders.sight(sighting(at_ns, tid));
+            builder.know(tid, || Some(format!("t{tid}")));
         }
-        waits(&mut gathered, 1000, 400, Awaited::Gil);
-        waits(&mut gathered, 1400, 1000, Awaited::Syscall);
-        let holders = gathered.holders(&gathered.samples.waited(3000));
+        waits(&mut builder, 1000, 400, Awaited::Gil);
+        waits(&mut builder, 1400, 1000, Awaited::Syscall);
+        let holders = builder.holders(&builder.samples.waited(3000));
         let seen: Vec<_> = holders.iter().map(|holder| (holder.tid, holder.seen.time_ns)).collect();
         assert_eq!(seen, [(8, 300), (7, 100)]);
         assert_eq!(holders[0].name.as_deref(), Some("t8"));
@@ -440,15 +440,15 @@ mod tests {
     /// that it ended.
     #[test]
     fn wakers_by_what_was_waited_on() {
-        let mut gathered = Gathered::default();
+        let mut builder = StallBuilder::default();
         let read = |fd| Registers { args: [fd, 0, 0, 0, 0, 0], ..Registers::default() };
         for (at_ns, fd) in [(1000, 4), (2000, 5), (3000, 4)] {
             let (state, awaited) = (ThreadState::Blocked, Awaited::Syscall);
             let was = Was { state, registers: read(fd), awaited, task_state: 1, call: None };
-            gathered.samples.block(at_ns, length(100), Stack::default(), was);
-            gathered.woken(at_ns, at_ns + 100, by_thread(7));
+            builder.samples.block(at_ns, length(100), Stack::default(), was);
+            builder.woken(at_ns, at_ns + 100, by_thread(7));
         }
-        let wakers = gathered.wakers();
+        let wakers = builder.wakers();
         let ended: Vec<_> = wakers.iter().map(|it| (it.wait.args[0], it.ended_ns)).collect();
         assert_eq!(ended, [(4, 200), (5, 100)]);
         assert_eq!((wakers[0].tid, wakers[0].syscall, wakers[0].args), (7, 1, [9, 0]));
@@ -458,7 +458,7 @@ mod tests {
     /// the time it was looked up; in one that was looked at while it lasted it is known.
     #[test]
     fn numbers_that_stood_for_several_things() {
-        let mut gathered = Gathered::default();
+        let mut builder = StallBuilder::default();
         for (at_ns, text, is_seen) in [(1000, "tcp a:1", false), (2000, "tcp b:1", true)] {
             let mut descriptor = Descriptor::new(7, Kind::Socket, text);
             text.clone_into(&mut descriptor.link);
@@ -466,10 +466,10 @@ mod tests {
             let (state, awaited) = (ThreadState::Blocked, Awaited::Syscall);
             let registers = Registers::default();
             let was = Was { state, registers, awaited, task_state: 1, call };
-            gathered.known.note(7, text);
-            gathered.samples.block(at_ns, length(100), Stack::default(), was);
+            builder.known.note(7, text);
+            builder.samples.block(at_ns, length(100), Stack::default(), was);
         }
-        let stacks = gathered.stacks(&Default::default(), 3000);
+        let stacks = builder.stacks(&Default::default(), 3000);
         let told = stacks.iter().filter_map(|sampled| sampled.call.as_ref());
         let told: Vec<_> = told
             .map(|call| (call.descriptor.as_ref().map(|it| it.text.clone()), call.gaps.len()))
@@ -481,16 +481,16 @@ mod tests {
     /// interpreter's lock is left out, because that is given back every few milliseconds.
     #[test]
     fn wakers_by_the_waits_they_ended() {
-        let mut gathered = Gathered::default();
+        let mut builder = StallBuilder::default();
         let by = by_thread;
-        waits(&mut gathered, 1000, 50, Awaited::Gil);
-        waits(&mut gathered, 2000, 90, Awaited::Futex);
-        waits(&mut gathered, 3000, 80, Awaited::Futex);
-        waits(&mut gathered, 4000, 40, Awaited::Futex);
+        waits(&mut builder, 1000, 50, Awaited::Gil);
+        waits(&mut builder, 2000, 90, Awaited::Futex);
+        waits(&mut builder, 3000, 80, Awaited::Futex);
+        waits(&mut builder, 4000, 40, Awaited::Futex);
         for (blocked_at_ns, at_ns, tid) in
             [(1000, 1050, 6), (2000, 2090, 7), (3000, 3080, 8), (4000, 4040, 8), (5000, 5001, 9)]
         {
-            gathered.woken(blocked_at_ns, at_ns, by(tid));
+            builder.woken(blocked_at_ns, at_ns, by(tid));
         }
         let seen = Sampled {
             stack: Stack::default(),
@@ -504,9 +504,9 @@ mod tests {
             task_state: 0,
             shares: Vec::new(),
         };
-        gathered.wake_seen(8, 3080, &seen);
-        gathered.wake_seen(7, 3080, &seen);
-        let wakers = gathered.wakers();
+        builder.wake_seen(8, 3080, &seen);
+        builder.wake_seen(7, 3080, &seen);
+        let wakers = builder.wakers();
         let ended: Vec<_> = wakers.iter().map(|waker| (waker.tid, waker.ended_ns)).collect();
         assert_eq!(ended, [(8, 120), (7, 90)]);
         let times: Vec<_> =
@@ -518,29 +518,29 @@ mod tests {
     /// absence is a gap; the next turn knows it as well.
     #[test]
     fn names_stay() {
-        let mut gathered = Gathered::default();
+        let mut builder = StallBuilder::default();
         let unreadable = || Err(Gap::new("thread.own_name", "x"));
-        gathered.named(unreadable());
-        assert_eq!(gathered.own_name(), (None, Some(Gap::new("thread.own_name", "x"))));
+        builder.named(unreadable());
+        assert_eq!(builder.own_name(), (None, Some(Gap::new("thread.own_name", "x"))));
         let ingest = || Some("ingest".to_owned());
-        gathered.named(Ok(ingest()));
-        gathered.named(unreadable());
-        gathered.keep_to(7);
-        assert_eq!(gathered.own_name(), (ingest(), None));
-        gathered.named(Ok(None));
-        assert_eq!(gathered.own_name(), (None, None));
+        builder.named(Ok(ingest()));
+        builder.named(unreadable());
+        builder.keep_to(7);
+        assert_eq!(builder.own_name(), (ingest(), None));
+        builder.named(Ok(None));
+        assert_eq!(builder.own_name(), (None, None));
     }
 
     /// What was gathered of one turn does not show in the next.
     #[test]
     fn turns_do_not_mix() {
-        let mut gathered = Gathered { loop_kind: Some("asyncio"), ..Gathered::default() };
-        gathered.keep_to(5);
-        gathered.owned_by(7, 0x7f10);
-        gathered.keep_to(5);
-        assert!(gathered.owner().is_some());
-        gathered.keep_to(6);
-        assert!(gathered.owner().is_none());
-        assert_eq!(gathered.loop_kind, Some("asyncio"));
+        let mut builder = StallBuilder { loop_kind: Some("asyncio"), ..StallBuilder::default() };
+        builder.keep_to(5);
+        builder.owned_by(7, 0x7f10);
+        builder.keep_to(5);
+        assert!(builder.owner().is_some());
+        builder.keep_to(6);
+        assert!(builder.owner().is_none());
+        assert_eq!(builder.loop_kind, Some("asyncio"));
     }
 }

@@ -5,20 +5,20 @@
 
 use profiler_ebpf::record::ThreadSnapshot;
 
-use super::Blame;
+use super::HolderSearch;
 use super::outside::{Look, Outside};
 use crate::job::{Bystander, Job};
 use crate::process::TargetMemory;
 use crate::process::arguments;
 use crate::runtime::Effort;
+use crate::sleeping_threads::{self, Standing};
 use crate::source::{Captured, EventSource};
-use crate::standing::{self, Standing};
 use crate::syscall;
 
 /// Threads that wait for each other in a row, followed at most.
 const MAX_CHAIN: usize = 4;
 
-impl Blame {
+impl HolderSearch {
     /// Everybody who may end the wait of a loop, where nothing tells who will.
     pub(super) fn everybody<S: EventSource, M: TargetMemory>(
         &mut self,
@@ -30,7 +30,7 @@ impl Blame {
         let mut read_before = self.company.remove(&look.loop_tid).unwrap_or_default();
         let interpreter = outside.runtimes.interpreter();
         let before = Some(&mut read_before);
-        let found = standing::read(
+        let found = sleeping_threads::read(
             outside.source,
             outside.memory,
             interpreter,

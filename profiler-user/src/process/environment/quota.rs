@@ -5,8 +5,8 @@ use std::path::Path;
 
 use super::counter::Counter;
 use super::history::History;
-use super::place::{Place, Version};
-use crate::around::Quota;
+use super::place::{GroupPlace, HierarchyVersion};
+use crate::environment::Quota;
 
 /// A group with a quota.
 #[derive(Debug)]
@@ -14,21 +14,23 @@ pub struct Limited {
     cgroup: String,
     quota_us: u64,
     period_us: u64,
-    version: Version,
+    version: HierarchyVersion,
     stat: Counter,
     throttled: History,
 }
 
 impl Limited {
     /// The groups on the way to the root that have a quota, the process's own first.
-    pub fn of(place: &Place) -> Vec<Self> {
+    pub fn of(place: &GroupPlace) -> Vec<Self> {
         let mut path = Path::new(&place.path);
         let mut found = Vec::new();
         for folder in &place.folders {
             let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap_or_default();
             let limit = match place.version {
-                Version::V1 => limit_v1(&read("cpu.cfs_quota_us"), &read("cpu.cfs_period_us")),
-                Version::V2 => limit_v2(&read("cpu.max")),
+                HierarchyVersion::V1 => {
+                    limit_v1(&read("cpu.cfs_quota_us"), &read("cpu.cfs_period_us"))
+                }
+                HierarchyVersion::V2 => limit_v2(&read("cpu.max")),
             };
             if let Some((quota_us, period_us)) = limit
                 && let Some(stat) = Counter::open(&folder.join("cpu.stat"))
@@ -78,30 +80,33 @@ fn limit_v2(max: &str) -> Option<(u64, u64)> {
 }
 
 /// Out of `cpu.stat`, ns. Version 2 counts in µs.
-fn throttled_ns(stat: &str, version: Version) -> Option<u64> {
+fn throttled_ns(stat: &str, version: HierarchyVersion) -> Option<u64> {
     let value = |name: &str| {
         stat.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
     };
     match version {
-        Version::V1 => value("throttled_time"),
-        Version::V2 => value("throttled_usec").map(|us: u64| us.saturating_mul(1000)),
+        HierarchyVersion::V1 => value("throttled_time"),
+        HierarchyVersion::V2 => value("throttled_usec").map(|us: u64| us.saturating_mul(1000)),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Version, limit_v1, limit_v2, throttled_ns};
+    use super::{HierarchyVersion, limit_v1, limit_v2, throttled_ns};
 
     /// As 6.18 prints it in version 1, and 6.1 in version 2.
     #[test]
     fn throttled_time() {
         let v1 = "nr_periods 23\nnr_throttled 21\nthrottled_time 1614112345\nnr_bursts 0\nburst_time 0\n";
-        assert_eq!(throttled_ns(v1, Version::V1), Some(1_614_112_345));
+        assert_eq!(throttled_ns(v1, HierarchyVersion::V1), Some(1_614_112_345));
         let v2 = "usage_usec 402512\nuser_usec 400003\nsystem_usec 2509\nnr_periods 20\n\
                   nr_throttled 19\nthrottled_usec 1523001\nnr_bursts 0\nburst_usec 0\n";
-        assert_eq!(throttled_ns(v2, Version::V2), Some(1_523_001_000));
+        assert_eq!(throttled_ns(v2, HierarchyVersion::V2), Some(1_523_001_000));
         // A group whose parent does not hand the controller down.
-        assert_eq!(throttled_ns("usage_usec 1\nuser_usec 1\nsystem_usec 0\n", Version::V2), None);
+        assert_eq!(
+            throttled_ns("usage_usec 1\nuser_usec 1\nsystem_usec 0\n", HierarchyVersion::V2),
+            None
+        );
     }
 
     /// A quota is one only where it is a number.

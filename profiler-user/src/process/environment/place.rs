@@ -7,15 +7,15 @@ const MAX_DEPTH: usize = 32;
 
 /// Which kind of hierarchy a group is in: the names of its files differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Version {
+pub enum HierarchyVersion {
     V1,
     V2,
 }
 
 /// Where a process stands in the hierarchy of one controller.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    pub version: Version,
+pub struct GroupPlace {
+    pub version: HierarchyVersion,
     /// The group as the kernel names it.
     pub path: String,
     /// Its folder, then that of each group above as far as they are mounted.
@@ -24,7 +24,12 @@ pub struct Place {
 
 /// Finds the place of one controller (`cpu`, `memory`, `freezer`). `root` is put before the mount
 /// points: `/`, or the root of whoever the mounts belong to. An error is the reason.
-pub fn find(cgroup: &str, mounts: &str, root: &Path, controller: &str) -> Result<Place, String> {
+pub fn find(
+    cgroup: &str,
+    mounts: &str,
+    root: &Path,
+    controller: &str,
+) -> Result<GroupPlace, String> {
     let lines = || {
         cgroup.lines().filter_map(|line| {
             let mut fields = line.splitn(3, ':').skip(1);
@@ -34,12 +39,12 @@ pub fn find(cgroup: &str, mounts: &str, root: &Path, controller: &str) -> Result
     let named = |list: &str| list.split(',').any(|name| name == controller);
     let first = lines().find(|(controllers, _)| named(controllers));
     let unified = lines().find(|(controllers, _)| controllers.is_empty());
-    let version = if first.is_some() { Version::V1 } else { Version::V2 };
+    let version = if first.is_some() { HierarchyVersion::V1 } else { HierarchyVersion::V2 };
     let (_, path) = first.or(unified).ok_or("its control groups could not be read")?;
     let mount = mounts.lines().filter_map(Mount::parse).find_map(|mount| {
         let is_it = match version {
-            Version::V1 => mount.kind == "cgroup" && named(mount.options),
-            Version::V2 => mount.kind == "cgroup2",
+            HierarchyVersion::V1 => mount.kind == "cgroup" && named(mount.options),
+            HierarchyVersion::V2 => mount.kind == "cgroup2",
         };
         Some((mount.folder(root), below(path, &mount.root)?)).filter(|_| is_it)
     });
@@ -50,7 +55,7 @@ pub fn find(cgroup: &str, mounts: &str, root: &Path, controller: &str) -> Result
     })?;
     let below = Path::new(below.trim_start_matches('/'));
     let folders = below.ancestors().map(|part| mount.join(part)).take(MAX_DEPTH).collect();
-    Ok(Place { version, path: path.to_owned(), folders })
+    Ok(GroupPlace { version, path: path.to_owned(), folders })
 }
 
 /// The rest of a group's path below the group that is mounted. A path that leads out of it is none.
@@ -95,7 +100,7 @@ fn unescaped(text: &str) -> String {
 mod tests {
     use std::path::Path;
 
-    use super::{Version, find};
+    use super::{HierarchyVersion, find};
 
     const V1: &str = "\
 31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
@@ -123,7 +128,7 @@ mod tests {
         assert_eq!(folders(hybrid, V1, "memory"), memory);
         let unified = "0::/system.slice/app.service\n";
         let place = find(unified, V2, Path::new("/"), "cpu").unwrap();
-        assert_eq!((place.version, place.folders.len()), (Version::V2, 3));
+        assert_eq!((place.version, place.folders.len()), (HierarchyVersion::V2, 3));
         // No line of version 1 names it, so it is the unified hierarchy's.
         assert_eq!(folders("1:cpu:/a\n0::/b\n", V1, "io").len(), 2);
     }

@@ -7,7 +7,7 @@ use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData, Queue};
 use aya::programs::BtfTracePoint;
 use aya::programs::tp_btf::BtfTracePointLinkId;
-use profiler_ebpf::limits::{MAX_DESKS, MAX_LOOPS, MAX_THREAD_STATES};
+use profiler_ebpf::limits::{MAX_BUFFERS, MAX_LOOPS, MAX_THREAD_STATES};
 use profiler_ebpf::wanted::Wanted;
 use zerocopy::IntoBytes;
 
@@ -15,7 +15,7 @@ use super::object::take;
 
 /// The maps of `others` in the probes, and what was last written there.
 #[allow(missing_debug_implementations, reason = "aya's maps have none")]
-pub struct Others {
+pub struct OtherThreadMaps {
     map: Array<MapData, [u8; size_of::<Wanted>()]>,
     wanted: Wanted,
     states: HashMap<MapData, u64, u64>,
@@ -24,11 +24,11 @@ pub struct Others {
     waking: Option<BtfTracePointLinkId>,
 }
 
-impl Others {
+impl OtherThreadMaps {
     pub fn new(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
-        let mut desks: Queue<_, u32> = take(ebpf, "FREE_DESKS")?.try_into()?;
-        for desk in 0..MAX_DESKS {
-            desks.push(MAX_LOOPS + desk, 0)?;
+        let mut buffers: Queue<_, u32> = take(ebpf, "FREE_BUFFERS")?.try_into()?;
+        for buffer in 0..MAX_BUFFERS {
+            buffers.push(MAX_LOOPS + buffer, 0)?;
         }
         Ok(Self {
             map: take(ebpf, "WANTED")?.try_into()?,

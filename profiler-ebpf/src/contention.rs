@@ -7,7 +7,7 @@ use core::hint::black_box;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::limits::MAX_RIVALS;
+use crate::limits::MAX_CONTENDERS;
 use crate::record::RecordHead;
 
 /// A task, as the kernel numbers it. The idle task of each CPU is 0 in both.
@@ -32,7 +32,7 @@ impl TaskId {
     Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
-pub struct Rival {
+pub struct ContenderEntry {
     /// Which.
     pub task: TaskId,
     /// On the CPU that the loop's thread waited for, ns.
@@ -59,7 +59,7 @@ pub struct Queued {
     Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
-pub struct Rivals {
+pub struct Contenders {
     /// [`crate::record::kind::RIVALS`]
     pub head: RecordHead,
     /// See [`crate::version`].
@@ -87,12 +87,12 @@ pub struct Rivals {
     /// Which of `tasks` is the next that has to stand a comparison with a new one.
     pub hand: u64,
     /// In no order. One that makes room for another and comes back later begins anew.
-    pub tasks: [Rival; MAX_RIVALS],
+    pub tasks: [ContenderEntry; MAX_CONTENDERS],
 }
 
-const _: () = assert!(MAX_RIVALS.is_power_of_two());
+const _: () = assert!(MAX_CONTENDERS.is_power_of_two());
 
-impl Rivals {
+impl Contenders {
     /// The thread waits for a CPU from now on. `on_cpu` is who comes onto that CPU, if that is known.
     #[inline(always)]
     pub fn begin(
@@ -158,34 +158,34 @@ impl Rivals {
         }
         let used = self.used as usize;
         let mut place = 0;
-        while place < MAX_RIVALS && place < used && self.tasks[place].task.tid != task.tid {
+        while place < MAX_CONTENDERS && place < used && self.tasks[place].task.tid != task.tid {
             place += 1;
         }
         // The verifier would else follow what comes now once for each place.
         let place = black_box(place);
         let is_known = place < used;
-        let has_room = place < MAX_RIVALS;
+        let has_room = place < MAX_CONTENDERS;
         // To look for the least at each switch would take too long: where there is no room, they take turns.
-        let place = if has_room { place } else { self.hand as usize } & (MAX_RIVALS - 1);
-        let rival = &mut self.tasks[place];
+        let place = if has_room { place } else { self.hand as usize } & (MAX_CONTENDERS - 1);
+        let contender = &mut self.tasks[place];
         if has_room && is_known {
-            rival.time_ns += passed_ns;
+            contender.time_ns += passed_ns;
             return;
         }
         if has_room {
             self.used = place as u32 + 1;
         } else {
             self.hand += 1;
-            let lost_ns = rival.time_ns.min(passed_ns);
+            let lost_ns = contender.time_ns.min(passed_ns);
             self.others_ns += lost_ns;
             if lost_ns == passed_ns {
                 return;
             }
         }
-        rival.task = task;
-        rival.time_ns = passed_ns;
-        rival.name = [0; 16];
-        name(&mut rival.name);
+        contender.task = task;
+        contender.time_ns = passed_ns;
+        contender.name = [0; 16];
+        name(&mut contender.name);
     }
 
     /// Until when the thread waited where it began to, if it was moved from there once since: then all
@@ -223,8 +223,8 @@ impl Rivals {
 
 #[cfg(test)]
 mod tests {
-    use super::{Queued, Rivals, TaskId};
-    use crate::limits::MAX_RIVALS;
+    use super::{Contenders, Queued, TaskId};
+    use crate::limits::MAX_CONTENDERS;
 
     const IDLE: TaskId = TaskId { tgid: 0, tid: 0 };
 
@@ -232,15 +232,15 @@ mod tests {
         TaskId { tgid: tid, tid }
     }
 
-    fn waiting(now_ns: u64) -> Rivals {
-        let mut rivals = Rivals::default();
-        rivals.begin(50, 0xffff, 3, TaskId::UNKNOWN, now_ns);
-        rivals
+    fn waiting(now_ns: u64) -> Contenders {
+        let mut contenders = Contenders::default();
+        contenders.begin(50, 0xffff, 3, TaskId::UNKNOWN, now_ns);
+        contenders
     }
 
-    fn times(rivals: &Rivals) -> Vec<(u32, u64)> {
-        let used = &rivals.tasks[..rivals.used as usize];
-        used.iter().map(|rival| (rival.task.tid, rival.time_ns)).collect()
+    fn times(contenders: &Contenders) -> Vec<(u32, u64)> {
+        let used = &contenders.tasks[..contenders.used as usize];
+        used.iter().map(|contender| (contender.task.tid, contender.time_ns)).collect()
     }
 
     /// Each task has its time, however often it comes back; the idle task is kept apart.
@@ -248,27 +248,27 @@ mod tests {
     fn everybody_has_their_time() {
         // ns   100      130      150    180     200
         //       ├ 7 ran  ┤ 8 ran  ┤ idle ┤ 7 ran ┤
-        let mut rivals = waiting(100);
-        rivals.book(task(7), 130, |name| name[0] = b'a');
-        rivals.book(task(8), 150, |name| name[0] = b'b');
-        rivals.book(IDLE, 180, |_| panic!("nobody asks for its name"));
-        rivals.book(task(7), 200, |_| panic!("it is known"));
-        assert_eq!(times(&rivals), [(7, 50), (8, 20)]);
-        assert_eq!((rivals.idle_ns, rivals.others_ns), (30, 0));
-        assert_eq!([rivals.tasks[0].name[0], rivals.tasks[1].name[0]], *b"ab");
+        let mut contenders = waiting(100);
+        contenders.book(task(7), 130, |name| name[0] = b'a');
+        contenders.book(task(8), 150, |name| name[0] = b'b');
+        contenders.book(IDLE, 180, |_| panic!("nobody asks for its name"));
+        contenders.book(task(7), 200, |_| panic!("it is known"));
+        assert_eq!(times(&contenders), [(7, 50), (8, 20)]);
+        assert_eq!((contenders.idle_ns, contenders.others_ns), (30, 0));
+        assert_eq!([contenders.tasks[0].name[0], contenders.tasks[1].name[0]], *b"ab");
     }
 
     /// Stretches of one turn add up; another turn begins with nobody.
     #[test]
     fn turns_do_not_mix() {
-        let mut rivals = waiting(100);
-        rivals.book(task(7), 130, |_| {});
-        rivals.end();
-        rivals.begin(50, 0xffff, 3, task(7), 500);
-        rivals.book(task(7), 510, |_| {});
-        assert_eq!(times(&rivals), [(7, 40)]);
-        rivals.begin(600, 0xffff, 3, task(9), 700);
-        assert_eq!((times(&rivals).len(), rivals.idle_ns), (0, 0));
+        let mut contenders = waiting(100);
+        contenders.book(task(7), 130, |_| {});
+        contenders.end();
+        contenders.begin(50, 0xffff, 3, task(7), 500);
+        contenders.book(task(7), 510, |_| {});
+        assert_eq!(times(&contenders), [(7, 40)]);
+        contenders.begin(600, 0xffff, 3, task(9), 700);
+        assert_eq!((times(&contenders).len(), contenders.idle_ns), (0, 0));
     }
 
     /// Of time in which the CPU was switched unseen, nobody has any.
@@ -276,96 +276,96 @@ mod tests {
     fn who_ran_at_the_end_need_not_have_run_before() {
         // ns   100    130                  170     200
         //       ├ 7 ─┤ not followed: 8, 9 ┤ 9 ran ┤
-        let mut rivals = Rivals::default();
-        rivals.begin(50, 0xffff, 3, task(7), 100);
-        let ran = rivals.ran(task(7), 90);
-        rivals.book(ran, 130, |_| {});
-        rivals.on_cpu = task(8);
-        let ran = rivals.ran(task(9), 170);
-        rivals.book(ran, 200, |_| {});
-        assert_eq!(times(&rivals), [(7, 30), (9, 30)]);
+        let mut contenders = Contenders::default();
+        contenders.begin(50, 0xffff, 3, task(7), 100);
+        let ran = contenders.ran(task(7), 90);
+        contenders.book(ran, 130, |_| {});
+        contenders.on_cpu = task(8);
+        let ran = contenders.ran(task(9), 170);
+        contenders.book(ran, 200, |_| {});
+        assert_eq!(times(&contenders), [(7, 30), (9, 30)]);
 
-        rivals.on_cpu = task(7);
-        let ran = rivals.ran(task(8), 200);
+        contenders.on_cpu = task(7);
+        let ran = contenders.ran(task(8), 200);
         assert_eq!(ran, TaskId::UNKNOWN, "7 has left, unseen");
-        assert_eq!((rivals.stays(200), rivals.stays(201)), (task(7), TaskId::UNKNOWN));
-        rivals.on_cpu = TaskId::UNKNOWN;
-        assert_eq!(rivals.ran(task(8), 200), task(8));
+        assert_eq!((contenders.stays(200), contenders.stays(201)), (task(7), TaskId::UNKNOWN));
+        contenders.on_cpu = TaskId::UNKNOWN;
+        assert_eq!(contenders.ran(task(8), 200), task(8));
     }
 
     /// What is known of nobody, and time that goes backwards, is given to nobody.
     #[test]
     fn nobodys_time() {
-        let mut rivals = waiting(0);
-        rivals.book(task(1), 10, |_| {});
-        let before = rivals;
-        rivals.book(task(1), 3, |_| {});
-        assert_eq!(rivals, before, "time that goes backwards");
-        rivals.book(TaskId::UNKNOWN, 1000, |_| {});
-        rivals.book(task(1), 1003, |_| {});
-        assert_eq!(times(&rivals), [(1, 10 + 3)], "nobody's time is not the next one's");
+        let mut contenders = waiting(0);
+        contenders.book(task(1), 10, |_| {});
+        let before = contenders;
+        contenders.book(task(1), 3, |_| {});
+        assert_eq!(contenders, before, "time that goes backwards");
+        contenders.book(TaskId::UNKNOWN, 1000, |_| {});
+        contenders.book(task(1), 1003, |_| {});
+        assert_eq!(times(&contenders), [(1, 10 + 3)], "nobody's time is not the next one's");
     }
 
     /// Where there is no room, whoever runs long comes in all the same, and all time counts once.
     #[test]
     fn long_runners_stay() {
         const HOG: u32 = 9999;
-        let mut rivals = waiting(0);
+        let mut contenders = waiting(0);
         let mut now_ns = 0;
-        for tid in 1..=10 * MAX_RIVALS as u32 {
+        for tid in 1..=10 * MAX_CONTENDERS as u32 {
             now_ns += 7;
-            rivals.book(task(tid), now_ns, |_| {});
-            now_ns += if tid > MAX_RIVALS as u32 { 50 } else { 0 };
-            rivals.book(task(HOG), now_ns, |_| {});
+            contenders.book(task(tid), now_ns, |_| {});
+            now_ns += if tid > MAX_CONTENDERS as u32 { 50 } else { 0 };
+            contenders.book(task(HOG), now_ns, |_| {});
         }
-        let hog = times(&rivals).into_iter().find(|(tid, _)| *tid == HOG).unwrap();
-        assert_eq!(hog.1, 9 * MAX_RIVALS as u64 * 50, "it came in at once, and stayed");
-        let named: u64 = times(&rivals).iter().map(|(_, ns)| ns).sum();
-        assert_eq!(named + rivals.others_ns, now_ns);
-        assert_eq!(rivals.used as usize, MAX_RIVALS);
+        let hog = times(&contenders).into_iter().find(|(tid, _)| *tid == HOG).unwrap();
+        assert_eq!(hog.1, 9 * MAX_CONTENDERS as u64 * 50, "it came in at once, and stayed");
+        let named: u64 = times(&contenders).iter().map(|(_, ns)| ns).sum();
+        assert_eq!(named + contenders.others_ns, now_ns);
+        assert_eq!(contenders.used as usize, MAX_CONTENDERS);
     }
 
     /// Where there is no room, newcomers are each held against another one.
     #[test]
     fn newcomers_take_turns() {
-        let mut rivals = waiting(0);
-        for tid in 1..=MAX_RIVALS as u32 {
-            rivals.book(task(tid), 10 * u64::from(tid), |_| {});
+        let mut contenders = waiting(0);
+        for tid in 1..=MAX_CONTENDERS as u32 {
+            contenders.book(task(tid), 10 * u64::from(tid), |_| {});
         }
-        let full_ns = 10 * MAX_RIVALS as u64;
-        rivals.book(task(501), full_ns + 20, |_| {});
-        rivals.book(task(502), full_ns + 40, |_| {});
-        assert_eq!(times(&rivals)[..2], [(501, 20), (502, 20)]);
+        let full_ns = 10 * MAX_CONTENDERS as u64;
+        contenders.book(task(501), full_ns + 20, |_| {});
+        contenders.book(task(502), full_ns + 40, |_| {});
+        assert_eq!(times(&contenders)[..2], [(501, 20), (502, 20)]);
     }
 
     /// Of a thread that was moved once, it is known when; of one that was moved more often, it is not
     /// known where it waited for how long.
     #[test]
     fn moves() {
-        let mut rivals = waiting(100);
-        rivals.before = Queued { delay_ns: 5000, migrations: 8 };
-        assert_eq!(rivals.moved_at(Queued { delay_ns: 5030, migrations: 9 }), Some(130));
-        assert_eq!(rivals.moved_at(Queued { delay_ns: 5030, migrations: 10 }), None);
-        assert_eq!(rivals.moved_at(rivals.before), None);
+        let mut contenders = waiting(100);
+        contenders.before = Queued { delay_ns: 5000, migrations: 8 };
+        assert_eq!(contenders.moved_at(Queued { delay_ns: 5030, migrations: 9 }), Some(130));
+        assert_eq!(contenders.moved_at(Queued { delay_ns: 5030, migrations: 10 }), None);
+        assert_eq!(contenders.moved_at(contenders.before), None);
 
         // From where it is then, it may be moved again.
         let once = Queued { delay_ns: 5030, migrations: 9 };
-        rivals.moved(rivals.moved_at(once), once, 135);
-        assert_eq!((rivals.since_ns, rivals.until_ns), (130, 135));
-        assert_eq!(rivals.moved_at(Queued { delay_ns: 5050, migrations: 10 }), Some(150));
+        contenders.moved(contenders.moved_at(once), once, 135);
+        assert_eq!((contenders.since_ns, contenders.until_ns), (130, 135));
+        assert_eq!(contenders.moved_at(Queued { delay_ns: 5050, migrations: 10 }), Some(150));
         let twice_more = Queued { delay_ns: 5050, migrations: 11 };
-        rivals.moved(rivals.moved_at(twice_more), twice_more, 160);
-        assert_eq!(rivals.moved_at(Queued { delay_ns: 5060, migrations: 12 }), None);
+        contenders.moved(contenders.moved_at(twice_more), twice_more, 160);
+        assert_eq!(contenders.moved_at(Queued { delay_ns: 5060, migrations: 12 }), None);
     }
 
     /// A look from elsewhere counts what still goes on, and changes nothing.
     #[test]
     fn a_look_counts_what_goes_on() {
-        let mut rivals = Rivals::default();
-        rivals.begin(50, 0xffff, 3, task(7), 100);
-        assert_eq!(times(&rivals.so_far(170)), [(7, 70)]);
-        assert_eq!(rivals.used, 0);
-        rivals.end();
-        assert_eq!(rivals.so_far(170).used, 0);
+        let mut contenders = Contenders::default();
+        contenders.begin(50, 0xffff, 3, task(7), 100);
+        assert_eq!(times(&contenders.so_far(170)), [(7, 70)]);
+        assert_eq!(contenders.used, 0);
+        contenders.end();
+        assert_eq!(contenders.so_far(170).used, 0);
     }
 }

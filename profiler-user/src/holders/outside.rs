@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::job::{Bystander, Job, OthersSeen};
+use crate::job::{Bystander, Job, OtherThreadsSeen};
 use crate::process::TargetMemory;
 use crate::process::lock;
 use crate::process::stack::read_stack;
@@ -47,7 +47,7 @@ impl Look {
         left_out: Option<usize>,
     ) -> Job {
         let Self { loop_tid, turn_start_ns, weight_ns, .. } = self;
-        Job::Others(Box::new(OthersSeen {
+        Job::Others(Box::new(OtherThreadsSeen {
             loop_tid,
             turn_start_ns,
             weight_ns,

@@ -5,7 +5,7 @@ use crate::gap::Gap;
 /// Read from outside, before the stall and after it. `None`: there is none, or it is unknown; the gaps
 /// tell which, and are said only in reports in which it matters.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Surroundings {
+pub struct Environment {
     /// The CPU quota that held it back most, of its control group or one above.
     pub quota: Option<Quota>,
     /// Why quotas could not be looked for.

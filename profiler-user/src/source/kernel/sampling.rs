@@ -10,8 +10,8 @@ use aya::programs::tp_btf::BtfTracePointLinkId;
 use aya::programs::{BtfTracePoint, Program};
 use aya::{Btf, Ebpf};
 
-use super::hooks::{Probe, SampleHooks};
-use super::load::{Refused, Task};
+use super::hooks::{HookOutcome, SampleHooks};
+use super::load::{LoadTask, Refused};
 use super::object::program;
 use super::preflight;
 use super::refusal::why;
@@ -29,7 +29,7 @@ const TIMER_EXPIRES: &str = "timer_expires";
 
 /// The samples, on or off.
 #[derive(Debug)]
-pub struct Ticks {
+pub struct Sampler {
     hook: Hook,
 }
 
@@ -44,10 +44,10 @@ enum Hook {
     Refused(String),
 }
 
-impl Ticks {
+impl Sampler {
     /// The samples that can be taken, by what was refused as the programs for them were loaded.
-    pub fn new(refused: &Refused, wanted: SampleHooks) -> (Self, Probe) {
-        let probe = |hook, reason| Probe { name: "cpu-clock", hook, reason };
+    pub fn new(refused: &Refused, wanted: SampleHooks) -> (Self, HookOutcome) {
+        let probe = |hook, reason| HookOutcome { name: "cpu-clock", hook, reason };
         let mut reason = None;
         if wanted != SampleHooks::Timer {
             match refused.get(TICK) {
@@ -120,10 +120,10 @@ impl Ticks {
 
 /// What is loaded for the samples that are wanted. The kernel allows loading where it refuses the event: only opening
 /// one shows.
-pub fn tasks(btf: &Btf, wanted: SampleHooks) -> Vec<Task<'_>> {
-    let event = || Task::new(TICK, |program: &mut Program| try_perf_event(program.try_into()?));
+pub fn tasks(btf: &Btf, wanted: SampleHooks) -> Vec<LoadTask<'_>> {
+    let event = || LoadTask::new(TICK, |program: &mut Program| try_perf_event(program.try_into()?));
     let timer = || {
-        Task::new(TIMER_EXPIRES, |program: &mut Program| {
+        LoadTask::new(TIMER_EXPIRES, |program: &mut Program| {
             let program: &mut BtfTracePoint = program.try_into()?;
             Ok(program.load(TIMER, btf)?)
         })
