@@ -15,7 +15,7 @@ use profiler_ebpf::turn::{Loop, Turn, phase, state};
 use profiler_ebpf::version;
 
 use crate::emit;
-use crate::maps::{add, loop_at, param, contenders_at};
+use crate::maps::{add, contenders_at, loop_at, param};
 use crate::task::{Task, read_field};
 
 /// 1 while a loop's thread may be waiting for a CPU: then every switch is looked at.

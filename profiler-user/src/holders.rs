@@ -54,9 +54,9 @@ pub struct HolderSearch {
     waits: BTreeMap<u32, Wait>,
     /// Whether every thread is of interest, and in which suspected turns.
     everyone: bool,
-    /// Whether any thread may be the one that another waits for on a futex: that has a runtime's global lock, of which
-    /// only stacks tell.
-    hidden_lock: bool,
+    /// The lock that any thread may have, where another waits on a futex: a runtime's global one, of which only stacks
+    /// tell.
+    hidden_lock: Option<Lock>,
     suspected: Vec<(u32, u64)>,
     /// Each loop's last turn that is known to be over: where other threads are since does not matter
     /// to it, however long a state that was read before still shows it.
@@ -79,9 +79,9 @@ impl HolderSearch {
         self.everyone = true;
     }
 
-    /// From now on whoever runs while a loop waits on a futex is of interest.
-    pub fn want_holders_of_hidden_lock(&mut self) {
-        self.hidden_lock = true;
+    /// From now on whoever runs while a loop waits on a futex is of interest: it may have this lock.
+    pub fn want_holders_of(&mut self, hidden: Lock) {
+        self.hidden_lock = Some(hidden);
     }
 
     /// What a blocked thread waits for, as far as its registers and the interpreter tell.
@@ -191,7 +191,8 @@ impl HolderSearch {
         let is_waited_for = lock.is_some() && self.waits.values().any(|wait| wait.global_lock);
         // The probes compare with one owner; of several, everybody's ticks are sorted here.
         let several = owners.iter().any(|owner| owners.first() != Some(owner));
-        let may_be_hidden = self.hidden_lock && self.waits.values().any(|wait| wait.futex);
+        let may_be_hidden =
+            self.hidden_lock.is_some() && self.waits.values().any(|wait| wait.futex);
         let everyone = several || may_be_hidden || (self.everyone && !self.suspected.is_empty());
         Wanted {
             gil: u32::from(is_waited_for),
@@ -214,7 +215,7 @@ impl HolderSearch {
                 sights.push(sight(Some(Lock::Gil)));
             }
             // Its stack will tell whether it has it, and the loop's whether that waits for it.
-            sights.extend((self.hidden_lock && wait.futex).then(|| sight(Some(Lock::Gvl))));
+            sights.extend(self.hidden_lock.filter(|_| wait.futex).map(|lock| sight(Some(lock))));
             if let Some((owner, futex)) = wait.owner
                 && owner == head.head.tid
             {

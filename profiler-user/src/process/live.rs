@@ -44,6 +44,9 @@ impl TargetMemory for LiveMemory {
     }
 }
 
+/// How the file behind a region is opened.
+pub type OpenRegion<'a> = &'a dyn Fn(&Region) -> io::Result<File>;
+
 /// Opens the file behind a region: also one that was deleted or replaced since, or that only the
 /// target's mount namespace knows. Never another that lies where it lay.
 pub fn open_region(pid: u32, region: &Region) -> io::Result<File> {

@@ -172,10 +172,10 @@ pub trait Attached: Debug + Send {
         None
     }
 
-    /// Whether its threads run one at a time, under a lock of which nothing in memory tells who has it: stacks do, see
+    /// The lock under which its threads run one at a time, where nothing in memory tells who has it: stacks do, see
     /// [`Runtime::awaited`].
-    fn hides_its_lock(&self) -> bool {
-        false
+    fn hidden_lock(&self) -> Option<Lock> {
+        None
     }
 
     /// This runtime, if it keeps a state for each of its threads.

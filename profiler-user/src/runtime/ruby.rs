@@ -53,8 +53,8 @@ impl Runtime for RubyRow {
 pub struct Ruby;
 
 impl Attached for Ruby {
-    fn hides_its_lock(&self) -> bool {
-        true
+    fn hidden_lock(&self) -> Option<Lock> {
+        Some(Lock::Gvl)
     }
 }
 

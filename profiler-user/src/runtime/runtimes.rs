@@ -4,6 +4,7 @@ use super::frames::Frames;
 use super::{Attached, Effort, Interpreter};
 use crate::process::TargetMemory;
 use crate::source::Captured;
+use crate::turn::Lock;
 
 /// What a process runs, as far as it can be read or asked: none, one, or two that share it.
 #[derive(Debug, Default)]
@@ -36,9 +37,9 @@ impl Runtimes {
         self.0.iter_mut().find_map(|(_, attached)| attached.interpreter_mut())
     }
 
-    /// Whether a futex may stand for a lock that only stacks tell of.
-    pub fn hide_a_lock(&self) -> bool {
-        self.0.iter().any(|(_, attached)| attached.hides_its_lock())
+    /// The lock that a futex may stand for, and of which only stacks tell.
+    pub fn hidden_lock(&self) -> Option<Lock> {
+        self.0.iter().find_map(|(_, attached)| attached.hidden_lock())
     }
 
     /// What they read of a capture. At once: the target may free it.
@@ -55,5 +56,37 @@ impl Runtimes {
     /// What is said of a capture for which the target's memory cannot be read now.
     pub fn unread(&self, why: &str) -> Frames {
         self.0.iter().filter_map(|(_, attached)| attached.unread(why)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Runtimes;
+    use crate::runtime::Attached;
+    use crate::turn::Lock;
+
+    #[derive(Debug)]
+    struct Fake(Option<Lock>);
+
+    impl Attached for Fake {
+        fn hidden_lock(&self) -> Option<Lock> {
+            self.0
+        }
+    }
+
+    /// Whatever turns up joins what is there, and takes the place of what has its name.
+    #[test]
+    fn newer_ones() {
+        let of = |name, lock| {
+            let mut runtimes = Runtimes::default();
+            runtimes.add(name, Box::new(Fake(lock)));
+            runtimes
+        };
+        let mut known = of("a", Some(Lock::Gvl));
+        known.take_over(of("b", None));
+        assert_eq!(known.hidden_lock(), Some(Lock::Gvl));
+        known.take_over(of("a", None));
+        assert_eq!((known.hidden_lock(), known.0.len()), (None, 2));
+        assert!(known.interpreter().is_none());
     }
 }

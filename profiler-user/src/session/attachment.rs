@@ -75,9 +75,8 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     /// Runtimes have turned up.
     pub fn use_runtimes(&mut self, newer: Runtimes) {
         self.runtimes.take_over(newer);
-        // Who waits on a futex may wait for that lock, which any thread may have.
-        if self.runtimes.hide_a_lock() {
-            self.holders.want_holders_of_hidden_lock();
+        if let Some(lock) = self.runtimes.hidden_lock() {
+            self.holders.want_holders_of(lock);
         }
         self.loops.values_mut().for_each(Followed::search_again);
     }

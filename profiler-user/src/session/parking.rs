@@ -1,9 +1,8 @@
 //! Where workers park, to the probes: it is learnt, thread by thread.
 //!
-//! A worker waits for work on a futex instead of in a wait that is hooked. Where it does, the analyst says which sleep was idleness,
-//! by its stack; from then on the probes know the place. Loops that park now and then (tokio's
-//! workers, uWSGI's threads, who take turns at one epoll instance) are learnt as they do. Threads
-//! that never use epoll (gunicorn's gthread) are searched for, if the user asks for them.
+//! A worker waits for work on a futex instead of in a wait that is hooked. The analyst says which sleep was idleness, by
+//! its stack; from then on the probes know the place. Loops that park now and then, as their threads take turns at one
+//! epoll instance, are learnt as they do. Threads that never use epoll are searched for, if the user asks for them.
 
 use std::collections::{BTreeMap, BTreeSet};
 

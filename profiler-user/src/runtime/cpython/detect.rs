@@ -1,8 +1,6 @@
 //! The files that a process has mapped to the address of its `_PyRuntime`, where there is one.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use object::LittleEndian;
@@ -11,6 +9,7 @@ use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable, 
 use object::read::{ReadCache, ReadRef};
 
 use crate::gap::Gap;
+use crate::process::live::OpenRegion;
 use crate::process::maps::{Backing, Region};
 
 /// Files looked into at most. Large services map a few hundred libraries.
@@ -25,9 +24,6 @@ const MAX_SECTIONS: u16 = 4096;
 
 /// Address bits within a page; segments are mapped in whole pages.
 const PAGE_MASK: u64 = 4095;
-
-/// How a mapped file is opened.
-pub type OpenRegion<'a> = &'a dyn Fn(&Region) -> io::Result<File>;
 
 /// A mapped file with an interpreter inside. Addresses are those of the running process.
 #[derive(Debug, Clone, PartialEq, Eq)]

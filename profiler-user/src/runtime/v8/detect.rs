@@ -1,7 +1,5 @@
 //! The files that a process has mapped to the V8 that it runs, and how to read that.
 
-use std::fs::File;
-use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +9,7 @@ use super::symbols::Symbols;
 use crate::gap::Gap;
 use crate::process::TargetMemory;
 use crate::process::image::Image;
+use crate::process::live::OpenRegion;
 use crate::process::maps::{Backing, Region};
 
 /// Beginnings of the names of files that hold a V8.
@@ -33,15 +32,12 @@ pub struct FoundV8 {
     pub is_node: bool,
 }
 
-/// How a mapped file is opened.
-pub type Open<'a> = &'a dyn Fn(&Region) -> io::Result<File>;
-
 /// `Ok(None)`: no V8. A gap: there is one, but not one that can be read.
 pub fn detect(
     memory: &dyn TargetMemory,
     regions: &[Region],
     exe: Option<&Path>,
-    open: Open<'_>,
+    open: OpenRegion<'_>,
 ) -> Result<Option<FoundV8>, Gap> {
     let mut seen = Vec::new();
     for region in regions.iter().filter(|region| region.executable) {
@@ -87,7 +83,7 @@ fn examine(
     memory: &dyn TargetMemory,
     path: &Path,
     region: &Region,
-    open: Open<'_>,
+    open: OpenRegion<'_>,
 ) -> Result<Option<FoundV8>, String> {
     let file = open(region).map_err(|error| error.to_string())?;
     let symbols = Symbols::read(&file)?;
