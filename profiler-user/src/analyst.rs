@@ -5,6 +5,7 @@
 
 mod behind;
 mod calls;
+mod contenders;
 mod missing;
 mod other_threads;
 mod programs;

@@ -1,6 +1,7 @@
 //! What was gathered of one turn, up to the moment of a line, to the stall that the line tells.
 
 use super::Analyst;
+use super::contenders::introduce;
 use crate::gap::Gap;
 use crate::turn::Stall;
 use crate::turn::tracker::Due;
@@ -12,7 +13,7 @@ impl Analyst {
         let builder = self.builder(tid, due.turn.start_ns);
         let (ticks_user, ticks_kernel) = builder.samples.ticks();
         let (mut gaps, mut contention, environment) = (due.gaps, due.contention, due.environment);
-        contention.introduce(&mut builder.other_processes);
+        introduce(&mut contention, &mut builder.other_processes);
         contention.target = pid;
         if builder.samples.dropped > 0 {
             let why = format!(

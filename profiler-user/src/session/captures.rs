@@ -20,6 +20,14 @@ use crate::source::{Captured, EventSource, InterpreterPlaces, Slot};
 use crate::syscall::{name, restarted};
 use crate::turn::Awaited;
 
+/// A blocked thread's capture, with all that was read for it.
+struct ReadBlock {
+    captured: Captured,
+    frames: Frames,
+    kernel: KernelStack,
+    arguments: Option<Arguments>,
+}
+
 impl<S: EventSource, M: TargetMemory> Session<S, M> {
     /// A capture out of the ring: a tick, or a blocked stretch that is over.
     pub fn captured(&mut self, mut captured: Box<Captured>, jobs: &mut Vec<Job>) {
@@ -45,7 +53,6 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         }
         self.note_work(&captured, &frames);
         self.followed(head.head.tid).cut_capture(&mut captured);
-        let awaited = self.awaited(&captured);
         // Other loops may wait for what this one holds.
         let sights = match captured.head.reason {
             reason::TICK => self.holders.concerned(&captured),
@@ -55,41 +62,17 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             let (captured, frames) = (captured.clone(), frames.clone());
             jobs.push(Job::Other { sights, captured, frames });
         }
-        let kernel = KernelStack::Captured;
         let arguments = past_arguments(&captured);
-        let slots = self.source.loops();
-        let is_replaced = is_replaced(&captured.head, &slots);
-        let is_served = is_replaced && is_served(&captured.head, &slots);
-        jobs.push(Job::Sample {
-            captured,
-            frames,
-            kernel,
-            awaited,
-            arguments,
-            is_replaced,
-            is_served,
-        });
+        jobs.push(self.sample(captured, frames, KernelStack::Captured, arguments));
     }
 
     /// Completes the stack of a thread that is blocked in a suspected turn: it cannot move, so its
     /// memory holds what it held when it gave up the CPU.
     pub fn complete_block(&mut self, slot: Slot, now_ns: u64, jobs: &mut Vec<Job>) {
-        if slot.state.state != state::BLOCKED && slot.state.state != state::STOPPED {
-            return;
-        }
-        let Some(mut captured) = self.source.last_block(slot) else { return };
+        let Some(mut captured) = self.present_block(slot, now_ns) else { return };
         let tid = slot.state.tid;
         let Some(followed) = self.loops.get(&tid) else { return };
-        let head = &captured.head;
-        // The capture is of this block only if both bear the same time. A young one may still be
-        // being written.
-        let is_of_block = head.reason == reason::SWITCH_OUT
-            && head.at_ns == slot.state.booked_until_ns
-            && now_ns.saturating_sub(head.at_ns) >= MIN_BLOCK_NS;
-        if !is_of_block {
-            return;
-        }
-        if head.at_ns == followed.completed_ns {
+        if captured.head.at_ns == followed.completed_ns {
             followed.cut_capture(&mut captured);
             self.find_holder(&captured, now_ns, jobs);
             return;
@@ -100,8 +83,32 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             self.tell_locked(captured, kernel, jobs);
             return;
         }
-        let Some(followed) = self.loops.get(&tid) else { return };
-        let state = followed.interpreter_state;
+        let read = self.read_block(captured, kernel);
+        // Had it moved meanwhile, the stack would be another one's. The capture is given up when it does.
+        if self.is_still_in(slot, &read.captured) {
+            self.tell_block(slot, read, now_ns, jobs);
+        }
+    }
+
+    /// The capture of the block that a thread is in now, if that is old enough.
+    fn present_block(&mut self, slot: Slot, now_ns: u64) -> Option<Captured> {
+        if slot.state.state != state::BLOCKED && slot.state.state != state::STOPPED {
+            return None;
+        }
+        let captured = self.source.last_block(slot)?;
+        let head = &captured.head;
+        // The capture is of this block only if both bear the same time. A young one may still be
+        // being written.
+        let is_of_block = head.reason == reason::SWITCH_OUT
+            && head.at_ns == slot.state.booked_until_ns
+            && now_ns.saturating_sub(head.at_ns) >= MIN_BLOCK_NS;
+        is_of_block.then_some(captured)
+    }
+
+    /// Reads what the target's memory holds of a thread that is blocked.
+    fn read_block(&mut self, mut captured: Captured, kernel: Option<String>) -> ReadBlock {
+        let followed = self.loops.get(&captured.head.head.tid);
+        let state = followed.and_then(|followed| followed.interpreter_state);
         if captured.stack.is_empty() {
             captured.stack = read_stack(&self.memory, &captured.head);
             if let (Some(interpreter), Some(state)) = (self.runtimes.interpreter(), state) {
@@ -118,15 +125,22 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             true => KernelStack::Text(kernel),
             false => KernelStack::Captured,
         };
-        // Had it moved meanwhile, the stack would be another one's. The capture is given up when it does.
+        ReadBlock { captured, frames, kernel, arguments }
+    }
+
+    /// Whether a thread has not moved since it was captured.
+    fn is_still_in(&mut self, slot: Slot, captured: &Captured) -> bool {
         let same = |now: Captured| {
             (now.head.at_ns, now.head.reason) == (captured.head.at_ns, reason::SWITCH_OUT)
         };
-        let unmoved = self.source.last_block(slot).is_some_and(same);
-        if !unmoved {
-            return;
-        }
+        self.source.last_block(slot).is_some_and(same)
+    }
+
+    /// Hands on what was read of a block, and looks who holds what the thread waits for.
+    fn tell_block(&mut self, slot: Slot, read: ReadBlock, now_ns: u64, jobs: &mut Vec<Job>) {
+        let ReadBlock { mut captured, frames, kernel, arguments } = read;
         self.note_work(&captured, &frames);
+        let tid = slot.state.tid;
         if let Some(followed) = self.loops.get_mut(&tid) {
             followed.completed_ns = captured.head.at_ns;
             if slot.state.state == state::STOPPED
@@ -136,22 +150,24 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
             }
             followed.cut_capture(&mut captured);
         }
-        let awaited = self.awaited(&captured);
         captured.head.blocked_ns = 0;
         self.find_holder(&captured, now_ns, jobs);
+        jobs.push(self.sample(Box::new(captured), frames, kernel, arguments));
+    }
+
+    /// The sample that a capture is, with what the other threads of its instance do now.
+    fn sample(
+        &mut self,
+        captured: Box<Captured>,
+        frames: Frames,
+        kernel: KernelStack,
+        arguments: Option<Arguments>,
+    ) -> Job {
+        let awaited = self.awaited(&captured);
         let slots = self.source.loops();
         let is_replaced = is_replaced(&captured.head, &slots);
         let is_served = is_replaced && is_served(&captured.head, &slots);
-        let captured = Box::new(captured);
-        jobs.push(Job::Sample {
-            captured,
-            frames,
-            kernel,
-            awaited,
-            arguments,
-            is_replaced,
-            is_served,
-        });
+        Job::Sample { captured, frames, kernel, awaited, arguments, is_replaced, is_served }
     }
 
     /// A thread that waits for the lock of its address space, as far as the probes captured it: whoever

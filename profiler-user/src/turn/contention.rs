@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use profiler_ebpf::contention::{ContenderEntry, Contenders};
 
-use crate::process::other_process::{OtherProcess, thread_name};
+use crate::process::other_process::OtherProcess;
 
 /// One thread that ran instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub struct Contender {
 pub struct Contention {
     /// In no order.
     pub ran: Vec<Contender>,
-    /// Whose threads those are, by number, as far as they were still there to ask.
+    /// Whose threads those are, by number, as far as they were still there to ask: see `analyst::contenders`.
     pub processes: BTreeMap<u32, OtherProcess>,
     /// The CPU idled, although the thread was ready: it was not allowed to run there, or had just been woken.
     pub idle_ns: u64,
@@ -43,22 +43,6 @@ impl Contention {
             idle_ns: contenders.idle_ns,
             others_ns: contenders.others_ns,
             target: 0,
-        }
-    }
-
-    /// Asks who they are. `known` has those that were asked before, and may be gone by now.
-    pub fn introduce(&mut self, known: &mut BTreeMap<u32, OtherProcess>) {
-        for ran in &mut self.ran {
-            ran.name = ran.name.take().or_else(|| thread_name(ran.pid, ran.tid));
-            if let Some(name) = &ran.name
-                && !known.contains_key(&ran.pid)
-                && let Some(process) = OtherProcess::of_thread(ran.pid, ran.tid, name)
-            {
-                known.insert(ran.pid, process);
-            }
-            if let Some(process) = known.get(&ran.pid) {
-                self.processes.insert(ran.pid, process.clone());
-            }
         }
     }
 
@@ -112,11 +96,9 @@ fn ran(contender: &ContenderEntry) -> Contender {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use profiler_ebpf::contention::{Contenders, TaskId};
 
-    use super::{Contender, Contention, thread_name};
+    use super::Contention;
 
     fn recorded(times: &[(u32, u64)]) -> Contenders {
         let mut contenders = Contenders::default();
@@ -150,26 +132,6 @@ mod tests {
         let rest = Contention::of(&recorded(&[(70, 9), (71, 2), (72, 3), (0, 1)])).since(&before);
         assert_eq!(times(&rest), [(7, 70, 4), (7, 72, 3)]);
         assert_eq!(rest.idle_ns, 0);
-    }
-
-    /// Who was asked once is known also when it is gone.
-    #[test]
-    fn processes_are_remembered() {
-        let pid = std::process::id();
-        let name = Some(thread_name(pid, pid).unwrap());
-        let mut known = BTreeMap::new();
-        let ran = vec![Contender { pid, tid: pid, name, time_ns: 5 }];
-        let mut contention = Contention { ran, ..Contention::default() };
-        contention.introduce(&mut known);
-        assert!(contention.processes[&pid].command.is_some());
-
-        let gone = Contender { pid, tid: pid, name: Some("it was".to_owned()), time_ns: 5 };
-        let mut later = Contention { ran: vec![gone.clone()], ..Contention::default() };
-        later.introduce(&mut known);
-        assert_eq!(later.processes, contention.processes);
-        let mut unknown = Contention { ran: vec![gone], ..Contention::default() };
-        unknown.introduce(&mut BTreeMap::new());
-        assert!(unknown.processes.is_empty());
     }
 
     /// No more is told than the turn's account has.

@@ -140,7 +140,7 @@ mod tests {
     fn exceptions() {
         let text = "//! It.\nuse crate::runtime::cpython::Python;\n";
         assert!(lines("profiler-user/src/session/items.rs", text).is_empty());
-        assert!(lines("profiler-user/src/blame.rs", text).is_empty(), "of the same stage");
+        assert!(lines("profiler-user/src/holders.rs", text).is_empty(), "of the same stage");
         assert_eq!(lines("profiler-user/src/unwind/merge.rs", text), [2]);
         let of_job = "//! It.\nuse crate::report::Start;\n";
         assert!(lines("profiler-user/src/job.rs", of_job).is_empty());

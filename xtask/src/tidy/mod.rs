@@ -60,6 +60,21 @@ const KNOW_NIX: [&str; 3] = [
 /// The only module of the daemon whose types become JSON, in one file or several.
 const SERIALISES: &str = "profiler-user/src/report/schema";
 
+/// What the same input gives the same answer of, at any time and on any machine.
+const PURE: [&str; 2] = ["profiler-user/src/turn/", "profiler-user/src/report/"];
+
+/// What would make it another answer: clocks, files, and the readers of /proc.
+const IMPURE: [&str; 8] = [
+    "fs",
+    "env",
+    "Instant",
+    "SystemTime",
+    "monotonic_ns",
+    "clock_gettime",
+    "thread_name",
+    "LiveMemory",
+];
+
 /// Checks all sources; prints each violation as `file:line: rule`.
 pub fn tidy() -> Result<()> {
     let mut files = Vec::new();
@@ -135,8 +150,11 @@ fn check(path: &str, text: &str, shared: &[String]) -> Vec<Violation> {
 
     let knows_aya =
         KNOW_AYA.iter().any(|folder| path.starts_with(folder)) && !is_library_half(path, shared);
+    let is_pure =
+        PURE.iter().any(|folder| path.starts_with(folder)) && !direction::is_of_tests(path);
     let code = Code::of(text);
     for (line, words) in code.words() {
+        let is_pure = is_pure && line <= own;
         for (position, word) in words.iter().enumerate() {
             let declares = position > 0 && words[position - 1] == "mod";
             match *word {
@@ -150,6 +168,12 @@ fn check(path: &str, text: &str, shared: &[String]) -> Vec<Violation> {
                     if path.starts_with("profiler-user/src") && !path.starts_with(SERIALISES) =>
                 {
                     broken(line, format!("serialises; only {SERIALISES} does"));
+                }
+                name if is_pure && IMPURE.contains(&name) => {
+                    broken(
+                        line,
+                        format!("names `{name}`: what is below here reads nothing but its input"),
+                    );
                 }
                 "nix" if path.starts_with("profiler-user/src") && !KNOW_NIX.contains(&path) => {
                     broken(line, "names the crate `nix`: `rustix` does the same here".to_owned());
@@ -246,6 +270,17 @@ mod tests {
         only("profiler-ebpf/src/turn.rs", "//! It.\nuse aya_ebpf::maps;\n", 2, "`aya_ebpf`");
         assert_eq!(rules("profiler-user/src/source/kernel/mod.rs", text), []);
         assert_eq!(rules("profiler-ebpf/src/maps.rs", text), []);
+    }
+
+    /// Rules and reports read no clock and no file; their tests may.
+    #[test]
+    fn what_reads_nothing() {
+        let text = "//! Reads.\nfn f() { std::fs::read(\"/proc/stat\") }\n";
+        only("profiler-user/src/report/mod.rs", text, 2, "`fs`");
+        only("profiler-user/src/turn/samples.rs", text, 2, "`fs`");
+        assert_eq!(rules("profiler-user/src/process/target.rs", text), []);
+        let tests = "//! Tests.\n#[cfg(test)]\nmod tests {\n    use std::fs;\n}\n";
+        assert_eq!(rules("profiler-user/src/report/mod.rs", tests), []);
     }
 
     /// One of the two crates of system calls is known to the files that cannot do without.
