@@ -60,7 +60,7 @@ pub struct Queued {
 )]
 #[repr(C)]
 pub struct Contenders {
-    /// [`crate::record::kind::RIVALS`]
+    /// [`crate::record::kind::CONTENDERS`]
     pub head: RecordHead,
     /// See [`crate::version`].
     pub version: u64,

@@ -268,7 +268,7 @@ impl HolderSearch {
         // The loop's own stack is known. Whoever is on a CPU is met by ticks.
         let seen = match tid == loop_tid {
             true => None,
-            false => self.standing(&mut outside, tid, now_ns),
+            false => self.asleep(&mut outside, tid, now_ns),
         };
         // What was read counts only if the thread still holds it.
         if self.holder(&mut outside, awaited, captured) != Some(tid) {
@@ -304,7 +304,7 @@ impl HolderSearch {
         outside.target.tid_of(tid_in_container)
     }
 
-    fn standing<S: EventSource, M: TargetMemory>(
+    fn asleep<S: EventSource, M: TargetMemory>(
         &mut self,
         outside: &mut Outside<'_, S, M>,
         tid: u32,

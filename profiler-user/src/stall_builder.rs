@@ -142,7 +142,7 @@ impl StallBuilder {
         self.known.texts()
     }
 
-    /// The stacks as [`Samples::stacks`] has them. What a number stood for in calls that were over before it
+    /// The stacks as [`Samples::stacks_of`] has them. What a number stood for in calls that were over before it
     /// was looked up is not told where it stood for several things in the same turn.
     pub fn stacks(&self, turn: &Turn, now_ns: u64) -> Vec<Sampled> {
         let mut stacks = self.samples.stacks_of(turn, now_ns);

@@ -142,7 +142,7 @@ async fn begin(hooked: Hooked, config: &Config) -> anyhow::Result<Begun> {
         session.keep_statistics(interval, unseen, monotonic_ns());
     }
 
-    let warm_up = threads.iter().take(ENOUGH_THREADS).map(|thread| standing(thread, pid)).collect();
+    let warm_up = threads.iter().take(ENOUGH_THREADS).map(|thread| asleep(thread, pid)).collect();
     let mut start = first_line(&session.source, config);
     let mut facts = facts(&target, program);
     facts.process.labels.clone_from(&config.labels);
@@ -202,7 +202,7 @@ fn no_loop_yet(descriptors: WaitDescriptors, threads: &[ThreadSnapshot], pid: u3
 }
 
 /// Where a thread stands now, for nothing but to unwind and name it once before the first stall.
-fn standing(thread: &ThreadSnapshot, pid: u32) -> Captured {
+fn asleep(thread: &ThreadSnapshot, pid: u32) -> Captured {
     let head = CaptureHead {
         registers: thread.registers,
         stack_top: thread.stack_top,

@@ -66,7 +66,7 @@ impl HolderSearch {
             let Some(tid) = next.filter(|tid| *tid != look.loop_tid && !is_known(*tid)) else {
                 break;
             };
-            let Some(found) = self.standing(outside, tid, look.now_ns) else { break };
+            let Some(found) = self.asleep(outside, tid, look.now_ns) else { break };
             self.name(outside, tid, jobs);
             next = found.waits_for.map(|(_, tid)| tid);
             still.push(found);

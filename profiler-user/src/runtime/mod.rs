@@ -6,7 +6,7 @@
 //! *Once for each program*, while we attach, and again while the program may be only starting: does the process run this
 //! runtime? There are three legal answers: no; yes, and this is how to read it; yes, but it cannot be read, with the
 //! reason. What can be read or asked is [`Attached`] from then on, and belongs to the event path. As soon as raw frames
-//! arrive it makes [`RuntimeFrames`](frames::RuntimeFrames) of them, because the target may free what they point to: one
+//! arrive it makes [`RuntimeFrames`] of them, because the target may free what they point to: one
 //! named frame for each raw one, in the same order, and a gap where the name could not be had.
 //!
 //! *For each stack with names*, by the analyst: what do these frames tell? Which loop it is, whether the thread parks,

@@ -19,7 +19,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         }
         let states = self.interpreter_states();
         for thread in new {
-            let (captured, frames) = self.standing(&thread, &states, Effort::Walked, now_ns);
+            let (captured, frames) = self.asleep(&thread, &states, Effort::Walked, now_ns);
             jobs.push(Job::Show { captured: Box::new(captured), frames });
         }
     }

@@ -51,7 +51,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
         let states = self.interpreter_states();
         for thread in new {
             self.workers.look_at(thread);
-            let (captured, frames) = self.standing(&thread, &states, Effort::Copied, now_ns);
+            let (captured, frames) = self.asleep(&thread, &states, Effort::Copied, now_ns);
             jobs.push(Job::Look { captured: Box::new(captured), frames });
         }
         self.workers.states = states;
@@ -149,7 +149,7 @@ impl<S: EventSource, M: TargetMemory> Session<S, M> {
     }
 
     /// Where a thread sleeps now, out of its memory. `states` are the interpreter's, by thread pointer.
-    pub(super) fn standing(
+    pub(super) fn asleep(
         &mut self,
         thread: &ThreadSnapshot,
         states: &BTreeMap<u64, u64>,
