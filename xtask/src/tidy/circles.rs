@@ -185,7 +185,25 @@ fn child(module: &[String], name: &str) -> Module {
 
 #[cfg(test)]
 mod tests {
-    use super::below;
+    use std::collections::BTreeMap;
+
+    use super::{ROOTS, below, circles};
+
+    /// Each package is looked at from its first file, and one that is not there is said to be missing.
+    #[test]
+    fn all_packages() {
+        let circle = "use crate::a::A;\nmod a;\n";
+        let mut texts: BTreeMap<_, _> =
+            ROOTS.iter().map(|root| ((*root).to_owned(), circle.to_owned())).collect();
+        for root in ROOTS {
+            let (folder, _) = root.rsplit_once('/').unwrap();
+            texts.insert(format!("{folder}/a.rs"), "use crate::B;\n".to_owned());
+        }
+        assert_eq!(circles(&texts).len(), ROOTS.len());
+        texts.remove(ROOTS[0]);
+        let found = circles(&texts);
+        assert!(found[0].1.rule.contains("not there") && found.len() == ROOTS.len(), "{found:?}");
+    }
 
     /// The lines of what is said of these files, the first of each circle with its place.
     fn said(files: &[(&str, &str)]) -> Vec<String> {
